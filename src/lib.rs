@@ -1,0 +1,3 @@
+//! Switchboard: a WebSocket relay between two people that says what became of every message.
+
+pub mod identity;
