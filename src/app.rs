@@ -1,0 +1,249 @@
+//! The only file that sees every part: `build` binds and constructs, `run` serves until the drain is
+//! over.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{info, warn};
+
+use crate::config::{self, Settings};
+use crate::directory::{Bounds, Budget, Order, Overflow, Seat, Wakes};
+use crate::http::{self, Door, Host};
+use crate::ledger::Figures;
+pub use crate::lifecycle::Stop;
+use crate::lifecycle::{Shutdown, Stage};
+use crate::relay::Relay;
+use crate::session::{Common, Terms};
+use crate::telemetry::metrics::Metrics;
+
+/// HTTP connections that the admin listener has for itself, so that probes and scrapes get through
+/// when the other listeners are full.
+const ADMIN_CONNECTIONS_MAX: usize = 64;
+
+/// How long tasks have to end that were told to; none of them waits for a peer.
+const STRAGGLERS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A relay that is bound and not served yet.
+#[derive(Debug)]
+pub struct App {
+    settings: Settings,
+    listeners: Vec<TcpListener>,
+    addrs: Vec<SocketAddr>,
+    admin: Option<TcpListener>,
+    host: Arc<Host>,
+    router: Option<JoinHandle<()>>,
+}
+
+/// What a run left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Connections that were cut when the drain timed out.
+    pub left: u64,
+    /// The ledger at the end.
+    pub figures: Figures,
+}
+
+impl App {
+    /// Binds the listeners and constructs the parts. Needs a tokio runtime.
+    ///
+    /// Where `server.listen` has the default, an address whose family the machine lacks is skipped.
+    pub async fn build(settings: Settings) -> anyhow::Result<Self> {
+        let listeners = bind_all(&settings.server.listen)?;
+        let addrs = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+        let admin = settings.admin.listen.map(bind).transpose()?;
+
+        let workers = tokio::runtime::Handle::current().metrics().num_workers();
+        let metrics = Arc::new(Metrics::new(workers));
+        let files = rlimit::increase_nofile_limit(u64::MAX).context("cannot read the limit of open files")?;
+        let users_max = settings.limits.connections_within(files);
+        metrics.connections_limited_to(users_max);
+
+        let bounds = Bounds {
+            messages: settings.mailbox.messages,
+            bytes: settings.mailbox.bytes,
+            overflow: match settings.mailbox.overflow {
+                config::Overflow::DropNewest => Overflow::DropNewest,
+                config::Overflow::DropOldest => Overflow::DropOldest,
+                config::Overflow::Disconnect => Overflow::Disconnect,
+            },
+            budget: Budget::new(settings.mailbox.total_bytes),
+        };
+        let shutdown = Shutdown::new();
+        let (relay, router) = match settings.routing.strategy {
+            config::Strategy::Directory => (Relay::new(bounds, users_max, metrics.clone()), None),
+            config::Strategy::Router => {
+                let queue = settings.routing.router_queue;
+                let (relay, task) = Relay::routed(bounds, users_max, metrics.clone(), queue);
+                // Not on the tracker: it ends when the last handle of the relay is gone, which is
+                // after all tasks that are.
+                #[allow(clippy::disallowed_methods, reason = "joined at the end of `run`")]
+                (relay, Some(tokio::spawn(task)))
+            }
+        };
+        let host = Arc::new(Host {
+            relay,
+            sessions: Arc::new(Common::new(terms(&settings), metrics)),
+            shutdown,
+            header_timeout: settings.limits.header_timeout,
+            header_bytes: settings.limits.header_bytes,
+        });
+        info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");
+        Ok(Self { settings, listeners, addrs, admin, host, router })
+    }
+
+    /// `server.listen` as bound.
+    pub fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
+    }
+
+    /// `admin.listen` as bound.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Serves until `stop`, and then drains: at `drain.timeout` behind it at the latest this is over.
+    pub async fn run(self, stop: impl Future<Output = Stop>) -> Report {
+        let Self { settings, listeners, addrs: _, admin, host, router } = self;
+        let door = if admin.is_some() { Door::Users } else { Door::Everything };
+        let shutdown = host.shutdown.clone();
+        for listener in listeners {
+            shutdown.spawn(http::serve(listener, door, host.clone(), settings.limits.handshakes));
+        }
+        if let Some(listener) = admin {
+            shutdown.spawn(http::serve(listener, Door::Admin, host.clone(), ADMIN_CONNECTIONS_MAX));
+        }
+
+        let stop = stop.await;
+        let left = drain(&host, &settings.drain, stop).await;
+
+        shutdown.stop();
+        if timeout(STRAGGLERS_TIMEOUT, shutdown.finished()).await.is_err() {
+            warn!("some tasks did not end in time");
+        }
+        let relay = host.relay.clone();
+        drop(host);
+        let (metrics, directory) = (relay.metrics().clone(), relay.directory().clone());
+        drop(relay);
+        if let Some(router) = router
+            && timeout(STRAGGLERS_TIMEOUT, router).await.is_err()
+        {
+            warn!("the router did not end in time");
+        }
+        let figures = Figures::read(&metrics, directory.census().mailbox_messages);
+        let Figures { received, delivered, dropped, mailbox } = figures;
+        info!(left, received, delivered, dropped, mailbox, "drained");
+        Report { left, figures }
+    }
+}
+
+fn bind_all(addrs: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+    let is_default = addrs == Settings::default().server.listen;
+    let mut listeners = Vec::new();
+    for addr in addrs {
+        match http::bind(*addr) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if is_default && lacks_family(&error) => {
+                warn!(%addr, %error, "default address skipped: the machine lacks its family");
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot listen on {addr} (server.listen)")),
+        }
+    }
+    anyhow::ensure!(!listeners.is_empty(), "cannot listen on any address of server.listen");
+    Ok(listeners)
+}
+
+fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
+    http::bind(addr).with_context(|| format!("cannot listen on {addr} (admin.listen)"))
+}
+
+/// No such family in the kernel, or none of its addresses on any interface.
+fn lacks_family(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+        || error.raw_os_error() == Some(EAFNOSUPPORT)
+}
+
+/// Linux's number on all architectures that have a target.
+const EAFNOSUPPORT: i32 = 97;
+
+fn terms(settings: &Settings) -> Terms {
+    let Settings { keepalive, limits, .. } = settings;
+    Terms {
+        ping_interval: keepalive.ping_interval,
+        pong_timeout: keepalive.pong_timeout,
+        write_timeout: keepalive.write_timeout,
+        close_timeout: keepalive.close_timeout,
+        message_bytes: limits.message_bytes,
+        frame_bytes: limits.frame_bytes,
+        bad_messages: limits.bad_messages,
+        outcomes_pending: limits.outcomes_pending,
+    }
+}
+
+/// Sends everybody away; how many connections had to be cut.
+async fn drain(host: &Host, settings: &config::Drain, stop: Stop) -> u64 {
+    let relay = &host.relay;
+    let until = Instant::now() + settings.timeout;
+    host.shutdown.advance(Stage::Unready);
+    relay.metrics().drain_started();
+    info!(users = relay.users(), timeout = ?settings.timeout, "draining");
+    if stop == Stop::Drain {
+        sleep_until(until.min(Instant::now() + settings.delay)).await;
+    }
+    host.shutdown.advance(Stage::Draining);
+
+    // A little before the end, what is still queued is given up, so that its senders can be told.
+    let expiry = until - (settings.timeout / 10).min(EXPIRY_MARGIN);
+    tokio::select! {
+        () = async { send_away(relay, settings.spread).await; relay.emptied().await } => return 0,
+        () = sleep_until(expiry) => {}
+    }
+    let mut wakes = Wakes::default();
+    relay.directory().for_each(|seat| seat.expire(&mut wakes));
+    drop(wakes);
+    tokio::select! {
+        () = relay.emptied() => return 0,
+        () = sleep_until(until) => {}
+    }
+    let left = relay.users() as u64;
+    relay.directory().for_each(|seat| seat.order(Order::Cut));
+    left
+}
+
+/// The most of `drain.timeout` that is kept for telling senders what was given up.
+const EXPIRY_MARGIN: Duration = Duration::from_millis(500);
+
+/// Orders everybody to leave, evenly over `spread`.
+async fn send_away(relay: &Relay, spread: Duration) {
+    let mut seats: Vec<Arc<Seat>> = Vec::with_capacity(relay.users());
+    relay.directory().for_each(|seat| seats.push(seat.clone()));
+    fastrand::shuffle(&mut seats);
+    let begin = Instant::now();
+    let count = u32::try_from(seats.len()).unwrap_or(u32::MAX).max(1);
+    let mut emptied = std::pin::pin!(relay.emptied());
+    for (index, seat) in (0..).zip(seats) {
+        // The first at once and the last at the end.
+        let due = begin + spread.mul_f64(f64::from(index) / f64::from(count.max(2) - 1));
+        tokio::select! {
+            () = sleep_until(due) => {}
+            () = &mut emptied => return,
+        }
+        seat.order(restart(spread));
+    }
+    // Whoever was in the middle of an upgrade when the round began.
+    relay.directory().for_each(|seat| seat.order(restart(spread)));
+}
+
+/// The order to come back after a while of one's own.
+fn restart(spread: Duration) -> Order {
+    let spread_ms = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
+    Order::Restart { after_ms: fastrand::u64(0..=spread_ms.max(COME_BACK_MS_MIN)) }
+}
+
+/// Even with no spread those who come back should not do so in one moment, milliseconds.
+const COME_BACK_MS_MIN: u64 = 1000;

@@ -1,0 +1,326 @@
+//! One user's bounded queue: the frames that wait for its socket, end to end in one buffer, so that
+//! they leave in one write, and beside them an entry for each. A sender never waits for room; what
+//! does not fit is an answer, by [`Overflow`]. Must not know of locks, wakers or sockets.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::seat::Receipt;
+use crate::identity::UserId;
+use crate::ledger::{Held, InHand};
+use crate::protocol::{Dialect, Outbound, message_frame_bytes, push_frame};
+use crate::telemetry::metrics::{DropReason, Metrics};
+
+/// What happens to a message that does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// It is dropped.
+    DropNewest,
+    /// The oldest that are still queued make room for it.
+    DropOldest,
+    /// It is dropped, and the recipient is closed with 1013.
+    Disconnect,
+}
+
+/// The bounds of mailboxes.
+#[derive(Debug)]
+pub struct Bounds {
+    /// The most messages in one.
+    pub messages: u32,
+    /// The most bytes of frames in one.
+    pub bytes: usize,
+    /// What happens when one is full.
+    pub overflow: Overflow,
+    /// The bytes that all may hold together.
+    pub budget: Budget,
+}
+
+/// Bytes that all mailboxes share. Each takes from it in [`Budget::STEP`]s, so that a busy mailbox
+/// does not touch the shared counter for every message.
+#[derive(Debug)]
+pub struct Budget {
+    total: u64,
+    used: AtomicU64,
+}
+
+impl Budget {
+    /// The least that a mailbox takes at once, bytes.
+    const STEP: u64 = 4096;
+
+    /// A budget of `total` bytes.
+    pub fn new(total: u64) -> Self {
+        Self { total, used: AtomicU64::new(0) }
+    }
+
+    /// Bytes taken by mailboxes, whole steps.
+    pub fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        self.used
+            .try_update(Relaxed, Relaxed, |used| {
+                used.checked_add(bytes).filter(|used| *used <= self.total)
+            })
+            .is_ok()
+    }
+
+    fn give(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Relaxed);
+    }
+}
+
+/// One message that is queued or taken.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// When its frame was read, microseconds of the app's clock.
+    pub(crate) read_at: u64,
+    /// Whom to tell what became of it.
+    pub(crate) receipt: Option<Box<Receipt>>,
+    /// Its frame's length.
+    pub(crate) bytes: u32,
+    /// Where its frame ends in the write buffer, once it was taken.
+    pub(crate) end: u32,
+}
+
+/// A message on its way into a mailbox.
+#[derive(Debug)]
+pub(crate) struct Letter<'a> {
+    pub(crate) sender: UserId,
+    /// A JSON string literal.
+    pub(crate) message: &'a str,
+    pub(crate) read_at: u64,
+    pub(crate) receipt: Option<Box<Receipt>>,
+}
+
+/// What a push did besides.
+pub(crate) enum Pushed {
+    /// The letter is queued; the receipts of those that made room for it.
+    Queued(Vec<Entry>),
+    /// The letter is dropped; its own receipt, and those of others that made room in vain.
+    Refused(Option<Box<Receipt>>, Vec<Entry>),
+}
+
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    /// Frames that were not taken yet, behind `start`.
+    frames: Vec<u8>,
+    start: usize,
+    entries: VecDeque<Entry>,
+    /// Counts those that were taken, too, until they are settled.
+    held: Held,
+    held_bytes: usize,
+    /// Taken from the budget; at least `held_bytes`.
+    reserved: u64,
+    bounds: Arc<Bounds>,
+}
+
+impl Mailbox {
+    pub(crate) fn new(bounds: Arc<Bounds>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            frames: Vec::new(),
+            start: 0,
+            entries: VecDeque::new(),
+            held: Held::new(metrics),
+            held_bytes: 0,
+            reserved: 0,
+            bounds,
+        }
+    }
+
+    /// Messages queued, or taken and not settled.
+    pub(crate) fn messages(&self) -> u32 {
+        self.held.messages()
+    }
+
+    /// Their bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    pub(crate) fn overflow(&self) -> Overflow {
+        self.bounds.overflow
+    }
+
+    /// Queues a letter as a frame of `dialect`, or drops it or others by the overflow policy.
+    pub(crate) fn push<M: std::ops::Deref<Target = Metrics>>(
+        &mut self,
+        dialect: Dialect,
+        letter: Letter<'_>,
+        in_hand: InHand<M>,
+    ) -> Pushed {
+        let bytes = message_frame_bytes(dialect, letter.sender, letter.message.len());
+        let mut evicted = Vec::new();
+        while !self.make_room(bytes) {
+            let oldest = match self.bounds.overflow {
+                Overflow::DropOldest => self.drop_oldest(DropReason::QueueFull),
+                Overflow::DropNewest | Overflow::Disconnect => None,
+            };
+            match oldest {
+                Some(entry) => evicted.push(entry),
+                None => {
+                    in_hand.dropped(DropReason::QueueFull);
+                    return Pushed::Refused(letter.receipt, evicted);
+                }
+            }
+        }
+        if self.frames.capacity() == 0 {
+            (self.frames, self.entries) = spare();
+        }
+        let outbound = Outbound::Message { sender_id: letter.sender, message: letter.message };
+        push_frame(&mut self.frames, dialect, outbound);
+        self.entries.push_back(Entry {
+            read_at: letter.read_at,
+            receipt: letter.receipt,
+            bytes: u32::try_from(bytes).expect("limits.frame_bytes is far below 4 GiB"),
+            end: 0,
+        });
+        self.held.hold(in_hand);
+        self.held_bytes += bytes;
+        Pushed::Queued(evicted)
+    }
+
+    /// Whether one more frame of `bytes` is within all bounds; takes from the budget what it needs.
+    fn make_room(&mut self, bytes: usize) -> bool {
+        if self.held.messages() >= self.bounds.messages || self.held_bytes + bytes > self.bounds.bytes {
+            return false;
+        }
+        let needed = (self.held_bytes + bytes) as u64;
+        if needed <= self.reserved {
+            return true;
+        }
+        let more = (needed - self.reserved).next_multiple_of(Budget::STEP);
+        let taken = self.bounds.budget.take(more);
+        if taken {
+            self.reserved += more;
+        }
+        taken
+    }
+
+    /// Drops the oldest message that was not taken.
+    fn drop_oldest(&mut self, reason: DropReason) -> Option<Entry> {
+        let entry = self.entries.pop_front()?;
+        self.start += entry.bytes as usize;
+        // Amortised: at most one byte moves for each byte dropped.
+        if self.start * 2 > self.frames.len() {
+            self.frames.drain(..self.start);
+            self.start = 0;
+        }
+        self.held.dropped(1, reason);
+        self.settle_bytes(entry.bytes as usize);
+        Some(entry)
+    }
+
+    /// Moves frames of up to about `bytes_max` bytes, one at least, to the end of `frames`, and
+    /// their entries to the end of `entries`. They count as held until [`Mailbox::delivered`] or
+    /// [`Mailbox::dropped`]. Whether anything was moved.
+    pub(crate) fn take(&mut self, frames: &mut Vec<u8>, entries: &mut VecDeque<Entry>, bytes_max: usize) -> bool {
+        if self.entries.is_empty() {
+            return false;
+        }
+        if self.start == 0 && frames.is_empty() && entries.is_empty() && self.frames.len() <= bytes_max {
+            std::mem::swap(frames, &mut self.frames);
+            std::mem::swap(entries, &mut self.entries);
+            return true;
+        }
+        let mut bytes = 0;
+        while let Some(entry) = self.entries.front() {
+            if bytes > 0 && bytes + entry.bytes as usize > bytes_max {
+                break;
+            }
+            bytes += entry.bytes as usize;
+            entries.extend(self.entries.pop_front());
+        }
+        frames.extend_from_slice(&self.frames[self.start..self.start + bytes]);
+        self.start += bytes;
+        if self.entries.is_empty() {
+            give_back(std::mem::take(&mut self.frames), std::mem::take(&mut self.entries));
+            self.start = 0;
+        } else if self.start * 2 > self.frames.len() {
+            self.frames.drain(..self.start);
+            self.start = 0;
+        }
+        true
+    }
+
+    /// Puts back, before all that is queued, what was taken and not begun to be written.
+    pub(crate) fn put_back(&mut self, frames: &[u8], mut entries: VecDeque<Entry>) {
+        self.frames.splice(..self.start, frames.iter().copied());
+        self.start = 0;
+        entries.append(&mut self.entries);
+        self.entries = entries;
+    }
+
+    /// Settles `count` taken messages of `bytes` bytes as delivered.
+    pub(crate) fn delivered(&mut self, count: u32, bytes: usize) {
+        self.held.delivered(count);
+        self.settle_bytes(bytes);
+    }
+
+    /// Settles `count` taken messages of `bytes` bytes as dropped.
+    pub(crate) fn dropped(&mut self, count: u32, bytes: usize, reason: DropReason) {
+        self.held.dropped(count, reason);
+        self.settle_bytes(bytes);
+    }
+
+    /// Drops all that was not taken; the entries, for their receipts.
+    pub(crate) fn drop_queued(&mut self, reason: DropReason) -> VecDeque<Entry> {
+        let entries = std::mem::take(&mut self.entries);
+        let bytes = self.frames.len() - self.start;
+        self.frames = Vec::new();
+        self.start = 0;
+        let count = u32::try_from(entries.len()).expect("mailbox.messages is a u32");
+        self.held.dropped(count, reason);
+        self.settle_bytes(bytes);
+        entries
+    }
+
+    fn settle_bytes(&mut self, bytes: usize) {
+        self.held_bytes -= bytes;
+        let keep = if self.held_bytes == 0 {
+            0
+        } else {
+            (self.held_bytes as u64).next_multiple_of(Budget::STEP) + Budget::STEP
+        };
+        if self.reserved > keep {
+            self.bounds.budget.give(self.reserved - keep);
+            self.reserved = keep;
+        }
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        self.bounds.budget.give(self.reserved);
+    }
+}
+
+/// Buffers that emptied mailboxes left, one store a thread: an idle user keeps none, and a busy one
+/// does not go to the allocator for every burst.
+const SPARES_MAX: usize = 64;
+/// A buffer that grew beyond this goes back to the allocator, bytes.
+const SPARE_BYTES_MAX: usize = 64 * 1024;
+
+thread_local! {
+    static SPARES: RefCell<Vec<(Vec<u8>, VecDeque<Entry>)>> = const { RefCell::new(Vec::new()) };
+}
+
+fn spare() -> (Vec<u8>, VecDeque<Entry>) {
+    SPARES.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+/// Keeps the buffers of a write that has ended for the next mailbox of this thread.
+pub(crate) fn give_back(mut frames: Vec<u8>, mut entries: VecDeque<Entry>) {
+    if frames.capacity() == 0 || frames.capacity() > SPARE_BYTES_MAX {
+        return;
+    }
+    frames.clear();
+    entries.clear();
+    SPARES.with_borrow_mut(|spares| {
+        if spares.len() < SPARES_MAX {
+            spares.push((frames, entries));
+        }
+    });
+}

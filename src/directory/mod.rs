@@ -1,0 +1,209 @@
+//! Who is here: from an id to the seat of its user. A lookup takes no lock and waits for nobody; a
+//! join, a leave and a lookup cost the same with ten users and with a million.
+//!
+//! Ids are dense, so the directory is a two-level table: a small map, replaced as a whole when it
+//! changes, of segments of [`SLOTS`] slots each, and a slot is one atomic cell. Only one join in
+//! [`SLOTS`] touches the map. A segment is retired as soon as nobody holds a claim on it: each user
+//! in it does, and the directory itself does on the segment where the next id will come, so that
+//! lone users who come and go do not make and retire it over and over. A claim cannot be had on a
+//! retired segment, so a join that comes too late makes a new one.
+//!
+//! The same table is the register that scrapes, the drain and the API walk.
+
+mod mailbox;
+mod seat;
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustc_hash::FxHasher;
+
+pub use mailbox::{Bounds, Budget, Overflow};
+pub(crate) use mailbox::{Entry, Letter, give_back};
+pub use seat::{Order, Receipt, Seat, Wakes};
+pub(crate) use seat::{Flushed, Found};
+
+use crate::identity::UserId;
+use crate::telemetry::metrics::Census;
+
+/// Ids in one segment: 8 KiB of slots, small beside the seats in it, and one change of the map in a
+/// thousand joins.
+pub const SLOTS: u64 = 1024;
+
+/// Claims of a segment that is out of the map for good.
+const RETIRED: u32 = u32::MAX;
+
+// Keys are segment numbers of ids that we gave out, so nobody can choose them to collide.
+type Segments = HashMap<u64, Arc<Segment>, BuildHasherDefault<FxHasher>>;
+
+/// The user directory: a cheap handle.
+#[derive(Clone, Debug, Default)]
+pub struct Directory {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    segments: ArcSwap<Segments>,
+    /// Guards changes of the map, and is the number of the segment that the directory itself claims.
+    newest: Mutex<Option<u64>>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    slots: Box<[ArcSwapOption<Seat>]>,
+    /// Users in it, or about to be; one more for the newest. [`RETIRED`] is final.
+    claims: AtomicU32,
+}
+
+impl Segment {
+    fn new(claims: u32) -> Self {
+        Self {
+            slots: (0..SLOTS).map(|_| ArcSwapOption::empty()).collect(),
+            claims: AtomicU32::new(claims),
+        }
+    }
+
+    fn claim(&self) -> bool {
+        self.claims
+            .try_update(Ordering::AcqRel, Ordering::Acquire, |claims| {
+                (claims != RETIRED).then(|| claims + 1)
+            })
+            .is_ok()
+    }
+
+    /// Gives a claim back; whether that was the last one, after which the segment is retired and the
+    /// caller takes it out of the map.
+    fn release(&self) -> bool {
+        self.claims.fetch_sub(1, Ordering::AcqRel) == 1
+            && self
+                .claims
+                .compare_exchange(0, RETIRED, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+    }
+
+    fn slot(&self, id: UserId) -> &ArcSwapOption<Seat> {
+        let index = usize::try_from(id.get() % SLOTS).expect("below SLOTS");
+        &self.slots[index]
+    }
+}
+
+fn segment_number(id: UserId) -> u64 {
+    id.get() / SLOTS
+}
+
+impl Directory {
+    /// An empty directory.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs `f` on the seat of `id`, or on nothing where nobody with that id is here.
+    pub fn with<R>(&self, id: UserId, f: impl FnOnce(Option<&Seat>) -> R) -> R {
+        let segments = self.shared.segments.load();
+        let Some(segment) = segments.get(&segment_number(id)) else {
+            return f(None);
+        };
+        let seat = segment.slot(id).load();
+        // The id is checked again: arc-swap before 1.9.5 could load another cell's value, and a
+        // message to the wrong user is the one fault that no counter would show.
+        f(seat.as_deref().filter(|seat| seat.id() == id))
+    }
+
+    /// Seats a user. Its id must not be seated already.
+    pub(crate) fn join(&self, seat: Arc<Seat>) {
+        let id = seat.id();
+        let number = segment_number(id);
+        let known = self.shared.segments.load().get(&number).cloned();
+        let segment = match known {
+            Some(segment) if segment.claim() => segment,
+            _ => self.claim_new(number),
+        };
+        segment.slot(id).store(Some(seat));
+    }
+
+    /// Takes that very seat out; one that has taken its place stays.
+    pub(crate) fn leave(&self, seat: &Arc<Seat>) {
+        let number = segment_number(seat.id());
+        let Some(segment) = self.shared.segments.load().get(&number).cloned() else {
+            return;
+        };
+        let previous = segment.slot(seat.id()).compare_and_swap(seat, None);
+        let was_seated = previous.as_ref().is_some_and(|previous| Arc::ptr_eq(previous, seat));
+        if was_seated && segment.release() {
+            let newest = self.newest();
+            self.take_out(&newest, number, &segment);
+        }
+    }
+
+    fn newest(&self) -> MutexGuard<'_, Option<u64>> {
+        self.shared.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A claim on a segment that was not in the map, or was retired: one that another join has made
+    /// meanwhile, or a new one.
+    #[cold]
+    fn claim_new(&self, number: u64) -> Arc<Segment> {
+        let mut newest = self.newest();
+        let segments = self.shared.segments.load_full();
+        if let Some(segment) = segments.get(&number)
+            && segment.claim()
+        {
+            return segment.clone();
+        }
+        let is_newest = newest.is_none_or(|newest| number > newest);
+        let segment = Arc::new(Segment::new(if is_newest { 2 } else { 1 }));
+        let mut changed = Segments::clone(&segments);
+        changed.insert(number, segment.clone());
+        self.shared.segments.store(Arc::new(changed));
+        if is_newest
+            && let Some(before) = newest.replace(number)
+            && let Some(before_segment) = segments.get(&before)
+            && before_segment.release()
+        {
+            self.take_out(&newest, before, before_segment);
+        }
+        segment
+    }
+
+    /// Takes a retired segment out of the map, unless a new one has its place already.
+    fn take_out(&self, _newest: &MutexGuard<'_, Option<u64>>, number: u64, segment: &Arc<Segment>) {
+        let segments = self.shared.segments.load_full();
+        if segments.get(&number).is_some_and(|current| Arc::ptr_eq(current, segment)) {
+            let mut changed = Segments::clone(&segments);
+            changed.remove(&number);
+            self.shared.segments.store(Arc::new(changed));
+        }
+    }
+
+    /// Runs `f` on every seat. Who joins or leaves meanwhile may be seen or not.
+    pub fn for_each(&self, mut f: impl FnMut(&Arc<Seat>)) {
+        let segments = self.shared.segments.load_full();
+        for slot in segments.values().flat_map(|segment| &segment.slots) {
+            if let Some(seat) = slot.load().as_ref() {
+                f(seat);
+            }
+        }
+    }
+
+    /// Counts users and what their mailboxes hold.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        self.for_each(|seat| {
+            let (messages, bytes) = seat.held();
+            census.connections += 1;
+            census.mailbox_messages += u64::from(messages);
+            census.mailbox_bytes += bytes as u64;
+        });
+        census
+    }
+
+    /// How many segments stand, for tests and benchmarks of what is given back.
+    pub fn segments(&self) -> usize {
+        self.shared.segments.load().len()
+    }
+}

@@ -1,0 +1,357 @@
+//! One user as everybody else sees it: the mailbox that others fill, the replies that it is owed,
+//! and the order to leave. One lock, held for a few lines and never across another seat's.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+
+use super::mailbox::{Bounds, Entry, Letter, Mailbox, Overflow, Pushed};
+use crate::identity::UserId;
+use crate::ledger::InHand;
+use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};
+use crate::telemetry::metrics::{DropReason, Metrics};
+
+/// Why a session has to end, as others tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The server drains: write what is queued, then close with 1012.
+    Restart {
+        /// How long the client is asked to wait before it comes back, milliseconds.
+        after_ms: u64,
+    },
+    /// Close with this code.
+    Close {
+        /// The WebSocket close code.
+        code: u16,
+        /// The close frame's reason.
+        reason: &'static str,
+    },
+    /// The drain timed out: end at once.
+    Cut,
+}
+
+/// Wakers to call when a step is done, so that one step wakes each task once and a woken task finds
+/// all that the step brought. Wakes on Drop, so that a panic on the way strands nobody.
+#[derive(Debug, Default)]
+pub struct Wakes(Vec<Waker>);
+
+impl Wakes {
+    fn add(&mut self, waker: Option<Waker>) {
+        self.0.extend(waker);
+    }
+
+    /// Wakes all, and keeps the room for more.
+    pub fn wake(&mut self) {
+        self.0.drain(..).for_each(Waker::wake);
+    }
+}
+
+impl Drop for Wakes {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
+/// What a sender named a message: a JSON integer or string, as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ClientId {
+    Number(i64),
+    Text(Box<str>),
+}
+
+impl ClientId {
+    pub(crate) fn new(literal: &str) -> Self {
+        // What does not read back as it came, "-0" for one, is kept as text.
+        match literal.parse::<i64>() {
+            Ok(number) if itoa::Buffer::new().format(number) == literal => Self::Number(number),
+            _ => Self::Text(literal.into()),
+        }
+    }
+}
+
+/// The duty to tell a sender what became of one message. Dropping it tells `disconnected`.
+#[derive(Debug)]
+pub struct Receipt {
+    sender: Arc<Seat>,
+    id: ClientId,
+    open: bool,
+}
+
+impl Receipt {
+    pub(crate) fn new(sender: Arc<Seat>, id: &str) -> Box<Self> {
+        Box::new(Self { sender, id: ClientId::new(id), open: true })
+    }
+
+    pub(crate) fn settle(mut self: Box<Self>, status: Status, wakes: &mut Wakes) {
+        self.open = false;
+        wakes.add(self.sender.reply(&self.id, status));
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        if self.open
+            && let Some(waker) = self.sender.reply(&self.id, Status::Disconnected)
+        {
+            waker.wake();
+        }
+    }
+}
+
+/// What a session has flushed since it was last at its seat.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flushed {
+    pub(crate) messages: u32,
+    pub(crate) bytes: usize,
+}
+
+/// What a session found at its seat.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Bytes were added to the buffer.
+    pub(crate) anything: bool,
+    /// Of them, messages.
+    pub(crate) messages: bool,
+    /// Outcomes among them.
+    pub(crate) outcomes: u32,
+    pub(crate) order: Option<Order>,
+}
+
+/// One user who is here.
+pub struct Seat {
+    id: UserId,
+    dialect: Dialect,
+    desk: Mutex<Desk>,
+}
+
+/// What the lock guards.
+struct Desk {
+    mailbox: Mailbox,
+    /// Outcome frames that wait for the socket.
+    replies: Vec<u8>,
+    outcomes: u32,
+    /// Messages dropped for want of room since the last notice.
+    overflowed: u64,
+    order: Option<Order>,
+    waker: Option<Waker>,
+    /// The session has seen all there was and waits to be woken.
+    parked: bool,
+    door: Door,
+}
+
+/// What a seat still takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    /// Letters and replies.
+    Open,
+    /// Replies: the session is about to close.
+    Shut,
+    /// Nothing: the session is gone.
+    Left,
+}
+
+impl Seat {
+    pub(crate) fn new(id: UserId, dialect: Dialect, bounds: Arc<Bounds>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            id,
+            dialect,
+            desk: Mutex::new(Desk {
+                mailbox: Mailbox::new(bounds, metrics),
+                replies: Vec::new(),
+                outcomes: 0,
+                overflowed: 0,
+                order: None,
+                waker: None,
+                parked: false,
+                door: Door::Open,
+            }),
+        }
+    }
+
+    /// Whose it is.
+    pub fn id(&self) -> UserId {
+        self.id
+    }
+
+    /// What the connection speaks.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Messages held for this user, and their bytes.
+    pub(crate) fn held(&self) -> (u32, usize) {
+        let desk = self.desk();
+        (desk.mailbox.messages(), desk.mailbox.bytes())
+    }
+
+    // A panic under the lock would be a fault of ours; the ledger's types keep their balance even
+    // then, so the seat stays usable for everybody else.
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a letter into the mailbox, or settles it otherwise at once.
+    pub(crate) fn push<M: Deref<Target = Metrics>>(&self, letter: Letter<'_>, in_hand: InHand<M>, wakes: &mut Wakes) {
+        let mut desk = self.desk();
+        if desk.door != Door::Open {
+            drop(desk);
+            in_hand.dropped(DropReason::Offline);
+            if let Some(receipt) = letter.receipt {
+                receipt.settle(Status::Offline, wakes);
+            }
+            return;
+        }
+        let pushed = desk.mailbox.push(self.dialect, letter, in_hand);
+        let (refused, evicted) = match pushed {
+            Pushed::Queued(evicted) => (None, evicted),
+            Pushed::Refused(receipt, evicted) => {
+                desk.overflowed += 1;
+                if desk.mailbox.overflow() == Overflow::Disconnect {
+                    desk.order.get_or_insert(Order::Close { code: close_code::TRY_AGAIN, reason: "reads too slowly" });
+                }
+                (receipt, evicted)
+            }
+        };
+        desk.overflowed += evicted.len() as u64;
+        wakes.add(desk.unpark());
+        drop(desk);
+        let evicted = evicted.into_iter().filter_map(|entry| entry.receipt);
+        for receipt in evicted.chain(refused) {
+            receipt.settle(Status::QueueFull, wakes);
+        }
+    }
+
+    /// Queues an outcome for this user. Its place was reserved when the message was read.
+    fn reply(&self, id: &ClientId, status: Status) -> Option<Waker> {
+        let mut desk = self.desk();
+        if desk.door == Door::Left {
+            return None;
+        }
+        let mut number = itoa::Buffer::new();
+        let id = match id {
+            ClientId::Number(id) => number.format(*id),
+            ClientId::Text(id) => id,
+        };
+        push_frame(&mut desk.replies, self.dialect, Outbound::Outcome { id, status });
+        desk.outcomes += 1;
+        desk.unpark()
+    }
+
+    /// Tells the session to end. The first order stands, except that `Cut` goes over all.
+    pub fn order(&self, order: Order) {
+        let mut desk = self.desk();
+        if order == Order::Cut || desk.order.is_none() {
+            desk.order = Some(order);
+        }
+        // Not only where it is parked: a session that waits for its socket has to hear this, too.
+        let waker = desk.waker.clone();
+        drop(desk);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The session's visit: settles what it flushed, and moves replies and then messages of up to
+    /// about `bytes_max` bytes to the ends of its buffers. Where there is nothing to do, registers
+    /// to be woken.
+    pub(crate) fn visit(
+        &self,
+        flushed: Flushed,
+        buffers: (&mut Vec<u8>, &mut VecDeque<Entry>),
+        bytes_max: usize,
+        cx: &Context<'_>,
+    ) -> Found {
+        let (frames, entries) = buffers;
+        let mut desk = self.desk();
+        if flushed.messages > 0 {
+            desk.mailbox.delivered(flushed.messages, flushed.bytes);
+        }
+        let mut found = Found { order: desk.order, ..Found::default() };
+        if !desk.replies.is_empty() {
+            if frames.capacity() == 0 {
+                std::mem::swap(frames, &mut desk.replies);
+            } else {
+                frames.append(&mut desk.replies);
+                desk.replies = Vec::new();
+            }
+            found.outcomes = std::mem::take(&mut desk.outcomes);
+            found.anything = true;
+        }
+        if desk.overflowed > 0 && self.dialect == Dialect::V1 {
+            let count = std::mem::take(&mut desk.overflowed);
+            push_frame(frames, self.dialect, Outbound::Dropped { count });
+            found.anything = true;
+        }
+        found.messages = desk.mailbox.take(frames, entries, bytes_max);
+        found.anything |= found.messages;
+        desk.parked = !found.anything;
+        match &mut desk.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        found
+    }
+
+    /// Settles what was flushed, between two visits. The order to leave, if there is one, and what
+    /// happens when the mailbox is full.
+    pub(crate) fn settle(&self, flushed: Flushed) -> (Option<Order>, Overflow) {
+        let mut desk = self.desk();
+        if flushed.messages > 0 {
+            desk.mailbox.delivered(flushed.messages, flushed.bytes);
+        }
+        (desk.order, desk.mailbox.overflow())
+    }
+
+    /// Settles messages that were taken and not flushed, and all that is queued, as dropped; takes
+    /// no more letters.
+    pub(crate) fn leave(&self, taken: VecDeque<Entry>, reason: DropReason, wakes: &mut Wakes) {
+        let bytes = taken.iter().map(|entry| entry.bytes as usize).sum();
+        let count = u32::try_from(taken.len()).expect("mailbox.messages is a u32");
+        let mut desk = self.desk();
+        desk.door = Door::Left;
+        desk.parked = false;
+        desk.waker = None;
+        desk.replies = Vec::new();
+        desk.mailbox.dropped(count, bytes, reason);
+        let queued = desk.mailbox.drop_queued(reason);
+        drop(desk);
+        settle_all(taken.into_iter().chain(queued), reason, wakes);
+    }
+
+    /// Takes no more letters; what is queued stays to be written.
+    pub(crate) fn shut(&self) {
+        self.desk().door = Door::Shut;
+    }
+
+    /// Drops what is queued and not taken, since the drain timed out.
+    pub(crate) fn expire(&self, wakes: &mut Wakes) {
+        let queued = self.desk().mailbox.drop_queued(DropReason::Draining);
+        settle_all(queued.into_iter(), DropReason::Draining, wakes);
+    }
+
+    /// Puts back what was taken and not begun to be written, so that it can make room.
+    pub(crate) fn put_back(&self, frames: &[u8], entries: VecDeque<Entry>) {
+        self.desk().mailbox.put_back(frames, entries);
+    }
+}
+
+fn settle_all(entries: impl Iterator<Item = Entry>, reason: DropReason, wakes: &mut Wakes) {
+    let status = if reason == DropReason::Draining { Status::Draining } else { Status::Disconnected };
+    for receipt in entries.filter_map(|entry| entry.receipt) {
+        receipt.settle(status, wakes);
+    }
+}
+
+impl Desk {
+    fn unpark(&mut self) -> Option<Waker> {
+        if std::mem::take(&mut self.parked) { self.waker.clone() } else { None }
+    }
+}
+
+impl fmt::Debug for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seat").field("id", &self.id).field("dialect", &self.dialect).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,42 @@
+//! The HTTP edge: listeners, routes, and the upgrade that makes a session of a connection.
+
+mod accept;
+mod listen;
+mod routes;
+mod upgrade;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use accept::serve;
+pub use listen::bind;
+
+use crate::lifecycle::Shutdown;
+use crate::relay::Relay;
+use crate::session::Common;
+
+/// What a listener's connections may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// Upgrades, metrics and health.
+    Everything,
+    /// Upgrades only: metrics and health have a listener of their own.
+    Users,
+    /// Metrics and health only.
+    Admin,
+}
+
+/// What every HTTP connection of an app shares.
+#[derive(Debug)]
+pub struct Host {
+    /// The relay that upgrades join.
+    pub relay: Relay,
+    /// What sessions share.
+    pub sessions: Arc<Common>,
+    /// The stage, and where tasks are spawned.
+    pub shutdown: Shutdown,
+    /// `limits.header_timeout`.
+    pub header_timeout: Duration,
+    /// `limits.header_bytes`.
+    pub header_bytes: usize,
+}

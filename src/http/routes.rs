@@ -1,0 +1,94 @@
+//! One match on the path. Everything that is answered has a small body in memory; a request's body
+//! is never read.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::upgrade::{self, Handshake};
+use super::{Door, Host};
+use crate::lifecycle::Stage;
+
+pub(super) type Answer = Response<Full<Bytes>>;
+
+pub(super) async fn answer(
+    request: Request<Incoming>,
+    door: Door,
+    host: &Arc<Host>,
+    handshake: &Handshake,
+) -> Answer {
+    let users = door != Door::Admin;
+    let admin = door != Door::Users;
+    match request.uri().path() {
+        "/" if users => root(request, host, handshake).await,
+        "/metrics" if admin => match read_only(request.method()) {
+            Some(refusal) => refusal,
+            None => metrics(host).await,
+        },
+        "/healthz" | "/livez" if admin => read_only(request.method()).unwrap_or_else(|| text(StatusCode::OK, "ok\n")),
+        "/readyz" if admin => read_only(request.method()).unwrap_or_else(|| ready(host)),
+        _ => text(StatusCode::NOT_FOUND, "not found\n"),
+    }
+}
+
+/// The answer to a method that reads nothing.
+fn read_only(method: &Method) -> Option<Answer> {
+    if matches!(*method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    Some(answer)
+}
+
+async fn root(request: Request<Incoming>, host: &Arc<Host>, handshake: &Handshake) -> Answer {
+    if let Some(answer) = read_only(request.method()) {
+        return answer;
+    }
+    if upgrade::is_asked_for(&request) {
+        return upgrade::upgrade(request, host, handshake).await;
+    }
+    let mut answer = text(
+        StatusCode::UPGRADE_REQUIRED,
+        "this is a WebSocket relay: connect to this address with a WebSocket client, for example websocat ws://HOST:PORT/\n",
+    );
+    answer.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    answer
+}
+
+async fn metrics(host: &Arc<Host>) -> Answer {
+    let relay = host.relay.clone();
+    // It walks all users and reads /proc: not on a thread that relays.
+    let scraped = tokio::task::spawn_blocking(move || relay.metrics().scrape(|| relay.census())).await;
+    match scraped {
+        Ok(body) => {
+            let mut answer = text(StatusCode::OK, body);
+            answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT));
+            answer
+        }
+        Err(error) => {
+            tracing::error!(%error, "scrape failed");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "scrape failed\n")
+        }
+    }
+}
+
+fn ready(host: &Host) -> Answer {
+    match host.shutdown.stage() {
+        Stage::Ready => text(StatusCode::OK, "ready\n"),
+        Stage::Unready | Stage::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    }
+}
+
+pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}

@@ -1,0 +1,377 @@
+//! From the bytes of a client's message to an [`Inbound`], or to the field that is wrong.
+//!
+//! Two ways to the same answer. The general one is `serde_json`'s. The short one knows the layout
+//! that nearly every client sends and copies nothing; whatever it does not know, it leaves to the
+//! general one. A property test holds the two together.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use memchr::{memchr2, memmem};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{CLIENT_ID_BYTES_MAX, Dialect};
+use crate::identity::UserId;
+
+/// A client's message. The texts are JSON literals as they came, quotes and escapes included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inbound<'a> {
+    /// Whom it is for.
+    pub recipient: UserId,
+    /// The message, a JSON string literal.
+    pub message: &'a str,
+    /// The sender's own name for it, a JSON string or integer, where it asks for an outcome.
+    pub id: Option<&'a str>,
+}
+
+/// The fields of a client's message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// `recipient_id`
+    RecipientId,
+    /// `message`
+    Message,
+    /// `id`
+    Id,
+}
+
+impl Field {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RecipientId => "recipient_id",
+            Self::Message => "message",
+            Self::Id => "id",
+        }
+    }
+
+    fn expected(self) -> &'static str {
+        match self {
+            Self::RecipientId => "an integer from 1 to 9007199254740991",
+            Self::Message => "a string without lone surrogates",
+            Self::Id => "a string of at most 64 bytes or an integer of at most 9007199254740991 in size",
+        }
+    }
+}
+
+/// What is wrong with a client's message. Its text fits a close frame and quotes nothing of the
+/// message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadInput {
+    /// It is not a JSON object.
+    #[error("not a JSON object")]
+    NotJson,
+    /// A required field is absent.
+    #[error("{} is missing", .0.as_str())]
+    Missing(Field),
+    /// A field came twice.
+    #[error("{} is given twice", .0.as_str())]
+    Duplicate(Field),
+    /// A field has a value that it may not have.
+    #[error("{} must be {}", .0.as_str(), .0.expected())]
+    Invalid(Field),
+}
+
+impl BadInput {
+    /// The `code` of a `switchboard.v1` error frame.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::NotJson => "not_json",
+            Self::Missing(_) => "missing_field",
+            Self::Duplicate(_) => "duplicate_field",
+            Self::Invalid(_) => "invalid_field",
+        }
+    }
+}
+
+/// Reads a client's message. In [`Dialect::Bare`] an `id` is an unknown field like any other, and
+/// unknown fields are ignored.
+pub fn decode(text: &str, dialect: Dialect) -> Result<Inbound<'_>, BadInput> {
+    match short(text, dialect) {
+        Some(inbound) => Ok(inbound),
+        None => general(text, dialect),
+    }
+}
+
+/// `{"recipient_id":2,"message":"…"}`, with or without a space behind each colon and comma, and in
+/// `switchboard.v1` with an integer `id` at its end; no escapes.
+fn short(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
+    let rest = text.strip_prefix("{\"recipient_id\":")?;
+    let rest = rest.strip_prefix(' ').unwrap_or(rest);
+    let (recipient, rest) = digits(rest)?;
+    let recipient = UserId::new(recipient)?;
+    let rest = rest.strip_prefix(',')?;
+    let rest = rest.strip_prefix(' ').unwrap_or(rest);
+    let rest = rest.strip_prefix("\"message\":")?;
+    let rest = rest.strip_prefix(' ').unwrap_or(rest);
+    let inner = rest.strip_prefix('"')?;
+    let end = memchr2(b'"', b'\\', inner.as_bytes())?;
+    let (body, tail) = inner.split_at_checked(end)?;
+    if body.bytes().fold(false, |seen, byte| seen | (byte < 0x20)) {
+        return None;
+    }
+    let tail = tail.strip_prefix('"')?;
+    let message = rest.get(..end + 2)?;
+    if tail == "}" {
+        return Some(Inbound { recipient, message, id: None });
+    }
+    if dialect == Dialect::Bare {
+        return None;
+    }
+    let tail = tail.strip_prefix(',')?;
+    let tail = tail.strip_prefix(' ').unwrap_or(tail);
+    let tail = tail.strip_prefix("\"id\":")?;
+    let tail = tail.strip_prefix(' ').unwrap_or(tail);
+    let (number, close) = digits(tail)?;
+    if close != "}" || number > UserId::MAX {
+        return None;
+    }
+    let id = tail.get(..tail.len() - 1)?;
+    Some(Inbound { recipient, message, id: Some(id) })
+}
+
+/// The decimal number at the head of `text`, of at most 16 digits and without leading zeros, and
+/// what follows it.
+fn digits(text: &str) -> Option<(u64, &str)> {
+    let mut number = 0;
+    let mut count = 0;
+    for byte in text.bytes().take_while(u8::is_ascii_digit) {
+        count += 1;
+        if count > 16 {
+            return None;
+        }
+        number = number * 10 + u64::from(byte - b'0');
+    }
+    if count == 0 || (count > 1 && text.starts_with('0')) {
+        return None;
+    }
+    Some((number, text.get(count..)?))
+}
+
+fn general(text: &str, dialect: Dialect) -> Result<Inbound<'_>, BadInput> {
+    let Fields(fields) = serde_json::from_str(text).map_err(|_| BadInput::NotJson)?;
+    let one = |field: Field| match fields[field as usize] {
+        Occurrence::None => Err(BadInput::Missing(field)),
+        Occurrence::Once(value) => Ok(value.get()),
+        Occurrence::More => Err(BadInput::Duplicate(field)),
+    };
+    let recipient = recipient(one(Field::RecipientId)?)?;
+    let message = one(Field::Message)?;
+    if !is_sound_string(message) {
+        return Err(BadInput::Invalid(Field::Message));
+    }
+    let id = match (dialect, fields[Field::Id as usize]) {
+        (Dialect::Bare, _) | (Dialect::V1, Occurrence::None) => None,
+        (Dialect::V1, _) => Some(client_id(one(Field::Id)?)?),
+    };
+    Ok(Inbound { recipient, message, id })
+}
+
+fn recipient(raw: &str) -> Result<UserId, BadInput> {
+    raw.parse()
+        .ok()
+        .and_then(UserId::new)
+        .ok_or(BadInput::Invalid(Field::RecipientId))
+}
+
+fn client_id(raw: &str) -> Result<&str, BadInput> {
+    let sound = if raw.starts_with('"') {
+        decoded_len(raw).is_some_and(|bytes| bytes <= CLIENT_ID_BYTES_MAX)
+    } else {
+        raw.parse::<i64>()
+            .is_ok_and(|number| number.unsigned_abs() <= UserId::MAX)
+    };
+    if sound { Ok(raw) } else { Err(BadInput::Invalid(Field::Id)) }
+}
+
+/// Whether a JSON value is a string that names Unicode scalar values only. `serde_json` checks all
+/// of a raw string but whether its surrogate escapes come in pairs.
+fn is_sound_string(raw: &str) -> bool {
+    raw.starts_with('"')
+        && (memmem::find(raw.as_bytes(), b"\\u").is_none() || decoded_len(raw).is_some())
+}
+
+fn decoded_len(raw: &str) -> Option<usize> {
+    serde_json::from_str::<Text<'_>>(raw)
+        .ok()
+        .map(|text| text.0.len())
+}
+
+#[derive(serde::Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[derive(Clone, Copy)]
+enum Occurrence<'a> {
+    None,
+    Once(&'a RawValue),
+    More,
+}
+
+/// How often each [`Field`] came, and its value. A visitor by hand, since a derived struct also
+/// takes an array, and says nothing of the field where it fails.
+struct Fields<'a>([Occurrence<'a>; 3]);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields = [Occurrence::None; 3];
+                while let Some(Key(field)) = map.next_key()? {
+                    let Some(field) = field else {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    };
+                    let value = map.next_value()?;
+                    let seen = &mut fields[field as usize];
+                    *seen = match seen {
+                        Occurrence::None => Occurrence::Once(value),
+                        _ => Occurrence::More,
+                    };
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
+struct Key(Option<Field>);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a member name")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Key, E> {
+                Ok(Key(match name {
+                    "recipient_id" => Some(Field::RecipientId),
+                    "message" => Some(Field::Message),
+                    "id" => Some(Field::Id),
+                    _ => None,
+                }))
+            }
+        }
+        deserializer.deserialize_str(Name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn check(text: &str, expected: Result<(u64, &str, Option<&str>), BadInput>) {
+        let found = decode(text, Dialect::V1)
+            .map(|inbound| (inbound.recipient.get(), inbound.message, inbound.id));
+        assert_eq!(found, expected, "{text}");
+    }
+
+    #[test]
+    fn a_message_is_taken_in_any_layout() {
+        let plain = Ok((2, r#""hi""#, None));
+        check(r#"{"recipient_id":2,"message":"hi"}"#, plain);
+        check(r#"{"recipient_id": 2, "message": "hi"}"#, plain);
+        check("\n{ \"message\" : \"hi\" ,\t\"recipient_id\" : 2 }\r ", plain);
+        check(r#"{"recipient_\u0069d":2,"message":"hi","x":[{"message":1}]}"#, plain);
+        check(r#"{"recipient_id":2,"message":"hi","id":7}"#, Ok((2, r#""hi""#, Some("7"))));
+        check(r#"{"id":-9007199254740991,"recipient_id":2,"message":""}"#, Ok((2, r#""""#, Some("-9007199254740991"))));
+        check(r#"{"id":"a\u00e9","recipient_id":9007199254740991,"message":"\ud83d\ude00\u0000"}"#, Ok((9_007_199_254_740_991, r#""\ud83d\ude00\u0000""#, Some(r#""a\u00e9""#))));
+    }
+
+    #[test]
+    fn bad_input_names_the_field() {
+        use BadInput::{Duplicate, Invalid, Missing, NotJson};
+        for text in ["", " ", "x", "{", "[2,\"hi\"]", "7", "null", "\"{}\"", "{}{}", "{\"message\":\"a\u{1}b\",\"recipient_id\":2}", "\u{feff}{}", "{\"recipient_id\":02,\"message\":\"\"}", "{\"recipient_id\":2,\"message\":\"\\x\"}", "{\"recipient_id\":2,\"message\":\"a\",}"] {
+            check(text, Err(NotJson));
+        }
+        check("{}", Err(Missing(Field::RecipientId)));
+        check(r#"{"recipient_id":2}"#, Err(Missing(Field::Message)));
+        check(r#"{"recipient_id":2,"recipient_id":2,"message":""}"#, Err(Duplicate(Field::RecipientId)));
+        check(r#"{"recipient_id":2,"message":"","message":""}"#, Err(Duplicate(Field::Message)));
+        for value in ["0", "-1", "2.0", "2e0", "\"2\"", "null", "9007199254740992", "18446744073709551618", "[2]"] {
+            check(&format!(r#"{{"recipient_id":{value},"message":""}}"#), Err(Invalid(Field::RecipientId)));
+        }
+        for value in ["1", "null", "[\"a\"]", "{}", r#""\ud800""#, r#""\udc00\ud800""#, r#""\ud800x""#] {
+            check(&format!(r#"{{"recipient_id":2,"message":{value}}}"#), Err(Invalid(Field::Message)));
+        }
+        for value in ["1.5", "null", "9007199254740992", "-9007199254740992", r#""\ud800""#, "true"] {
+            check(&format!(r#"{{"recipient_id":2,"message":"","id":{value}}}"#), Err(Invalid(Field::Id)));
+        }
+        let long = "é".repeat(33);
+        check(&format!(r#"{{"recipient_id":2,"message":"","id":"{long}"}}"#), Err(Invalid(Field::Id)));
+    }
+
+    #[test]
+    fn bare_knows_no_id() {
+        for id in ["7", "[]", "1,\"id\":2"] {
+            let text = format!(r#"{{"recipient_id":2,"message":"","id":{id}}}"#);
+            assert_eq!(decode(&text, Dialect::Bare).unwrap().id, None);
+        }
+    }
+
+    #[test]
+    fn every_detail_fits_a_close_frame() {
+        for field in [Field::RecipientId, Field::Message, Field::Id] {
+            for bad in [BadInput::NotJson, BadInput::Missing(field), BadInput::Duplicate(field), BadInput::Invalid(field)] {
+                assert!(bad.to_string().len() <= super::super::CLOSE_REASON_BYTES_MAX);
+            }
+        }
+    }
+
+    /// Text near enough to a message that both ways have something to say.
+    fn almost() -> impl Strategy<Value = String> {
+        let part = prop_oneof![
+            Just("{"), Just("}"), Just("\"recipient_id\""), Just("\"message\""), Just("\"id\""), Just(":"), Just(","),
+            Just(" "), Just("2"), Just("0"), Just("9007199254740993"), Just("\"a\""), Just("\"\\u0041\""), Just("\"\\ud800\""),
+            Just("\"\\n\""), Just("null"), Just("[]"), Just("\"é\""), Just("\"\u{7}\""),
+        ];
+        let loose = proptest::collection::vec(part, 0..14).prop_map(|parts| parts.concat());
+        let near = (0u64..1 << 54, ".{0,12}", proptest::option::of(0u64..1 << 54), any::<bool>()).prop_map(|(to, text, id, spaced)| {
+            let space = if spaced { " " } else { "" };
+            let id = id.map_or(String::new(), |id| format!(",{space}\"id\":{space}{id}"));
+            format!("{{\"recipient_id\":{space}{to},{space}\"message\":{space}\"{text}\"{id}}}")
+        });
+        prop_oneof![loose, near]
+    }
+
+    proptest! {
+        #[test]
+        fn the_short_way_agrees_with_the_general_one(text in almost(), v1 in any::<bool>()) {
+            let dialect = if v1 { Dialect::V1 } else { Dialect::Bare };
+            if let Some(inbound) = short(&text, dialect) {
+                prop_assert_eq!(Ok(inbound), general(&text, dialect));
+            }
+        }
+
+        #[test]
+        fn decode_agrees_with_the_value_model(text in almost()) {
+            let model = serde_json::from_str::<serde_json::Value>(&text).ok();
+            match decode(&text, Dialect::V1) {
+                Ok(inbound) => {
+                    let model = model.expect("what decodes is JSON");
+                    prop_assert_eq!(model["recipient_id"].as_u64(), Some(inbound.recipient.get()));
+                    let message: String = serde_json::from_str(inbound.message).unwrap();
+                    prop_assert_eq!(model["message"].as_str(), Some(message.as_str()));
+                    let id = inbound.id.map(|id| serde_json::from_str::<serde_json::Value>(id).unwrap());
+                    prop_assert_eq!(model.get("id"), id.as_ref());
+                }
+                Err(BadInput::NotJson) => prop_assert!(!model.is_some_and(|model| model.is_object())),
+                Err(BadInput::Missing(field)) => prop_assert!(model.is_some_and(|model| model.get(field.as_str()).is_none())),
+                Err(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! From an [`Outbound`] to the bytes of one unmasked, unfragmented WebSocket text frame, appended
+//! to a buffer that leaves in one write with whatever else is in it.
+
+use hyper_tungstenite::tungstenite::protocol::frame::FrameHeader;
+use hyper_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+
+use super::{CLOSE_REASON_BYTES_MAX, Dialect, Status};
+use crate::identity::UserId;
+
+/// Two bytes, a 64-bit length, a mask (RFC 6455 section 5.2).
+pub const FRAME_HEADER_BYTES_MAX: usize = 14;
+
+/// What the server says in a data frame. The texts that came from a client are JSON literals.
+#[derive(Clone, Copy, Debug)]
+pub enum Outbound<'a> {
+    /// First of all in `switchboard.v1`.
+    Welcome {
+        /// The user's own id.
+        user_id: UserId,
+        /// `keepalive.ping_interval`, milliseconds.
+        heartbeat_ms: u64,
+        /// `limits.message_bytes`.
+        max_message_bytes: usize,
+    },
+    /// Somebody's message; the only one that [`Dialect::Bare`] knows.
+    Message {
+        /// Who wrote it.
+        sender_id: UserId,
+        /// A JSON string literal.
+        message: &'a str,
+    },
+    /// What became of the message that the client called `id`.
+    Outcome {
+        /// The client's JSON literal.
+        id: &'a str,
+        /// What became of it.
+        status: Status,
+    },
+    /// The client's input was bad.
+    Error {
+        /// What kind of fault, for programs.
+        code: &'a str,
+        /// What is wrong, for people. Plain text of ours.
+        detail: &'a str,
+    },
+    /// Messages to this client were dropped since its mailbox was full.
+    Dropped {
+        /// How many since the last such notice.
+        count: u64,
+    },
+    /// The server is about to close for a drain.
+    Reconnect {
+        /// How long to wait after the close, milliseconds.
+        after_ms: u64,
+    },
+}
+
+const BARE_MESSAGE: [&str; 3] = ["{\"sender_id\":", ",\"message\":", "}"];
+const V1_MESSAGE: [&str; 3] = ["{\"type\":\"message\",\"sender_id\":", ",\"message\":", "}"];
+
+/// Appends the frame of `outbound` to `buffer`. Everything but a message is `switchboard.v1` only:
+/// in [`Dialect::Bare`] nothing is appended for it.
+pub fn push_frame(buffer: &mut Vec<u8>, dialect: Dialect, outbound: Outbound<'_>) {
+    let mut number = itoa::Buffer::new();
+    match (dialect, outbound) {
+        (Dialect::Bare, Outbound::Message { sender_id, message }) => text_frame(
+            buffer,
+            &[BARE_MESSAGE[0], number.format(sender_id.get()), BARE_MESSAGE[1], message, BARE_MESSAGE[2]],
+        ),
+        (Dialect::Bare, _) => {}
+        (Dialect::V1, Outbound::Message { sender_id, message }) => text_frame(
+            buffer,
+            &[V1_MESSAGE[0], number.format(sender_id.get()), V1_MESSAGE[1], message, V1_MESSAGE[2]],
+        ),
+        (Dialect::V1, Outbound::Outcome { id, status }) => text_frame(
+            buffer,
+            &["{\"type\":\"outcome\",\"id\":", id, ",\"status\":\"", status.as_str(), "\"}"],
+        ),
+        (Dialect::V1, Outbound::Welcome { user_id, heartbeat_ms, max_message_bytes }) => {
+            let text = format!(
+                "{{\"type\":\"welcome\",\"user_id\":{user_id},\"heartbeat_ms\":{heartbeat_ms},\"max_message_bytes\":{max_message_bytes}}}"
+            );
+            text_frame(buffer, &[&text]);
+        }
+        (Dialect::V1, Outbound::Error { code, detail }) => text_frame(
+            buffer,
+            &["{\"type\":\"error\",\"code\":\"", code, "\",\"detail\":\"", detail, "\"}"],
+        ),
+        (Dialect::V1, Outbound::Dropped { count }) => text_frame(
+            buffer,
+            &["{\"type\":\"dropped\",\"count\":", number.format(count), "}"],
+        ),
+        (Dialect::V1, Outbound::Reconnect { after_ms }) => text_frame(
+            buffer,
+            &["{\"type\":\"reconnect\",\"after_ms\":", number.format(after_ms), "}"],
+        ),
+    }
+}
+
+/// The length of the whole frame that [`push_frame`] appends for a message whose JSON literal has
+/// `message` bytes: known before it is made, so that what does not fit is never made.
+pub fn message_frame_bytes(dialect: Dialect, sender: UserId, message: usize) -> usize {
+    let fixed = match dialect {
+        Dialect::Bare => BARE_MESSAGE.iter().map(|part| part.len()).sum::<usize>(),
+        Dialect::V1 => V1_MESSAGE.iter().map(|part| part.len()).sum(),
+    };
+    let payload = fixed + sender.get().ilog10() as usize + 1 + message;
+    let header = match payload {
+        0..=125 => 2,
+        126..=0xffff => 4,
+        _ => 10,
+    };
+    header + payload
+}
+
+fn text_frame(buffer: &mut Vec<u8>, parts: &[&str]) {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    buffer.reserve(length + FRAME_HEADER_BYTES_MAX);
+    frame_header(buffer, OpCode::Data(Data::Text), length);
+    for part in parts {
+        buffer.extend_from_slice(part.as_bytes());
+    }
+}
+
+/// Appends the header of a whole, unmasked frame of `length` payload bytes (RFC 6455 section 5.2).
+fn frame_header(buffer: &mut Vec<u8>, opcode: OpCode, length: usize) {
+    let header = FrameHeader { is_final: true, opcode, ..FrameHeader::default() };
+    header
+        .format(length as u64, buffer)
+        .expect("a Vec takes all that is written to it");
+}
+
+/// Appends a close frame; an empty one where `close` is nothing (RFC 6455 section 5.5.1). Of the
+/// reason as many bytes as fit, cut between characters.
+pub fn push_close(buffer: &mut Vec<u8>, close: Option<(u16, &str)>) {
+    let Some((code, reason)) = close else {
+        return frame_header(buffer, OpCode::Control(Control::Close), 0);
+    };
+    let reason = reason
+        .get(..reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX))
+        .expect("a character boundary");
+    frame_header(buffer, OpCode::Control(Control::Close), 2 + reason.len());
+    buffer.extend_from_slice(&code.to_be_bytes());
+    buffer.extend_from_slice(reason.as_bytes());
+}
+
+/// Appends a ping without a payload (RFC 6455 section 5.5.2).
+pub fn push_ping(buffer: &mut Vec<u8>) {
+    frame_header(buffer, OpCode::Control(Control::Ping), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_frame_has_the_length_that_was_foretold() {
+        for dialect in [Dialect::Bare, Dialect::V1] {
+            for sender in [1, 9, 10, 99_999, UserId::MAX] {
+                let sender_id = UserId::new(sender).unwrap();
+                for length in [0, 60, 61, 98, 99, 100, 65_480, 65_500, 65_536] {
+                    let message = format!("\"{}\"", "x".repeat(length));
+                    let mut buffer = Vec::new();
+                    push_frame(&mut buffer, dialect, Outbound::Message { sender_id, message: &message });
+                    assert_eq!(buffer.len(), message_frame_bytes(dialect, sender_id, message.len()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_close_reason_is_cut_between_characters() {
+        let mut buffer = Vec::new();
+        push_close(&mut buffer, Some((1007, &"é".repeat(100))));
+        assert_eq!(buffer.len(), 2 + 2 + 122);
+        assert!(std::str::from_utf8(&buffer[4..]).is_ok());
+    }
+}

@@ -1,0 +1,264 @@
+//! The product in two verbs: join a user, and send a message. Both strategies stand behind them, and
+//! a message carries its own settlement through either.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::task::{Context, Poll};
+
+use tokio::sync::Notify;
+
+use crate::directory::{Bounds, Directory, Entry, Letter, Receipt, Seat, Wakes};
+use crate::identity::Sequence;
+use crate::ledger::InHand;
+use crate::protocol::{Dialect, Inbound, Status};
+use crate::router::{LeavePlace, Parcel, Port, Router};
+use crate::telemetry::metrics::{Census, CloseCode, DropReason, Initiator, Metrics};
+
+/// How a message finds its recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// Every session looks its recipient up in the user directory.
+    Directory,
+    /// One task owns all users and routes for them.
+    Router,
+}
+
+/// Why nobody more is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// `limits.connections` is reached.
+    #[error("the server is full")]
+    Full,
+    /// There is no id left to give.
+    #[error("no id is left")]
+    NoId,
+}
+
+/// The relay: a cheap handle.
+#[derive(Clone, Debug)]
+pub struct Relay {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// In both strategies the register of who is here, for scrapes and the drain; in one of them
+    /// also the way to a recipient.
+    directory: Directory,
+    router: Option<Router>,
+    metrics: Arc<Metrics>,
+    bounds: Arc<Bounds>,
+    sequence: Sequence,
+    users: AtomicUsize,
+    users_max: usize,
+    /// Told when the last user has left.
+    emptied: Notify,
+}
+
+impl Relay {
+    /// A relay for up to `users_max` users, upgrades in progress included.
+    pub fn new(bounds: Bounds, users_max: usize, metrics: Arc<Metrics>) -> Self {
+        Self::with_router(bounds, users_max, metrics, None)
+    }
+
+    /// The same by the router strategy, with the router's task, to be run for as long as the relay.
+    /// `queue` letters may wait for it.
+    pub fn routed(
+        bounds: Bounds,
+        users_max: usize,
+        metrics: Arc<Metrics>,
+        queue: usize,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (router, task) = Router::new(users_max, queue);
+        (Self::with_router(bounds, users_max, metrics, Some(router)), task)
+    }
+
+    fn with_router(bounds: Bounds, users_max: usize, metrics: Arc<Metrics>, router: Option<Router>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                directory: Directory::new(),
+                router,
+                metrics,
+                bounds: Arc::new(bounds),
+                sequence: Sequence::new(),
+                users: AtomicUsize::new(0),
+                users_max,
+                emptied: Notify::new(),
+            }),
+        }
+    }
+
+    /// Seats a new user: letters for it queue from now on. It leaves when the membership is dropped.
+    pub async fn join(&self, dialect: Dialect) -> Result<Membership, Refused> {
+        let shared = &self.shared;
+        let place = Place::take(self).ok_or(Refused::Full)?;
+        let id = shared.sequence.next().ok_or(Refused::NoId)?;
+        let seat = Arc::new(Seat::new(id, dialect, shared.bounds.clone(), shared.metrics.clone()));
+        shared.metrics.connection_opened();
+        shared.directory.join(seat.clone());
+        let mut membership = Membership {
+            ended: (Initiator::Client, CloseCode::Code(ABNORMAL)),
+            seat,
+            leave_place: None,
+            port: None,
+            place,
+        };
+        if let Some(router) = &shared.router {
+            membership.leave_place = router.join(membership.seat.clone()).await;
+            membership.port = Some(Box::new(router.port()));
+        }
+        Ok(membership)
+    }
+
+    /// Counts users and what their mailboxes hold.
+    pub fn census(&self) -> Census {
+        self.shared.directory.census()
+    }
+
+    /// Waits until nobody is here, upgrades in progress included.
+    pub async fn emptied(&self) {
+        loop {
+            let emptied = self.shared.emptied.notified();
+            if self.users() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Users, upgrades in progress included.
+    pub fn users(&self) -> usize {
+        self.shared.users.load(Acquire)
+    }
+
+    /// Who is here.
+    pub fn directory(&self) -> &Directory {
+        &self.shared.directory
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
+    }
+}
+
+/// How a connection counts that ended without a close frame (RFC 6455 section 7.1.5).
+const ABNORMAL: u16 = 1006;
+
+/// One of `limits.connections`, given back by Drop.
+#[derive(Debug)]
+struct Place(Relay);
+
+impl Place {
+    fn take(relay: &Relay) -> Option<Self> {
+        let max = relay.shared.users_max;
+        relay
+            .shared
+            .users
+            .try_update(Relaxed, Relaxed, |users| (users < max).then(|| users + 1))
+            .ok()?;
+        Some(Self(relay.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.0.shared.users.fetch_sub(1, Release) == 1 {
+            self.0.shared.emptied.notify_waiters();
+        }
+    }
+}
+
+/// A joined user. Dropping it leaves: what is still queued is settled as dropped, the seat is given
+/// up, and the connection counts as closed.
+pub struct Membership {
+    seat: Arc<Seat>,
+    ended: (Initiator, CloseCode),
+    leave_place: Option<LeavePlace>,
+    port: Option<Box<Port>>,
+    place: Place,
+}
+
+impl Membership {
+    /// The user's seat.
+    pub fn seat(&self) -> &Arc<Seat> {
+        &self.seat
+    }
+
+    /// How the connection will count as closed; without this, as ended by the client with 1006.
+    pub fn ended(&mut self, initiator: Initiator, code: CloseCode) {
+        self.ended = (initiator, code);
+    }
+
+    /// How the connection counts as closed.
+    pub fn ending(&self) -> (Initiator, CloseCode) {
+        self.ended
+    }
+
+    /// Waits until a message can be sent. A user directory always takes one.
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.port {
+            None => Poll::Ready(()),
+            Some(port) => port.poll_ready(cx),
+        }
+    }
+
+    /// Sends a message, which was read at `read_at` (microseconds of the app's clock). It is settled
+    /// from here on, whatever happens.
+    pub(crate) fn send(&mut self, inbound: Inbound<'_>, read_at: u64, wakes: &mut Wakes) {
+        let Inbound { recipient, message, id } = inbound;
+        let shared = &self.place.0.shared;
+        let in_hand = InHand::receive(&*shared.metrics);
+        let receipt = id.map(|id| Receipt::new(self.seat.clone(), id));
+        let sender = self.seat.id();
+        if let Some(port) = &mut self.port {
+            let in_hand = in_hand.carry(shared.metrics.clone());
+            port.send(Parcel { sender, recipient, message: message.into(), read_at, receipt, in_hand });
+            return;
+        }
+        shared.directory.with(recipient, |seat| match seat {
+            Some(seat) => seat.push(Letter { sender, message, read_at, receipt }, in_hand, wakes),
+            None => {
+                in_hand.dropped(DropReason::Offline);
+                if let Some(receipt) = receipt {
+                    receipt.settle(Status::Offline, wakes);
+                }
+            }
+        });
+    }
+
+    /// Receives a message and drops it at once, telling the sender where it asked.
+    pub(crate) fn refuse(&self, id: Option<&str>, reason: DropReason, status: Status, wakes: &mut Wakes) {
+        InHand::receive(&*self.place.0.shared.metrics).dropped(reason);
+        if let Some(id) = id {
+            Receipt::new(self.seat.clone(), id).settle(status, wakes);
+        }
+    }
+
+    /// Settles what the session has taken and not flushed, and all that is queued.
+    pub(crate) fn give_up(&self, taken: VecDeque<Entry>, reason: DropReason, wakes: &mut Wakes) {
+        self.seat.leave(taken, reason, wakes);
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let shared = &self.place.0.shared;
+        self.seat.leave(VecDeque::new(), DropReason::Disconnected, &mut Wakes::default());
+        shared.directory.leave(&self.seat);
+        if let Some(place) = self.leave_place.take() {
+            place.leave(self.seat.clone());
+        }
+        // Behind the seat's leave, so that no scrape finds the connection both open and closed.
+        let (initiator, code) = self.ended;
+        shared.metrics.connection_closed(initiator, code);
+    }
+}
+
+impl std::fmt::Debug for Membership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Membership").field("seat", &self.seat).finish_non_exhaustive()
+    }
+}

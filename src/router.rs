@@ -1,0 +1,161 @@
+//! The essay's first design behind the same two verbs: one task owns the users, and joins, leaves
+//! and letters reach it through bounded channels. A letter that finds its channel full waits with its
+//! sender, which is then not read from; the channel's queue of waiters is fair.
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use rustc_hash::FxHasher;
+use tokio::sync::mpsc;
+use tokio_util::sync::PollSender;
+
+use crate::directory::{Letter, Receipt, Seat, Wakes};
+use crate::identity::UserId;
+use crate::ledger::InHand;
+use crate::protocol::Status;
+use crate::telemetry::metrics::{DropReason, Metrics};
+
+/// Letters that the router takes at once: enough that users are woken once a batch, few enough that
+/// a join does not wait for long.
+const BATCH: usize = 64;
+
+enum Change {
+    Join(Arc<Seat>),
+    Leave(Arc<Seat>),
+}
+
+/// A letter on its way to the router.
+#[derive(Debug)]
+pub(crate) struct Parcel {
+    pub(crate) sender: UserId,
+    pub(crate) recipient: UserId,
+    pub(crate) message: Box<str>,
+    pub(crate) read_at: u64,
+    pub(crate) receipt: Option<Box<Receipt>>,
+    pub(crate) in_hand: InHand<Arc<Metrics>>,
+}
+
+/// The way to the router: a cheap handle. The task ends when the last one is gone.
+#[derive(Clone)]
+pub(crate) struct Router {
+    changes: mpsc::Sender<Change>,
+    parcels: mpsc::Sender<Parcel>,
+}
+
+impl std::fmt::Debug for Router {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Router").finish_non_exhaustive()
+    }
+}
+
+/// The place in the router's channel that a user's leave has from its join on, so that it cannot be
+/// lost for want of room.
+pub(crate) struct LeavePlace(mpsc::OwnedPermit<Change>);
+
+impl LeavePlace {
+    pub(crate) fn leave(self, seat: Arc<Seat>) {
+        self.0.send(Change::Leave(seat));
+    }
+}
+
+impl Router {
+    /// A router for up to `users` users and `queue` letters under way, and the task to run for it.
+    pub(crate) fn new(users: usize, queue: usize) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        // One place for each user's leave, and as many more for joins under way.
+        let places = users.saturating_mul(2).min(tokio::sync::Semaphore::MAX_PERMITS);
+        let (changes, changes_rx) = mpsc::channel(places);
+        let (parcels, parcels_rx) = mpsc::channel(queue);
+        (Self { changes, parcels }, run(changes_rx, parcels_rx))
+    }
+
+    /// Hands a user to the router. Letters that are sent after this has returned find it.
+    pub(crate) async fn join(&self, seat: Arc<Seat>) -> Option<LeavePlace> {
+        let place = self.changes.clone().reserve_owned().await.ok()?;
+        self.changes.send(Change::Join(seat)).await.ok()?;
+        Some(LeavePlace(place))
+    }
+
+    pub(crate) fn port(&self) -> Port {
+        Port(PollSender::new(self.parcels.clone()))
+    }
+}
+
+/// One session's way to send letters.
+pub(crate) struct Port(PollSender<Parcel>);
+
+impl Port {
+    /// Waits for room for one letter.
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // It fails only when the router is gone; sending then settles the letter.
+        let _closed = ready!(self.0.poll_reserve(cx)).is_err();
+        Poll::Ready(())
+    }
+
+    /// Sends into the room that [`Port::poll_ready`] has found.
+    pub(crate) fn send(&mut self, parcel: Parcel) {
+        if let Err(refused) = self.0.send_item(parcel)
+            && let Some(parcel) = refused.into_inner()
+        {
+            settle_offline(parcel.in_hand, parcel.receipt, &mut Wakes::default());
+        }
+    }
+}
+
+fn settle_offline(in_hand: InHand<Arc<Metrics>>, receipt: Option<Box<Receipt>>, wakes: &mut Wakes) {
+    in_hand.dropped(DropReason::Offline);
+    if let Some(receipt) = receipt {
+        receipt.settle(Status::Offline, wakes);
+    }
+}
+
+type Users = HashMap<UserId, Arc<Seat>, BuildHasherDefault<FxHasher>>;
+
+async fn run(mut changes: mpsc::Receiver<Change>, mut parcels: mpsc::Receiver<Parcel>) {
+    let mut users = Users::default();
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut wakes = Wakes::default();
+    loop {
+        tokio::select! {
+            change = changes.recv() => match change {
+                Some(change) => apply(&mut users, change),
+                None => return,
+            },
+            count = parcels.recv_many(&mut batch, BATCH) => {
+                if count == 0 {
+                    return;
+                }
+                // A user that joined before one of these was sent is in the other channel by now.
+                while let Ok(change) = changes.try_recv() {
+                    apply(&mut users, change);
+                }
+                for parcel in batch.drain(..) {
+                    deliver(&users, parcel, &mut wakes);
+                }
+                wakes.wake();
+            }
+        }
+    }
+}
+
+fn apply(users: &mut Users, change: Change) {
+    match change {
+        Change::Join(seat) => {
+            users.insert(seat.id(), seat);
+        }
+        Change::Leave(seat) => {
+            if users.get(&seat.id()).is_some_and(|seated| Arc::ptr_eq(seated, &seat)) {
+                users.remove(&seat.id());
+            }
+        }
+    }
+}
+
+fn deliver(users: &Users, parcel: Parcel, wakes: &mut Wakes) {
+    let Parcel { sender, recipient, message, read_at, receipt, in_hand } = parcel;
+    match users.get(&recipient) {
+        Some(seat) => seat.push(Letter { sender, message: &message, read_at, receipt }, in_hand, wakes),
+        None => settle_offline(in_hand, receipt, wakes),
+    }
+}

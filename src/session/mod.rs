@@ -1,0 +1,422 @@
+//! The life of one connection, in one task, as a future written by hand: a million idle ones are
+//! paid for by its size. A turn reads a gulp and sends what is in it, then writes whatever has come
+//! for this user, in as few writes as the socket takes. Nobody else touches the socket.
+//!
+//! The phases: open; leaving, where all that is owed is written and a close frame behind it;
+//! discarding, where the peer's close is awaited and nothing counts as a message; and ending, where
+//! the answer to the peer's close is written.
+
+mod read;
+mod wire;
+mod write;
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep};
+
+use crate::directory::{Entry, Flushed, Order, Wakes};
+use crate::protocol::{Dialect, Outbound, close_code, push_frame, push_ping};
+use crate::relay::Membership;
+use crate::telemetry::metrics::{CloseCode, DropReason, Initiator, Metrics};
+use wire::{GULP_BYTES, Wire};
+
+/// The bounds and waits of a session, the same for all of an app.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// From one ping to the next.
+    pub ping_interval: Duration,
+    /// From a ping to its pong.
+    pub pong_timeout: Duration,
+    /// For a write to make progress.
+    pub write_timeout: Duration,
+    /// From our close frame to the peer's, and for what is written before it.
+    pub close_timeout: Duration,
+    /// The most bytes of a message as sent.
+    pub message_bytes: usize,
+    /// The most bytes of a frame, and of a message's fragments together, that are read at all.
+    pub frame_bytes: usize,
+    /// Bad messages until a `switchboard.v1` connection is closed.
+    pub bad_messages: u32,
+    /// Outcomes and errors that a `switchboard.v1` connection may have under way.
+    pub outcomes_pending: u32,
+}
+
+/// What all sessions of an app share.
+#[derive(Debug)]
+pub struct Common {
+    terms: Terms,
+    metrics: Arc<Metrics>,
+    /// Time zero of the microseconds that messages are stamped with.
+    epoch: Instant,
+}
+
+impl Common {
+    /// What the sessions of one app share.
+    pub fn new(terms: Terms, metrics: Arc<Metrics>) -> Self {
+        Self { terms, metrics, epoch: Instant::now() }
+    }
+
+    fn now(&self) -> u64 {
+        micros(self.epoch.elapsed())
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The buffer of tungstenite's that every connection owns, bytes. It grows to a frame where needed,
+/// and is made anew when the connection has gone quiet.
+const READ_BUFFER_BYTES: usize = 256;
+/// A payload beyond which the buffer has grown so far that it is worth making anew, bytes.
+const GROWN_BYTES: u64 = 1024;
+/// How long a connection has to be quiet for that, microseconds.
+const QUIET_US: u64 = 1_000_000;
+
+/// How a connection is to be closed.
+#[derive(Debug)]
+struct Close {
+    initiator: Initiator,
+    code: CloseCode,
+    /// The close frame's code and reason.
+    frame: Option<(u16, Cow<'static, str>)>,
+    /// Not before every outcome that this user asked for is known.
+    awaits_outcomes: bool,
+}
+
+impl Close {
+    fn server(code: u16, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            initiator: Initiator::Server,
+            code: CloseCode::Code(code),
+            frame: Some((code, reason.into())),
+            awaits_outcomes: false,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Phase {
+    Open,
+    /// Until then, microseconds.
+    Leaving(Box<Close>, u64),
+    Discarding(u64),
+    Ending(u64),
+}
+
+/// The connection is over, and how.
+#[derive(Debug)]
+struct End(Initiator, CloseCode);
+
+/// Times at which something is due, microseconds of the app's clock; [`NEVER`] where nothing is.
+#[derive(Debug)]
+struct Due {
+    ping: u64,
+    pong: u64,
+    stall: u64,
+    quiet: u64,
+    /// When the timer will fire.
+    armed: u64,
+}
+
+const NEVER: u64 = u64::MAX;
+
+pin_project_lite::pin_project! {
+    /// One connection: a future that ends with it.
+    pub struct Session<S> {
+        core: Core<S>,
+        #[pin]
+        timer: Sleep,
+    }
+}
+
+struct Core<S> {
+    wire: Wire<S>,
+    ws: WebSocketContext,
+    membership: Membership,
+    common: Arc<Common>,
+    phase: Phase,
+    due: Due,
+    /// Messages in the write buffer.
+    flights: VecDeque<Entry>,
+    flushed: Flushed,
+    /// Outcomes and errors that were promised and have not left.
+    promised: u32,
+    /// Those of them in the write buffer.
+    leaving: u32,
+    bad_messages: u32,
+    /// Nothing is read, since too much is promised to this user or the router has no room.
+    paused: bool,
+    /// A pong was awaited when reading paused.
+    pong_awaited: bool,
+    /// What is taken and not flushed at the end was cut by the drain.
+    cut: bool,
+    panicked: bool,
+}
+
+/// What a turn borrows from its worker thread.
+#[derive(Debug)]
+struct Scratch {
+    room: Vec<u8>,
+    wakes: Wakes,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+}
+
+impl Scratch {
+    fn borrow() -> Box<Self> {
+        SCRATCH.take().unwrap_or_else(|| Box::new(Self { room: vec![0; GULP_BYTES], wakes: Wakes::default() }))
+    }
+
+    fn give_back(mut self: Box<Self>) {
+        self.wakes.wake();
+        SCRATCH.set(Some(self));
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+    /// A session over `io`, the socket of a handshake that is complete, of which `read` was read
+    /// already.
+    pub fn new(io: S, read: &[u8], membership: Membership, common: Arc<Common>) -> Self {
+        let now = common.now();
+        let interval = micros(common.terms.ping_interval);
+        // The first ping comes at a random point of the interval's second half, so that users who
+        // came in one wave are not pinged in one.
+        let ping = now + interval / 2 + fastrand::u64(0..=interval / 2);
+        let mut wire = Wire::new(io, read);
+        let seat = membership.seat();
+        push_frame(
+            &mut wire.out,
+            seat.dialect(),
+            Outbound::Welcome {
+                user_id: seat.id(),
+                heartbeat_ms: u64::try_from(common.terms.ping_interval.as_millis()).unwrap_or(u64::MAX),
+                max_message_bytes: common.terms.message_bytes,
+            },
+        );
+        let core = Core {
+            wire,
+            ws: websocket(&common.terms, seat.dialect()),
+            membership,
+            phase: Phase::Open,
+            due: Due { ping, pong: NEVER, stall: NEVER, quiet: NEVER, armed: NEVER },
+            flights: VecDeque::new(),
+            flushed: Flushed::default(),
+            promised: 0,
+            leaving: 0,
+            bad_messages: 0,
+            paused: false,
+            pong_awaited: false,
+            cut: false,
+            panicked: false,
+            common,
+        };
+        let timer = tokio::time::sleep_until(core.instant(ping));
+        Self { core, timer }
+    }
+}
+
+fn websocket(terms: &Terms, dialect: Dialect) -> WebSocketContext {
+    // Bare closes on any message over the limit, so it need not be read; in switchboard.v1 its id
+    // is wanted, for the outcome.
+    let bytes_max = match dialect {
+        Dialect::Bare => terms.message_bytes,
+        Dialect::V1 => terms.frame_bytes,
+    };
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(READ_BUFFER_BYTES)
+        .max_message_size(Some(bytes_max))
+        .max_frame_size(Some(bytes_max));
+    WebSocketContext::new(Role::Server, Some(config))
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let mut scratch = Scratch::borrow();
+        let core = &mut this.core;
+        // A panic ends this connection and no other: the ledger's types settle what it held.
+        let turn = catch_unwind(AssertUnwindSafe(|| core.turn(cx, &mut scratch)));
+        let turn = turn.unwrap_or_else(|_| core.recover(cx));
+        core.wire.settle_inbox(&mut scratch.room);
+        scratch.give_back();
+        if let Poll::Ready(End(initiator, code)) = turn {
+            core.membership.ended(initiator, code);
+            return Poll::Ready(());
+        }
+        // Armed anew only for something earlier; what has moved later is found out when it fires.
+        let next = core.next_due();
+        if next < core.due.armed {
+            core.due.armed = next;
+            this.timer.as_mut().reset(core.instant(next));
+            if this.timer.poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
+    fn instant(&self, micros: u64) -> Instant {
+        // Far beyond any setting, and no overflow.
+        self.common.epoch + Duration::from_micros(micros.min(1 << 52))
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<End> {
+        let now = self.common.now();
+        if now >= self.due.armed {
+            self.due.armed = NEVER;
+            if let Some(end) = self.on_due(now) {
+                return Poll::Ready(end);
+            }
+        }
+        if let Some(end) = self.read(cx, scratch, now) {
+            return Poll::Ready(end);
+        }
+        match self.pump(cx, scratch, now) {
+            Some(end) => Poll::Ready(end),
+            None => Poll::Pending,
+        }
+    }
+
+    fn next_due(&self) -> u64 {
+        let phase = match &self.phase {
+            Phase::Open => NEVER,
+            Phase::Leaving(_, by) | Phase::Discarding(by) | Phase::Ending(by) => *by,
+        };
+        let Due { ping, pong, stall, quiet, .. } = self.due;
+        ping.min(pong).min(stall).min(quiet).min(phase)
+    }
+
+    /// Does what is due.
+    fn on_due(&mut self, now: u64) -> Option<End> {
+        let terms = &self.common.terms;
+        if now >= self.due.stall {
+            return Some(End(Initiator::Server, CloseCode::WriteTimeout));
+        }
+        match &self.phase {
+            Phase::Open => {}
+            Phase::Leaving(_, by) | Phase::Discarding(by) | Phase::Ending(by) => {
+                return (now >= *by).then(|| self.ending());
+            }
+        }
+        if now >= self.due.pong {
+            self.due.pong = NEVER;
+            let mut close = Close::server(close_code::POLICY, "no pong in time");
+            close.code = CloseCode::PongTimeout;
+            self.leave(close, now);
+            return None;
+        }
+        if now >= self.due.ping {
+            self.due.ping = now + micros(terms.ping_interval);
+            if self.due.pong == NEVER && !self.paused {
+                self.due.pong = now + micros(terms.pong_timeout);
+                push_ping(&mut self.wire.out);
+            }
+        }
+        if now >= self.due.quiet {
+            self.due.quiet = NEVER;
+            self.shrink();
+        }
+        None
+    }
+
+    /// Gives back the buffers that a large message has grown, while nothing is in them. tungstenite
+    /// has no way to shrink its own, so it is made anew on the same socket.
+    fn shrink(&mut self) {
+        if self.wire.is_quiet() {
+            self.wire.tracker_mut().take_largest();
+            self.ws = websocket(&self.common.terms, self.membership.seat().dialect());
+        } else {
+            self.due.quiet = self.common.now() + QUIET_US;
+        }
+    }
+
+    /// Begins to close: no message is read from here on, and what is owed is written first.
+    fn leave(&mut self, close: Close, now: u64) {
+        if !matches!(self.phase, Phase::Open) {
+            return;
+        }
+        let by = if close.awaits_outcomes { NEVER } else { now + micros(self.common.terms.close_timeout) };
+        self.membership.ended(close.initiator, close.code);
+        self.stop_heartbeat();
+        self.wire.forget_inbox();
+        if !close.awaits_outcomes {
+            self.membership.seat().shut();
+        }
+        self.phase = Phase::Leaving(Box::new(close), by);
+    }
+
+    fn stop_heartbeat(&mut self) {
+        self.due.ping = NEVER;
+        self.due.pong = NEVER;
+        self.due.quiet = NEVER;
+    }
+
+    /// The end that was decided when the connection began to close.
+    fn ending(&self) -> End {
+        let (initiator, code) = self.membership.ending();
+        End(initiator, code)
+    }
+
+    fn obey(&mut self, order: Order, now: u64) -> Option<End> {
+        match order {
+            Order::Cut => {
+                self.cut = true;
+                return Some(End(Initiator::Server, CloseCode::Code(close_code::RESTART)));
+            }
+            Order::Restart { after_ms } if matches!(self.phase, Phase::Open) => {
+                push_frame(&mut self.wire.out, self.membership.seat().dialect(), Outbound::Reconnect { after_ms });
+                let mut close = Close::server(close_code::RESTART, "restart");
+                close.awaits_outcomes = self.membership.seat().dialect() == Dialect::V1;
+                self.leave(close, now);
+            }
+            Order::Close { code, reason } => self.leave(Close::server(code, reason), now),
+            Order::Restart { .. } => {}
+        }
+        None
+    }
+
+    /// After a panic in a turn: one more try, to say goodbye.
+    fn recover(&mut self, cx: &Context<'_>) -> Poll<End> {
+        self.common.metrics.session_panicked();
+        if std::mem::replace(&mut self.panicked, true) {
+            return Poll::Ready(End(Initiator::Server, CloseCode::Code(close_code::INTERNAL)));
+        }
+        self.phase = Phase::Open;
+        self.leave(Close::server(close_code::INTERNAL, "internal error"), self.common.now());
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<S> Drop for Core<S> {
+    fn drop(&mut self) {
+        let reason = if self.cut { DropReason::Draining } else { DropReason::Disconnected };
+        let taken = std::mem::take(&mut self.flights);
+        self.membership.seat().settle(std::mem::take(&mut self.flushed));
+        self.membership.give_up(taken, reason, &mut Wakes::default());
+    }
+}
+
+impl<S> std::fmt::Debug for Session<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("membership", &self.core.membership).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,213 @@
+//! The reading half of a turn: gulp, frame, message, relay. Reads no more than one gulp a turn, and
+//! nothing while this user has to take its outcomes first.
+
+use std::task::{Context, Poll};
+
+use hyper_tungstenite::tungstenite::error::{Error, ProtocolError};
+use hyper_tungstenite::tungstenite::protocol::CloseFrame;
+use hyper_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode as FrameCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::wire::GULP_BYTES;
+use super::{Close, Core, End, GROWN_BYTES, NEVER, Phase, QUIET_US, Scratch, micros};
+use crate::directory::Wakes;
+use crate::protocol::{BadInput, Dialect, Outbound, Status, close_code, decode, push_close, push_frame};
+use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
+
+/// Gulps a turn of what counts for nothing.
+const DISCARDS_MAX: usize = 16;
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
+    pub(super) fn read(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: u64) -> Option<End> {
+        match self.phase {
+            Phase::Open => self.read_messages(cx, scratch, now),
+            Phase::Discarding(_) => self.discard(cx, scratch),
+            Phase::Leaving(..) | Phase::Ending(_) => None,
+        }
+    }
+
+    fn read_messages(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: u64) -> Option<End> {
+        let mut gulped = false;
+        loop {
+            if !self.may_read(cx, now) {
+                return None;
+            }
+            match self.ws.read(&mut self.wire) {
+                Ok(message) => self.on_message(&message, &mut scratch.wakes, now),
+                Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    if self.wire.tracker().violated() {
+                        self.leave(Close::server(close_code::PROTOCOL, "malformed frame header"), now);
+                        return None;
+                    }
+                    if gulped {
+                        cx.waker().wake_by_ref();
+                        return None;
+                    }
+                    match self.wire.poll_fill(cx, &mut scratch.room) {
+                        Poll::Pending => return None,
+                        Poll::Ready(Ok(0)) => return Some(End(Initiator::Client, CloseCode::Code(1006))),
+                        // A full gulp is a turn; behind a lesser one the socket is empty, and has to
+                        // be asked once more so that it wakes this task.
+                        Poll::Ready(Ok(count)) => gulped = count == GULP_BYTES,
+                        Poll::Ready(Err(error)) => return Some(io_end(&error)),
+                    }
+                    if self.wire.tracker().largest() > GROWN_BYTES {
+                        self.due.quiet = now + QUIET_US;
+                    }
+                }
+                Err(error) => self.on_error(&error, &mut scratch.wakes, now),
+            }
+            if !matches!(self.phase, Phase::Open) {
+                return None;
+            }
+        }
+    }
+
+    /// Whether there is room for what a message may bring. While there is none the user's pong clock
+    /// stands still: the pong may be behind what is not read.
+    fn may_read(&mut self, cx: &mut Context<'_>, now: u64) -> bool {
+        let may = self.promised < self.common.terms.outcomes_pending && self.membership.poll_ready(cx).is_ready();
+        if may == self.paused {
+            self.paused = !may;
+            if !may {
+                self.pong_awaited = self.due.pong != NEVER;
+                self.due.pong = NEVER;
+            } else if std::mem::take(&mut self.pong_awaited) {
+                self.due.pong = now + micros(self.common.terms.pong_timeout);
+            }
+        }
+        may
+    }
+
+    fn on_message(&mut self, message: &Message, wakes: &mut Wakes, now: u64) {
+        match message {
+            Message::Text(text) => self.on_text(text, wakes, now),
+            Message::Binary(bytes) => match std::str::from_utf8(bytes) {
+                Ok(text) => self.on_text(text, wakes, now),
+                Err(_) => self.on_bad_input(BadInput::NotJson, now),
+            },
+            Message::Pong(_) => self.due.pong = NEVER,
+            Message::Close(close) => self.on_close(close.as_ref(), now),
+            // tungstenite answers a ping by itself, and never gives out a raw frame.
+            Message::Ping(_) | Message::Frame(_) => {}
+        }
+    }
+
+    fn on_text(&mut self, text: &str, wakes: &mut Wakes, now: u64) {
+        let dialect = self.membership.seat().dialect();
+        let decoded = decode(text, dialect);
+        if text.len() > self.common.terms.message_bytes {
+            return self.on_too_large(decoded.ok().and_then(|inbound| inbound.id), wakes, now);
+        }
+        match decoded {
+            Ok(inbound) => {
+                self.promised += u32::from(inbound.id.is_some());
+                self.membership.send(inbound, now, wakes);
+            }
+            Err(bad) => self.on_bad_input(bad, now),
+        }
+    }
+
+    fn on_too_large(&mut self, id: Option<&str>, wakes: &mut Wakes, now: u64) {
+        self.membership.refuse(id, DropReason::TooLarge, Status::TooLarge, wakes);
+        if id.is_some() {
+            self.promised += 1;
+        } else if self.membership.seat().dialect() == Dialect::V1 {
+            let detail = format!("the message is over {} bytes", self.common.terms.message_bytes);
+            self.push_error("too_large", &detail);
+            self.count_bad(now);
+        } else {
+            self.leave(self.too_large(), now);
+        }
+    }
+
+    fn too_large(&self) -> Close {
+        Close::server(close_code::SIZE, format!("a message has at most {} bytes", self.common.terms.message_bytes))
+    }
+
+    fn on_bad_input(&mut self, bad: BadInput, now: u64) {
+        self.common.metrics.bad_message();
+        match self.membership.seat().dialect() {
+            Dialect::Bare => self.leave(Close::server(close_code::INVALID, bad.to_string()), now),
+            Dialect::V1 => {
+                self.push_error(bad.code(), &bad.to_string());
+                self.count_bad(now);
+            }
+        }
+    }
+
+    fn push_error(&mut self, code: &str, detail: &str) {
+        push_frame(&mut self.wire.out, Dialect::V1, Outbound::Error { code, detail });
+        self.promised += 1;
+        self.leaving += 1;
+    }
+
+    fn count_bad(&mut self, now: u64) {
+        self.bad_messages += 1;
+        if self.bad_messages >= self.common.terms.bad_messages {
+            self.leave(Close::server(close_code::POLICY, "too many bad messages"), now);
+        }
+    }
+
+    /// The peer closes: its code comes back (RFC 6455 section 5.5.1), and that is all.
+    fn on_close(&mut self, close: Option<&CloseFrame>, now: u64) {
+        let (code, answer) = match close {
+            // What may not be sent was turned into a protocol error by tungstenite.
+            Some(CloseFrame { code, .. }) => (u16::from(*code), Some((u16::from(*code), ""))),
+            None => (1005, None),
+        };
+        let initiator = match close {
+            Some(CloseFrame { code: FrameCode::Protocol, reason }) if reason.as_str() == "Protocol violation" => {
+                Initiator::Server
+            }
+            _ => Initiator::Client,
+        };
+        push_close(&mut self.wire.out, answer);
+        self.membership.seat().shut();
+        self.membership.ended(initiator, CloseCode::Code(code));
+        self.stop_heartbeat();
+        self.phase = Phase::Ending(now + micros(self.common.terms.close_timeout));
+    }
+
+    /// What tungstenite could not read. It is not asked again: after some of these it would panic,
+    /// or go on in the middle of a message.
+    fn on_error(&mut self, error: &Error, wakes: &mut Wakes, now: u64) {
+        let close = match error {
+            Error::Capacity(_) => {
+                self.membership.refuse(None, DropReason::TooLarge, Status::TooLarge, wakes);
+                self.too_large()
+            }
+            Error::Utf8(_) => Close::server(close_code::INVALID, "text is not UTF-8"),
+            Error::Protocol(ProtocolError::UnmaskedFrameFromClient) => Close::server(close_code::PROTOCOL, "frame is not masked"),
+            Error::Protocol(_) => Close::server(close_code::PROTOCOL, "malformed frame"),
+            _ => Close::server(close_code::INTERNAL, "internal error"),
+        };
+        self.leave(close, now);
+    }
+
+    /// Behind our close frame: reads on, so that the peer gets what was flushed and no reset, until
+    /// its close frame or the end of the stream.
+    fn discard(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Option<End> {
+        for _ in 0..DISCARDS_MAX {
+            if self.wire.tracker().closed() {
+                return Some(self.ending());
+            }
+            match self.wire.poll_discard(cx, &mut scratch.room) {
+                Poll::Pending => return None,
+                Poll::Ready(Ok(0) | Err(_)) => return Some(self.ending()),
+                Poll::Ready(Ok(_)) => {}
+            }
+        }
+        cx.waker().wake_by_ref();
+        None
+    }
+}
+
+/// How a connection counts that failed in the socket.
+pub(super) fn io_end(error: &std::io::Error) -> End {
+    let code = match error.kind() {
+        std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe => CloseCode::Reset,
+        _ => CloseCode::Code(1006),
+    };
+    End(Initiator::Client, code)
+}

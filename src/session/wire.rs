@@ -1,0 +1,305 @@
+//! Between tungstenite and the socket. Reads come in gulps into a buffer that belongs to the worker
+//! thread and are lent on in small pieces, so that the buffer a connection owns can be tiny. Writes
+//! of tungstenite's (pongs) and our own frames are gathered in one buffer and leave together. A
+//! tracker looks at every frame header that comes in: it refuses what tungstenite lets pass, and
+//! knows when the connection is between two messages. Must not know what a message means.
+
+use std::io::{self, Read, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What a gulp may bring at once, bytes. Enough that a sender with 64 small messages under way costs
+/// one read; few enough that its turn stays short.
+pub(crate) const GULP_BYTES: usize = 64 * 1024;
+
+/// Pongs that may wait for a peer that does not read, bytes. Beyond that only the newest is kept,
+/// as RFC 6455 section 5.5.3 allows.
+const CONTROL_BYTES_MAX: usize = 4096;
+
+#[derive(Debug)]
+pub(crate) struct Wire<S> {
+    io: S,
+    tracker: Tracker,
+    /// Bytes that were read; what is before `lent` has been passed on.
+    inbox: Vec<u8>,
+    lent: usize,
+    /// Bytes that were read end here; the rest of `inbox` is room.
+    filled: usize,
+    /// Whole frames; what is before `written` has left.
+    pub(crate) out: Vec<u8>,
+    written: usize,
+    control_bytes: usize,
+    /// A pong was refused for want of room and is still tungstenite's.
+    owes_control: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    /// A wire over `io`, of which `read` was read already.
+    pub(crate) fn new(io: S, read: &[u8]) -> Self {
+        let mut tracker = Tracker::default();
+        let sound = tracker.feed(read);
+        Self {
+            io,
+            tracker,
+            lent: 0,
+            filled: sound,
+            inbox: read.to_vec(),
+            out: Vec::new(),
+            written: 0,
+            control_bytes: 0,
+            owes_control: false,
+        }
+    }
+
+    /// Whether nothing is in any buffer, tungstenite's included, and no message is half here.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.lent == self.filled && !self.owes_control && self.tracker.is_between_messages()
+    }
+
+    /// Forgets what was read and not passed on.
+    pub(crate) fn forget_inbox(&mut self) {
+        self.lent = self.filled;
+    }
+
+    pub(crate) fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
+    pub(crate) fn tracker_mut(&mut self) -> &mut Tracker {
+        &mut self.tracker
+    }
+
+    /// Reads a gulp into a buffer of [`GULP_BYTES`], which is `room`'s until [`Wire::settle_inbox`]
+    /// gives it back. Only when all that was read before was passed on. How many bytes came; none
+    /// at the end of the stream.
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, room: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        if self.inbox.len() < GULP_BYTES {
+            std::mem::swap(&mut self.inbox, room);
+        }
+        self.lent = 0;
+        self.filled = 0;
+        let mut buffer = ReadBuf::new(&mut self.inbox);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
+        let count = buffer.filled().len();
+        self.filled = self.tracker.feed(buffer.filled());
+        Poll::Ready(Ok(count))
+    }
+
+    /// At the end of a turn: gives the gulp's buffer back to `room`, and keeps of it only what was
+    /// not passed on.
+    pub(crate) fn settle_inbox(&mut self, room: &mut Vec<u8>) {
+        if self.inbox.len() < GULP_BYTES {
+            if self.lent == self.filled {
+                self.inbox = Vec::new();
+            }
+            return;
+        }
+        let rest = self.inbox[self.lent..self.filled].to_vec();
+        *room = std::mem::replace(&mut self.inbox, rest);
+        self.lent = 0;
+        self.filled = self.inbox.len();
+    }
+
+    /// Reads and forgets; only the tracker sees it. How many bytes came; none at the end.
+    pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>, room: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(room);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
+        self.tracker.feed(buffer.filled());
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    /// Writes what is in `out`. Ready once all has left and was flushed; see [`Wire::written`] for
+    /// how far it came.
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.out.len() {
+            let count = ready!(Pin::new(&mut self.io).poll_write(cx, &self.out[self.written..]))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += count;
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    /// Bytes of `out` that have left.
+    pub(crate) fn written(&self) -> usize {
+        self.written
+    }
+
+    /// After all of `out` has left: empties it and returns its buffer.
+    pub(crate) fn take_drained(&mut self) -> Vec<u8> {
+        self.written = 0;
+        self.control_bytes = 0;
+        std::mem::take(&mut self.out)
+    }
+
+    /// Whether tungstenite has to be asked again for a pong that found no room; asks once.
+    pub(crate) fn take_owed(&mut self) -> bool {
+        std::mem::take(&mut self.owes_control)
+    }
+
+    /// Ends our side of the connection.
+    pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// For tungstenite: lends of what was read, in pieces of the size that it asks for.
+impl<S> Read for Wire<S> {
+    fn read(&mut self, piece: &mut [u8]) -> io::Result<usize> {
+        let rest = &self.inbox[self.lent..self.filled];
+        if rest.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let count = rest.len().min(piece.len());
+        piece[..count].copy_from_slice(&rest[..count]);
+        self.lent += count;
+        Ok(count)
+    }
+}
+
+/// For tungstenite, which writes pongs only: each call brings whole frames.
+impl<S> Write for Wire<S> {
+    fn write(&mut self, frames: &[u8]) -> io::Result<usize> {
+        if self.control_bytes + frames.len() > CONTROL_BYTES_MAX {
+            self.owes_control = true;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.control_bytes += frames.len();
+        self.out.extend_from_slice(frames);
+        Ok(frames.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Follows the frames of a client by their headers (RFC 6455 section 5.2).
+#[derive(Debug, Default)]
+pub(crate) struct Tracker {
+    /// A header that has not come whole.
+    header: [u8; 14],
+    have: u8,
+    in_close: bool,
+    in_message: bool,
+    closed: bool,
+    violated: bool,
+    /// Payload bytes of the current frame that are still to come.
+    left: u64,
+    /// The largest payload since it was last asked.
+    largest: u64,
+}
+
+impl Tracker {
+    /// Follows `bytes`; how many of them come before a header that no client may send.
+    fn feed(&mut self, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        while at < bytes.len() && !self.violated {
+            if self.left > 0 {
+                let count = usize::try_from(self.left).map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
+                self.left -= count as u64;
+                at += count;
+                self.end_frame();
+                continue;
+            }
+            // Headers rarely come in two pieces, but then byte by byte is as good as any way.
+            let from = at;
+            loop {
+                self.header[usize::from(self.have)] = bytes[at];
+                self.have += 1;
+                at += 1;
+                if self.have >= 2 && usize::from(self.have) == header_bytes(self.header[1]) {
+                    break;
+                }
+                if at == bytes.len() {
+                    return at;
+                }
+            }
+            if self.begin_frame() {
+                self.end_frame();
+            } else {
+                self.violated = true;
+                return from;
+            }
+        }
+        if self.violated { 0 } else { at }
+    }
+
+    /// Takes the header that is whole now; whether a client may send it.
+    fn begin_frame(&mut self) -> bool {
+        self.have = 0;
+        let [first, second, ..] = self.header;
+        let length = match second & 0x7f {
+            126 => u64::from(u16::from_be_bytes([self.header[2], self.header[3]])),
+            127 => u64::from_be_bytes(self.header[2..10].try_into().expect("eight bytes")),
+            short => u64::from(short),
+        };
+        let minimal = match second & 0x7f {
+            126 => length > 125,
+            127 => length > 0xffff && length >> 63 == 0,
+            _ => true,
+        };
+        let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
+        let known = match opcode {
+            0..=2 => true,
+            8..=10 => fin && length <= 125,
+            _ => false,
+        };
+        let masked = second & 0x80 != 0;
+        if !(minimal && known && masked && first & 0x70 == 0) {
+            return false;
+        }
+        if opcode <= 2 {
+            self.in_message = !fin;
+        }
+        self.in_close = opcode == 8;
+        self.left = length;
+        self.largest = self.largest.max(length);
+        true
+    }
+
+    fn end_frame(&mut self) {
+        if self.left == 0 {
+            self.closed |= std::mem::take(&mut self.in_close);
+        }
+    }
+
+    /// Whether a header came that no client may send. What came before it is sound.
+    pub(crate) fn violated(&self) -> bool {
+        self.violated
+    }
+
+    /// Whether a close frame has come whole.
+    pub(crate) fn closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether all that came ends with a whole message.
+    pub(crate) fn is_between_messages(&self) -> bool {
+        self.have == 0 && self.left == 0 && !self.in_message
+    }
+
+    /// The largest payload since the last call, bytes.
+    pub(crate) fn take_largest(&mut self) -> u64 {
+        std::mem::take(&mut self.largest)
+    }
+
+    /// The largest payload since [`Tracker::take_largest`], bytes.
+    pub(crate) fn largest(&self) -> u64 {
+        self.largest
+    }
+}
+
+/// How long a header is, by its second byte.
+fn header_bytes(second: u8) -> usize {
+    let length = match second & 0x7f {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    let mask = if second & 0x80 == 0 { 0 } else { 4 };
+    2 + length + mask
+}

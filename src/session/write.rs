@@ -1,0 +1,204 @@
+//! The writing half of a turn: whatever has come for this user since the last one leaves in as few
+//! writes as the socket takes, and each message is settled when its frame was flushed.
+
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::read::io_end;
+use super::{Core, End, NEVER, Phase, Scratch, micros};
+use crate::directory::{Entry, Overflow, give_back};
+use crate::protocol::{Status, push_close};
+
+/// What is taken from the mailbox at once, bytes: a write's worth, so that the rest can still make
+/// room for newer messages.
+const TAKE_BYTES: usize = 64 * 1024;
+
+/// Writes a turn, so that a fast reader's task lets others run.
+const WRITES_MAX: usize = 8;
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
+    pub(super) fn pump(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: u64) -> Option<End> {
+        for _ in 0..WRITES_MAX {
+            match self.drain(cx, scratch, now) {
+                Poll::Pending => return None,
+                Poll::Ready(Err(end)) => return Some(end),
+                Poll::Ready(Ok(())) => {}
+            }
+            if matches!(self.phase, Phase::Open) && self.wire.take_owed() {
+                // The pong that found no room; if there is still none, it is owed again.
+                let _still_owed = self.ws.flush(&mut self.wire).is_err();
+                continue;
+            }
+            let before = self.flights.len();
+            let found = self.membership.seat().visit(
+                std::mem::take(&mut self.flushed),
+                (&mut self.wire.out, &mut self.flights),
+                TAKE_BYTES,
+                cx,
+            );
+            if found.messages {
+                self.board(before);
+            }
+            self.leaving += found.outcomes;
+            if let Some(order) = found.order
+                && let Some(end) = self.obey(order, now)
+            {
+                return Some(end);
+            }
+            if !found.anything && self.wire.out.is_empty() {
+                match self.step_out(cx, now) {
+                    Poll::Ready(Some(end)) => return Some(end),
+                    Poll::Ready(None) => continue,
+                    Poll::Pending => return None,
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        None
+    }
+
+    /// Notes where the frames end that were just put at the end of the write buffer.
+    fn board(&mut self, before: usize) {
+        let now = self.common.now();
+        let taken: usize = self.flights.range(before..).map(|entry| entry.bytes as usize).sum();
+        let mut end = self.wire.out.len() - taken;
+        for entry in self.flights.range_mut(before..) {
+            end += entry.bytes as usize;
+            entry.end = u32::try_from(end).expect("a write buffer is far below 4 GiB");
+        }
+        for (read_at, count) in runs(self.flights.range(before..)) {
+            self.common.metrics.mailbox_waited(Duration::from_micros(now.saturating_sub(read_at)), count);
+        }
+    }
+
+    /// Writes the buffer, and settles what has left.
+    fn drain(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: u64) -> Poll<Result<(), End>> {
+        if self.wire.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let before = self.wire.written();
+        let drained = self.wire.poll_drain(cx);
+        if let Poll::Ready(Err(error)) = drained {
+            let end = match &self.phase {
+                Phase::Open => io_end(&error),
+                Phase::Leaving(..) | Phase::Discarding(_) | Phase::Ending(_) => self.ending(),
+            };
+            return Poll::Ready(Err(end));
+        }
+        self.alight(scratch);
+        if drained.is_pending() {
+            if self.wire.written() > before || self.due.stall == NEVER {
+                self.due.stall = now + micros(self.common.terms.write_timeout);
+            }
+            return match self.wait_blocked(now) {
+                Some(end) => Poll::Ready(Err(end)),
+                None => Poll::Pending,
+            };
+        }
+        self.due.stall = NEVER;
+        self.promised -= std::mem::take(&mut self.leaving);
+        if self.paused {
+            cx.waker().wake_by_ref();
+        }
+        give_back(self.wire.take_drained(), std::mem::take(&mut self.flights));
+        Poll::Ready(Ok(()))
+    }
+
+    /// While the socket takes nothing: what has left is settled, an order is heard, and what was not
+    /// begun goes back into the mailbox where it may have to make room.
+    fn wait_blocked(&mut self, now: u64) -> Option<End> {
+        let seat = self.membership.seat();
+        let (order, overflow) = seat.settle(std::mem::take(&mut self.flushed));
+        if overflow == Overflow::DropOldest && matches!(self.phase, Phase::Open) {
+            self.put_back();
+        }
+        order.and_then(|order| self.obey(order, now))
+    }
+
+    /// Puts the messages at the end of the write buffer that were not begun back into the mailbox.
+    fn put_back(&mut self) {
+        let written = self.wire.written();
+        let mut from = self.wire.out.len();
+        let mut keep = self.flights.len();
+        while let Some(entry) = keep.checked_sub(1).map(|last| &self.flights[last]) {
+            let begin = (entry.end - entry.bytes) as usize;
+            if entry.end as usize != from || begin < written {
+                break;
+            }
+            from = begin;
+            keep -= 1;
+        }
+        if keep < self.flights.len() {
+            let entries = self.flights.split_off(keep);
+            self.membership.seat().put_back(&self.wire.out[from..], entries);
+            self.wire.out.truncate(from);
+        }
+    }
+
+    /// With nothing left to write: the next step of a connection that closes. Ready with nothing
+    /// where there is something to write again.
+    fn step_out(&mut self, cx: &mut Context<'_>, now: u64) -> Poll<Option<End>> {
+        let by = now + micros(self.common.terms.close_timeout);
+        match &mut self.phase {
+            Phase::Open | Phase::Discarding(_) => Poll::Pending,
+            Phase::Leaving(close, until) => {
+                if close.awaits_outcomes {
+                    if self.promised > 0 {
+                        return Poll::Pending;
+                    }
+                    close.awaits_outcomes = false;
+                    *until = by;
+                    // What came in between is found by one more visit.
+                    self.membership.seat().shut();
+                    return Poll::Ready(None);
+                }
+                let frame = close.frame.as_ref().map(|(code, reason)| (*code, &**reason));
+                push_close(&mut self.wire.out, frame);
+                self.phase = Phase::Discarding(by);
+                // The read half has to be asked, or it wakes nobody.
+                cx.waker().wake_by_ref();
+                Poll::Ready(None)
+            }
+            Phase::Ending(_) => {
+                // The connection is dropped either way; this lets the peer see an orderly end.
+                let _ended = self.wire.poll_shutdown(cx);
+                Poll::Ready(Some(self.ending()))
+            }
+        }
+    }
+
+    /// Settles the messages whose frames have left.
+    fn alight(&mut self, scratch: &mut Scratch) {
+        let written = self.wire.written();
+        let count = self.flights.partition_point(|entry| entry.end as usize <= written);
+        if count == 0 {
+            return;
+        }
+        let now = self.common.now();
+        for (read_at, count) in runs(self.flights.range(..count)) {
+            self.common.metrics.delivery_took(Duration::from_micros(now.saturating_sub(read_at)), count);
+        }
+        for entry in self.flights.drain(..count) {
+            self.flushed.messages += 1;
+            self.flushed.bytes += entry.bytes as usize;
+            if let Some(receipt) = entry.receipt {
+                receipt.settle(Status::Delivered, &mut scratch.wakes);
+            }
+        }
+    }
+}
+
+/// Neighbours that were read at the same time: one observation for all of them.
+fn runs<'a>(entries: impl Iterator<Item = &'a Entry>) -> impl Iterator<Item = (u64, u64)> {
+    let mut entries = entries.peekable();
+    std::iter::from_fn(move || {
+        let first = entries.next()?.read_at;
+        let mut count = 1;
+        while entries.next_if(|entry| entry.read_at == first).is_some() {
+            count += 1;
+        }
+        Some((first, count))
+    })
+}

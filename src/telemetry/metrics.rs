@@ -1,0 +1,444 @@
+//! Every Prometheus family, with one method an event. What a message touches is counted in shards,
+//! one a worker thread, so that workers do not share a cache line; what a connection touches is an
+//! ordinary counter. Gauges of users and queues are no variables: they are taken by a census of the
+//! directory at scrape time, so they cannot drift.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicU64, fence};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::{self, MetricFamily, MetricType};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+/// Why a message was dropped: the `reason` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// Nobody with that id was here.
+    Offline,
+    /// The mailbox, or the room for all mailboxes, was used up.
+    QueueFull,
+    /// The recipient left before it was flushed.
+    Disconnected,
+    /// Over `limits.message_bytes`.
+    TooLarge,
+    /// Over the sender's rate.
+    RateLimited,
+    /// Still queued when the drain timed out.
+    Draining,
+    /// A fault of ours: the message was lost in hand.
+    Internal,
+}
+
+impl DropReason {
+    /// Every reason, in the order of the figures.
+    pub const ALL: [Self; 7] = [
+        Self::Offline,
+        Self::QueueFull,
+        Self::Disconnected,
+        Self::TooLarge,
+        Self::RateLimited,
+        Self::Draining,
+        Self::Internal,
+    ];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Offline => "offline",
+            Self::QueueFull => "queue_full",
+            Self::Disconnected => "disconnected",
+            Self::TooLarge => "too_large",
+            Self::RateLimited => "rate_limited",
+            Self::Draining => "draining",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// Who ended a connection: the `initiator` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Initiator {
+    /// The user's side.
+    Client,
+    /// Ours.
+    Server,
+}
+
+impl Initiator {
+    const ALL: [Self; 2] = [Self::Client, Self::Server];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// How a connection ended: the `code` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseCode {
+    /// A WebSocket close code.
+    Code(u16),
+    /// The connection was reset.
+    Reset,
+    /// No pong within `keepalive.pong_timeout`.
+    PongTimeout,
+    /// A write made no progress for `keepalive.write_timeout`.
+    WriteTimeout,
+}
+
+/// The codes that have a label of their own: the registered ones, and ours. Any other code that a
+/// peer sends counts as `other`.
+const CODES: [u16; 15] = [
+    1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013, 4401, 4409, 4410,
+];
+const OTHER: usize = CODES.len();
+const CODE_LABELS: usize = OTHER + 4;
+
+impl CloseCode {
+    fn index(self) -> usize {
+        match self {
+            Self::Code(code) => CODES.iter().position(|known| *known == code).unwrap_or(OTHER),
+            Self::Reset => OTHER + 1,
+            Self::PongTimeout => OTHER + 2,
+            Self::WriteTimeout => OTHER + 3,
+        }
+    }
+}
+
+/// The label's value for an index of [`CloseCode::index`].
+fn code_label(index: usize) -> String {
+    match CODES.get(index) {
+        Some(code) => code.to_string(),
+        None => ["other", "reset", "pong_timeout", "write_timeout"][index - OTHER].to_owned(),
+    }
+}
+
+/// Why an upgrade was refused: the `reason` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The request is no WebSocket handshake as RFC 6455 section 4.2.1 wants it.
+    Malformed,
+    /// Another version of the protocol.
+    Version,
+    /// `limits.connections` is reached.
+    Full,
+    /// The server drains.
+    Draining,
+}
+
+impl Rejection {
+    const ALL: [Self; 4] = [Self::Malformed, Self::Version, Self::Full, Self::Draining];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Version => "version",
+            Self::Full => "full",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// What a census of the directory found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Users who are joined.
+    pub connections: u64,
+    /// Messages in mailboxes and write buffers.
+    pub mailbox_messages: u64,
+    /// Their bytes as WebSocket frames.
+    pub mailbox_bytes: u64,
+}
+
+/// The upper bounds of the latency buckets, microseconds. A relay's work takes tens of them, and
+/// what is over ten seconds has met a timeout.
+const BOUNDS_US: [u64; 17] = [
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 5_000_000, 10_000_000,
+];
+
+#[derive(Debug, Default)]
+struct Latency {
+    buckets: [AtomicU64; BOUNDS_US.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Latency {
+    fn observe(&self, each: Duration, count: u64) {
+        let us = u64::try_from(each.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS_US.partition_point(|bound| *bound < us);
+        self.buckets[bucket].fetch_add(count, Relaxed);
+        self.sum_us.fetch_add(us.saturating_mul(count), Relaxed);
+    }
+}
+
+/// One worker's counters. The alignment keeps two workers off one pair of cache lines, which x86
+/// fetches together.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard {
+    received: AtomicU64,
+    delivered: AtomicU64,
+    dropped: [AtomicU64; DropReason::ALL.len()],
+    delivery: Latency,
+    wait: Latency,
+}
+
+/// Every family of one app.
+#[derive(Debug)]
+pub struct Metrics {
+    shards: Box<[Shard]>,
+    /// What is read before the census; all else that is registered is read behind it.
+    ended: Registry,
+    registry: Registry,
+    opened: IntCounter,
+    closed: [[IntCounter; CODE_LABELS]; 2],
+    rejected: [IntCounter; Rejection::ALL.len()],
+    panics: IntCounter,
+    accept_errors: IntCounter,
+    bad_messages: IntCounter,
+    connections_limit: IntGauge,
+    draining: IntGauge,
+}
+
+impl Metrics {
+    /// The families of a new app, all at zero, for `workers` worker threads.
+    pub fn new(workers: usize) -> Self {
+        let registry = Registry::new();
+        let ended = Registry::new();
+        let counter = |name: &str, help: &str| {
+            register(&registry, IntCounter::new(name, help))
+        };
+        let closed = register(
+            &ended,
+            IntCounterVec::new(
+                Opts::new("switchboard_connections_closed_total", "Connections that ended, by who ended them and how."),
+                &["initiator", "code"],
+            ),
+        );
+        let rejected = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("switchboard_handshakes_rejected_total", "WebSocket upgrades that were refused."),
+                &["reason"],
+            ),
+        );
+        let build_info = register(
+            &registry,
+            IntGaugeVec::new(Opts::new("switchboard_build_info", "What is running; always 1."), &["version"]),
+        );
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry
+            .register(Box::new(ProcessCollector::new(pid(), "switchboard")))
+            .expect("every family is registered once");
+        Self {
+            shards: (0..=workers).map(|_| Shard::default()).collect(),
+            opened: counter("switchboard_connections_opened_total", "Connections that joined."),
+            closed: Initiator::ALL.map(|initiator| {
+                std::array::from_fn(|code| {
+                    closed.with_label_values(&[initiator.as_str(), &code_label(code)])
+                })
+            }),
+            rejected: Rejection::ALL.map(|reason| rejected.with_label_values(&[reason.as_str()])),
+            panics: counter("switchboard_session_panics_total", "Sessions that ended by a panic."),
+            accept_errors: counter("switchboard_accept_errors_total", "Connections that could not be accepted, for want of file descriptors mostly."),
+            bad_messages: counter("switchboard_bad_messages_total", "Messages from clients that could not be decoded; not in the ledger."),
+            connections_limit: register(&registry, IntGauge::new("switchboard_connections_limit", "The most users that are let in.")),
+            draining: register(&registry, IntGauge::new("switchboard_draining", "1 while the server drains.")),
+            ended,
+            registry,
+        }
+    }
+
+    fn shard(&self) -> &Shard {
+        // The first shard is for threads that are no workers: tests, mostly.
+        let index = tokio::runtime::worker_index().map_or(0, |worker| worker + 1);
+        self.shards.get(index).unwrap_or(&self.shards[0])
+    }
+
+    pub(crate) fn message_received(&self) {
+        self.shard().received.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn messages_delivered(&self, count: u64) {
+        self.shard().delivered.fetch_add(count, Release);
+    }
+
+    pub(crate) fn messages_dropped(&self, reason: DropReason, count: u64) {
+        self.shard().dropped[reason as usize].fetch_add(count, Release);
+    }
+
+    /// `count` messages took `each` from being read to being flushed.
+    pub(crate) fn delivery_took(&self, each: Duration, count: u64) {
+        self.shard().delivery.observe(each, count);
+    }
+
+    /// `count` messages waited `each` in a mailbox.
+    pub(crate) fn mailbox_waited(&self, each: Duration, count: u64) {
+        self.shard().wait.observe(each, count);
+    }
+
+    pub(crate) fn connection_opened(&self) {
+        self.opened.inc();
+    }
+
+    pub(crate) fn connection_closed(&self, initiator: Initiator, code: CloseCode) {
+        self.closed[initiator as usize][code.index()].inc();
+    }
+
+    pub(crate) fn handshake_rejected(&self, reason: Rejection) {
+        self.rejected[reason as usize].inc();
+    }
+
+    pub(crate) fn session_panicked(&self) {
+        self.panics.inc();
+    }
+
+    pub(crate) fn accept_failed(&self) {
+        self.accept_errors.inc();
+    }
+
+    pub(crate) fn bad_message(&self) {
+        self.bad_messages.inc();
+    }
+
+    pub(crate) fn connections_limited_to(&self, limit: usize) {
+        self.connections_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn drain_started(&self) {
+        self.draining.set(1);
+    }
+
+    fn sum(&self, counter: impl Fn(&Shard) -> &AtomicU64) -> u64 {
+        self.shards.iter().map(|shard| counter(shard).load(Acquire)).sum()
+    }
+
+    pub(crate) fn received(&self) -> u64 {
+        self.sum(|shard| &shard.received)
+    }
+
+    pub(crate) fn delivered(&self) -> u64 {
+        self.sum(|shard| &shard.delivered)
+    }
+
+    pub(crate) fn dropped(&self, reason: DropReason) -> u64 {
+        self.sum(|shard| &shard.dropped[reason as usize])
+    }
+
+    /// The text exposition, version 0.0.4. Both balances are read in the order in which a message
+    /// and a connection go backwards (ended, held, begun), so what is under way shows as a gap of
+    /// more than zero and never of less.
+    pub fn scrape(&self, census: impl FnOnce() -> Census) -> String {
+        let mut families = self.ended.gather();
+        let delivered = self.delivered();
+        let dropped = DropReason::ALL.map(|reason| (reason.as_str(), self.dropped(reason)));
+        fence(SeqCst);
+        let census = census();
+        fence(SeqCst);
+        let received = self.received();
+        families.extend(self.registry.gather());
+        families.extend([
+            counter("switchboard_messages_received_total", "Messages that were decoded.", vec![(None, received)]),
+            counter("switchboard_messages_delivered_total", "Messages written and flushed to their recipient's socket.", vec![(None, delivered)]),
+            counter(
+                "switchboard_messages_dropped_total",
+                "Messages that were not delivered.",
+                dropped.map(|(reason, count)| (Some(("reason", reason)), count)).to_vec(),
+            ),
+            counter("switchboard_cluster_received_total", "Messages that came from other nodes.", vec![(None, 0)]),
+            counter("switchboard_cluster_sent_total", "Messages that went to other nodes.", vec![(None, 0)]),
+            gauge("switchboard_connections", "Users who are joined.", census.connections),
+            gauge("switchboard_mailbox_messages", "Messages in mailboxes and write buffers.", census.mailbox_messages),
+            gauge("switchboard_mailbox_bytes", "Bytes of the frames in mailboxes and write buffers.", census.mailbox_bytes),
+            self.histogram("switchboard_delivery_seconds", "From a message's frame being read to its being flushed.", |shard| &shard.delivery),
+            self.histogram("switchboard_mailbox_wait_seconds", "From a message's frame being read to its being taken from the mailbox.", |shard| &shard.wait),
+        ]);
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        TextEncoder::new()
+            .encode_to_string(&families)
+            .expect("families that all have a name and a value")
+    }
+
+    fn histogram(&self, name: &str, help: &str, latency: impl Fn(&Shard) -> &Latency) -> MetricFamily {
+        let mut cumulative = 0;
+        let mut buckets = Vec::with_capacity(BOUNDS_US.len() + 1);
+        for (index, bound) in BOUNDS_US.iter().map(|us| seconds(*us)).chain([f64::INFINITY]).enumerate() {
+            cumulative += self.sum(|shard| &latency(shard).buckets[index]);
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(cumulative);
+            buckets.push(bucket);
+        }
+        let mut histogram = proto::Histogram::default();
+        histogram.set_bucket(buckets);
+        histogram.set_sample_count(cumulative);
+        histogram.set_sample_sum(seconds(self.sum(|shard| &latency(shard).sum_us)));
+        let mut metric = proto::Metric::default();
+        metric.set_histogram(histogram);
+        family(name, help, MetricType::HISTOGRAM, vec![metric])
+    }
+}
+
+fn pid() -> i32 {
+    i32::try_from(std::process::id()).expect("Linux's process ids end at 2^22")
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+    let collector = collector.expect("a family's name and labels are constants");
+    registry
+        .register(Box::new(collector.clone()))
+        .expect("every family is registered once");
+    collector
+}
+
+#[allow(clippy::cast_precision_loss, reason = "Prometheus has no other number; exact to 2^53")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
+
+fn seconds(us: u64) -> f64 {
+    float(us) / 1e6
+}
+
+fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<proto::Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}
+
+fn counter(name: &str, help: &str, values: Vec<(Option<(&str, &str)>, u64)>) -> MetricFamily {
+    let metrics = values
+        .into_iter()
+        .map(|(label, count)| {
+            let mut value = proto::Counter::default();
+            value.set_value(float(count));
+            let mut metric = proto::Metric::default();
+            metric.set_counter(value);
+            metric.set_label(label.into_iter().map(|(name, value)| pair(name, value)).collect());
+            metric
+        })
+        .collect();
+    family(name, help, MetricType::COUNTER, metrics)
+}
+
+fn pair(name: &str, value: &str) -> proto::LabelPair {
+    let mut pair = proto::LabelPair::default();
+    pair.set_name(name.to_owned());
+    pair.set_value(value.to_owned());
+    pair
+}
+
+fn gauge(name: &str, help: &str, count: u64) -> MetricFamily {
+    let mut value = proto::Gauge::default();
+    value.set_value(float(count));
+    let metric = proto::Metric::from_gauge(value);
+    family(name, help, MetricType::GAUGE, vec![metric])
+}

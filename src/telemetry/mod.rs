@@ -1,0 +1,3 @@
+//! What an operator sees: logs, metrics and traces.
+
+pub mod metrics;
