@@ -53,14 +53,22 @@ impl App {
     /// Binds the listeners and constructs the parts. Needs a tokio runtime.
     ///
     /// Where `server.listen` has the default, an address whose family the machine lacks is skipped.
+    #[allow(
+        clippy::unused_async,
+        reason = "binding will have to wait for other machines"
+    )]
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
         let listeners = bind_all(&settings.server.listen)?;
-        let addrs = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+        let addrs = listeners
+            .iter()
+            .map(TcpListener::local_addr)
+            .collect::<io::Result<Vec<_>>>()?;
         let admin = settings.admin.listen.map(bind).transpose()?;
 
         let workers = tokio::runtime::Handle::current().metrics().num_workers();
         let metrics = Arc::new(Metrics::new(workers));
-        let files = rlimit::increase_nofile_limit(u64::MAX).context("cannot read the limit of open files")?;
+        let files = rlimit::increase_nofile_limit(u64::MAX)
+            .context("cannot read the limit of open files")?;
         let users_max = settings.limits.connections_within(files);
         metrics.connections_limited_to(users_max);
 
@@ -94,7 +102,14 @@ impl App {
             header_bytes: settings.limits.header_bytes,
         });
         info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");
-        Ok(Self { settings, listeners, addrs, admin, host, router })
+        Ok(Self {
+            settings,
+            listeners,
+            addrs,
+            admin,
+            host,
+            router,
+        })
     }
 
     /// `server.listen` as bound.
@@ -104,26 +119,52 @@ impl App {
 
     /// `admin.listen` as bound.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
-        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.admin
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok())
     }
 
     /// Serves until `stop`, and then drains: at `drain.timeout` behind it at the latest this is over.
     pub async fn run(self, stop: impl Future<Output = Stop>) -> Report {
-        let Self { settings, listeners, addrs: _, admin, host, router } = self;
-        let door = if admin.is_some() { Door::Users } else { Door::Everything };
+        let Self {
+            settings,
+            listeners,
+            addrs: _,
+            admin,
+            host,
+            router,
+        } = self;
+        let door = if admin.is_some() {
+            Door::Users
+        } else {
+            Door::Everything
+        };
         let shutdown = host.shutdown.clone();
         for listener in listeners {
-            shutdown.spawn(http::serve(listener, door, host.clone(), settings.limits.handshakes));
+            shutdown.spawn(http::serve(
+                listener,
+                door,
+                host.clone(),
+                settings.limits.handshakes,
+            ));
         }
         if let Some(listener) = admin {
-            shutdown.spawn(http::serve(listener, Door::Admin, host.clone(), ADMIN_CONNECTIONS_MAX));
+            shutdown.spawn(http::serve(
+                listener,
+                Door::Admin,
+                host.clone(),
+                ADMIN_CONNECTIONS_MAX,
+            ));
         }
 
         let stop = stop.await;
         let left = drain(&host, &settings.drain, stop).await;
 
         shutdown.stop();
-        if timeout(STRAGGLERS_TIMEOUT, shutdown.finished()).await.is_err() {
+        if timeout(STRAGGLERS_TIMEOUT, shutdown.finished())
+            .await
+            .is_err()
+        {
             warn!("some tasks did not end in time");
         }
         let relay = host.relay.clone();
@@ -136,7 +177,12 @@ impl App {
             warn!("the router did not end in time");
         }
         let figures = Figures::read(&metrics, directory.census().mailbox_messages);
-        let Figures { received, delivered, dropped, mailbox } = figures;
+        let Figures {
+            received,
+            delivered,
+            dropped,
+            mailbox,
+        } = figures;
         info!(left, received, delivered, dropped, mailbox, "drained");
         Report { left, figures }
     }
@@ -151,10 +197,16 @@ fn bind_all(addrs: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
             Err(error) if is_default && lacks_family(&error) => {
                 warn!(%addr, %error, "default address skipped: the machine lacks its family");
             }
-            Err(error) => return Err(error).with_context(|| format!("cannot listen on {addr} (server.listen)")),
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("cannot listen on {addr} (server.listen)"));
+            }
         }
     }
-    anyhow::ensure!(!listeners.is_empty(), "cannot listen on any address of server.listen");
+    anyhow::ensure!(
+        !listeners.is_empty(),
+        "cannot listen on any address of server.listen"
+    );
     Ok(listeners)
 }
 
@@ -164,15 +216,19 @@ fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// No such family in the kernel, or none of its addresses on any interface.
 fn lacks_family(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
-        || error.raw_os_error() == Some(EAFNOSUPPORT)
+    matches!(
+        error.kind(),
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
+    ) || error.raw_os_error() == Some(EAFNOSUPPORT)
 }
 
 /// Linux's number on all architectures that have a target.
 const EAFNOSUPPORT: i32 = 97;
 
 fn terms(settings: &Settings) -> Terms {
-    let Settings { keepalive, limits, .. } = settings;
+    let Settings {
+        keepalive, limits, ..
+    } = settings;
     Terms {
         ping_interval: keepalive.ping_interval,
         pong_timeout: keepalive.pong_timeout,
@@ -236,13 +292,17 @@ async fn send_away(relay: &Relay, spread: Duration) {
         seat.order(restart(spread));
     }
     // Whoever was in the middle of an upgrade when the round began.
-    relay.directory().for_each(|seat| seat.order(restart(spread)));
+    relay
+        .directory()
+        .for_each(|seat| seat.order(restart(spread)));
 }
 
 /// The order to come back after a while of one's own.
 fn restart(spread: Duration) -> Order {
     let spread_ms = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
-    Order::Restart { after_ms: fastrand::u64(0..=spread_ms.max(COME_BACK_MS_MIN)) }
+    Order::Restart {
+        after_ms: fastrand::u64(0..=spread_ms.max(COME_BACK_MS_MIN)),
+    }
 }
 
 /// Even with no spread those who come back should not do so in one moment, milliseconds.

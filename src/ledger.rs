@@ -3,7 +3,7 @@
 //! with a reason. Both types settle on Drop what nobody has settled, so an early return, a panic or
 //! a task that is thrown away leaves the balance whole:
 //!
-//! received + cluster_received = delivered + dropped + mailbox + cluster_sent
+//! `received + cluster_received = delivered + dropped + mailbox + cluster_sent`
 //!
 //! No term is computed from the others.
 
@@ -25,7 +25,10 @@ impl<M: Deref<Target = Metrics>> InHand<M> {
     /// Counts a message as received.
     pub fn receive(metrics: M) -> Self {
         metrics.message_received();
-        Self { metrics, open: true }
+        Self {
+            metrics,
+            open: true,
+        }
     }
 
     /// Settles it as dropped.
@@ -37,7 +40,10 @@ impl<M: Deref<Target = Metrics>> InHand<M> {
     /// Hands it over to another task.
     pub fn carry(mut self, metrics: Arc<Metrics>) -> InHand<Arc<Metrics>> {
         self.open = false;
-        InHand { metrics, open: true }
+        InHand {
+            metrics,
+            open: true,
+        }
     }
 }
 
@@ -63,7 +69,10 @@ pub struct Held {
 impl Held {
     /// Nothing held.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, messages: 0 }
+        Self {
+            metrics,
+            messages: 0,
+        }
     }
 
     /// How many messages are held.
@@ -123,7 +132,10 @@ impl Figures {
     pub fn read(metrics: &Metrics, mailbox: u64) -> Self {
         Self {
             delivered: metrics.delivered(),
-            dropped: DropReason::ALL.iter().map(|reason| metrics.dropped(*reason)).sum(),
+            dropped: DropReason::ALL
+                .iter()
+                .map(|reason| metrics.dropped(*reason))
+                .sum(),
             mailbox,
             received: metrics.received(),
         }
@@ -143,7 +155,12 @@ mod tests {
     fn figures(metrics: &Metrics, held: &Held) -> (u64, u64, u64, u32) {
         let figures = Figures::read(metrics, held.messages().into());
         assert_eq!(figures.gap(), 0);
-        (figures.received, figures.delivered, figures.dropped, held.messages())
+        (
+            figures.received,
+            figures.delivered,
+            figures.dropped,
+            held.messages(),
+        )
     }
 
     #[test]

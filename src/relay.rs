@@ -72,10 +72,18 @@ impl Relay {
         queue: usize,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (router, task) = Router::new(users_max, queue);
-        (Self::with_router(bounds, users_max, metrics, Some(router)), task)
+        (
+            Self::with_router(bounds, users_max, metrics, Some(router)),
+            task,
+        )
     }
 
-    fn with_router(bounds: Bounds, users_max: usize, metrics: Arc<Metrics>, router: Option<Router>) -> Self {
+    fn with_router(
+        bounds: Bounds,
+        users_max: usize,
+        metrics: Arc<Metrics>,
+        router: Option<Router>,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 directory: Directory::new(),
@@ -95,7 +103,12 @@ impl Relay {
         let shared = &self.shared;
         let place = Place::take(self).ok_or(Refused::Full)?;
         let id = shared.sequence.next().ok_or(Refused::NoId)?;
-        let seat = Arc::new(Seat::new(id, dialect, shared.bounds.clone(), shared.metrics.clone()));
+        let seat = Arc::new(Seat::new(
+            id,
+            dialect,
+            shared.bounds.clone(),
+            shared.metrics.clone(),
+        ));
         shared.metrics.connection_opened();
         shared.directory.join(seat.clone());
         let mut membership = Membership {
@@ -208,29 +221,53 @@ impl Membership {
     /// Sends a message, which was read at `read_at` (microseconds of the app's clock). It is settled
     /// from here on, whatever happens.
     pub(crate) fn send(&mut self, inbound: Inbound<'_>, read_at: u64, wakes: &mut Wakes) {
-        let Inbound { recipient, message, id } = inbound;
+        let Inbound {
+            recipient,
+            message,
+            id,
+        } = inbound;
         let shared = &self.place.0.shared;
         let in_hand = InHand::receive(&*shared.metrics);
-        let receipt = id.map(|id| Receipt::new(self.seat.clone(), id));
+        let receipt = id.map(|id| Box::new(Receipt::new(self.seat.clone(), id)));
         let sender = self.seat.id();
         if let Some(port) = &mut self.port {
             let in_hand = in_hand.carry(shared.metrics.clone());
-            port.send(Parcel { sender, recipient, message: message.into(), read_at, receipt, in_hand });
+            port.send(Parcel {
+                sender,
+                recipient,
+                message: message.into(),
+                read_at,
+                receipt,
+                in_hand,
+            });
             return;
         }
-        shared.directory.with(recipient, |seat| match seat {
-            Some(seat) => seat.push(Letter { sender, message, read_at, receipt }, in_hand, wakes),
-            None => {
+        shared.directory.with(recipient, |seat| {
+            let Some(seat) = seat else {
                 in_hand.dropped(DropReason::Offline);
                 if let Some(receipt) = receipt {
                     receipt.settle(Status::Offline, wakes);
                 }
-            }
+                return;
+            };
+            let letter = Letter {
+                sender,
+                message,
+                read_at,
+                receipt,
+            };
+            seat.push(letter, in_hand, wakes);
         });
     }
 
     /// Receives a message and drops it at once, telling the sender where it asked.
-    pub(crate) fn refuse(&self, id: Option<&str>, reason: DropReason, status: Status, wakes: &mut Wakes) {
+    pub(crate) fn refuse(
+        &self,
+        id: Option<&str>,
+        reason: DropReason,
+        status: Status,
+        wakes: &mut Wakes,
+    ) {
         InHand::receive(&*self.place.0.shared.metrics).dropped(reason);
         if let Some(id) = id {
             Receipt::new(self.seat.clone(), id).settle(status, wakes);
@@ -246,7 +283,11 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         let shared = &self.place.0.shared;
-        self.seat.leave(VecDeque::new(), DropReason::Disconnected, &mut Wakes::default());
+        self.seat.leave(
+            VecDeque::new(),
+            DropReason::Disconnected,
+            &mut Wakes::default(),
+        );
         shared.directory.leave(&self.seat);
         if let Some(place) = self.leave_place.take() {
             place.leave(self.seat.clone());
@@ -259,6 +300,8 @@ impl Drop for Membership {
 
 impl std::fmt::Debug for Membership {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Membership").field("seat", &self.seat).finish_non_exhaustive()
+        f.debug_struct("Membership")
+            .field("seat", &self.seat)
+            .finish_non_exhaustive()
     }
 }

@@ -62,9 +62,14 @@ impl LeavePlace {
 
 impl Router {
     /// A router for up to `users` users and `queue` letters under way, and the task to run for it.
-    pub(crate) fn new(users: usize, queue: usize) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn new(
+        users: usize,
+        queue: usize,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         // One place for each user's leave, and as many more for joins under way.
-        let places = users.saturating_mul(2).min(tokio::sync::Semaphore::MAX_PERMITS);
+        let places = users
+            .saturating_mul(2)
+            .min(tokio::sync::Semaphore::MAX_PERMITS);
         let (changes, changes_rx) = mpsc::channel(places);
         let (parcels, parcels_rx) = mpsc::channel(queue);
         (Self { changes, parcels }, run(changes_rx, parcels_rx))
@@ -145,7 +150,10 @@ fn apply(users: &mut Users, change: Change) {
             users.insert(seat.id(), seat);
         }
         Change::Leave(seat) => {
-            if users.get(&seat.id()).is_some_and(|seated| Arc::ptr_eq(seated, &seat)) {
+            if users
+                .get(&seat.id())
+                .is_some_and(|seated| Arc::ptr_eq(seated, &seat))
+            {
                 users.remove(&seat.id());
             }
         }
@@ -153,9 +161,25 @@ fn apply(users: &mut Users, change: Change) {
 }
 
 fn deliver(users: &Users, parcel: Parcel, wakes: &mut Wakes) {
-    let Parcel { sender, recipient, message, read_at, receipt, in_hand } = parcel;
+    let Parcel {
+        sender,
+        recipient,
+        message,
+        read_at,
+        receipt,
+        in_hand,
+    } = parcel;
     match users.get(&recipient) {
-        Some(seat) => seat.push(Letter { sender, message: &message, read_at, receipt }, in_hand, wakes),
+        Some(seat) => seat.push(
+            Letter {
+                sender,
+                message: &message,
+                read_at,
+                receipt,
+            },
+            in_hand,
+            wakes,
+        ),
         None => settle_offline(in_hand, receipt, wakes),
     }
 }

@@ -51,7 +51,10 @@ impl Budget {
 
     /// A budget of `total` bytes.
     pub fn new(total: u64) -> Self {
-        Self { total, used: AtomicU64::new(0) }
+        Self {
+            total,
+            used: AtomicU64::new(0),
+        }
     }
 
     /// Bytes taken by mailboxes, whole steps.
@@ -158,18 +161,19 @@ impl Mailbox {
                 Overflow::DropOldest => self.drop_oldest(DropReason::QueueFull),
                 Overflow::DropNewest | Overflow::Disconnect => None,
             };
-            match oldest {
-                Some(entry) => evicted.push(entry),
-                None => {
-                    in_hand.dropped(DropReason::QueueFull);
-                    return Pushed::Refused(letter.receipt, evicted);
-                }
-            }
+            let Some(oldest) = oldest else {
+                in_hand.dropped(DropReason::QueueFull);
+                return Pushed::Refused(letter.receipt, evicted);
+            };
+            evicted.push(oldest);
         }
         if self.frames.capacity() == 0 {
             (self.frames, self.entries) = spare();
         }
-        let outbound = Outbound::Message { sender_id: letter.sender, message: letter.message };
+        let outbound = Outbound::Message {
+            sender_id: letter.sender,
+            message: letter.message,
+        };
         push_frame(&mut self.frames, dialect, outbound);
         self.entries.push_back(Entry {
             read_at: letter.read_at,
@@ -184,7 +188,9 @@ impl Mailbox {
 
     /// Whether one more frame of `bytes` is within all bounds; takes from the budget what it needs.
     fn make_room(&mut self, bytes: usize) -> bool {
-        if self.held.messages() >= self.bounds.messages || self.held_bytes + bytes > self.bounds.bytes {
+        if self.held.messages() >= self.bounds.messages
+            || self.held_bytes + bytes > self.bounds.bytes
+        {
             return false;
         }
         let needed = (self.held_bytes + bytes) as u64;
@@ -216,11 +222,20 @@ impl Mailbox {
     /// Moves frames of up to about `bytes_max` bytes, one at least, to the end of `frames`, and
     /// their entries to the end of `entries`. They count as held until [`Mailbox::delivered`] or
     /// [`Mailbox::dropped`]. Whether anything was moved.
-    pub(crate) fn take(&mut self, frames: &mut Vec<u8>, entries: &mut VecDeque<Entry>, bytes_max: usize) -> bool {
+    pub(crate) fn take(
+        &mut self,
+        frames: &mut Vec<u8>,
+        entries: &mut VecDeque<Entry>,
+        bytes_max: usize,
+    ) -> bool {
         if self.entries.is_empty() {
             return false;
         }
-        if self.start == 0 && frames.is_empty() && entries.is_empty() && self.frames.len() <= bytes_max {
+        if self.start == 0
+            && frames.is_empty()
+            && entries.is_empty()
+            && self.frames.len() <= bytes_max
+        {
             std::mem::swap(frames, &mut self.frames);
             std::mem::swap(entries, &mut self.entries);
             return true;
@@ -236,7 +251,10 @@ impl Mailbox {
         frames.extend_from_slice(&self.frames[self.start..self.start + bytes]);
         self.start += bytes;
         if self.entries.is_empty() {
-            give_back(std::mem::take(&mut self.frames), std::mem::take(&mut self.entries));
+            give_back(
+                std::mem::take(&mut self.frames),
+                std::mem::take(&mut self.entries),
+            );
             self.start = 0;
         } else if self.start * 2 > self.frames.len() {
             self.frames.drain(..self.start);

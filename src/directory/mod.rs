@@ -24,8 +24,8 @@ use rustc_hash::FxHasher;
 
 pub use mailbox::{Bounds, Budget, Overflow};
 pub(crate) use mailbox::{Entry, Letter, give_back};
+pub(crate) use seat::Flushed;
 pub use seat::{Order, Receipt, Seat, Wakes};
-pub(crate) use seat::{Flushed, Found};
 
 use crate::identity::UserId;
 use crate::telemetry::metrics::Census;
@@ -133,7 +133,9 @@ impl Directory {
             return;
         };
         let previous = segment.slot(seat.id()).compare_and_swap(seat, None);
-        let was_seated = previous.as_ref().is_some_and(|previous| Arc::ptr_eq(previous, seat));
+        let was_seated = previous
+            .as_ref()
+            .is_some_and(|previous| Arc::ptr_eq(previous, seat));
         if was_seated && segment.release() {
             let newest = self.newest();
             self.take_out(&newest, number, &segment);
@@ -141,7 +143,10 @@ impl Directory {
     }
 
     fn newest(&self) -> MutexGuard<'_, Option<u64>> {
-        self.shared.newest.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .newest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A claim on a segment that was not in the map, or was retired: one that another join has made
@@ -173,7 +178,10 @@ impl Directory {
     /// Takes a retired segment out of the map, unless a new one has its place already.
     fn take_out(&self, _newest: &MutexGuard<'_, Option<u64>>, number: u64, segment: &Arc<Segment>) {
         let segments = self.shared.segments.load_full();
-        if segments.get(&number).is_some_and(|current| Arc::ptr_eq(current, segment)) {
+        if segments
+            .get(&number)
+            .is_some_and(|current| Arc::ptr_eq(current, segment))
+        {
             let mut changed = Segments::clone(&segments);
             changed.remove(&number);
             self.shared.segments.store(Arc::new(changed));

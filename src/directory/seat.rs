@@ -80,11 +80,15 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    pub(crate) fn new(sender: Arc<Seat>, id: &str) -> Box<Self> {
-        Box::new(Self { sender, id: ClientId::new(id), open: true })
+    pub(crate) fn new(sender: Arc<Seat>, id: &str) -> Self {
+        Self {
+            sender,
+            id: ClientId::new(id),
+            open: true,
+        }
     }
 
-    pub(crate) fn settle(mut self: Box<Self>, status: Status, wakes: &mut Wakes) {
+    pub(crate) fn settle(mut self, status: Status, wakes: &mut Wakes) {
         self.open = false;
         wakes.add(self.sender.reply(&self.id, status));
     }
@@ -153,7 +157,12 @@ enum Door {
 }
 
 impl Seat {
-    pub(crate) fn new(id: UserId, dialect: Dialect, bounds: Arc<Bounds>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        id: UserId,
+        dialect: Dialect,
+        bounds: Arc<Bounds>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             id,
             dialect,
@@ -193,7 +202,12 @@ impl Seat {
     }
 
     /// Puts a letter into the mailbox, or settles it otherwise at once.
-    pub(crate) fn push<M: Deref<Target = Metrics>>(&self, letter: Letter<'_>, in_hand: InHand<M>, wakes: &mut Wakes) {
+    pub(crate) fn push<M: Deref<Target = Metrics>>(
+        &self,
+        letter: Letter<'_>,
+        in_hand: InHand<M>,
+        wakes: &mut Wakes,
+    ) {
         let mut desk = self.desk();
         if desk.door != Door::Open {
             drop(desk);
@@ -209,7 +223,10 @@ impl Seat {
             Pushed::Refused(receipt, evicted) => {
                 desk.overflowed += 1;
                 if desk.mailbox.overflow() == Overflow::Disconnect {
-                    desk.order.get_or_insert(Order::Close { code: close_code::TRY_AGAIN, reason: "reads too slowly" });
+                    desk.order.get_or_insert(Order::Close {
+                        code: close_code::TRY_AGAIN,
+                        reason: "reads too slowly",
+                    });
                 }
                 (receipt, evicted)
             }
@@ -234,7 +251,11 @@ impl Seat {
             ClientId::Number(id) => number.format(*id),
             ClientId::Text(id) => id,
         };
-        push_frame(&mut desk.replies, self.dialect, Outbound::Outcome { id, status });
+        push_frame(
+            &mut desk.replies,
+            self.dialect,
+            Outbound::Outcome { id, status },
+        );
         desk.outcomes += 1;
         desk.unpark()
     }
@@ -268,7 +289,10 @@ impl Seat {
         if flushed.messages > 0 {
             desk.mailbox.delivered(flushed.messages, flushed.bytes);
         }
-        let mut found = Found { order: desk.order, ..Found::default() };
+        let mut found = Found {
+            order: desk.order,
+            ..Found::default()
+        };
         if !desk.replies.is_empty() {
             if frames.capacity() == 0 {
                 std::mem::swap(frames, &mut desk.replies);
@@ -338,7 +362,11 @@ impl Seat {
 }
 
 fn settle_all(entries: impl Iterator<Item = Entry>, reason: DropReason, wakes: &mut Wakes) {
-    let status = if reason == DropReason::Draining { Status::Draining } else { Status::Disconnected };
+    let status = if reason == DropReason::Draining {
+        Status::Draining
+    } else {
+        Status::Disconnected
+    };
     for receipt in entries.filter_map(|entry| entry.receipt) {
         receipt.settle(status, wakes);
     }
@@ -346,12 +374,19 @@ fn settle_all(entries: impl Iterator<Item = Entry>, reason: DropReason, wakes: &
 
 impl Desk {
     fn unpark(&mut self) -> Option<Waker> {
-        if std::mem::take(&mut self.parked) { self.waker.clone() } else { None }
+        if std::mem::take(&mut self.parked) {
+            self.waker.clone()
+        } else {
+            None
+        }
     }
 }
 
 impl fmt::Debug for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seat").field("id", &self.id).field("dialect", &self.dialect).finish_non_exhaustive()
+        f.debug_struct("Seat")
+            .field("id", &self.id)
+            .field("dialect", &self.dialect)
+            .finish_non_exhaustive()
     }
 }

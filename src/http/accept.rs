@@ -35,9 +35,12 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
         };
         match accepted {
             Ok((stream, place)) => {
-                host.shutdown.spawn(connection(stream, door, host.clone(), place));
+                host.shutdown
+                    .spawn(connection(stream, door, host.clone(), place));
             }
-            Err(error) if is_the_peers(&error) => debug!(%error, "connection failed before it was accepted"),
+            Err(error) if is_the_peers(&error) => {
+                debug!(%error, "connection failed before it was accepted");
+            }
             Err(error) => {
                 host.relay.metrics().accept_failed();
                 warn!(%error, "no connection can be accepted");
@@ -47,8 +50,15 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
     }
 }
 
-async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let place = room
+        .clone()
+        .acquire_owned()
+        .await
+        .expect("the semaphore is never closed");
     let (stream, _) = listener.accept().await?;
     Ok((stream, place))
 }
@@ -57,7 +67,9 @@ async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> io::Result<(Tc
 fn is_the_peers(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
     )
 }
 
@@ -68,7 +80,9 @@ async fn connection(stream: TcpStream, door: Door, host: Arc<Host>, place: Owned
         move |request| {
             let (host, handshake) = (host.clone(), handshake.clone());
             // Boxed, since hyper gives the stream back only where a service's future is `Unpin`.
-            Box::pin(async move { Ok::<_, Infallible>(routes::answer(request, door, &host, &handshake).await) })
+            Box::pin(async move {
+                Ok::<_, Infallible>(routes::answer(request, door, &host, &handshake).await)
+            })
         }
     });
     let mut connection = http1::Builder::new()
@@ -100,7 +114,12 @@ async fn connection(stream: TcpStream, door: Door, host: Arc<Host>, place: Owned
     }
     if let Some(membership) = handshake.take() {
         let parts = connection.into_parts();
-        let session = Session::new(parts.io.into_inner(), &parts.read_buf, membership, host.sessions.clone());
+        let session = Session::new(
+            parts.io.into_inner(),
+            &parts.read_buf,
+            membership,
+            host.sessions.clone(),
+        );
         host.shutdown.spawn(session);
     }
 }

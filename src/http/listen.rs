@@ -33,7 +33,7 @@ pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.set_tcp_notsent_lowat(NOT_SENT_BYTES)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
+        .with_time(Duration::from_mins(1))
         .with_interval(Duration::from_secs(10))
         .with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;

@@ -29,7 +29,9 @@ pub(super) async fn answer(
             Some(refusal) => refusal,
             None => metrics(host).await,
         },
-        "/healthz" | "/livez" if admin => read_only(request.method()).unwrap_or_else(|| text(StatusCode::OK, "ok\n")),
+        "/healthz" | "/livez" if admin => {
+            read_only(request.method()).unwrap_or_else(|| text(StatusCode::OK, "ok\n"))
+        }
         "/readyz" if admin => read_only(request.method()).unwrap_or_else(|| ready(host)),
         _ => text(StatusCode::NOT_FOUND, "not found\n"),
     }
@@ -41,7 +43,9 @@ fn read_only(method: &Method) -> Option<Answer> {
         return None;
     }
     let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-    answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    answer
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     Some(answer)
 }
 
@@ -56,18 +60,24 @@ async fn root(request: Request<Incoming>, host: &Arc<Host>, handshake: &Handshak
         StatusCode::UPGRADE_REQUIRED,
         "this is a WebSocket relay: connect to this address with a WebSocket client, for example websocat ws://HOST:PORT/\n",
     );
-    answer.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    answer
+        .headers_mut()
+        .insert(UPGRADE, HeaderValue::from_static("websocket"));
     answer
 }
 
 async fn metrics(host: &Arc<Host>) -> Answer {
     let relay = host.relay.clone();
     // It walks all users and reads /proc: not on a thread that relays.
-    let scraped = tokio::task::spawn_blocking(move || relay.metrics().scrape(|| relay.census())).await;
+    let scraped =
+        tokio::task::spawn_blocking(move || relay.metrics().scrape(|| relay.census())).await;
     match scraped {
         Ok(body) => {
             let mut answer = text(StatusCode::OK, body);
-            answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT));
+            answer.headers_mut().insert(
+                CONTENT_TYPE,
+                HeaderValue::from_static(prometheus::TEXT_FORMAT),
+            );
             answer
         }
         Err(error) => {
@@ -88,7 +98,10 @@ pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }

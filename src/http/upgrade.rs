@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{
-    CONNECTION, HOST, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, HOST, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use hyper::{HeaderMap, Request, StatusCode, Version};
 use tokio::sync::Notify;
@@ -32,12 +32,18 @@ pub(super) struct Handshake {
 
 impl Handshake {
     fn put(&self, membership: Membership) {
-        *self.membership.lock().unwrap_or_else(PoisonError::into_inner) = Some(membership);
+        *self
+            .membership
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(membership);
         self.joined.notify_one();
     }
 
     pub(super) fn take(&self) -> Option<Membership> {
-        self.membership.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.membership
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Completes if a seat was taken and the upgrade is not complete within `timeout` of that.
@@ -66,10 +72,21 @@ fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
         .map(str::trim)
 }
 
-pub(super) async fn upgrade(mut request: Request<Incoming>, host: &Host, handshake: &Handshake) -> Answer {
+pub(super) async fn upgrade(
+    mut request: Request<Incoming>,
+    host: &Host,
+    handshake: &Handshake,
+) -> Answer {
     let reject = |reason| host.relay.metrics().handshake_rejected(reason);
-    if let Err(answer) = check_version(request.headers()) {
+    if !is_version_13(request.headers()) {
         reject(Rejection::Version);
+        let mut answer = text(
+            StatusCode::UPGRADE_REQUIRED,
+            "Sec-WebSocket-Version must be 13\n",
+        );
+        let headers = answer.headers_mut();
+        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         return answer;
     }
     if let Err(fault) = check(&request) {
@@ -80,7 +97,8 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, host: &Host, handsha
         reject(Rejection::Draining);
         return unavailable("the server is draining");
     }
-    let v1 = values(request.headers(), &SEC_WEBSOCKET_PROTOCOL).any(|protocol| protocol == SUBPROTOCOL);
+    let v1 =
+        values(request.headers(), &SEC_WEBSOCKET_PROTOCOL).any(|protocol| protocol == SUBPROTOCOL);
     let dialect = if v1 { Dialect::V1 } else { Dialect::Bare };
     let membership = match host.relay.join(dialect).await {
         Ok(membership) => membership,
@@ -98,24 +116,18 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, host: &Host, handsha
     let headers = answer.headers_mut();
     headers.insert(USER_ID, HeaderValue::from(membership.seat().id().get()));
     if v1 {
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        headers.insert(
+            SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static(SUBPROTOCOL),
+        );
     }
     handshake.put(membership);
     answer
 }
 
-fn check_version(headers: &HeaderMap) -> Result<(), Answer> {
+fn is_version_13(headers: &HeaderMap) -> bool {
     let mut versions = headers.get_all(SEC_WEBSOCKET_VERSION).into_iter();
-    match (versions.next(), versions.next()) {
-        (Some(version), None) if version == "13" => Ok(()),
-        _ => {
-            let mut answer = text(StatusCode::UPGRADE_REQUIRED, "Sec-WebSocket-Version must be 13\n");
-            let headers = answer.headers_mut();
-            headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-            Err(answer)
-        }
-    }
+    matches!((versions.next(), versions.next()), (Some(version), None) if version == "13")
 }
 
 /// The first thing wrong with a handshake (RFC 6455 section 4.2.1), naming the header.
@@ -161,9 +173,10 @@ fn is_key(key: &[u8]) -> bool {
 /// 503, to be tried again after a while that differs, so that those refused do not come back in step.
 fn unavailable(reason: &str) -> Answer {
     let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"));
-    answer
-        .headers_mut()
-        .insert(RETRY_AFTER, HeaderValue::from(fastrand::u16(RETRY_AFTER_SECONDS)));
+    answer.headers_mut().insert(
+        RETRY_AFTER,
+        HeaderValue::from(fastrand::u16(RETRY_AFTER_SECONDS)),
+    );
     answer
 }
 

@@ -50,7 +50,9 @@ impl Field {
         match self {
             Self::RecipientId => "an integer from 1 to 9007199254740991",
             Self::Message => "a string without lone surrogates",
-            Self::Id => "a string of at most 64 bytes or an integer of at most 9007199254740991 in size",
+            Self::Id => {
+                "a string of at most 64 bytes or an integer of at most 9007199254740991 in size"
+            }
         }
     }
 }
@@ -108,13 +110,17 @@ fn short(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
     let inner = rest.strip_prefix('"')?;
     let end = memchr2(b'"', b'\\', inner.as_bytes())?;
     let (body, tail) = inner.split_at_checked(end)?;
-    if body.bytes().fold(false, |seen, byte| seen | (byte < 0x20)) {
+    if body.bytes().map(|byte| u8::from(byte < 0x20)).max() == Some(1) {
         return None;
     }
     let tail = tail.strip_prefix('"')?;
     let message = rest.get(..end + 2)?;
     if tail == "}" {
-        return Some(Inbound { recipient, message, id: None });
+        return Some(Inbound {
+            recipient,
+            message,
+            id: None,
+        });
     }
     if dialect == Dialect::Bare {
         return None;
@@ -128,7 +134,11 @@ fn short(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
         return None;
     }
     let id = tail.get(..tail.len() - 1)?;
-    Some(Inbound { recipient, message, id: Some(id) })
+    Some(Inbound {
+        recipient,
+        message,
+        id: Some(id),
+    })
 }
 
 /// The decimal number at the head of `text`, of at most 16 digits and without leading zeros, and
@@ -165,7 +175,11 @@ fn general(text: &str, dialect: Dialect) -> Result<Inbound<'_>, BadInput> {
         (Dialect::Bare, _) | (Dialect::V1, Occurrence::None) => None,
         (Dialect::V1, _) => Some(client_id(one(Field::Id)?)?),
     };
-    Ok(Inbound { recipient, message, id })
+    Ok(Inbound {
+        recipient,
+        message,
+        id,
+    })
 }
 
 fn recipient(raw: &str) -> Result<UserId, BadInput> {
@@ -182,7 +196,11 @@ fn client_id(raw: &str) -> Result<&str, BadInput> {
         raw.parse::<i64>()
             .is_ok_and(|number| number.unsigned_abs() <= UserId::MAX)
     };
-    if sound { Ok(raw) } else { Err(BadInput::Invalid(Field::Id)) }
+    if sound {
+        Ok(raw)
+    } else {
+        Err(BadInput::Invalid(Field::Id))
+    }
 }
 
 /// Whether a JSON value is a string that names Unicode scalar values only. `serde_json` checks all
@@ -284,34 +302,116 @@ mod tests {
         let plain = Ok((2, r#""hi""#, None));
         check(r#"{"recipient_id":2,"message":"hi"}"#, plain);
         check(r#"{"recipient_id": 2, "message": "hi"}"#, plain);
-        check("\n{ \"message\" : \"hi\" ,\t\"recipient_id\" : 2 }\r ", plain);
-        check(r#"{"recipient_\u0069d":2,"message":"hi","x":[{"message":1}]}"#, plain);
-        check(r#"{"recipient_id":2,"message":"hi","id":7}"#, Ok((2, r#""hi""#, Some("7"))));
-        check(r#"{"id":-9007199254740991,"recipient_id":2,"message":""}"#, Ok((2, r#""""#, Some("-9007199254740991"))));
-        check(r#"{"id":"a\u00e9","recipient_id":9007199254740991,"message":"\ud83d\ude00\u0000"}"#, Ok((9_007_199_254_740_991, r#""\ud83d\ude00\u0000""#, Some(r#""a\u00e9""#))));
+        check(
+            "\n{ \"message\" : \"hi\" ,\t\"recipient_id\" : 2 }\r ",
+            plain,
+        );
+        check(
+            r#"{"recipient_\u0069d":2,"message":"hi","x":[{"message":1}]}"#,
+            plain,
+        );
+        check(
+            r#"{"recipient_id":2,"message":"hi","id":7}"#,
+            Ok((2, r#""hi""#, Some("7"))),
+        );
+        check(
+            r#"{"id":-9007199254740991,"recipient_id":2,"message":""}"#,
+            Ok((2, r#""""#, Some("-9007199254740991"))),
+        );
+        check(
+            r#"{"id":"a\u00e9","recipient_id":9007199254740991,"message":"\ud83d\ude00\u0000"}"#,
+            Ok((
+                9_007_199_254_740_991,
+                r#""\ud83d\ude00\u0000""#,
+                Some(r#""a\u00e9""#),
+            )),
+        );
     }
 
     #[test]
     fn bad_input_names_the_field() {
         use BadInput::{Duplicate, Invalid, Missing, NotJson};
-        for text in ["", " ", "x", "{", "[2,\"hi\"]", "7", "null", "\"{}\"", "{}{}", "{\"message\":\"a\u{1}b\",\"recipient_id\":2}", "\u{feff}{}", "{\"recipient_id\":02,\"message\":\"\"}", "{\"recipient_id\":2,\"message\":\"\\x\"}", "{\"recipient_id\":2,\"message\":\"a\",}"] {
+        for text in [
+            "",
+            " ",
+            "x",
+            "{",
+            "[2,\"hi\"]",
+            "7",
+            "null",
+            "\"{}\"",
+            "{}{}",
+            "{\"message\":\"a\u{1}b\",\"recipient_id\":2}",
+            "\u{feff}{}",
+            "{\"recipient_id\":02,\"message\":\"\"}",
+            "{\"recipient_id\":2,\"message\":\"\\x\"}",
+            "{\"recipient_id\":2,\"message\":\"a\",}",
+        ] {
             check(text, Err(NotJson));
         }
         check("{}", Err(Missing(Field::RecipientId)));
         check(r#"{"recipient_id":2}"#, Err(Missing(Field::Message)));
-        check(r#"{"recipient_id":2,"recipient_id":2,"message":""}"#, Err(Duplicate(Field::RecipientId)));
-        check(r#"{"recipient_id":2,"message":"","message":""}"#, Err(Duplicate(Field::Message)));
-        for value in ["0", "-1", "2.0", "2e0", "\"2\"", "null", "9007199254740992", "18446744073709551618", "[2]"] {
-            check(&format!(r#"{{"recipient_id":{value},"message":""}}"#), Err(Invalid(Field::RecipientId)));
+        check(
+            r#"{"recipient_id":2,"recipient_id":2,"message":""}"#,
+            Err(Duplicate(Field::RecipientId)),
+        );
+        check(
+            r#"{"recipient_id":2,"message":"","message":""}"#,
+            Err(Duplicate(Field::Message)),
+        );
+        for value in [
+            "0",
+            "-1",
+            "2.0",
+            "2e0",
+            "\"2\"",
+            "null",
+            "9007199254740992",
+            "18446744073709551618",
+            "[2]",
+        ] {
+            check(
+                &format!(r#"{{"recipient_id":{value},"message":""}}"#),
+                Err(Invalid(Field::RecipientId)),
+            );
         }
-        for value in ["1", "null", "[\"a\"]", "{}", r#""\ud800""#, r#""\udc00\ud800""#, r#""\ud800x""#] {
-            check(&format!(r#"{{"recipient_id":2,"message":{value}}}"#), Err(Invalid(Field::Message)));
+    }
+
+    #[test]
+    fn a_message_and_an_id_have_their_types() {
+        use BadInput::Invalid;
+        for value in [
+            "1",
+            "null",
+            "[\"a\"]",
+            "{}",
+            r#""\ud800""#,
+            r#""\udc00\ud800""#,
+            r#""\ud800x""#,
+        ] {
+            check(
+                &format!(r#"{{"recipient_id":2,"message":{value}}}"#),
+                Err(Invalid(Field::Message)),
+            );
         }
-        for value in ["1.5", "null", "9007199254740992", "-9007199254740992", r#""\ud800""#, "true"] {
-            check(&format!(r#"{{"recipient_id":2,"message":"","id":{value}}}"#), Err(Invalid(Field::Id)));
+        for value in [
+            "1.5",
+            "null",
+            "9007199254740992",
+            "-9007199254740992",
+            r#""\ud800""#,
+            "true",
+        ] {
+            check(
+                &format!(r#"{{"recipient_id":2,"message":"","id":{value}}}"#),
+                Err(Invalid(Field::Id)),
+            );
         }
         let long = "é".repeat(33);
-        check(&format!(r#"{{"recipient_id":2,"message":"","id":"{long}"}}"#), Err(Invalid(Field::Id)));
+        check(
+            &format!(r#"{{"recipient_id":2,"message":"","id":"{long}"}}"#),
+            Err(Invalid(Field::Id)),
+        );
     }
 
     #[test]
@@ -325,7 +425,12 @@ mod tests {
     #[test]
     fn every_detail_fits_a_close_frame() {
         for field in [Field::RecipientId, Field::Message, Field::Id] {
-            for bad in [BadInput::NotJson, BadInput::Missing(field), BadInput::Duplicate(field), BadInput::Invalid(field)] {
+            for bad in [
+                BadInput::NotJson,
+                BadInput::Missing(field),
+                BadInput::Duplicate(field),
+                BadInput::Invalid(field),
+            ] {
                 assert!(bad.to_string().len() <= super::super::CLOSE_REASON_BYTES_MAX);
             }
         }
@@ -334,16 +439,38 @@ mod tests {
     /// Text near enough to a message that both ways have something to say.
     fn almost() -> impl Strategy<Value = String> {
         let part = prop_oneof![
-            Just("{"), Just("}"), Just("\"recipient_id\""), Just("\"message\""), Just("\"id\""), Just(":"), Just(","),
-            Just(" "), Just("2"), Just("0"), Just("9007199254740993"), Just("\"a\""), Just("\"\\u0041\""), Just("\"\\ud800\""),
-            Just("\"\\n\""), Just("null"), Just("[]"), Just("\"é\""), Just("\"\u{7}\""),
+            Just("{"),
+            Just("}"),
+            Just("\"recipient_id\""),
+            Just("\"message\""),
+            Just("\"id\""),
+            Just(":"),
+            Just(","),
+            Just(" "),
+            Just("2"),
+            Just("0"),
+            Just("9007199254740993"),
+            Just("\"a\""),
+            Just("\"\\u0041\""),
+            Just("\"\\ud800\""),
+            Just("\"\\n\""),
+            Just("null"),
+            Just("[]"),
+            Just("\"é\""),
+            Just("\"\u{7}\""),
         ];
         let loose = proptest::collection::vec(part, 0..14).prop_map(|parts| parts.concat());
-        let near = (0u64..1 << 54, ".{0,12}", proptest::option::of(0u64..1 << 54), any::<bool>()).prop_map(|(to, text, id, spaced)| {
-            let space = if spaced { " " } else { "" };
-            let id = id.map_or(String::new(), |id| format!(",{space}\"id\":{space}{id}"));
-            format!("{{\"recipient_id\":{space}{to},{space}\"message\":{space}\"{text}\"{id}}}")
-        });
+        let near = (
+            0u64..1 << 54,
+            ".{0,12}",
+            proptest::option::of(0u64..1 << 54),
+            any::<bool>(),
+        )
+            .prop_map(|(to, text, id, spaced)| {
+                let space = if spaced { " " } else { "" };
+                let id = id.map_or(String::new(), |id| format!(",{space}\"id\":{space}{id}"));
+                format!("{{\"recipient_id\":{space}{to},{space}\"message\":{space}\"{text}\"{id}}}")
+            });
         prop_oneof![loose, near]
     }
 

@@ -55,55 +55,67 @@ pub enum Outbound<'a> {
     },
 }
 
-const BARE_MESSAGE: [&str; 3] = ["{\"sender_id\":", ",\"message\":", "}"];
-const V1_MESSAGE: [&str; 3] = ["{\"type\":\"message\",\"sender_id\":", ",\"message\":", "}"];
-
 /// Appends the frame of `outbound` to `buffer`. Everything but a message is `switchboard.v1` only:
 /// in [`Dialect::Bare`] nothing is appended for it.
 pub fn push_frame(buffer: &mut Vec<u8>, dialect: Dialect, outbound: Outbound<'_>) {
     let mut number = itoa::Buffer::new();
     match (dialect, outbound) {
-        (Dialect::Bare, Outbound::Message { sender_id, message }) => text_frame(
-            buffer,
-            &[BARE_MESSAGE[0], number.format(sender_id.get()), BARE_MESSAGE[1], message, BARE_MESSAGE[2]],
-        ),
-        (Dialect::Bare, _) => {}
-        (Dialect::V1, Outbound::Message { sender_id, message }) => text_frame(
-            buffer,
-            &[V1_MESSAGE[0], number.format(sender_id.get()), V1_MESSAGE[1], message, V1_MESSAGE[2]],
-        ),
-        (Dialect::V1, Outbound::Outcome { id, status }) => text_frame(
-            buffer,
-            &["{\"type\":\"outcome\",\"id\":", id, ",\"status\":\"", status.as_str(), "\"}"],
-        ),
-        (Dialect::V1, Outbound::Welcome { user_id, heartbeat_ms, max_message_bytes }) => {
-            let text = format!(
-                "{{\"type\":\"welcome\",\"user_id\":{user_id},\"heartbeat_ms\":{heartbeat_ms},\"max_message_bytes\":{max_message_bytes}}}"
-            );
-            text_frame(buffer, &[&text]);
+        (_, Outbound::Message { sender_id, message }) => {
+            let [head, middle, tail] = message_parts(dialect);
+            let sender = number.format(sender_id.get());
+            text_frame(buffer, &[head, sender, middle, message, tail]);
         }
-        (Dialect::V1, Outbound::Error { code, detail }) => text_frame(
-            buffer,
-            &["{\"type\":\"error\",\"code\":\"", code, "\",\"detail\":\"", detail, "\"}"],
+        (Dialect::Bare, _) => {}
+        (Dialect::V1, Outbound::Outcome { id, status }) => {
+            let status = status.as_str();
+            let parts = [
+                "{\"type\":\"outcome\",\"id\":",
+                id,
+                ",\"status\":\"",
+                status,
+                "\"}",
+            ];
+            text_frame(buffer, &parts);
+        }
+        (Dialect::V1, notice) => text_frame(buffer, &[&notice_text(notice)]),
+    }
+}
+
+/// The frames that are rare.
+fn notice_text(notice: Outbound<'_>) -> String {
+    match notice {
+        Outbound::Welcome {
+            user_id,
+            heartbeat_ms,
+            max_message_bytes,
+        } => format!(
+            r#"{{"type":"welcome","user_id":{user_id},"heartbeat_ms":{heartbeat_ms},"max_message_bytes":{max_message_bytes}}}"#
         ),
-        (Dialect::V1, Outbound::Dropped { count }) => text_frame(
-            buffer,
-            &["{\"type\":\"dropped\",\"count\":", number.format(count), "}"],
-        ),
-        (Dialect::V1, Outbound::Reconnect { after_ms }) => text_frame(
-            buffer,
-            &["{\"type\":\"reconnect\",\"after_ms\":", number.format(after_ms), "}"],
-        ),
+        Outbound::Error { code, detail } => {
+            format!(r#"{{"type":"error","code":"{code}","detail":"{detail}"}}"#)
+        }
+        Outbound::Dropped { count } => format!(r#"{{"type":"dropped","count":{count}}}"#),
+        Outbound::Reconnect { after_ms } => {
+            format!(r#"{{"type":"reconnect","after_ms":{after_ms}}}"#)
+        }
+        Outbound::Message { .. } | Outbound::Outcome { .. } => {
+            unreachable!("push_frame writes these by itself")
+        }
+    }
+}
+
+/// What stands before the sender's id, between it and the message, and behind the message.
+fn message_parts(dialect: Dialect) -> [&'static str; 3] {
+    match dialect {
+        Dialect::Bare => ["{\"sender_id\":", ",\"message\":", "}"],
+        Dialect::V1 => ["{\"type\":\"message\",\"sender_id\":", ",\"message\":", "}"],
     }
 }
 
 /// The length of the whole frame that [`push_frame`] appends for a message whose JSON literal has
 /// `message` bytes: known before it is made, so that what does not fit is never made.
 pub fn message_frame_bytes(dialect: Dialect, sender: UserId, message: usize) -> usize {
-    let fixed = match dialect {
-        Dialect::Bare => BARE_MESSAGE.iter().map(|part| part.len()).sum::<usize>(),
-        Dialect::V1 => V1_MESSAGE.iter().map(|part| part.len()).sum(),
-    };
+    let fixed: usize = message_parts(dialect).iter().map(|part| part.len()).sum();
     let payload = fixed + sender.get().ilog10() as usize + 1 + message;
     let header = match payload {
         0..=125 => 2,
@@ -124,7 +136,11 @@ fn text_frame(buffer: &mut Vec<u8>, parts: &[&str]) {
 
 /// Appends the header of a whole, unmasked frame of `length` payload bytes (RFC 6455 section 5.2).
 fn frame_header(buffer: &mut Vec<u8>, opcode: OpCode, length: usize) {
-    let header = FrameHeader { is_final: true, opcode, ..FrameHeader::default() };
+    let header = FrameHeader {
+        is_final: true,
+        opcode,
+        ..FrameHeader::default()
+    };
     header
         .format(length as u64, buffer)
         .expect("a Vec takes all that is written to it");
@@ -161,8 +177,18 @@ mod tests {
                 for length in [0, 60, 61, 98, 99, 100, 65_480, 65_500, 65_536] {
                     let message = format!("\"{}\"", "x".repeat(length));
                     let mut buffer = Vec::new();
-                    push_frame(&mut buffer, dialect, Outbound::Message { sender_id, message: &message });
-                    assert_eq!(buffer.len(), message_frame_bytes(dialect, sender_id, message.len()));
+                    push_frame(
+                        &mut buffer,
+                        dialect,
+                        Outbound::Message {
+                            sender_id,
+                            message: &message,
+                        },
+                    );
+                    assert_eq!(
+                        buffer.len(),
+                        message_frame_bytes(dialect, sender_id, message.len())
+                    );
                 }
             }
         }

@@ -62,7 +62,11 @@ pub struct Common {
 impl Common {
     /// What the sessions of one app share.
     pub fn new(terms: Terms, metrics: Arc<Metrics>) -> Self {
-        Self { terms, metrics, epoch: Instant::now() }
+        Self {
+            terms,
+            metrics,
+            epoch: Instant::now(),
+        }
     }
 
     fn now(&self) -> u64 {
@@ -139,6 +143,13 @@ pin_project_lite::pin_project! {
     }
 }
 
+/// What reading left behind when it paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Paused {
+    AwaitingPong,
+    AwaitingNothing,
+}
+
 struct Core<S> {
     wire: Wire<S>,
     ws: WebSocketContext,
@@ -154,10 +165,8 @@ struct Core<S> {
     /// Those of them in the write buffer.
     leaving: u32,
     bad_messages: u32,
-    /// Nothing is read, since too much is promised to this user or the router has no room.
-    paused: bool,
-    /// A pong was awaited when reading paused.
-    pong_awaited: bool,
+    /// While nothing is read, since too much is promised to this user or the router has no room.
+    paused: Option<Paused>,
     /// What is taken and not flushed at the end was cut by the drain.
     cut: bool,
     panicked: bool,
@@ -171,15 +180,18 @@ struct Scratch {
 }
 
 thread_local! {
-    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+    static SCRATCH: Cell<Option<Scratch>> = const { Cell::new(None) };
 }
 
 impl Scratch {
-    fn borrow() -> Box<Self> {
-        SCRATCH.take().unwrap_or_else(|| Box::new(Self { room: vec![0; GULP_BYTES], wakes: Wakes::default() }))
+    fn borrow() -> Self {
+        SCRATCH.take().unwrap_or_else(|| Self {
+            room: vec![0; GULP_BYTES],
+            wakes: Wakes::default(),
+        })
     }
 
-    fn give_back(mut self: Box<Self>) {
+    fn give_back(mut self) {
         self.wakes.wake();
         SCRATCH.set(Some(self));
     }
@@ -201,7 +213,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             seat.dialect(),
             Outbound::Welcome {
                 user_id: seat.id(),
-                heartbeat_ms: u64::try_from(common.terms.ping_interval.as_millis()).unwrap_or(u64::MAX),
+                heartbeat_ms: u64::try_from(common.terms.ping_interval.as_millis())
+                    .unwrap_or(u64::MAX),
                 max_message_bytes: common.terms.message_bytes,
             },
         );
@@ -210,14 +223,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             ws: websocket(&common.terms, seat.dialect()),
             membership,
             phase: Phase::Open,
-            due: Due { ping, pong: NEVER, stall: NEVER, quiet: NEVER, armed: NEVER },
+            due: Due {
+                ping,
+                pong: NEVER,
+                stall: NEVER,
+                quiet: NEVER,
+                armed: NEVER,
+            },
             flights: VecDeque::new(),
             flushed: Flushed::default(),
             promised: 0,
             leaving: 0,
             bad_messages: 0,
-            paused: false,
-            pong_awaited: false,
+            paused: None,
             cut: false,
             panicked: false,
             common,
@@ -247,9 +265,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
+        let this = self.project();
         let mut scratch = Scratch::borrow();
-        let core = &mut this.core;
+        let core = &mut *this.core;
         // A panic ends this connection and no other: the ledger's types settle what it held.
         let turn = catch_unwind(AssertUnwindSafe(|| core.turn(cx, &mut scratch)));
         let turn = turn.unwrap_or_else(|_| core.recover(cx));
@@ -263,8 +281,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
         let next = core.next_due();
         if next < core.due.armed {
             core.due.armed = next;
-            this.timer.as_mut().reset(core.instant(next));
-            if this.timer.poll(cx).is_ready() {
+            let mut timer = this.timer;
+            timer.as_mut().reset(core.instant(next));
+            if timer.poll(cx).is_ready() {
                 cx.waker().wake_by_ref();
             }
         }
@@ -300,7 +319,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             Phase::Open => NEVER,
             Phase::Leaving(_, by) | Phase::Discarding(by) | Phase::Ending(by) => *by,
         };
-        let Due { ping, pong, stall, quiet, .. } = self.due;
+        let Due {
+            ping,
+            pong,
+            stall,
+            quiet,
+            ..
+        } = self.due;
         ping.min(pong).min(stall).min(quiet).min(phase)
     }
 
@@ -325,7 +350,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
         if now >= self.due.ping {
             self.due.ping = now + micros(terms.ping_interval);
-            if self.due.pong == NEVER && !self.paused {
+            if self.due.pong == NEVER && self.paused.is_none() {
                 self.due.pong = now + micros(terms.pong_timeout);
                 push_ping(&mut self.wire.out);
             }
@@ -353,7 +378,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         if !matches!(self.phase, Phase::Open) {
             return;
         }
-        let by = if close.awaits_outcomes { NEVER } else { now + micros(self.common.terms.close_timeout) };
+        let by = if close.awaits_outcomes {
+            NEVER
+        } else {
+            now + micros(self.common.terms.close_timeout)
+        };
         self.membership.ended(close.initiator, close.code);
         self.stop_heartbeat();
         self.wire.forget_inbox();
@@ -382,7 +411,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 return Some(End(Initiator::Server, CloseCode::Code(close_code::RESTART)));
             }
             Order::Restart { after_ms } if matches!(self.phase, Phase::Open) => {
-                push_frame(&mut self.wire.out, self.membership.seat().dialect(), Outbound::Reconnect { after_ms });
+                push_frame(
+                    &mut self.wire.out,
+                    self.membership.seat().dialect(),
+                    Outbound::Reconnect { after_ms },
+                );
                 let mut close = Close::server(close_code::RESTART, "restart");
                 close.awaits_outcomes = self.membership.seat().dialect() == Dialect::V1;
                 self.leave(close, now);
@@ -397,10 +430,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     fn recover(&mut self, cx: &Context<'_>) -> Poll<End> {
         self.common.metrics.session_panicked();
         if std::mem::replace(&mut self.panicked, true) {
-            return Poll::Ready(End(Initiator::Server, CloseCode::Code(close_code::INTERNAL)));
+            return Poll::Ready(End(
+                Initiator::Server,
+                CloseCode::Code(close_code::INTERNAL),
+            ));
         }
         self.phase = Phase::Open;
-        self.leave(Close::server(close_code::INTERNAL, "internal error"), self.common.now());
+        self.leave(
+            Close::server(close_code::INTERNAL, "internal error"),
+            self.common.now(),
+        );
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -408,15 +447,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
 
 impl<S> Drop for Core<S> {
     fn drop(&mut self) {
-        let reason = if self.cut { DropReason::Draining } else { DropReason::Disconnected };
+        let reason = if self.cut {
+            DropReason::Draining
+        } else {
+            DropReason::Disconnected
+        };
         let taken = std::mem::take(&mut self.flights);
-        self.membership.seat().settle(std::mem::take(&mut self.flushed));
-        self.membership.give_up(taken, reason, &mut Wakes::default());
+        self.membership
+            .seat()
+            .settle(std::mem::take(&mut self.flushed));
+        self.membership
+            .give_up(taken, reason, &mut Wakes::default());
     }
 }
 
 impl<S> std::fmt::Debug for Session<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("membership", &self.core.membership).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("membership", &self.core.membership)
+            .finish_non_exhaustive()
     }
 }

@@ -9,16 +9,23 @@ use hyper_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::wire::GULP_BYTES;
-use super::{Close, Core, End, GROWN_BYTES, NEVER, Phase, QUIET_US, Scratch, micros};
+use super::{Close, Core, End, GROWN_BYTES, NEVER, Paused, Phase, QUIET_US, Scratch, micros};
 use crate::directory::Wakes;
-use crate::protocol::{BadInput, Dialect, Outbound, Status, close_code, decode, push_close, push_frame};
+use crate::protocol::{
+    BadInput, Dialect, Outbound, Status, close_code, decode, push_close, push_frame,
+};
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
 
 /// Gulps a turn of what counts for nothing.
 const DISCARDS_MAX: usize = 16;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
-    pub(super) fn read(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: u64) -> Option<End> {
+    pub(super) fn read(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+        now: u64,
+    ) -> Option<End> {
         match self.phase {
             Phase::Open => self.read_messages(cx, scratch, now),
             Phase::Discarding(_) => self.discard(cx, scratch),
@@ -26,7 +33,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
     }
 
-    fn read_messages(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: u64) -> Option<End> {
+    fn read_messages(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+        now: u64,
+    ) -> Option<End> {
         let mut gulped = false;
         loop {
             if !self.may_read(cx, now) {
@@ -36,7 +48,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 Ok(message) => self.on_message(&message, &mut scratch.wakes, now),
                 Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     if self.wire.tracker().violated() {
-                        self.leave(Close::server(close_code::PROTOCOL, "malformed frame header"), now);
+                        self.leave(
+                            Close::server(close_code::PROTOCOL, "malformed frame header"),
+                            now,
+                        );
                         return None;
                     }
                     if gulped {
@@ -45,7 +60,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                     }
                     match self.wire.poll_fill(cx, &mut scratch.room) {
                         Poll::Pending => return None,
-                        Poll::Ready(Ok(0)) => return Some(End(Initiator::Client, CloseCode::Code(1006))),
+                        Poll::Ready(Ok(0)) => {
+                            return Some(End(Initiator::Client, CloseCode::Code(1006)));
+                        }
                         // A full gulp is a turn; behind a lesser one the socket is empty, and has to
                         // be asked once more so that it wakes this task.
                         Poll::Ready(Ok(count)) => gulped = count == GULP_BYTES,
@@ -66,15 +83,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// Whether there is room for what a message may bring. While there is none the user's pong clock
     /// stands still: the pong may be behind what is not read.
     fn may_read(&mut self, cx: &mut Context<'_>, now: u64) -> bool {
-        let may = self.promised < self.common.terms.outcomes_pending && self.membership.poll_ready(cx).is_ready();
-        if may == self.paused {
-            self.paused = !may;
-            if !may {
-                self.pong_awaited = self.due.pong != NEVER;
-                self.due.pong = NEVER;
-            } else if std::mem::take(&mut self.pong_awaited) {
-                self.due.pong = now + micros(self.common.terms.pong_timeout);
+        let may = self.promised < self.common.terms.outcomes_pending
+            && self.membership.poll_ready(cx).is_ready();
+        match (may, self.paused) {
+            (false, None) => {
+                let pong = std::mem::replace(&mut self.due.pong, NEVER);
+                self.paused = Some(if pong == NEVER {
+                    Paused::AwaitingNothing
+                } else {
+                    Paused::AwaitingPong
+                });
             }
+            (true, Some(paused)) => {
+                self.paused = None;
+                if paused == Paused::AwaitingPong {
+                    self.due.pong = now + micros(self.common.terms.pong_timeout);
+                }
+            }
+            (true, None) | (false, Some(_)) => {}
         }
         may
     }
@@ -109,11 +135,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     }
 
     fn on_too_large(&mut self, id: Option<&str>, wakes: &mut Wakes, now: u64) {
-        self.membership.refuse(id, DropReason::TooLarge, Status::TooLarge, wakes);
+        self.membership
+            .refuse(id, DropReason::TooLarge, Status::TooLarge, wakes);
         if id.is_some() {
             self.promised += 1;
         } else if self.membership.seat().dialect() == Dialect::V1 {
-            let detail = format!("the message is over {} bytes", self.common.terms.message_bytes);
+            let detail = format!(
+                "the message is over {} bytes",
+                self.common.terms.message_bytes
+            );
             self.push_error("too_large", &detail);
             self.count_bad(now);
         } else {
@@ -122,7 +152,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     }
 
     fn too_large(&self) -> Close {
-        Close::server(close_code::SIZE, format!("a message has at most {} bytes", self.common.terms.message_bytes))
+        Close::server(
+            close_code::SIZE,
+            format!(
+                "a message has at most {} bytes",
+                self.common.terms.message_bytes
+            ),
+        )
     }
 
     fn on_bad_input(&mut self, bad: BadInput, now: u64) {
@@ -137,7 +173,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     }
 
     fn push_error(&mut self, code: &str, detail: &str) {
-        push_frame(&mut self.wire.out, Dialect::V1, Outbound::Error { code, detail });
+        push_frame(
+            &mut self.wire.out,
+            Dialect::V1,
+            Outbound::Error { code, detail },
+        );
         self.promised += 1;
         self.leaving += 1;
     }
@@ -145,7 +185,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     fn count_bad(&mut self, now: u64) {
         self.bad_messages += 1;
         if self.bad_messages >= self.common.terms.bad_messages {
-            self.leave(Close::server(close_code::POLICY, "too many bad messages"), now);
+            self.leave(
+                Close::server(close_code::POLICY, "too many bad messages"),
+                now,
+            );
         }
     }
 
@@ -157,9 +200,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             None => (1005, None),
         };
         let initiator = match close {
-            Some(CloseFrame { code: FrameCode::Protocol, reason }) if reason.as_str() == "Protocol violation" => {
-                Initiator::Server
-            }
+            Some(CloseFrame {
+                code: FrameCode::Protocol,
+                reason,
+            }) if reason.as_str() == "Protocol violation" => Initiator::Server,
             _ => Initiator::Client,
         };
         push_close(&mut self.wire.out, answer);
@@ -174,11 +218,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     fn on_error(&mut self, error: &Error, wakes: &mut Wakes, now: u64) {
         let close = match error {
             Error::Capacity(_) => {
-                self.membership.refuse(None, DropReason::TooLarge, Status::TooLarge, wakes);
+                self.membership
+                    .refuse(None, DropReason::TooLarge, Status::TooLarge, wakes);
                 self.too_large()
             }
             Error::Utf8(_) => Close::server(close_code::INVALID, "text is not UTF-8"),
-            Error::Protocol(ProtocolError::UnmaskedFrameFromClient) => Close::server(close_code::PROTOCOL, "frame is not masked"),
+            Error::Protocol(ProtocolError::UnmaskedFrameFromClient) => {
+                Close::server(close_code::PROTOCOL, "frame is not masked")
+            }
             Error::Protocol(_) => Close::server(close_code::PROTOCOL, "malformed frame"),
             _ => Close::server(close_code::INTERNAL, "internal error"),
         };

@@ -74,7 +74,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Reads a gulp into a buffer of [`GULP_BYTES`], which is `room`'s until [`Wire::settle_inbox`]
     /// gives it back. Only when all that was read before was passed on. How many bytes came; none
     /// at the end of the stream.
-    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, room: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
         if self.inbox.len() < GULP_BYTES {
             std::mem::swap(&mut self.inbox, room);
         }
@@ -103,7 +107,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     /// Reads and forgets; only the tracker sees it. How many bytes came; none at the end.
-    pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>, room: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_discard(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         let mut buffer = ReadBuf::new(room);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
         self.tracker.feed(buffer.filled());
@@ -185,21 +193,31 @@ pub(crate) struct Tracker {
     have: u8,
     in_close: bool,
     in_message: bool,
-    closed: bool,
-    violated: bool,
+    state: State,
     /// Payload bytes of the current frame that are still to come.
     left: u64,
     /// The largest payload since it was last asked.
     largest: u64,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// A close frame has come whole.
+    Closed,
+    /// A header has come that no client may send.
+    Violated,
+}
+
 impl Tracker {
     /// Follows `bytes`; how many of them come before a header that no client may send.
     fn feed(&mut self, bytes: &[u8]) -> usize {
         let mut at = 0;
-        while at < bytes.len() && !self.violated {
+        while at < bytes.len() && self.state != State::Violated {
             if self.left > 0 {
-                let count = usize::try_from(self.left).map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
+                let count = usize::try_from(self.left)
+                    .map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
                 self.left -= count as u64;
                 at += count;
                 self.end_frame();
@@ -221,11 +239,11 @@ impl Tracker {
             if self.begin_frame() {
                 self.end_frame();
             } else {
-                self.violated = true;
+                self.state = State::Violated;
                 return from;
             }
         }
-        if self.violated { 0 } else { at }
+        at
     }
 
     /// Takes the header that is whole now; whether a client may send it.
@@ -262,19 +280,19 @@ impl Tracker {
     }
 
     fn end_frame(&mut self) {
-        if self.left == 0 {
-            self.closed |= std::mem::take(&mut self.in_close);
+        if self.left == 0 && std::mem::take(&mut self.in_close) {
+            self.state = State::Closed;
         }
     }
 
     /// Whether a header came that no client may send. What came before it is sound.
     pub(crate) fn violated(&self) -> bool {
-        self.violated
+        self.state == State::Violated
     }
 
     /// Whether a close frame has come whole.
     pub(crate) fn closed(&self) -> bool {
-        self.closed
+        self.state == State::Closed
     }
 
     /// Whether all that came ends with a whole message.

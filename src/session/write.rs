@@ -19,7 +19,12 @@ const TAKE_BYTES: usize = 64 * 1024;
 const WRITES_MAX: usize = 8;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
-    pub(super) fn pump(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: u64) -> Option<End> {
+    pub(super) fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+        now: u64,
+    ) -> Option<End> {
         for _ in 0..WRITES_MAX {
             match self.drain(cx, scratch, now) {
                 Poll::Pending => return None,
@@ -50,7 +55,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             if !found.anything && self.wire.out.is_empty() {
                 match self.step_out(cx, now) {
                     Poll::Ready(Some(end)) => return Some(end),
-                    Poll::Ready(None) => continue,
+                    Poll::Ready(None) => {}
                     Poll::Pending => return None,
                 }
             }
@@ -62,19 +67,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// Notes where the frames end that were just put at the end of the write buffer.
     fn board(&mut self, before: usize) {
         let now = self.common.now();
-        let taken: usize = self.flights.range(before..).map(|entry| entry.bytes as usize).sum();
+        let taken: usize = self
+            .flights
+            .range(before..)
+            .map(|entry| entry.bytes as usize)
+            .sum();
         let mut end = self.wire.out.len() - taken;
         for entry in self.flights.range_mut(before..) {
             end += entry.bytes as usize;
             entry.end = u32::try_from(end).expect("a write buffer is far below 4 GiB");
         }
         for (read_at, count) in runs(self.flights.range(before..)) {
-            self.common.metrics.mailbox_waited(Duration::from_micros(now.saturating_sub(read_at)), count);
+            self.common
+                .metrics
+                .mailbox_waited(Duration::from_micros(now.saturating_sub(read_at)), count);
         }
     }
 
     /// Writes the buffer, and settles what has left.
-    fn drain(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: u64) -> Poll<Result<(), End>> {
+    fn drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+        now: u64,
+    ) -> Poll<Result<(), End>> {
         if self.wire.out.is_empty() {
             return Poll::Ready(Ok(()));
         }
@@ -99,7 +115,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
         self.due.stall = NEVER;
         self.promised -= std::mem::take(&mut self.leaving);
-        if self.paused {
+        if self.paused.is_some() {
             cx.waker().wake_by_ref();
         }
         give_back(self.wire.take_drained(), std::mem::take(&mut self.flights));
@@ -132,7 +148,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
         if keep < self.flights.len() {
             let entries = self.flights.split_off(keep);
-            self.membership.seat().put_back(&self.wire.out[from..], entries);
+            self.membership
+                .seat()
+                .put_back(&self.wire.out[from..], entries);
             self.wire.out.truncate(from);
         }
     }
@@ -154,7 +172,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                     self.membership.seat().shut();
                     return Poll::Ready(None);
                 }
-                let frame = close.frame.as_ref().map(|(code, reason)| (*code, &**reason));
+                let frame = close
+                    .frame
+                    .as_ref()
+                    .map(|(code, reason)| (*code, &**reason));
                 push_close(&mut self.wire.out, frame);
                 self.phase = Phase::Discarding(by);
                 // The read half has to be asked, or it wakes nobody.
@@ -172,13 +193,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// Settles the messages whose frames have left.
     fn alight(&mut self, scratch: &mut Scratch) {
         let written = self.wire.written();
-        let count = self.flights.partition_point(|entry| entry.end as usize <= written);
+        let count = self
+            .flights
+            .partition_point(|entry| entry.end as usize <= written);
         if count == 0 {
             return;
         }
         let now = self.common.now();
         for (read_at, count) in runs(self.flights.range(..count)) {
-            self.common.metrics.delivery_took(Duration::from_micros(now.saturating_sub(read_at)), count);
+            self.common
+                .metrics
+                .delivery_took(Duration::from_micros(now.saturating_sub(read_at)), count);
         }
         for entry in self.flights.drain(..count) {
             self.flushed.messages += 1;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{self, MetricFamily, MetricType};
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
 /// Why a message was dropped: the `reason` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +101,10 @@ const CODE_LABELS: usize = OTHER + 4;
 impl CloseCode {
     fn index(self) -> usize {
         match self {
-            Self::Code(code) => CODES.iter().position(|known| *known == code).unwrap_or(OTHER),
+            Self::Code(code) => CODES
+                .iter()
+                .position(|known| *known == code)
+                .unwrap_or(OTHER),
             Self::Reset => OTHER + 1,
             Self::PongTimeout => OTHER + 2,
             Self::WriteTimeout => OTHER + 3,
@@ -210,45 +213,58 @@ impl Metrics {
     pub fn new(workers: usize) -> Self {
         let registry = Registry::new();
         let ended = Registry::new();
-        let counter = |name: &str, help: &str| {
-            register(&registry, IntCounter::new(name, help))
+        let count = |name, help| register(&registry, IntCounter::new(name, help));
+        let level = |name, help| register(&registry, IntGauge::new(name, help));
+        let vector = |registry: &Registry, name: &str, help: &str, labels: &[&str]| {
+            register(registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
-        let closed = register(
+        let closed = vector(
             &ended,
-            IntCounterVec::new(
-                Opts::new("switchboard_connections_closed_total", "Connections that ended, by who ended them and how."),
-                &["initiator", "code"],
-            ),
+            "switchboard_connections_closed_total",
+            "Connections that ended, by who ended them and how.",
+            &["initiator", "code"],
         );
-        let rejected = register(
+        let rejected = vector(
             &registry,
-            IntCounterVec::new(
-                Opts::new("switchboard_handshakes_rejected_total", "WebSocket upgrades that were refused."),
-                &["reason"],
-            ),
+            "switchboard_handshakes_rejected_total",
+            "WebSocket upgrades that were refused.",
+            &["reason"],
         );
-        let build_info = register(
-            &registry,
-            IntGaugeVec::new(Opts::new("switchboard_build_info", "What is running; always 1."), &["version"]),
-        );
-        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let build = Opts::new("switchboard_build_info", "What is running; always 1.")
+            .const_label("version", env!("CARGO_PKG_VERSION"));
+        register(&registry, IntGauge::with_opts(build)).set(1);
         registry
             .register(Box::new(ProcessCollector::new(pid(), "switchboard")))
             .expect("every family is registered once");
         Self {
             shards: (0..=workers).map(|_| Shard::default()).collect(),
-            opened: counter("switchboard_connections_opened_total", "Connections that joined."),
+            opened: count(
+                "switchboard_connections_opened_total",
+                "Connections that joined.",
+            ),
             closed: Initiator::ALL.map(|initiator| {
                 std::array::from_fn(|code| {
                     closed.with_label_values(&[initiator.as_str(), &code_label(code)])
                 })
             }),
             rejected: Rejection::ALL.map(|reason| rejected.with_label_values(&[reason.as_str()])),
-            panics: counter("switchboard_session_panics_total", "Sessions that ended by a panic."),
-            accept_errors: counter("switchboard_accept_errors_total", "Connections that could not be accepted, for want of file descriptors mostly."),
-            bad_messages: counter("switchboard_bad_messages_total", "Messages from clients that could not be decoded; not in the ledger."),
-            connections_limit: register(&registry, IntGauge::new("switchboard_connections_limit", "The most users that are let in.")),
-            draining: register(&registry, IntGauge::new("switchboard_draining", "1 while the server drains.")),
+            panics: count(
+                "switchboard_session_panics_total",
+                "Sessions that ended by a panic.",
+            ),
+            accept_errors: count(
+                "switchboard_accept_errors_total",
+                "Connections that could not be accepted, for want of file descriptors mostly.",
+            ),
+            bad_messages: count(
+                "switchboard_bad_messages_total",
+                "Messages from clients that could not be decoded; not in the ledger.",
+            ),
+            connections_limit: level(
+                "switchboard_connections_limit",
+                "The most users that are let in.",
+            ),
+            draining: level("switchboard_draining", "1 while the server drains."),
             ended,
             registry,
         }
@@ -307,7 +323,8 @@ impl Metrics {
     }
 
     pub(crate) fn connections_limited_to(&self, limit: usize) {
-        self.connections_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+        self.connections_limit
+            .set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn drain_started(&self) {
@@ -315,7 +332,10 @@ impl Metrics {
     }
 
     fn sum(&self, counter: impl Fn(&Shard) -> &AtomicU64) -> u64 {
-        self.shards.iter().map(|shard| counter(shard).load(Acquire)).sum()
+        self.shards
+            .iter()
+            .map(|shard| counter(shard).load(Acquire))
+            .sum()
     }
 
     pub(crate) fn received(&self) -> u64 {
@@ -343,20 +363,58 @@ impl Metrics {
         let received = self.received();
         families.extend(self.registry.gather());
         families.extend([
-            counter("switchboard_messages_received_total", "Messages that were decoded.", vec![(None, received)]),
-            counter("switchboard_messages_delivered_total", "Messages written and flushed to their recipient's socket.", vec![(None, delivered)]),
+            counter(
+                "switchboard_messages_received_total",
+                "Messages that were decoded.",
+                vec![(None, received)],
+            ),
+            counter(
+                "switchboard_messages_delivered_total",
+                "Messages written and flushed to their recipient's socket.",
+                vec![(None, delivered)],
+            ),
             counter(
                 "switchboard_messages_dropped_total",
                 "Messages that were not delivered.",
-                dropped.map(|(reason, count)| (Some(("reason", reason)), count)).to_vec(),
+                dropped
+                    .map(|(reason, count)| (Some(("reason", reason)), count))
+                    .to_vec(),
             ),
-            counter("switchboard_cluster_received_total", "Messages that came from other nodes.", vec![(None, 0)]),
-            counter("switchboard_cluster_sent_total", "Messages that went to other nodes.", vec![(None, 0)]),
-            gauge("switchboard_connections", "Users who are joined.", census.connections),
-            gauge("switchboard_mailbox_messages", "Messages in mailboxes and write buffers.", census.mailbox_messages),
-            gauge("switchboard_mailbox_bytes", "Bytes of the frames in mailboxes and write buffers.", census.mailbox_bytes),
-            self.histogram("switchboard_delivery_seconds", "From a message's frame being read to its being flushed.", |shard| &shard.delivery),
-            self.histogram("switchboard_mailbox_wait_seconds", "From a message's frame being read to its being taken from the mailbox.", |shard| &shard.wait),
+            counter(
+                "switchboard_cluster_received_total",
+                "Messages that came from other nodes.",
+                vec![(None, 0)],
+            ),
+            counter(
+                "switchboard_cluster_sent_total",
+                "Messages that went to other nodes.",
+                vec![(None, 0)],
+            ),
+            gauge(
+                "switchboard_connections",
+                "Users who are joined.",
+                census.connections,
+            ),
+            gauge(
+                "switchboard_mailbox_messages",
+                "Messages in mailboxes and write buffers.",
+                census.mailbox_messages,
+            ),
+            gauge(
+                "switchboard_mailbox_bytes",
+                "Bytes of the frames in mailboxes and write buffers.",
+                census.mailbox_bytes,
+            ),
+            self.histogram(
+                "switchboard_delivery_seconds",
+                "From a message's frame being read to its being flushed.",
+                |shard| &shard.delivery,
+            ),
+            self.histogram(
+                "switchboard_mailbox_wait_seconds",
+                "From a message's frame being read to its being taken from the mailbox.",
+                |shard| &shard.wait,
+            ),
         ]);
         families.sort_by(|a, b| a.name().cmp(b.name()));
         TextEncoder::new()
@@ -364,16 +422,23 @@ impl Metrics {
             .expect("families that all have a name and a value")
     }
 
-    fn histogram(&self, name: &str, help: &str, latency: impl Fn(&Shard) -> &Latency) -> MetricFamily {
+    fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        latency: impl Fn(&Shard) -> &Latency,
+    ) -> MetricFamily {
         let mut cumulative = 0;
-        let mut buckets = Vec::with_capacity(BOUNDS_US.len() + 1);
-        for (index, bound) in BOUNDS_US.iter().map(|us| seconds(*us)).chain([f64::INFINITY]).enumerate() {
+        let mut buckets = Vec::with_capacity(BOUNDS_US.len());
+        for (index, bound) in BOUNDS_US.iter().enumerate() {
             cumulative += self.sum(|shard| &latency(shard).buckets[index]);
             let mut bucket = proto::Bucket::default();
-            bucket.set_upper_bound(bound);
+            bucket.set_upper_bound(seconds(*bound));
             bucket.set_cumulative_count(cumulative);
             buckets.push(bucket);
         }
+        // The last bucket's line is written by the encoder, from the count.
+        cumulative += self.sum(|shard| &latency(shard).buckets[BOUNDS_US.len()]);
         let mut histogram = proto::Histogram::default();
         histogram.set_bucket(buckets);
         histogram.set_sample_count(cumulative);
@@ -388,7 +453,10 @@ fn pid() -> i32 {
     i32::try_from(std::process::id()).expect("Linux's process ids end at 2^22")
 }
 
-fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> C {
     let collector = collector.expect("a family's name and labels are constants");
     registry
         .register(Box::new(collector.clone()))
@@ -396,7 +464,10 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: prom
     collector
 }
 
-#[allow(clippy::cast_precision_loss, reason = "Prometheus has no other number; exact to 2^53")]
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "Prometheus has no other number; exact to 2^53"
+)]
 fn float(count: u64) -> f64 {
     count as f64
 }
@@ -422,7 +493,12 @@ fn counter(name: &str, help: &str, values: Vec<(Option<(&str, &str)>, u64)>) -> 
             value.set_value(float(count));
             let mut metric = proto::Metric::default();
             metric.set_counter(value);
-            metric.set_label(label.into_iter().map(|(name, value)| pair(name, value)).collect());
+            metric.set_label(
+                label
+                    .into_iter()
+                    .map(|(name, value)| pair(name, value))
+                    .collect(),
+            );
             metric
         })
         .collect();
