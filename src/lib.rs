@@ -1,3 +1,4 @@
 //! Switchboard: a WebSocket relay between two people that says what became of every message.
 
+pub mod config;
 pub mod identity;

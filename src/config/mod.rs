@@ -1,0 +1,205 @@
+//! The settings: what they are, where they come from, what they must be. The only reader of the
+//! environment; must not know of any part that it configures.
+//!
+//! To add a setting: a field here, its line in `config/default.toml` (the only place of a default), a
+//! rule in `rules.rs`, a row in the README. A key without a default is an `Option`, and what has to be
+//! set together is a rule: each source is read over the defaults by itself.
+
+mod capacity;
+mod error;
+mod load;
+mod read;
+mod refusal;
+mod rules;
+mod units;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use capacity::Machine;
+pub use error::{ConfigError, Problem};
+pub use load::Sources;
+
+/// `config/default.toml`: the lowest layer, and the documentation of every setting.
+pub const DEFAULT: &str = include_str!("../../config/default.toml");
+
+/// All settings of one relay. Displays as TOML that loads to the same settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where users connect.
+    pub server: Server,
+    /// Where operators and probes connect.
+    pub admin: Admin,
+    /// What one peer, and all of them together, may ask for.
+    pub limits: Limits,
+    /// What waits for users that do not read.
+    pub mailbox: Mailbox,
+    /// How dead connections are noticed.
+    pub keepalive: Keepalive,
+    /// How a message finds its recipient.
+    pub routing: Routing,
+    /// How the relay ends.
+    pub drain: Drain,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// Addresses to listen on; default `127.0.0.1:8080` and `[::1]:8080`. Port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// Address that `/metrics` and health move to; default none, they stay on `server.listen`.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Users, upgrades in progress included; default none. [`Limits::connections_within`] says how
+    /// many that makes.
+    pub connections: Option<usize>,
+    /// HTTP connections that are not users (yet); default 1024.
+    pub handshakes: usize,
+    /// Bytes of a request head; default 8 KiB.
+    #[serde(with = "units::size")]
+    pub header_bytes: usize,
+    /// Time for a request head, and again for the upgrade; default 10 s.
+    #[serde(with = "units::duration")]
+    pub header_timeout: Duration,
+    /// Bytes of a whole message as sent; default 64 KiB.
+    #[serde(with = "units::size")]
+    pub message_bytes: usize,
+    /// Bytes of one frame, and of a message put together from fragments; default 128 KiB.
+    #[serde(with = "units::size")]
+    pub frame_bytes: usize,
+    /// Bad messages of a `switchboard.v1` connection before it is closed; default 16.
+    pub bad_messages: u32,
+    /// Outcomes outstanding on one connection; default 1024.
+    pub outcomes_pending: u32,
+}
+
+/// `[mailbox]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mailbox {
+    /// Messages that wait for one user; default 256.
+    pub messages: u32,
+    /// Bytes that wait for one user; default 1 MiB.
+    #[serde(with = "units::size")]
+    pub bytes: usize,
+    /// Bytes that wait for all users together; default 256 MiB.
+    #[serde(with = "units::size")]
+    pub total_bytes: u64,
+    /// What a full mailbox does; default [`Overflow::DropNewest`].
+    pub overflow: Overflow,
+}
+
+/// `[keepalive]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keepalive {
+    /// Time between two pings; default 25 s.
+    #[serde(with = "units::duration")]
+    pub ping_interval: Duration,
+    /// Time for the pong; default 10 s.
+    #[serde(with = "units::duration")]
+    pub pong_timeout: Duration,
+    /// Time for a write without progress; default 10 s.
+    #[serde(with = "units::duration")]
+    pub write_timeout: Duration,
+    /// Time for the peer's close frame after ours; default 5 s.
+    #[serde(with = "units::duration")]
+    pub close_timeout: Duration,
+}
+
+/// `[routing]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Routing {
+    /// Who looks the recipient up; default [`Strategy::Directory`].
+    pub strategy: Strategy,
+    /// Messages that wait for the router; default 1024.
+    pub router_queue: usize,
+}
+
+/// `[drain]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    /// Time from the signal while everything still works; default 5 s.
+    #[serde(with = "units::duration")]
+    pub delay: Duration,
+    /// Time over which users are sent away; default 30 s.
+    #[serde(with = "units::duration")]
+    pub spread: Duration,
+    /// Time from the signal to the end, at the latest; default 40 s.
+    #[serde(with = "units::duration")]
+    pub timeout: Duration,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// How a line looks; default [`LogFormat::Text`].
+    pub format: LogFormat,
+    /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`; default `info`.
+    pub filter: String,
+}
+
+/// What happens to a message for a full mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overflow {
+    /// The message itself is dropped.
+    DropNewest,
+    /// What has waited longest is dropped for it.
+    DropOldest,
+    /// The user that does not read is disconnected.
+    Disconnect,
+}
+
+/// How a message finds its recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// The sender's task looks the recipient up, without a lock.
+    Directory,
+    /// One task owns the users, and messages pass through it.
+    Router,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One flat JSON object a line.
+    Json,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::resolve(&Sources::default()).expect("config/default.toml holds: a test loads it")
+    }
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&toml::to_string(self).map_err(|_| fmt::Error)?)
+    }
+}

@@ -1,0 +1,246 @@
+//! What values must be for the relay to work with them. A rule also gives the words for a value of
+//! the wrong type; a field without a rule is an unused variable here.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+
+use super::capacity::CONNECTIONS_MAX;
+use super::units::{duration_text, size_text};
+use super::{Admin, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server, Settings};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const NO_TIME: Duration = Duration::ZERO;
+const ONE_MS: Duration = Duration::from_millis(1);
+const DAY: Duration = Duration::from_hours(24);
+/// More than anything here needs, and small enough that what is reserved per piece cannot overflow.
+const COUNT_MAX: u64 = 1 << 20;
+/// Hyper's own minimum of a connection's buffer; it panics below.
+const HEADER_BYTES_MIN: u64 = 8 * KIB;
+/// A message of the largest size takes its bytes and this for what stands around them.
+const MESSAGE_OVERHEAD: u64 = 64;
+
+/// A condition on one key, or on one key with others.
+#[derive(Debug)]
+pub(super) struct Rule {
+    pub(super) key: &'static str,
+    /// The other keys that the condition looks at.
+    pub(super) with: &'static [&'static str],
+    /// The values that it allows, in words.
+    pub(super) allowed: String,
+    pub(super) holds: bool,
+}
+
+/// All rules, and how these settings keep them.
+pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
+    let Settings {
+        server,
+        admin,
+        limits,
+        mailbox,
+        keepalive,
+        routing,
+        drain,
+        log,
+    } = settings;
+    let mut rules = listeners(server, admin);
+    rules.extend(limit_rules(limits));
+    rules.extend(mailbox_rules(mailbox, limits));
+    rules.extend(keepalive_rules(keepalive));
+    rules.extend(routing_rules(routing));
+    rules.extend(drain_rules(drain));
+    rules.extend(log_rules(log));
+    rules
+}
+
+fn listeners(Server { listen }: &Server, admin: &Admin) -> Vec<Rule> {
+    let Admin { listen: admin } = admin;
+    // Port 0 is another port each time.
+    let fixed: Vec<_> = listen
+        .iter()
+        .filter(|address| address.port() != 0)
+        .collect();
+    let twice = (1..fixed.len()).any(|index| fixed[..index].contains(&fixed[index]));
+    vec![
+        Rule {
+            key: "server.listen",
+            with: &[],
+            allowed: "IP addresses with a port, at least one, each once, such as \
+                \"127.0.0.1:8080\" or \"[::1]:8080\""
+                .to_owned(),
+            holds: !listen.is_empty() && !twice,
+        },
+        Rule {
+            key: "admin.listen",
+            with: &["server.listen"],
+            allowed: "an IP address with a port that server.listen does not have, such as \
+                \"127.0.0.1:9090\""
+                .to_owned(),
+            holds: !admin.is_some_and(|admin| fixed.contains(&&admin)),
+        },
+    ]
+}
+
+fn limit_rules(limits: &Limits) -> Vec<Rule> {
+    let Limits {
+        connections,
+        handshakes,
+        header_bytes,
+        header_timeout,
+        message_bytes,
+        frame_bytes,
+        bad_messages,
+        outcomes_pending,
+    } = limits;
+    vec![
+        count(
+            "limits.connections",
+            connections.unwrap_or(1) as u64,
+            CONNECTIONS_MAX,
+        ),
+        count("limits.handshakes", *handshakes as u64, COUNT_MAX),
+        size(
+            "limits.header_bytes",
+            *header_bytes as u64,
+            HEADER_BYTES_MIN..=MIB,
+        ),
+        time("limits.header_timeout", *header_timeout, ONE_MS..=DAY),
+        size("limits.message_bytes", *message_bytes as u64, 1..=64 * MIB),
+        size("limits.frame_bytes", *frame_bytes as u64, 1..=64 * MIB),
+        Rule {
+            key: "limits.frame_bytes",
+            with: &["limits.message_bytes"],
+            allowed: "at least limits.message_bytes".to_owned(),
+            holds: frame_bytes >= message_bytes,
+        },
+        count("limits.bad_messages", (*bad_messages).into(), COUNT_MAX),
+        count(
+            "limits.outcomes_pending",
+            (*outcomes_pending).into(),
+            COUNT_MAX,
+        ),
+    ]
+}
+
+fn mailbox_rules(mailbox: &Mailbox, limits: &Limits) -> Vec<Rule> {
+    let Mailbox {
+        messages,
+        bytes,
+        total_bytes,
+        overflow: _,
+    } = mailbox;
+    let bytes = *bytes as u64;
+    vec![
+        count("mailbox.messages", (*messages).into(), COUNT_MAX),
+        size("mailbox.bytes", bytes, 1..=GIB),
+        Rule {
+            key: "mailbox.bytes",
+            with: &["limits.message_bytes"],
+            allowed: format!("at least limits.message_bytes + {MESSAGE_OVERHEAD} bytes"),
+            holds: bytes >= (limits.message_bytes as u64).saturating_add(MESSAGE_OVERHEAD),
+        },
+        size("mailbox.total_bytes", *total_bytes, 1..=1024 * GIB),
+        Rule {
+            key: "mailbox.total_bytes",
+            with: &["mailbox.bytes"],
+            allowed: "at least mailbox.bytes".to_owned(),
+            holds: *total_bytes >= bytes,
+        },
+    ]
+}
+
+fn keepalive_rules(keepalive: &Keepalive) -> Vec<Rule> {
+    let Keepalive {
+        ping_interval,
+        pong_timeout,
+        write_timeout,
+        close_timeout,
+    } = keepalive;
+    vec![
+        time("keepalive.ping_interval", *ping_interval, ONE_MS..=DAY),
+        time("keepalive.pong_timeout", *pong_timeout, ONE_MS..=DAY),
+        time("keepalive.write_timeout", *write_timeout, ONE_MS..=DAY),
+        time("keepalive.close_timeout", *close_timeout, ONE_MS..=DAY),
+    ]
+}
+
+fn routing_rules(routing: &Routing) -> Vec<Rule> {
+    let Routing {
+        strategy: _,
+        router_queue,
+    } = routing;
+    vec![count(
+        "routing.router_queue",
+        *router_queue as u64,
+        COUNT_MAX,
+    )]
+}
+
+fn drain_rules(drain: &Drain) -> Vec<Rule> {
+    let Drain {
+        delay,
+        spread,
+        timeout,
+    } = drain;
+    vec![
+        time("drain.delay", *delay, NO_TIME..=DAY),
+        time("drain.spread", *spread, NO_TIME..=DAY),
+        time("drain.timeout", *timeout, ONE_MS..=DAY),
+        Rule {
+            key: "drain.timeout",
+            with: &["drain.delay", "drain.spread"],
+            allowed: "at least drain.delay + drain.spread".to_owned(),
+            holds: *timeout >= delay.saturating_add(*spread),
+        },
+    ]
+}
+
+fn log_rules(log: &Log) -> Vec<Rule> {
+    let Log { format: _, filter } = log;
+    vec![Rule {
+        key: "log.filter",
+        with: &[],
+        allowed: "off, error, warn, info, debug, trace, or targets with one of these, such as \
+            \"info,switchboard=debug\""
+            .to_owned(),
+        holds: EnvFilter::try_new(filter).is_ok(),
+    }]
+}
+
+fn count(key: &'static str, count: u64, most: u64) -> Rule {
+    let allowed = format!("a whole number from 1 to {most}");
+    Rule {
+        key,
+        with: &[],
+        allowed,
+        holds: (1..=most).contains(&count),
+    }
+}
+
+fn size(key: &'static str, bytes: u64, range: RangeInclusive<u64>) -> Rule {
+    let (least, most) = (size_text(*range.start()), size_text(*range.end()));
+    let allowed = format!(
+        "a size such as \"512B\", \"64KiB\" or \"1MiB\", or bytes as a whole number, from {least} to {most}"
+    );
+    Rule {
+        key,
+        with: &[],
+        allowed,
+        holds: range.contains(&bytes),
+    }
+}
+
+fn time(key: &'static str, duration: Duration, range: RangeInclusive<Duration>) -> Rule {
+    let (least, most) = (duration_text(*range.start()), duration_text(*range.end()));
+    let allowed =
+        format!("a duration such as \"500ms\", \"25s\" or \"2m\", from {least} to {most}");
+    Rule {
+        key,
+        with: &[],
+        allowed,
+        holds: range.contains(&duration),
+    }
+}
