@@ -2,4 +2,5 @@
 #![cfg(test)]
 #![allow(clippy::disallowed_methods, reason = "a test may leave a task behind")]
 
+mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
