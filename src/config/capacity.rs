@@ -17,7 +17,7 @@ const CONNECTION_BYTES: u64 = 2253 + 4096;
 /// What the process may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
-    /// The soft limit of open files, `RLIMIT_NOFILE`.
+    /// The hard limit of open files, `RLIMIT_NOFILE`: a relay raises its soft limit to it.
     pub descriptors: u64,
     /// Bytes of memory: the lowest cgroup v2 `memory.max` above the process, else `MemTotal`.
     pub memory: Option<u64>,
@@ -39,7 +39,7 @@ impl Limits {
 impl Machine {
     /// Asks the kernel.
     pub fn read() -> io::Result<Self> {
-        let (descriptors, _) = rlimit::Resource::NOFILE.get()?;
+        let (_, descriptors) = rlimit::Resource::NOFILE.get()?;
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
         let memory = group
