@@ -1,25 +1,119 @@
-//! tmp
-fn main() {
-    let rt = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(std::thread::available_parallelism().unwrap().get())
-        .enable_all()
-        .build()
-        .unwrap();
-    rt.block_on(async {
-        let mut s = switchboard::config::Settings::default();
-        s.server.listen = vec![
-            std::env::args()
-                .nth(1)
-                .unwrap_or("127.0.0.1:8080".into())
-                .parse()
-                .unwrap(),
-        ];
-        if let Ok(x) = std::env::var("STRATEGY") {
-            if x == "router" {
-                s.routing.strategy = switchboard::config::Strategy::Router
-            }
+//! The process: verb, settings, logs, runtime, signals, exit code. Nothing else decides to exit.
+
+use std::future::pending;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+
+use clap::Parser;
+use switchboard::app::{App, Stop};
+use switchboard::cli::{self, Cli, ConfigVerb, Options, Verb};
+use switchboard::config::{self, ConfigError, Machine, Settings};
+use switchboard::telemetry;
+use tokio::runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// `EX_CONFIG` of sysexits.h.
+const EXIT_CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    run(Cli::parse()).unwrap_or_else(|error| {
+        complain(format_args!("{error:#}"));
+        if error.is::<ConfigError>() {
+            ExitCode::from(EXIT_CONFIG)
+        } else {
+            ExitCode::FAILURE
         }
-        let app = switchboard::app::App::build(s).await.unwrap();
-        app.run(std::future::pending()).await;
+    })
+}
+
+fn run(Cli { verb, options }: Cli) -> anyhow::Result<ExitCode> {
+    match verb.unwrap_or_else(|| Verb::Serve(Options::default())) {
+        Verb::Serve(right) => return serve(options.load(right)?),
+        Verb::Check(right) => check(&options.load(right)?)?,
+        Verb::Config(ConfigVerb::Default) => io::stdout().write_all(config::DEFAULT.as_bytes())?,
+        Verb::Healthcheck(right) => {
+            let settings = options.load(right)?;
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(cli::healthcheck(&settings))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(settings: &Settings) -> anyhow::Result<()> {
+    io::stdout().write_all(settings.to_string().as_bytes())?;
+    for warning in Machine::read()?.warnings(settings) {
+        complain(format_args!("warning: {warning}"));
+    }
+    Ok(())
+}
+
+fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
+    telemetry::init(&settings.log)?;
+    // Counts the CPUs that the process may use: affinity and the quota of its cgroup.
+    let workers = available_parallelism()?.get();
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build()?;
+    let code = runtime.block_on(async {
+        // Before anything is bound: from then on a signal has to end it in order.
+        let signals = Signals::new()?;
+        let app = App::build(settings).await?;
+        let (stop, stopped) = oneshot::channel();
+        // A sender that is gone has sent: `second` holds it until the first signal.
+        let drained = app.run(async { stopped.await.unwrap_or(Stop::Drain) });
+        tokio::select! {
+            number = signals.second(stop) => anyhow::Ok(ExitCode::from(128 + number)),
+            _ = drained => Ok(ExitCode::SUCCESS),
+        }
     });
+    // Does not wait for what may still run: the drain has waited, and a second signal will not.
+    runtime.shutdown_background();
+    code
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self {
+            terminate,
+            interrupt,
+        })
+    }
+
+    async fn next(&mut self) -> SignalKind {
+        tokio::select! {
+            Some(()) = self.terminate.recv() => SignalKind::terminate(),
+            Some(()) = self.interrupt.recv() => SignalKind::interrupt(),
+            else => pending().await,
+        }
+    }
+
+    /// Stops the app by the first signal; returns the number of the second.
+    async fn second(mut self, stop: oneshot::Sender<Stop>) -> u8 {
+        let first = match self.next().await {
+            kind if kind == SignalKind::interrupt() => Stop::DrainNow,
+            _ => Stop::Drain,
+        };
+        // An app that is gone needs no stop.
+        let _ = stop.send(first);
+        let second = self.next().await.as_raw_value();
+        u8::try_from(second).expect("signal numbers end at 64")
+    }
+}
+
+fn complain(message: impl std::fmt::Display) {
+    // Where stderr is closed there is nobody left to tell.
+    drop(writeln!(io::stderr(), "switchboard: {message}"));
 }

@@ -17,7 +17,7 @@ const CONNECTION_BYTES: u64 = 2253 + 4096;
 /// What the process may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
-    /// The soft limit of open files, `RLIMIT_NOFILE`.
+    /// The hard limit of open files, `RLIMIT_NOFILE`: a relay raises its soft limit to it.
     pub descriptors: u64,
     /// Bytes of memory: the lowest cgroup v2 `memory.max` above the process, else `MemTotal`.
     pub memory: Option<u64>,
@@ -39,7 +39,7 @@ impl Limits {
 impl Machine {
     /// Asks the kernel.
     pub fn read() -> io::Result<Self> {
-        let (descriptors, _) = rlimit::Resource::NOFILE.get()?;
+        let (_, descriptors) = rlimit::Resource::NOFILE.get()?;
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
         let memory = group
@@ -107,7 +107,37 @@ fn memory_total(meminfo: &str) -> Option<u64> {
     kibibytes.checked_mul(1 << 10)
 }
 
-/// A size for people, without the last odd bytes.
+/// A size for people, without the odd bytes.
 fn mebibytes(bytes: u64) -> String {
-    size_text(bytes.next_multiple_of(1 << 20))
+    size_text(bytes >> 20 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_memory_limit_above_the_process_counts() {
+        let root = std::env::temp_dir().join(format!("switchboard-cgroup-{}", std::process::id()));
+        let limit = |group: &str, limit: &str| {
+            fs::create_dir_all(root.join(group)).unwrap();
+            fs::write(root.join(group).join("memory.max"), limit).unwrap();
+        };
+        limit("pod/container", "max\n");
+        limit("pod", "1000\n");
+        limit("other", "1\n");
+        let found = ["pod/container", "pod", "other", "none", ""]
+            .map(|group| memory_max(&root, Path::new(group)));
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!(found, [Some(1000), Some(1000), Some(1), None, None]);
+    }
+
+    #[test]
+    fn the_memory_of_a_machine_is_read_in_kibibytes() {
+        assert_eq!(
+            memory_total("Foo: 1 kB\nMemTotal:       24689764 kB\n"),
+            Some(24_689_764 << 10)
+        );
+        assert_eq!(memory_total("MemTotal: a lot\n"), None);
+    }
 }

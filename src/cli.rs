@@ -1,0 +1,154 @@
+//! The command line: its verbs and options, and what the small verbs do. Does not exit, bind or serve.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::net::TcpStream;
+use tokio::time;
+
+use crate::config::{ConfigError, Settings};
+
+/// How long a health check may take; containers ask every few seconds.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+const HEALTHY: &[u8] = b"HTTP/1.1 200 ";
+
+/// A WebSocket relay between two people that says what became of every message.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 success, 1 failure, 2 usage, 78 configuration, \
+    128 + number for a second signal.\nSettings: `switchboard config default` prints them all."
+)]
+pub struct Cli {
+    /// What to do; to serve where none is named.
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+    /// Options before the verb.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// What to do, with the options after the verb.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Serve until SIGTERM or SIGINT (the default)
+    Serve(Options),
+    /// Check the configuration, print it as it takes effect, warn where the machine cannot hold it
+    Check(Options),
+    /// About the configuration itself
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Ask the server of this configuration whether it lives: exit code 0, or 1
+    Healthcheck(Options),
+}
+
+/// Where settings come from. The same on both sides of the verb, where clap's own global options
+/// forget the files of the one side as soon as there is one on the other.
+#[derive(Debug, Default, Args)]
+pub struct Options {
+    /// A file of settings (TOML); may come again, the later file wins
+    #[arg(long, value_name = "FILE")]
+    config: Vec<PathBuf>,
+    /// Addresses to listen on, separated by commas, in place of server.listen
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+}
+
+impl Options {
+    /// The settings by these options and those further right.
+    pub fn load(mut self, right: Self) -> Result<Settings, ConfigError> {
+        self.config.extend(right.config);
+        Settings::load(&self.config, right.listen.or(self.listen))
+    }
+}
+
+/// What to do about the configuration itself.
+#[derive(Debug, Subcommand)]
+pub enum ConfigVerb {
+    /// Print every setting with its default and what it does
+    Default,
+}
+
+/// Why a server counts as not healthy.
+#[derive(Debug, thiserror::Error)]
+pub enum Unhealthy {
+    /// It cannot be reached, or breaks off.
+    #[error("cannot ask {address}")]
+    Unreachable {
+        /// Who was asked.
+        address: SocketAddr,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// It answers something else than 200.
+    #[error("{address} answers {answer:?}")]
+    Answer {
+        /// Who was asked.
+        address: SocketAddr,
+        /// The start of its answer.
+        answer: String,
+    },
+    /// It does not answer in time.
+    #[error("{address} does not answer within {HEALTH_TIMEOUT:?}")]
+    Timeout {
+        /// Who was asked.
+        address: SocketAddr,
+    },
+}
+
+/// Asks the server of these settings for `/livez`, over plain TCP, where it serves health.
+pub async fn healthcheck(settings: &Settings) -> Result<(), Unhealthy> {
+    let first = || settings.server.listen.first().copied();
+    let address = settings.admin.listen.or_else(first);
+    let address = reachable(address.expect("server.listen has an address, by its rule"));
+    match time::timeout(HEALTH_TIMEOUT, ask(address)).await {
+        Ok(Ok(answer)) if answer == HEALTHY => Ok(()),
+        Ok(Ok(answer)) => {
+            let answer = String::from_utf8_lossy(&answer).into_owned();
+            Err(Unhealthy::Answer { address, answer })
+        }
+        Ok(Err(source)) => Err(Unhealthy::Unreachable { address, source }),
+        Err(_) => Err(Unhealthy::Timeout { address }),
+    }
+}
+
+/// The start of the answer, as long as that of a healthy server. Written out by hand: a client of
+/// HTTP would be a dependency for one line.
+async fn ask(address: SocketAddr) -> io::Result<Vec<u8>> {
+    let stream = TcpStream::connect(address).await?;
+    let request = format!("GET /livez HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let mut unsent = request.as_bytes();
+    while !unsent.is_empty() {
+        stream.writable().await?;
+        unsent = match stream.try_write(unsent) {
+            Ok(sent) => &unsent[sent..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => unsent,
+            Err(error) => return Err(error),
+        };
+    }
+    let mut answer = [0; HEALTHY.len()];
+    let mut filled = 0;
+    while filled < answer.len() {
+        stream.readable().await?;
+        match stream.try_read(&mut answer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(answer[..filled].to_vec())
+}
+
+/// An address to connect to, for one to listen on: all addresses are not one to connect to.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}

@@ -1,0 +1,452 @@
+//! The binary from outside: its verbs, its exit codes, what it writes where, the signals it obeys.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use switchboard::config::{DEFAULT, Settings};
+use tokio::time::Instant;
+
+fn switchboard(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
+    command.args(arguments).env_clear();
+    command
+}
+
+/// The exit code, stdout and stderr of a run.
+fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    (
+        status.code(),
+        String::from_utf8(stdout).unwrap(),
+        String::from_utf8(stderr).unwrap(),
+    )
+}
+
+/// A file of settings of this name, anew.
+fn settings_file(name: &str, text: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::write(&path, text).unwrap();
+    path
+}
+
+/// An address that was free a moment ago.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+#[track_caller]
+fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within 20 seconds");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn version_and_help_go_to_stdout() {
+    let version = format!("switchboard {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        outcome(&mut switchboard(&["--version"])),
+        (Some(0), version, String::new())
+    );
+    let (code, stdout, stderr) = outcome(&mut switchboard(&["--help"]));
+    assert_eq!((code, &*stderr), (Some(0), ""));
+    for word in [
+        "serve",
+        "check",
+        "config",
+        "healthcheck",
+        "--config",
+        "--listen",
+        "78",
+    ] {
+        assert!(stdout.contains(word), "{word} in {stdout}");
+    }
+}
+
+#[test]
+fn config_default_prints_the_documented_file() {
+    let printed = outcome(&mut switchboard(&["config", "default"]));
+    assert_eq!(printed, (Some(0), DEFAULT.to_owned(), String::new()));
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    for arguments in [
+        &["serv"] as &[&str],
+        &["--lisen", "127.0.0.1:0"],
+        &["--listen"],
+        &["config"],
+        &["config", "defaults"],
+        &["check", "relay.toml"],
+    ] {
+        let (code, stdout, stderr) = outcome(&mut switchboard(arguments));
+        assert_eq!((code, &*stdout), (Some(2), ""), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("--help"), "{stderr}");
+    }
+}
+
+#[test]
+fn check_prints_what_takes_effect() {
+    let base = settings_file(
+        "base.toml",
+        "[limits]\nconnections = 10\n[drain]\nspread = \"10s\"\n",
+    );
+    let site = settings_file("site.toml", "[drain]\nspread = \"20s\"\n");
+    let (base, site) = (base.to_str().unwrap(), site.to_str().unwrap());
+    let mut expected = Settings::default();
+    expected.limits.connections = Some(10);
+    expected.drain.spread = Duration::from_secs(20);
+    expected.server.listen = vec!["[::1]:7000".parse().unwrap()];
+    expected.mailbox.messages = 99;
+    // Options may stand on either side of the verb, or on both.
+    for arguments in [
+        [
+            "--config",
+            base,
+            "--config",
+            site,
+            "--listen",
+            "[::1]:7000",
+            "check",
+        ],
+        [
+            "check",
+            "--config",
+            base,
+            "--config",
+            site,
+            "--listen",
+            "[::1]:7000",
+        ],
+        [
+            "--config",
+            base,
+            "check",
+            "--config",
+            site,
+            "--listen",
+            "[::1]:7000",
+        ],
+    ] {
+        let mut command = switchboard(&arguments);
+        command.env("SWITCHBOARD__MAILBOX__MESSAGES", "99");
+        // What Kubernetes sets for a Service of that name.
+        command.env("SWITCHBOARD_PORT", "tcp://10.96.0.11:8080");
+        let checked = outcome(&mut command);
+        assert_eq!(
+            checked,
+            (Some(0), expected.to_string(), String::new()),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn check_warns_on_stderr_of_what_the_machine_cannot_hold() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 1000 && exec \"$0\" check"]);
+    command.arg(env!("CARGO_BIN_EXE_switchboard")).env_clear();
+    command.env("SWITCHBOARD__LIMITS__CONNECTIONS", "501");
+    let (code, stdout, stderr) = outcome(&mut command);
+    assert_eq!(code, Some(0));
+    assert!(stdout.contains("connections = 501"), "{stdout}");
+    let warning = "switchboard: warning: RLIMIT_NOFILE is 1000, which leaves room for 500 users";
+    assert!(stderr.starts_with(warning), "{stderr}");
+}
+
+#[test]
+fn a_wrong_configuration_ends_with_78_before_anything_is_bound() {
+    // Whoever binds this address fails, with another code.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let file = settings_file("wrong.toml", "[limits]\nhandshakes = \"lots\"\n");
+    let file = file.to_str().unwrap();
+    let arguments = ["--listen", &taken, "--config", file];
+    for verb in [&[] as &[&str], &["serve"], &["check"], &["healthcheck"]] {
+        let mut command = switchboard(verb);
+        command
+            .args(arguments)
+            .env("SWITCHBOARD__DRAIN__DELYA", "1s");
+        let (code, stdout, stderr) = outcome(&mut command);
+        assert_eq!((code, &*stdout), (Some(78), ""), "{verb:?}");
+        let lines: Vec<_> = stderr.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "switchboard: the configuration does not hold",
+                &format!(
+                    "  {file}: limits.handshakes: found \"lots\", allowed: a whole number from 1 to 1048576"
+                ),
+                "  SWITCHBOARD__DRAIN__DELYA: drain.delya: found an unknown key, allowed: drain.delay, \
+                 drain.spread, drain.timeout (did you mean drain.delay?)",
+            ],
+            "{verb:?}"
+        );
+    }
+    let (code, _, stderr) = outcome(switchboard(&["--listen", &taken]).arg("serve"));
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains(&taken), "{stderr}");
+}
+
+#[test]
+fn what_cannot_be_read_ends_with_78() {
+    let mut command = switchboard(&["check", "--config", "no/such.toml"]);
+    command.env("SWITCHBOARD__LOG__FILTER", OsStr::from_bytes(b"inf\xf6"));
+    let (code, _, stderr) = outcome(&mut command);
+    assert_eq!(code, Some(78));
+    assert!(
+        stderr.contains("\n  no/such.toml: cannot be read: No such file"),
+        "{stderr}"
+    );
+    assert!(
+        stderr.contains("\n  SWITCHBOARD__LOG__FILTER: cannot be read: is not UTF-8"),
+        "{stderr}"
+    );
+
+    let file = settings_file("broken.toml", "[limits\n");
+    let (code, _, stderr) = outcome(switchboard(&["check", "--config"]).arg(&file));
+    assert_eq!(code, Some(78));
+    assert!(stderr.contains("broken.toml: is not TOML: "), "{stderr}");
+    assert!(stderr.contains("line 1"), "{stderr}");
+}
+
+/// Answers one request with this, and says what the request was.
+fn answering(listener: TcpListener, answer: &'static str) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = String::new();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while !request.ends_with("\r\n\r\n") && reader.read_line(&mut request).unwrap() > 0 {}
+        stream.write_all(answer.as_bytes()).unwrap();
+        request
+    })
+}
+
+#[test]
+fn healthcheck_asks_the_admin_listener_if_there_is_one_else_the_first() {
+    let nowhere = free_address().to_string();
+    for admin in [true, false] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = answering(listener, "HTTP/1.1 200 OK\r\n\r\n");
+        // Listening on all addresses, it is to be found on the loopback one.
+        let address = format!("0.0.0.0:{port}");
+        let mut command = switchboard(&["healthcheck"]);
+        if admin {
+            command.env("SWITCHBOARD__ADMIN__LISTEN", &address);
+            command.env("SWITCHBOARD__SERVER__LISTEN", &nowhere);
+        } else {
+            command.env(
+                "SWITCHBOARD__SERVER__LISTEN",
+                format!("{address},{nowhere}"),
+            );
+        }
+        assert_eq!(
+            outcome(&mut command),
+            (Some(0), String::new(), String::new())
+        );
+        let request = server.join().unwrap();
+        assert!(
+            request.starts_with("GET /livez HTTP/1.1\r\nHost: 127.0.0.1:"),
+            "{request}"
+        );
+    }
+}
+
+#[test]
+fn healthcheck_ends_with_1_and_the_reason_unless_it_is_200() {
+    for answer in [
+        "HTTP/1.1 503 Service Unavailable\r\n\r\n",
+        "HTTP/1.1 2",
+        "",
+        "220 ready\r\n",
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = answering(listener, answer);
+        let (code, _, stderr) = outcome(&mut switchboard(&["healthcheck", "--listen", &address]));
+        assert_eq!(code, Some(1), "{answer:?}");
+        assert!(
+            stderr.starts_with(&format!("switchboard: {address} answers \"")),
+            "{stderr}"
+        );
+        server.join().unwrap();
+    }
+    let nobody = free_address().to_string();
+    let (code, _, stderr) = outcome(&mut switchboard(&["healthcheck", "--listen", &nobody]));
+    assert_eq!(code, Some(1));
+    assert!(
+        stderr.starts_with(&format!("switchboard: cannot ask {nobody}: ")),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn healthcheck_does_not_wait_for_long() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let (code, _, stderr) = outcome(&mut switchboard(&["healthcheck", "--listen", &address]));
+    assert_eq!(code, Some(1));
+    assert_eq!(
+        stderr,
+        format!("switchboard: {address} does not answer within 3s\n")
+    );
+}
+
+/// A server of its own process, killed with the test.
+struct Served {
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Served {
+    /// A server that answers, with `drain.delay` so long that only a signal or its kind ends it.
+    fn start() -> Self {
+        let address = free_address();
+        let process = switchboard(&["--listen", &address.to_string()])
+            .env("SWITCHBOARD__DRAIN__DELAY", "10m")
+            .env("SWITCHBOARD__DRAIN__TIMEOUT", "11m")
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let served = Self { process, address };
+        eventually(|| {
+            served
+                .get("/livez")?
+                .starts_with("HTTP/1.1 200 ")
+                .then_some(())
+        });
+        served
+    }
+
+    fn get(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(self.address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n"
+        )
+        .ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.process.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        eventually(|| self.process.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // Fails where it has ended, which is as well.
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+#[test]
+fn healthcheck_finds_a_server_alive_and_its_drain_too() {
+    let served = Served::start();
+    let address = served.address.to_string();
+    let mut check = switchboard(&["healthcheck", "--listen", &address]);
+    assert_eq!(outcome(&mut check).0, Some(0));
+    served.signal("TERM");
+    eventually(|| {
+        served
+            .get("/readyz")?
+            .starts_with("HTTP/1.1 503 ")
+            .then_some(())
+    });
+    assert_eq!(outcome(&mut check).0, Some(0));
+}
+
+#[test]
+fn sigterm_drains_and_ends_with_0() {
+    let address = free_address();
+    let mut command = switchboard(&["serve", "--listen", &address.to_string()]);
+    command
+        .env("SWITCHBOARD__DRAIN__DELAY", "0s")
+        .stderr(Stdio::null());
+    let mut served = Served {
+        process: command.spawn().unwrap(),
+        address,
+    };
+    eventually(|| served.get("/livez"));
+    served.signal("TERM");
+    assert_eq!(served.exit_code(), Some(0));
+}
+
+#[test]
+fn sigint_skips_the_delay_and_ends_with_0() {
+    let mut served = Served::start();
+    served.signal("INT");
+    assert_eq!(served.exit_code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_at_once_with_its_number() {
+    for (second, code) in [("TERM", 143), ("INT", 130)] {
+        let mut served = Served::start();
+        served.signal("TERM");
+        eventually(|| {
+            served
+                .get("/readyz")?
+                .starts_with("HTTP/1.1 503 ")
+                .then_some(())
+        });
+        served.signal(second);
+        assert_eq!(served.exit_code(), Some(code));
+    }
+}
+
+#[test]
+fn logs_go_to_stderr_in_the_format_that_is_set() {
+    let address = free_address();
+    let mut command = switchboard(&["--listen", &address.to_string()]);
+    command
+        .env("SWITCHBOARD__LOG__FORMAT", "json")
+        .stderr(Stdio::piped());
+    let mut served = Served {
+        process: command.spawn().unwrap(),
+        address,
+    };
+    let mut line = String::new();
+    BufReader::new(served.process.stderr.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    for field in ["timestamp", "level", "message"] {
+        assert!(line[field].is_string(), "{field} in {line}");
+    }
+}

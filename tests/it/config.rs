@@ -1,0 +1,673 @@
+//! Where settings come from, which of them win, and what is said of those that cannot be. In process,
+//! from sources of the test's own: no file, no environment.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use switchboard::config::{
+    DEFAULT, LogFormat, Machine, Overflow, Problem, Settings, Sources, Strategy,
+};
+
+/// Names with texts or values.
+type Pairs = &'static [(&'static str, &'static str)];
+
+fn file(text: &str) -> Sources {
+    files(&[("relay.toml", text)])
+}
+
+fn files(files: &[(&str, &str)]) -> Sources {
+    let own = |&(name, text): &(&str, &str)| (name.to_owned(), text.to_owned());
+    Sources {
+        files: files.iter().map(own).collect(),
+        ..Sources::default()
+    }
+}
+
+fn variables(variables: &[(&str, &str)]) -> Sources {
+    let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+    Sources {
+        variables: variables.iter().map(own).collect(),
+        ..Sources::default()
+    }
+}
+
+/// The settings that these sources make, which is the default changed like this.
+#[track_caller]
+fn check(sources: &Sources, change: impl FnOnce(&mut Settings)) {
+    let mut expected = Settings::default();
+    change(&mut expected);
+    match Settings::resolve(sources) {
+        Ok(settings) => assert_eq!(settings, expected),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// All that is wrong with these sources, a line each.
+#[track_caller]
+fn check_refused(sources: &Sources, expected: &[&str]) {
+    let error = Settings::resolve(sources).expect_err("should be refused");
+    let problems: Vec<_> = error.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(problems, expected);
+}
+
+#[test]
+fn the_documented_file_is_the_default() {
+    check(&file(DEFAULT), |_| {});
+    check(&file(""), |_| {});
+    let Settings {
+        server,
+        admin,
+        limits,
+        mailbox,
+        keepalive,
+        routing,
+        drain,
+        log,
+    } = Settings::default();
+    assert_eq!(
+        server.listen,
+        [
+            "127.0.0.1:8080".parse().unwrap(),
+            "[::1]:8080".parse().unwrap()
+        ]
+    );
+    assert_eq!((admin.listen, limits.connections), (None, None));
+    assert_eq!((limits.handshakes, limits.header_bytes), (1024, 8 << 10));
+    assert_eq!(
+        (limits.message_bytes, limits.frame_bytes),
+        (64 << 10, 128 << 10)
+    );
+    assert_eq!((limits.bad_messages, limits.outcomes_pending), (16, 1024));
+    assert_eq!(
+        (mailbox.messages, mailbox.bytes, mailbox.total_bytes),
+        (256, 1 << 20, 256 << 20)
+    );
+    assert_eq!(
+        (mailbox.overflow, routing.strategy),
+        (Overflow::DropNewest, Strategy::Directory)
+    );
+    assert_eq!((routing.router_queue, log.format), (1024, LogFormat::Text));
+    assert_eq!(log.filter, "info");
+    let seconds = [
+        limits.header_timeout,
+        keepalive.ping_interval,
+        keepalive.pong_timeout,
+        keepalive.write_timeout,
+        keepalive.close_timeout,
+        drain.delay,
+        drain.spread,
+        drain.timeout,
+    ];
+    assert_eq!(
+        seconds.map(|duration| duration.as_secs()),
+        [10, 25, 10, 10, 5, 5, 30, 40]
+    );
+}
+
+#[test]
+fn the_documented_file_has_every_key_each_with_a_comment() {
+    let mut documented = BTreeSet::new();
+    let (mut section, mut last) = (String::new(), "");
+    let mut uncommented = String::new();
+    for line in DEFAULT.lines() {
+        // An optional key is commented out.
+        let key = line
+            .strip_prefix("# ")
+            .unwrap_or(line)
+            .split_once(" = ")
+            .map(|(key, _)| key);
+        let key = key.filter(|key| {
+            key.bytes()
+                .all(|byte| byte == b'_' || byte.is_ascii_lowercase())
+        });
+        if let Some(key) = key {
+            assert!(
+                last.starts_with("# ") || documented.contains(last),
+                "{key} has no comment"
+            );
+            documented.insert(format!("{section}.{key}"));
+            uncommented += line.strip_prefix("# ").unwrap_or(line);
+        } else if let Some(name) = line.strip_prefix('[') {
+            name.trim_end_matches(']').clone_into(&mut section);
+            uncommented += line;
+        }
+        uncommented += "\n";
+        last = line;
+    }
+
+    let known = |text: &str| match Settings::resolve(&file(text)).unwrap_err().problems() {
+        [Problem::UnknownKey { known, .. }] => known.clone(),
+        problems => panic!("{problems:?}"),
+    };
+    let sections = known("no_such_section = 1");
+    let keys = sections
+        .iter()
+        .flat_map(|section| known(&format!("[{section}]\nno_such_key = 1")));
+    assert_eq!(documented, keys.collect());
+
+    check(&file(&uncommented), |settings| {
+        settings.admin.listen = Some("127.0.0.1:9090".parse().unwrap());
+        settings.limits.connections = Some(10_000);
+    });
+}
+
+#[test]
+fn settings_print_as_a_file_that_loads_to_them() {
+    let mut settings = Settings::default();
+    let print = |settings: &Settings| settings.to_string();
+    check(&file(&print(&settings)), |_| {});
+
+    settings.server.listen = vec!["[::]:0".parse().unwrap()];
+    settings.admin.listen = Some("10.0.0.1:9090".parse().unwrap());
+    settings.limits.connections = Some(7);
+    settings.limits.message_bytes = 1001;
+    settings.mailbox.total_bytes = 3 << 30;
+    settings.mailbox.overflow = Overflow::Disconnect;
+    settings.keepalive.ping_interval = Duration::from_millis(1500);
+    settings.keepalive.pong_timeout = Duration::from_mins(2);
+    settings.routing.strategy = Strategy::Router;
+    settings.drain.delay = Duration::ZERO;
+    settings.log.format = LogFormat::Json;
+    settings.log.filter = "warn,switchboard[{user=\"7\"}]=debug".to_owned();
+    let printed = print(&settings);
+    for line in [
+        "listen = [\"[::]:0\"]",
+        "connections = 7",
+        "message_bytes = \"1001B\"",
+        "frame_bytes = \"128KiB\"",
+        "total_bytes = \"3GiB\"",
+        "overflow = \"disconnect\"",
+        "ping_interval = \"1500ms\"",
+        "pong_timeout = \"2m\"",
+        "delay = \"0s\"",
+    ] {
+        assert!(
+            printed.lines().any(|found| found == line),
+            "{line} in\n{printed}"
+        );
+    }
+    assert_eq!(
+        Settings::resolve(&file(&printed)).unwrap().to_string(),
+        printed
+    );
+}
+
+#[test]
+fn later_sources_win_key_by_key() {
+    let mut sources = files(&[
+        (
+            "base.toml",
+            "[limits]\nhandshakes = 1\nbad_messages = 1\noutcomes_pending = 1",
+        ),
+        (
+            "site.toml",
+            "[limits]\nbad_messages = 2\noutcomes_pending = 2\n[server]\nlisten = []",
+        ),
+    ]);
+    sources.variables = variables(&[
+        ("SWITCHBOARD__LIMITS__OUTCOMES_PENDING", "3"),
+        ("SWITCHBOARD__SERVER__LISTEN", "127.0.0.1:1,127.0.0.1:2"),
+    ])
+    .variables;
+    let expect = |settings: &mut Settings| {
+        settings.limits.handshakes = 1;
+        settings.limits.bad_messages = 2;
+        settings.limits.outcomes_pending = 3;
+        settings.server.listen = vec![
+            "127.0.0.1:1".parse().unwrap(),
+            "127.0.0.1:2".parse().unwrap(),
+        ];
+    };
+    check(&sources, expect);
+    sources.listen = Some("[::1]:3".to_owned());
+    check(&sources, |settings| {
+        expect(settings);
+        settings.server.listen = vec!["[::1]:3".parse().unwrap()];
+    });
+}
+
+#[test]
+fn a_variable_says_any_type() {
+    type Change = fn(&mut Settings);
+    let cases: [(&str, &str, Change); 14] = [
+        ("LIMITS__CONNECTIONS", "5", |s| {
+            s.limits.connections = Some(5);
+        }),
+        ("ADMIN__LISTEN", "0.0.0.0:9090", |s| {
+            s.admin.listen = "0.0.0.0:9090".parse().ok();
+        }),
+        ("SERVER__LISTEN", " [::]:80 ,", |s| {
+            s.server.listen = vec!["[::]:80".parse().unwrap()];
+        }),
+        ("LIMITS__MESSAGE_BYTES", "512B", |s| {
+            s.limits.message_bytes = 512;
+        }),
+        ("LIMITS__MESSAGE_BYTES", "512", |s| {
+            s.limits.message_bytes = 512;
+        }),
+        ("LIMITS__FRAME_BYTES", "1MiB", |s| {
+            s.limits.frame_bytes = 1 << 20;
+        }),
+        ("MAILBOX__TOTAL_BYTES", "2GiB", |s| {
+            s.mailbox.total_bytes = 2 << 30;
+        }),
+        ("MAILBOX__OVERFLOW", "drop-oldest", |s| {
+            s.mailbox.overflow = Overflow::DropOldest;
+        }),
+        ("KEEPALIVE__PING_INTERVAL", "500ms", |s| {
+            s.keepalive.ping_interval = Duration::from_millis(500);
+        }),
+        ("KEEPALIVE__PING_INTERVAL", "2m", |s| {
+            s.keepalive.ping_interval = Duration::from_mins(2);
+        }),
+        ("KEEPALIVE__PING_INTERVAL", "1h", |s| {
+            s.keepalive.ping_interval = Duration::from_hours(1);
+        }),
+        ("DRAIN__DELAY", "0s", |s| s.drain.delay = Duration::ZERO),
+        ("LOG__FILTER", "warn,hyper=off", |s| {
+            "warn,hyper=off".clone_into(&mut s.log.filter);
+        }),
+        // Text stays text, whatever it looks like.
+        ("LOG__FILTER", "0", |s| "0".clone_into(&mut s.log.filter)),
+    ];
+    for (name, value, change) in cases {
+        check(
+            &variables(&[(&format!("SWITCHBOARD__{name}"), value)]),
+            change,
+        );
+    }
+}
+
+#[test]
+fn an_empty_variable_and_those_of_others_change_nothing() {
+    check(
+        &variables(&[
+            ("SWITCHBOARD__LOG__FILTER", ""),
+            ("SWITCHBOARD__NO__SUCH", ""),
+            ("SWITCHBOARD_PORT", "tcp://10.96.0.11:8080"),
+            ("SWITCHBOARD_SERVICE_HOST", "10.96.0.11"),
+            ("SWITCHBOARD_LOG_FILTER", "debug"),
+            ("MY_SWITCHBOARD__LOG__FILTER", "debug"),
+            ("RUST_LOG", "debug"),
+        ]),
+        |_| {},
+    );
+}
+
+const HANDSHAKES: &str = "a whole number from 1 to 1048576";
+const MESSAGE_BYTES: &str = "a size such as \"512B\", \"64KiB\" or \"1MiB\", or bytes as a whole \
+    number, from 1B to 64MiB";
+const PING_INTERVAL: &str = "a duration such as \"500ms\", \"25s\" or \"2m\", from 1ms to 24h";
+const LISTEN: &str = "IP addresses with a port, at least one, each once, such as \
+    \"127.0.0.1:8080\" or \"[::1]:8080\"";
+const OVERFLOW: &str = "\"drop-newest\", \"drop-oldest\", \"disconnect\"";
+const FILTER: &str = "off, error, warn, info, debug, trace, or targets with one of these, such as \
+    \"info,switchboard=debug\"";
+
+#[test]
+fn a_value_in_a_file_that_is_refused_says_where_what_and_what_would_do() {
+    let cases = [
+        ("limits.handshakes", "\"lots\"", HANDSHAKES),
+        // Text, where a file has numbers.
+        ("limits.handshakes", "\"5\"", HANDSHAKES),
+        ("limits.handshakes", "1.5", HANDSHAKES),
+        ("limits.handshakes", "2.0", HANDSHAKES),
+        ("limits.handshakes", "true", HANDSHAKES),
+        ("limits.handshakes", "-5", HANDSHAKES),
+        ("limits.handshakes", "0", HANDSHAKES),
+        ("limits.handshakes", "1048577", HANDSHAKES),
+        ("limits.handshakes", "[1]", HANDSHAKES),
+        ("limits.bad_messages", "5000000000", HANDSHAKES),
+        ("limits.message_bytes", "0", MESSAGE_BYTES),
+        ("limits.message_bytes", "-1", MESSAGE_BYTES),
+        ("limits.message_bytes", "1.5", MESSAGE_BYTES),
+        ("limits.message_bytes", "\"64KB\"", MESSAGE_BYTES),
+        ("limits.message_bytes", "\"64 KiB\"", MESSAGE_BYTES),
+        ("limits.message_bytes", "\"99999999999GiB\"", MESSAGE_BYTES),
+        ("limits.message_bytes", "\"\"", MESSAGE_BYTES),
+        ("keepalive.ping_interval", "25", PING_INTERVAL),
+        ("keepalive.ping_interval", "\"25\"", PING_INTERVAL),
+        ("keepalive.ping_interval", "\"0s\"", PING_INTERVAL),
+        ("keepalive.ping_interval", "\"2 m\"", PING_INTERVAL),
+        ("keepalive.ping_interval", "\"-1s\"", PING_INTERVAL),
+        ("keepalive.ping_interval", "\"25h\"", PING_INTERVAL),
+        ("keepalive.ping_interval", "\"5é\"", PING_INTERVAL),
+        ("server.listen", "[]", LISTEN),
+        ("server.listen", "\"[::1]:80\"", LISTEN),
+        ("server.listen", "[\"[::1]:80\", \"[::1]:80\"]", LISTEN),
+        ("mailbox.overflow", "\"explode\"", OVERFLOW),
+        ("mailbox.overflow", "1", OVERFLOW),
+        ("log.filter", "\"info=lots\"", FILTER),
+        ("log.filter", "1", FILTER),
+        ("admin", "5", "a table of listen"),
+    ];
+    for (key, value, allowed) in cases {
+        let problem = format!("relay.toml: {key}: found {value}, allowed: {allowed}");
+        check_refused(&file(&format!("{key} = {value}")), &[&problem]);
+    }
+    let inside = [
+        (
+            "limits.handshakes.x = 1",
+            "limits.handshakes: found a table",
+            HANDSHAKES,
+        ),
+        (
+            "server.listen = [\"localhost:80\"]",
+            "server.listen: found \"localhost:80\"",
+            LISTEN,
+        ),
+        (
+            "server.listen = [\"[::1]:80\", 80]",
+            "server.listen: found 80",
+            LISTEN,
+        ),
+    ];
+    for (text, found, allowed) in inside {
+        check_refused(
+            &file(text),
+            &[&format!("relay.toml: {found}, allowed: {allowed}")],
+        );
+    }
+}
+
+#[test]
+fn a_variable_that_is_refused_says_which_what_and_what_would_do() {
+    let cases = [
+        ("LIMITS__HANDSHAKES", "1.5", HANDSHAKES),
+        ("LIMITS__HANDSHAKES", "yes", HANDSHAKES),
+        ("LIMITS__HANDSHAKES", " ", HANDSHAKES),
+        ("LIMITS__MESSAGE_BYTES", "-1", MESSAGE_BYTES),
+        ("SERVER__LISTEN", ",", LISTEN),
+        ("MAILBOX__OVERFLOW", "explode", OVERFLOW),
+        ("ADMIN", "5", "a table of listen"),
+    ];
+    for (name, value, allowed) in cases {
+        let key = name.to_lowercase().replace("__", ".");
+        let problem = format!("SWITCHBOARD__{name}: {key}: found {value:?}, allowed: {allowed}");
+        let name = format!("SWITCHBOARD__{name}");
+        check_refused(&variables(&[(&name, value)]), &[&problem]);
+    }
+    check_refused(
+        &variables(&[("SWITCHBOARD__SERVER__LISTEN", "[::1]:80,x")]),
+        &[&format!(
+            "SWITCHBOARD__SERVER__LISTEN: server.listen: found \"x\", allowed: {LISTEN}"
+        )],
+    );
+    check_refused(
+        &variables(&[("SWITCHBOARD__LOG__FORMAT__X", "1")]),
+        &["SWITCHBOARD__LOG__FORMAT__X: log.format: found a table, allowed: \"text\", \"json\""],
+    );
+}
+
+#[test]
+fn an_option_that_is_refused_says_so_too() {
+    for listen in ["8080", "localhost:8080"] {
+        let sources = Sources {
+            listen: Some(listen.to_owned()),
+            ..Sources::default()
+        };
+        let problem = format!("--listen: server.listen: found {listen:?}, allowed: {LISTEN}");
+        check_refused(&sources, &[&problem]);
+    }
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+    const KEYS: &str = "found an unknown key, allowed: drain.delay, drain.spread, drain.timeout";
+    const SECTIONS: &str = "found an unknown key, allowed: server, admin, limits, mailbox, keepalive, routing, \
+        drain, log";
+    let in_files = [
+        (
+            "drain.timeuot = 1",
+            format!("drain.timeuot: {KEYS} (did you mean drain.timeout?)"),
+        ),
+        (
+            "drain.time-out = 1",
+            format!("drain.time-out: {KEYS} (did you mean drain.timeout?)"),
+        ),
+        (
+            "drain.Delay = 1",
+            format!("drain.Delay: {KEYS} (did you mean drain.delay?)"),
+        ),
+        ("drain.patience = 1", format!("drain.patience: {KEYS}")),
+        (
+            "drian.delay = \"1s\"",
+            format!("drian: {SECTIONS} (did you mean drain?)"),
+        ),
+        (
+            "'limits.handshakes' = 1",
+            format!("limits.handshakes: {SECTIONS}"),
+        ),
+        ("'a[1000000000]' = 1", format!("a[1000000000]: {SECTIONS}")),
+        ("'' = 1", format!(": {SECTIONS}")),
+    ];
+    for (text, problem) in in_files {
+        check_refused(&file(text), &[&format!("relay.toml: {problem}")]);
+    }
+    let in_variables = [
+        (
+            "DRAIN__TIMEUOT",
+            format!("drain.timeuot: {KEYS} (did you mean drain.timeout?)"),
+        ),
+        ("DRAIN_TIMEOUT", format!("drain_timeout: {SECTIONS}")),
+        ("DRAIN____DELAY", format!("drain.: {KEYS}")),
+        ("A[1000000000]", format!("a[1000000000]: {SECTIONS}")),
+        ("", format!(": {SECTIONS}")),
+        (&*"__A".repeat(100_000), format!(": {SECTIONS}")),
+    ];
+    for (name, problem) in in_variables {
+        let name = format!("SWITCHBOARD__{name}");
+        check_refused(
+            &variables(&[(&name, "1")]),
+            &[&format!("{name}: {problem}")],
+        );
+    }
+}
+
+#[test]
+fn values_that_cannot_go_together_are_refused_with_the_place_of_each() {
+    let cases: [(Pairs, Pairs, &str); 8] = [
+        (
+            &[("a.toml", "limits.frame_bytes = \"32KiB\"")],
+            &[],
+            "a.toml: limits.frame_bytes: found \"32KiB\", allowed: at least limits.message_bytes \
+             (limits.message_bytes is \"64KiB\" by the built-in default)",
+        ),
+        (
+            &[("a.toml", "mailbox.bytes = \"64KiB\"")],
+            &[],
+            "a.toml: mailbox.bytes: found \"64KiB\", allowed: at least limits.message_bytes + 64 bytes \
+             (limits.message_bytes is \"64KiB\" by the built-in default)",
+        ),
+        (
+            &[(
+                "a.toml",
+                "limits.message_bytes = 100000\nlimits.frame_bytes = 90000",
+            )],
+            &[],
+            "a.toml: limits.frame_bytes: found 90000, allowed: at least limits.message_bytes \
+             (limits.message_bytes is 100000 by a.toml)",
+        ),
+        (
+            &[],
+            &[("SWITCHBOARD__LIMITS__MESSAGE_BYTES", "129KiB")],
+            "the built-in default: limits.frame_bytes: found \"128KiB\", allowed: at least limits.message_bytes \
+             (limits.message_bytes is \"129KiB\" by SWITCHBOARD__LIMITS__MESSAGE_BYTES)",
+        ),
+        (
+            &[("a.toml", "mailbox.total_bytes = 1048575")],
+            &[],
+            "a.toml: mailbox.total_bytes: found 1048575, allowed: at least mailbox.bytes \
+             (mailbox.bytes is \"1MiB\" by the built-in default)",
+        ),
+        (
+            &[
+                ("a.toml", "drain.spread = \"1m\""),
+                ("b.toml", "drain.timeout = \"64s\""),
+            ],
+            &[],
+            "b.toml: drain.timeout: found \"64s\", allowed: at least drain.delay + drain.spread \
+             (drain.delay is \"5s\" by the built-in default, drain.spread is \"1m\" by a.toml)",
+        ),
+        (
+            &[("a.toml", "limits.header_bytes = 8191")],
+            &[],
+            "a.toml: limits.header_bytes: found 8191, allowed: a size such as \"512B\", \"64KiB\" or \"1MiB\", \
+             or bytes as a whole number, from 8KiB to 1MiB",
+        ),
+        (
+            &[],
+            &[("SWITCHBOARD__ADMIN__LISTEN", "127.0.0.1:8080")],
+            "SWITCHBOARD__ADMIN__LISTEN: admin.listen: found \"127.0.0.1:8080\", allowed: an IP address with a \
+             port that server.listen does not have, such as \"127.0.0.1:9090\" (server.listen is \
+             [\"127.0.0.1:8080\", \"[::1]:8080\"] by the built-in default)",
+        ),
+    ];
+    for (in_files, in_variables, problem) in cases {
+        let variables = variables(in_variables).variables;
+        check_refused(
+            &Sources {
+                variables,
+                ..files(in_files)
+            },
+            &[problem],
+        );
+    }
+}
+
+#[test]
+fn values_at_the_edge_of_what_is_allowed_are_taken() {
+    check(
+        &file("limits.frame_bytes = \"64KiB\"\nmailbox.bytes = 65600"),
+        |settings| {
+            settings.limits.frame_bytes = 64 << 10;
+            settings.mailbox.bytes = (64 << 10) + 64;
+        },
+    );
+    check(
+        &file("drain.timeout = \"35s\"\nmailbox.total_bytes = \"1MiB\""),
+        |settings| {
+            settings.drain.timeout = Duration::from_secs(35);
+            settings.mailbox.total_bytes = 1 << 20;
+        },
+    );
+    check(
+        &file("server.listen = [\"[::1]:0\", \"[::1]:0\"]\nadmin.listen = \"[::1]:0\""),
+        |settings| {
+            settings.server.listen = vec!["[::1]:0".parse().unwrap(); 2];
+            settings.admin.listen = Some("[::1]:0".parse().unwrap());
+        },
+    );
+}
+
+#[test]
+fn all_problems_are_said_at_once() {
+    let mut sources = files(&[
+        (
+            "a.toml",
+            "log = 5\n[limits]\nhandshakes = 0\nbad_messages = -1\nconections = 2",
+        ),
+        (
+            "b.toml",
+            "[limits]\nhandshakes = 5\nmessage_bytes = \"1GiB\"\nframe_bytes = \"big\"",
+        ),
+        ("c.toml", "[limits\n"),
+    ]);
+    sources.variables = variables(&[
+        ("SWITCHBOARD__DRAIN", "1"),
+        ("SWITCHBOARD__DRAIN__DELAY", "soon"),
+    ])
+    .variables;
+    let error = Settings::resolve(&sources).unwrap_err();
+    let places: Vec<_> = error.problems().iter().map(place).collect();
+    // Not: limits.handshakes of a.toml, which is a number and overridden; limits.frame_bytes below
+    // limits.message_bytes, since what frame_bytes was meant to be is not known.
+    assert_eq!(
+        places,
+        [
+            "c.toml",
+            "a.toml limits.bad_messages",
+            "a.toml limits.conections",
+            "a.toml log",
+            "b.toml limits.frame_bytes",
+            "SWITCHBOARD__DRAIN drain",
+            "SWITCHBOARD__DRAIN__DELAY drain.delay",
+            "b.toml limits.message_bytes",
+        ]
+    );
+    assert_eq!(
+        error.to_string().lines().next(),
+        Some("the configuration does not hold")
+    );
+}
+
+#[test]
+fn a_file_full_of_problems_is_given_up() {
+    let text: Vec<_> = (0..1000)
+        .map(|number| format!("key_{number} = 1"))
+        .collect();
+    let error = Settings::resolve(&file(&text.join("\n"))).unwrap_err();
+    assert_eq!(error.problems().len(), 20);
+}
+
+fn place(problem: &Problem) -> String {
+    match problem {
+        Problem::Unreadable { origin, .. } | Problem::Syntax { origin, .. } => origin.clone(),
+        Problem::UnknownKey { origin, key, .. } | Problem::Value { origin, key, .. } => {
+            format!("{origin} {key}")
+        }
+    }
+}
+
+#[test]
+fn a_machine_too_small_for_the_settings_is_warned_of() {
+    const GIB: u64 = 1 << 30;
+    let cases = [
+        ((None, 1_000_000, None), ""),
+        ((None, 20_000, Some(GIB)), ""),
+        ((Some(19_500), 20_000, Some(GIB)), ""),
+        (
+            (Some(19_501), 20_000, Some(GIB)),
+            "RLIMIT_NOFILE is 20000, which leaves room for 19500 users (500 are kept back): raise it to \
+             20001, or lower limits.connections, which is 19501",
+        ),
+        (
+            (None, 256, None),
+            "RLIMIT_NOFILE is 256, which leaves room for 0 users (500 are kept back): raise it to 501",
+        ),
+        (
+            (Some(1_000_000), 2_000_000, Some(4 * GIB)),
+            "memory is 4GiB, but 1000000 idle users take 6054MiB and mailbox.total_bytes is 256MiB: \
+             lower limits.connections or lower mailbox.total_bytes",
+        ),
+        (
+            (None, u64::MAX, Some(4 * GIB)),
+            "memory is 4GiB, but 10000000 idle users take 60548MiB and mailbox.total_bytes is 256MiB: \
+             set limits.connections or lower mailbox.total_bytes",
+        ),
+    ];
+    for ((connections, descriptors, memory), expected) in cases {
+        let mut settings = Settings::default();
+        settings.limits.connections = connections;
+        let machine = Machine {
+            descriptors,
+            memory,
+        };
+        assert_eq!(machine.warnings(&settings).join("\n"), expected);
+    }
+    assert!(Machine::read().unwrap().memory.is_some());
+}
+
+#[test]
+fn the_lower_of_setting_and_descriptors_limits_the_users() {
+    let mut limits = Settings::default().limits;
+    for (connections, descriptors, expected) in [
+        (None, 1024, 524),
+        (None, 100, 0),
+        (Some(10), 1024, 10),
+        (Some(1000), 1024, 524),
+    ] {
+        limits.connections = connections;
+        assert_eq!(limits.connections_within(descriptors), expected);
+    }
+}

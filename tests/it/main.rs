@@ -1,0 +1,6 @@
+//! Everything that can be said as behaviour, in one binary: each integration test binary links alone.
+#![cfg(test)]
+#![allow(clippy::disallowed_methods, reason = "a test may leave a task behind")]
+
+mod cli; // the binary: verbs, exit codes, signals
+mod config; // where settings come from, and what is refused
