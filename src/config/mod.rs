@@ -71,7 +71,7 @@ pub struct Limits {
     /// Users, upgrades in progress included; default none. [`Limits::connections_within`] says how
     /// many that makes.
     pub connections: Option<usize>,
-    /// HTTP connections that are not users (yet); default 1024.
+    /// HTTP connections that are not users (yet); default 400, within the reserve of descriptors.
     pub handshakes: usize,
     /// Bytes of a request head; default 8 KiB.
     #[serde(with = "units::size")]

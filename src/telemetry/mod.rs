@@ -1,6 +1,8 @@
 //! What operators see of a running relay. Only main starts the logs: they are the process's, not an
 //! app's, and tests have none.
 
+pub mod metrics;
+
 use std::io::{self, IsTerminal};
 
 use tracing::Subscriber;
