@@ -72,7 +72,7 @@ fn the_documented_file_is_the_default() {
         ]
     );
     assert_eq!((admin.listen, limits.connections), (None, None));
-    assert_eq!((limits.handshakes, limits.header_bytes), (1024, 8 << 10));
+    assert_eq!((limits.handshakes, limits.header_bytes), (400, 8 << 10));
     assert_eq!(
         (limits.message_bytes, limits.frame_bytes),
         (64 << 10, 128 << 10)
