@@ -78,13 +78,9 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The buffer of tungstenite's that every connection owns, bytes. It grows to a frame where needed,
-/// and is made anew when the connection has gone quiet.
-const READ_BUFFER_BYTES: usize = 256;
-/// A payload beyond which the buffer has grown so far that it is worth making anew, bytes.
-const GROWN_BYTES: u64 = 1024;
-/// How long a connection has to be quiet for that, microseconds.
-const QUIET_US: u64 = 1_000_000;
+/// Pieces in which a gulp is lent to tungstenite, bytes. It zeroes as much before each, so more costs
+/// where little comes, and less costs more turns where much does.
+const READ_BUFFER_BYTES: usize = 1024;
 
 /// How a connection is to be closed.
 #[derive(Debug)]
@@ -127,7 +123,6 @@ struct Due {
     ping: u64,
     pong: u64,
     stall: u64,
-    quiet: u64,
     /// When the timer will fire.
     armed: u64,
 }
@@ -152,7 +147,8 @@ enum Paused {
 
 struct Core<S> {
     wire: Wire<S>,
-    ws: WebSocketContext,
+    /// The half of a message that has come; see [`Scratch`].
+    ws: Option<Box<WebSocketContext>>,
     membership: Membership,
     common: Arc<Common>,
     phase: Phase,
@@ -172,11 +168,14 @@ struct Core<S> {
     panicked: bool,
 }
 
-/// What a turn borrows from its worker thread.
+/// What a turn borrows from its worker thread: room for a gulp, and tungstenite's side of a
+/// connection, which has a buffer and no way to shrink it. A connection keeps one of its own only
+/// while half a message is in it, so that an idle one owns no buffer at all.
 #[derive(Debug)]
 struct Scratch {
     room: Vec<u8>,
     wakes: Wakes,
+    ws: Option<Box<WebSocketContext>>,
 }
 
 thread_local! {
@@ -188,12 +187,37 @@ impl Scratch {
         SCRATCH.take().unwrap_or_else(|| Self {
             room: vec![0; GULP_BYTES],
             wakes: Wakes::default(),
+            ws: None,
         })
     }
 
     fn give_back(mut self) {
         self.wakes.wake();
         SCRATCH.set(Some(self));
+    }
+
+    /// A side of tungstenite's that is new, or as good as new.
+    fn websocket(&mut self, terms: &Terms, dialect: Dialect) -> Box<WebSocketContext> {
+        // Bare closes on any message over the limit, so it need not be read; in switchboard.v1 its
+        // id is wanted, for the outcome.
+        let bytes_max = match dialect {
+            Dialect::Bare => terms.message_bytes,
+            Dialect::V1 => terms.frame_bytes,
+        };
+        let mut ws = self.ws.take().unwrap_or_else(|| {
+            let config = WebSocketConfig::default()
+                .read_buffer_size(READ_BUFFER_BYTES)
+                .write_buffer_size(0)
+                .max_write_buffer_size(READ_BUFFER_BYTES);
+            Box::new(WebSocketContext::new(Role::Server, Some(config)))
+        });
+        if ws.get_config().max_frame_size != Some(bytes_max) {
+            ws.set_config(|config| {
+                config.max_message_size = Some(bytes_max);
+                config.max_frame_size = Some(bytes_max);
+            });
+        }
+        ws
     }
 }
 
@@ -220,14 +244,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         );
         let core = Core {
             wire,
-            ws: websocket(&common.terms, seat.dialect()),
+            ws: None,
             membership,
             phase: Phase::Open,
             due: Due {
                 ping,
                 pong: NEVER,
                 stall: NEVER,
-                quiet: NEVER,
                 armed: NEVER,
             },
             flights: VecDeque::new(),
@@ -243,22 +266,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let timer = tokio::time::sleep_until(core.instant(ping));
         Self { core, timer }
     }
-}
-
-fn websocket(terms: &Terms, dialect: Dialect) -> WebSocketContext {
-    // Bare closes on any message over the limit, so it need not be read; in switchboard.v1 its id
-    // is wanted, for the outcome.
-    let bytes_max = match dialect {
-        Dialect::Bare => terms.message_bytes,
-        Dialect::V1 => terms.frame_bytes,
-    };
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(0)
-        .max_write_buffer_size(READ_BUFFER_BYTES)
-        .max_message_size(Some(bytes_max))
-        .max_frame_size(Some(bytes_max));
-    WebSocketContext::new(Role::Server, Some(config))
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
@@ -320,13 +327,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             Phase::Leaving(_, by) | Phase::Discarding(by) | Phase::Ending(by) => *by,
         };
         let Due {
-            ping,
-            pong,
-            stall,
-            quiet,
-            ..
+            ping, pong, stall, ..
         } = self.due;
-        ping.min(pong).min(stall).min(quiet).min(phase)
+        ping.min(pong).min(stall).min(phase)
     }
 
     /// Does what is due.
@@ -355,22 +358,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 push_ping(&mut self.wire.out);
             }
         }
-        if now >= self.due.quiet {
-            self.due.quiet = NEVER;
-            self.shrink();
-        }
         None
-    }
-
-    /// Gives back the buffers that a large message has grown, while nothing is in them. tungstenite
-    /// has no way to shrink its own, so it is made anew on the same socket.
-    fn shrink(&mut self) {
-        if self.wire.is_quiet() {
-            self.wire.tracker_mut().take_largest();
-            self.ws = websocket(&self.common.terms, self.membership.seat().dialect());
-        } else {
-            self.due.quiet = self.common.now() + QUIET_US;
-        }
     }
 
     /// Begins to close: no message is read from here on, and what is owed is written first.
@@ -395,7 +383,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     fn stop_heartbeat(&mut self) {
         self.due.ping = NEVER;
         self.due.pong = NEVER;
-        self.due.quiet = NEVER;
     }
 
     /// The end that was decided when the connection began to close.

@@ -1,6 +1,7 @@
 //! The reading half of a turn: gulp, frame, message, relay. Reads no more than one gulp a turn, and
 //! nothing while this user has to take its outcomes first.
 
+use std::ops::ControlFlow;
 use std::task::{Context, Poll};
 
 use hyper_tungstenite::tungstenite::error::{Error, ProtocolError};
@@ -9,7 +10,7 @@ use hyper_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::wire::GULP_BYTES;
-use super::{Close, Core, End, GROWN_BYTES, NEVER, Paused, Phase, QUIET_US, Scratch, micros};
+use super::{Close, Core, End, NEVER, Paused, Phase, Scratch, micros};
 use crate::directory::Wakes;
 use crate::protocol::{
     BadInput, Dialect, Outbound, Status, close_code, decode, push_close, push_frame,
@@ -39,37 +40,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         scratch: &mut Scratch,
         now: u64,
     ) -> Option<End> {
+        let mut ws = self.ws.take();
         let mut gulped = false;
         loop {
             if !self.may_read(cx, now) {
+                self.ws = ws;
                 return None;
             }
-            match self.ws.read(&mut self.wire) {
+            if self.wire.is_drained() && ws.is_none() {
+                // Nothing is half read: this connection needs a side of tungstenite's only if
+                // something comes.
+                match self.fill(cx, scratch, &mut gulped, now) {
+                    ControlFlow::Continue(()) => {}
+                    ControlFlow::Break(end) => return end,
+                }
+            }
+            let dialect = self.membership.seat().dialect();
+            let side = ws.get_or_insert_with(|| scratch.websocket(&self.common.terms, dialect));
+            match side.read(&mut self.wire) {
                 Ok(message) => self.on_message(&message, &mut scratch.wakes, now),
                 Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    if self.wire.tracker().violated() {
-                        self.leave(
-                            Close::server(close_code::PROTOCOL, "malformed frame header"),
-                            now,
-                        );
-                        return None;
+                    if self.wire.is_quiet() {
+                        scratch.ws = ws.take();
                     }
-                    if gulped {
-                        cx.waker().wake_by_ref();
-                        return None;
-                    }
-                    match self.wire.poll_fill(cx, &mut scratch.room) {
-                        Poll::Pending => return None,
-                        Poll::Ready(Ok(0)) => {
-                            return Some(End(Initiator::Client, CloseCode::Code(1006)));
+                    match self.fill(cx, scratch, &mut gulped, now) {
+                        ControlFlow::Continue(()) => {}
+                        ControlFlow::Break(end) => {
+                            self.ws = ws;
+                            return end;
                         }
-                        // A full gulp is a turn; behind a lesser one the socket is empty, and has to
-                        // be asked once more so that it wakes this task.
-                        Poll::Ready(Ok(count)) => gulped = count == GULP_BYTES,
-                        Poll::Ready(Err(error)) => return Some(io_end(&error)),
-                    }
-                    if self.wire.tracker().largest() > GROWN_BYTES {
-                        self.due.quiet = now + QUIET_US;
                     }
                 }
                 Err(error) => self.on_error(&error, &mut scratch.wakes, now),
@@ -77,6 +76,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             if !matches!(self.phase, Phase::Open) {
                 return None;
             }
+        }
+    }
+
+    /// Reads the next gulp; breaks where there is none to be had now.
+    fn fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+        gulped: &mut bool,
+        now: u64,
+    ) -> ControlFlow<Option<End>> {
+        if self.wire.tracker().violated() {
+            let close = Close::server(close_code::PROTOCOL, "malformed frame header");
+            self.leave(close, now);
+            return ControlFlow::Break(None);
+        }
+        if *gulped {
+            cx.waker().wake_by_ref();
+            return ControlFlow::Break(None);
+        }
+        match self.wire.poll_fill(cx, &mut scratch.room) {
+            Poll::Pending => ControlFlow::Break(None),
+            Poll::Ready(Ok(0)) => {
+                ControlFlow::Break(Some(End(Initiator::Client, CloseCode::Code(1006))))
+            }
+            Poll::Ready(Ok(count)) => {
+                // A full gulp is a turn; behind a lesser one the socket is empty, and has to be
+                // asked once more so that it wakes this task.
+                *gulped = count == GULP_BYTES;
+                ControlFlow::Continue(())
+            }
+            Poll::Ready(Err(error)) => ControlFlow::Break(Some(io_end(&error))),
         }
     }
 

@@ -58,6 +58,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.lent == self.filled && !self.owes_control && self.tracker.is_between_messages()
     }
 
+    /// Whether all that was read was passed on.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.lent == self.filled
+    }
+
     /// Forgets what was read and not passed on.
     pub(crate) fn forget_inbox(&mut self) {
         self.lent = self.filled;
@@ -65,10 +70,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     pub(crate) fn tracker(&self) -> &Tracker {
         &self.tracker
-    }
-
-    pub(crate) fn tracker_mut(&mut self) -> &mut Tracker {
-        &mut self.tracker
     }
 
     /// Reads a gulp into a buffer of [`GULP_BYTES`], which is `room`'s until [`Wire::settle_inbox`]
@@ -196,8 +197,6 @@ pub(crate) struct Tracker {
     state: State,
     /// Payload bytes of the current frame that are still to come.
     left: u64,
-    /// The largest payload since it was last asked.
-    largest: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -275,7 +274,6 @@ impl Tracker {
         }
         self.in_close = opcode == 8;
         self.left = length;
-        self.largest = self.largest.max(length);
         true
     }
 
@@ -298,16 +296,6 @@ impl Tracker {
     /// Whether all that came ends with a whole message.
     pub(crate) fn is_between_messages(&self) -> bool {
         self.have == 0 && self.left == 0 && !self.in_message
-    }
-
-    /// The largest payload since the last call, bytes.
-    pub(crate) fn take_largest(&mut self) -> u64 {
-        std::mem::take(&mut self.largest)
-    }
-
-    /// The largest payload since [`Tracker::take_largest`], bytes.
-    pub(crate) fn largest(&self) -> u64 {
-        self.largest
     }
 }
 

@@ -33,7 +33,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             }
             if matches!(self.phase, Phase::Open) && self.wire.take_owed() {
                 // The pong that found no room; if there is still none, it is owed again.
-                let _still_owed = self.ws.flush(&mut self.wire).is_err();
+                if let Some(ws) = &mut self.ws {
+                    let _still_owed = ws.flush(&mut self.wire).is_err();
+                }
                 continue;
             }
             let before = self.flights.len();
