@@ -218,6 +218,14 @@ impl Membership {
         }
     }
 
+    /// Gives back the room that [`Membership::poll_ready`] has found and no message has used: others
+    /// wait for it.
+    pub(crate) fn release_room(&mut self) {
+        if let Some(port) = &mut self.port {
+            port.release();
+        }
+    }
+
     /// Sends a message, which was read at `read_at` (microseconds of the app's clock). It is settled
     /// from here on, whatever happens.
     pub(crate) fn send(&mut self, inbound: Inbound<'_>, read_at: u64, wakes: &mut Wakes) {

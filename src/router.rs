@@ -83,24 +83,40 @@ impl Router {
     }
 
     pub(crate) fn port(&self) -> Port {
-        Port(PollSender::new(self.parcels.clone()))
+        Port {
+            sender: PollSender::new(self.parcels.clone()),
+            has_room: false,
+        }
     }
 }
 
 /// One session's way to send letters.
-pub(crate) struct Port(PollSender<Parcel>);
+pub(crate) struct Port {
+    sender: PollSender<Parcel>,
+    /// Room was found and is not used yet.
+    has_room: bool,
+}
 
 impl Port {
     /// Waits for room for one letter.
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // It fails only when the router is gone; sending then settles the letter.
-        let _closed = ready!(self.0.poll_reserve(cx)).is_err();
+        let _closed = ready!(self.sender.poll_reserve(cx)).is_err();
+        self.has_room = true;
         Poll::Ready(())
+    }
+
+    /// Gives back room that was found and not used; one that is still waited for stays so.
+    pub(crate) fn release(&mut self) {
+        if std::mem::take(&mut self.has_room) {
+            self.sender.abort_send();
+        }
     }
 
     /// Sends into the room that [`Port::poll_ready`] has found.
     pub(crate) fn send(&mut self, parcel: Parcel) {
-        if let Err(refused) = self.0.send_item(parcel)
+        self.has_room = false;
+        if let Err(refused) = self.sender.send_item(parcel)
             && let Some(parcel) = refused.into_inner()
         {
             settle_offline(parcel.in_hand, parcel.receipt, &mut Wakes::default());

@@ -24,7 +24,7 @@ use rustc_hash::FxHasher;
 
 pub use mailbox::{Bounds, Budget, Overflow};
 pub(crate) use mailbox::{Entry, Letter, give_back};
-pub(crate) use seat::Flushed;
+pub(crate) use seat::{Flushed, Found};
 pub use seat::{Order, Receipt, Seat, Wakes};
 
 use crate::identity::UserId;

@@ -88,7 +88,7 @@ struct Close {
     initiator: Initiator,
     code: CloseCode,
     /// The close frame's code and reason.
-    frame: Option<(u16, Cow<'static, str>)>,
+    frame: (u16, Cow<'static, str>),
     /// Not before every outcome that this user asked for is known.
     awaits_outcomes: bool,
 }
@@ -98,7 +98,7 @@ impl Close {
         Self {
             initiator: Initiator::Server,
             code: CloseCode::Code(code),
-            frame: Some((code, reason.into())),
+            frame: (code, reason.into()),
             awaits_outcomes: false,
         }
     }

@@ -40,10 +40,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         scratch: &mut Scratch,
         now: u64,
     ) -> Option<End> {
+        let end = self.read_gulp(cx, scratch, now);
+        self.membership.release_room();
+        end
+    }
+
+    fn read_gulp(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: u64) -> Option<End> {
         let mut ws = self.ws.take();
         let mut gulped = false;
         loop {
-            if !self.may_read(cx, now) {
+            let may_bring_a_message = ws.is_some() || !self.wire.is_drained();
+            if may_bring_a_message && !self.may_read(cx, now) {
                 self.ws = ws;
                 return None;
             }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::read::io_end;
 use super::{Core, End, NEVER, Phase, Scratch, micros};
-use crate::directory::{Entry, Overflow, give_back};
+use crate::directory::{Entry, Found, Overflow, give_back};
 use crate::protocol::{Status, push_close};
 
 /// What is taken from the mailbox at once, bytes: a write's worth, so that the rest can still make
@@ -31,39 +31,69 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 Poll::Ready(Err(end)) => return Some(end),
                 Poll::Ready(Ok(())) => {}
             }
-            if matches!(self.phase, Phase::Open) && self.wire.take_owed() {
-                // The pong that found no room; if there is still none, it is owed again.
-                if let Some(ws) = &mut self.ws {
-                    let _still_owed = ws.flush(&mut self.wire).is_err();
+            if !self.is_closing_frame_out() {
+                if self.take_owed() {
+                    continue;
                 }
-                continue;
-            }
-            let before = self.flights.len();
-            let found = self.membership.seat().visit(
-                std::mem::take(&mut self.flushed),
-                (&mut self.wire.out, &mut self.flights),
-                TAKE_BYTES,
-                cx,
-            );
-            if found.messages {
-                self.board(before);
-            }
-            self.leaving += found.outcomes;
-            if let Some(order) = found.order
-                && let Some(end) = self.obey(order, now)
-            {
+                let found = self.visit(cx);
+                if let Some(end) = found.order.and_then(|order| self.obey(order, now)) {
+                    return Some(end);
+                }
+                if found.anything || !self.wire.out.is_empty() {
+                    continue;
+                }
+            } else if let Some(end) = self.settle(now) {
                 return Some(end);
             }
-            if !found.anything && self.wire.out.is_empty() {
-                match self.step_out(cx, now) {
-                    Poll::Ready(Some(end)) => return Some(end),
-                    Poll::Ready(None) => {}
-                    Poll::Pending => return None,
-                }
+            match self.step_out(cx, now) {
+                Poll::Ready(Some(end)) => return Some(end),
+                Poll::Ready(None) => {}
+                Poll::Pending => return None,
             }
         }
         cx.waker().wake_by_ref();
         None
+    }
+
+    /// Whether a close frame of ours was put into the write buffer: nothing may follow it (RFC 6455
+    /// section 5.5.1).
+    fn is_closing_frame_out(&self) -> bool {
+        matches!(self.phase, Phase::Discarding(_) | Phase::Ending(_))
+    }
+
+    /// Asks tungstenite for a pong that found no room in the write buffer before. Whether there was
+    /// one.
+    fn take_owed(&mut self) -> bool {
+        if !matches!(self.phase, Phase::Open) || !self.wire.take_owed() {
+            return false;
+        }
+        if let Some(ws) = &mut self.ws {
+            let _still_owed = ws.flush(&mut self.wire).is_err();
+        }
+        true
+    }
+
+    /// Takes what has come for this user.
+    fn visit(&mut self, cx: &Context<'_>) -> Found {
+        let before = self.flights.len();
+        let found = self.membership.seat().visit(
+            std::mem::take(&mut self.flushed),
+            (&mut self.wire.out, &mut self.flights),
+            TAKE_BYTES,
+            cx,
+        );
+        if found.messages {
+            self.board(before);
+        }
+        self.leaving += found.outcomes;
+        found
+    }
+
+    /// Settles what has left, and hears an order.
+    fn settle(&mut self, now: u64) -> Option<End> {
+        let flushed = std::mem::take(&mut self.flushed);
+        let (order, _) = self.membership.seat().settle(flushed);
+        order.and_then(|order| self.obey(order, now))
     }
 
     /// Notes where the frames end that were just put at the end of the write buffer.
@@ -174,11 +204,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                     self.membership.seat().shut();
                     return Poll::Ready(None);
                 }
-                let frame = close
-                    .frame
-                    .as_ref()
-                    .map(|(code, reason)| (*code, &**reason));
-                push_close(&mut self.wire.out, frame);
+                let (code, reason) = &close.frame;
+                push_close(&mut self.wire.out, Some((*code, reason)));
                 self.phase = Phase::Discarding(by);
                 // The read half has to be asked, or it wakes nobody.
                 cx.waker().wake_by_ref();
