@@ -182,8 +182,13 @@ impl App {
             delivered,
             dropped,
             mailbox,
+            cluster_received,
+            cluster_sent,
         } = figures;
-        info!(left, received, delivered, dropped, mailbox, "drained");
+        info!(
+            left,
+            received, cluster_received, delivered, dropped, mailbox, cluster_sent, "drained"
+        );
         Report { left, figures }
     }
 }

@@ -1,9 +1,14 @@
-//! Who somebody is: `UserId` and where ids come from. Parses once, at the edge; must not know of
-//! sockets, JSON or settings.
+//! Who somebody is: `UserId` and where ids come from, the node's own sequence or blocks that it holds
+//! among other nodes. Parses once, at the edge; must not know of sockets, JSON, settings or how a block
+//! is leased.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
 
 /// A user's id: 1 to 2^53 - 1, so that every JSON reader holds it exactly (RFC 8259 section 6).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,24 +43,286 @@ impl fmt::Debug for UserId {
     }
 }
 
-/// The node's own sequence of ids: 1, 2, 3, …, never the same twice while the process lives.
-#[derive(Debug)]
-pub struct Sequence(AtomicU64);
+/// Ids in blocks of one size: block n holds (n - 1) * size + 1 to n * size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks(NonZeroU64);
 
-impl Sequence {
-    /// A sequence whose first id is 1.
-    pub fn new() -> Self {
-        Self(AtomicU64::new(1))
+impl Blocks {
+    /// Blocks of `size` ids.
+    pub fn of_size(size: NonZeroU64) -> Self {
+        Self(size)
     }
 
-    /// The next id; nothing once all 2^53 - 1 are spent.
-    pub fn next(&self) -> Option<UserId> {
-        UserId::new(self.0.fetch_add(1, Ordering::Relaxed))
+    /// Ids in a block.
+    pub fn size(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The block that holds an id.
+    pub fn block_of(self, id: UserId) -> u64 {
+        (id.get() - 1) / self.0 + 1
+    }
+
+    /// The `index`th id of a block, from 0; nothing beyond [`UserId::MAX`].
+    fn id(self, block: u64, index: u64) -> Option<UserId> {
+        let before = block.checked_sub(1)?.checked_mul(self.size())?;
+        UserId::new(before.checked_add(index)?.checked_add(1)?)
     }
 }
 
-impl Default for Sequence {
-    fn default() -> Self {
-        Self::new()
+/// Where new users' ids come from; none is given twice.
+#[derive(Debug)]
+pub enum Sequence {
+    /// The node's own: 1, 2, 3, …, never the same twice while the process lives.
+    Local(AtomicU64),
+    /// Blocks that this node holds among others, never the same twice while the cluster lives.
+    Leased(Arc<Leases>),
+}
+
+impl Sequence {
+    /// A sequence of one's own, whose first id is 1.
+    pub fn local() -> Self {
+        Self::Local(AtomicU64::new(1))
+    }
+
+    /// The next id; nothing once all 2^53 - 1 are spent, or while no leased block has one.
+    pub fn next(&self) -> Option<UserId> {
+        match self {
+            Self::Local(next) => UserId::new(next.fetch_add(1, Ordering::Relaxed)),
+            Self::Leased(leases) => leases.next(),
+        }
+    }
+
+    /// The user to whom the id was given has left.
+    pub fn left(&self, id: UserId) {
+        match self {
+            Self::Local(_) => {}
+            Self::Leased(leases) => leases.left(id),
+        }
+    }
+}
+
+/// The blocks of ids that this node holds. A block is retired once all its ids were given and all
+/// their users have left; until then messages for its ids are this node's to take.
+#[derive(Debug)]
+pub struct Leases {
+    blocks: Blocks,
+    held: Mutex<Held>,
+    changed: Notify,
+}
+
+/// What the lock guards.
+#[derive(Debug, Default)]
+struct Held {
+    leases: BTreeMap<u64, Lease>,
+    /// Blocks with ids to give, in the order in which they were leased.
+    open: VecDeque<u64>,
+    unspent: u64,
+    retired: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Lease {
+    given: u64,
+    users: u64,
+}
+
+impl Leases {
+    /// No block yet.
+    pub fn new(blocks: Blocks) -> Self {
+        Self {
+            blocks,
+            held: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// The size and borders of blocks.
+    pub fn blocks(&self) -> Blocks {
+        self.blocks
+    }
+
+    /// Ids that can be given.
+    pub fn unspent(&self) -> u64 {
+        self.held().unspent
+    }
+
+    /// The blocks held, the lowest first.
+    pub fn list(&self) -> Vec<u64> {
+        self.held().leases.keys().copied().collect()
+    }
+
+    /// Whether the block that an id is in is held here.
+    pub fn holds(&self, id: UserId) -> bool {
+        let block = self.blocks.block_of(id);
+        self.held().leases.contains_key(&block)
+    }
+
+    /// Takes a block in; its ids follow those that are here already.
+    pub fn add(&self, block: u64) {
+        let mut held = self.held();
+        if held.leases.insert(block, Lease::default()).is_none() {
+            held.open.push_back(block);
+            held.unspent += self.blocks.size();
+        }
+    }
+
+    /// Gives no more ids of a block: somebody else may give the same.
+    pub fn close(&self, block: u64) {
+        let mut held = self.held();
+        let Some(lease) = held.leases.get_mut(&block) else {
+            return;
+        };
+        let unspent = self.blocks.size() - lease.given;
+        lease.given = self.blocks.size();
+        held.open.retain(|open| *open != block);
+        held.unspent -= unspent;
+        held.retire(block, self.blocks);
+        drop(held);
+        self.changed.notify_one();
+    }
+
+    /// Waits until fewer ids than a block has are left, or blocks were retired.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// The blocks that were retired since this was last asked.
+    pub fn take_retired(&self) -> Vec<u64> {
+        std::mem::take(&mut self.held().retired)
+    }
+
+    fn next(&self) -> Option<UserId> {
+        let mut held = self.held();
+        let block = *held.open.front()?;
+        let lease = held.leases.get_mut(&block).expect("what is open is held");
+        let id = self.blocks.id(block, lease.given);
+        lease.given += 1;
+        lease.users += u64::from(id.is_some());
+        if lease.given == self.blocks.size() {
+            held.open.pop_front();
+        }
+        held.unspent -= 1;
+        let is_low = held.unspent < self.blocks.size();
+        drop(held);
+        if is_low {
+            self.changed.notify_one();
+        }
+        id
+    }
+
+    fn left(&self, id: UserId) {
+        let block = self.blocks.block_of(id);
+        let mut held = self.held();
+        let Some(lease) = held.leases.get_mut(&block) else {
+            return;
+        };
+        lease.users = lease.users.saturating_sub(1);
+        if held.retire(block, self.blocks) {
+            drop(held);
+            self.changed.notify_one();
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn retire(&mut self, block: u64, blocks: Blocks) -> bool {
+        let over = self
+            .leases
+            .get(&block)
+            .is_some_and(|lease| lease.given == blocks.size() && lease.users == 0);
+        if over {
+            self.leases.remove(&block);
+            self.retired.push(block);
+        }
+        over
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leases(size: u64) -> (Arc<Leases>, Sequence) {
+        let leases = Arc::new(Leases::new(Blocks::of_size(NonZeroU64::new(size).unwrap())));
+        (leases.clone(), Sequence::Leased(leases))
+    }
+
+    fn given(sequence: &Sequence) -> Vec<u64> {
+        std::iter::from_fn(|| sequence.next())
+            .map(UserId::get)
+            .collect()
+    }
+
+    #[test]
+    fn an_id_is_in_the_block_that_gives_it() {
+        for size in [1, 3, 4, 1024] {
+            let blocks = Blocks::of_size(NonZeroU64::new(size).unwrap());
+            let mut expected = 1;
+            for block in 1..4 {
+                for index in 0..size {
+                    let id = blocks.id(block, index).unwrap();
+                    assert_eq!((id.get(), blocks.block_of(id)), (expected, block));
+                    expected += 1;
+                }
+            }
+        }
+        let blocks = Blocks::of_size(NonZeroU64::new(1024).unwrap());
+        let last = UserId::MAX / 1024 + 1;
+        assert_eq!(blocks.id(last, 1022).map(UserId::get), Some(UserId::MAX));
+        assert_eq!(blocks.id(last, 1023), None);
+        assert_eq!(blocks.id(u64::MAX, 1023), None);
+    }
+
+    #[test]
+    fn ids_come_from_leased_blocks_in_their_order() {
+        let (leases, sequence) = leases(3);
+        assert_eq!(sequence.next(), None);
+        leases.add(1);
+        assert_eq!(leases.unspent(), 3);
+        leases.add(5);
+        assert_eq!(given(&sequence), [1, 2, 3, 13, 14, 15]);
+        assert_eq!(leases.unspent(), 0);
+        leases.add(4);
+        assert_eq!(given(&sequence), [10, 11, 12]);
+        assert_eq!(leases.list(), [1, 4, 5]);
+        assert!(given(&sequence).is_empty());
+    }
+
+    #[test]
+    fn a_block_is_retired_when_its_ids_are_spent_and_its_users_gone() {
+        let (leases, sequence) = leases(2);
+        leases.add(1);
+        let [first, second] = [(); 2].map(|()| sequence.next().unwrap());
+        sequence.left(second);
+        assert!(leases.holds(first) && leases.take_retired().is_empty());
+        sequence.left(first);
+        assert!(!leases.holds(first));
+        assert_eq!(leases.take_retired(), [1]);
+        assert!(leases.take_retired().is_empty());
+
+        leases.add(2);
+        let third = sequence.next().unwrap();
+        sequence.left(third);
+        assert!(leases.holds(third), "it still has an id to give");
+        leases.close(2);
+        assert_eq!((leases.unspent(), leases.take_retired()), (0, vec![2]));
+    }
+
+    #[test]
+    fn a_closed_block_gives_no_more_and_keeps_its_users() {
+        let (leases, sequence) = leases(4);
+        leases.add(1);
+        leases.add(2);
+        let first = sequence.next().unwrap();
+        leases.close(1);
+        assert_eq!(given(&sequence), [5, 6, 7, 8]);
+        assert!(leases.holds(first));
+        sequence.left(first);
+        assert_eq!(leases.take_retired(), [1]);
     }
 }

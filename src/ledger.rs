@@ -1,6 +1,6 @@
 //! What makes a message impossible to lose unaccounted. A message is [`InHand`] from the moment it
-//! is decoded, then at most once [`Held`] by a mailbox, and is settled once: delivered, or dropped
-//! with a reason. Both types settle on Drop what nobody has settled, so an early return, a panic or
+//! is decoded, then at most once [`Held`] by a mailbox or a queue to the other nodes, and is settled
+//! once: delivered, sent on to another node, or dropped with a reason. Both types settle on Drop what nobody has settled, so an early return, a panic or
 //! a task that is thrown away leaves the balance whole:
 //!
 //! `received + cluster_received = delivered + dropped + mailbox + cluster_sent`
@@ -31,6 +31,15 @@ impl<M: Deref<Target = Metrics>> InHand<M> {
         }
     }
 
+    /// Counts a message as received from the cluster.
+    pub fn receive_from_cluster(metrics: M) -> Self {
+        metrics.cluster_received();
+        Self {
+            metrics,
+            open: true,
+        }
+    }
+
     /// Settles it as dropped.
     pub fn dropped(mut self, reason: DropReason) {
         self.open = false;
@@ -55,7 +64,8 @@ impl<M: Deref<Target = Metrics>> Drop for InHand<M> {
     }
 }
 
-/// The messages that one mailbox answers for: queued, or taken and not flushed yet. What is left
+/// The messages that one mailbox, or the queue to the other nodes, answers for: queued, or taken and
+/// not flushed yet. What is left
 /// when it is dropped counts as dropped since the recipient disconnected.
 ///
 /// Each settlement takes a message from here before it counts it elsewhere, so that a scrape, which
@@ -98,6 +108,12 @@ impl Held {
         self.metrics.messages_dropped(reason, count.into());
     }
 
+    /// Settles one message as sent to another node.
+    pub fn sent_to_cluster(&mut self) {
+        self.release(1);
+        self.metrics.cluster_sent();
+    }
+
     fn release(&mut self, count: u32) {
         self.messages = self
             .messages
@@ -123,8 +139,12 @@ pub struct Figures {
     pub delivered: u64,
     /// Messages dropped, for all reasons.
     pub dropped: u64,
-    /// Messages in mailboxes and write buffers.
+    /// Messages in mailboxes and write buffers, and on their way to other nodes.
     pub mailbox: u64,
+    /// Messages received from the cluster.
+    pub cluster_received: u64,
+    /// Messages sent to other nodes.
+    pub cluster_sent: u64,
 }
 
 impl Figures {
@@ -136,15 +156,19 @@ impl Figures {
                 .iter()
                 .map(|reason| metrics.dropped(*reason))
                 .sum(),
+            cluster_sent: metrics.sent_to_cluster(),
             mailbox,
             received: metrics.received(),
+            cluster_received: metrics.received_from_cluster(),
         }
     }
 
-    /// received - delivered - dropped - mailbox: zero when nothing is under way.
+    /// received + `cluster_received` - delivered - dropped - mailbox - `cluster_sent`: zero when
+    /// nothing is under way.
     pub fn gap(&self) -> i64 {
-        let settled = self.delivered + self.dropped + self.mailbox;
-        i64::try_from(i128::from(self.received) - i128::from(settled)).unwrap_or(i64::MAX)
+        let received = self.received + self.cluster_received;
+        let settled = self.delivered + self.dropped + self.mailbox + self.cluster_sent;
+        i64::try_from(i128::from(received) - i128::from(settled)).unwrap_or(i64::MAX)
     }
 }
 
@@ -181,5 +205,21 @@ mod tests {
         assert_eq!(metrics.dropped(DropReason::Disconnected), 1);
         InHand::receive(&*metrics).dropped(DropReason::Offline);
         assert_eq!(figures(&metrics, &Held::new(metrics.clone())), (5, 1, 4, 0));
+    }
+
+    #[test]
+    fn what_crosses_nodes_is_in_the_balance() {
+        let metrics = Arc::new(Metrics::new(1));
+        let mut held = Held::new(metrics.clone());
+        held.hold(InHand::receive(&*metrics));
+        held.hold(InHand::receive_from_cluster(&*metrics));
+        assert_eq!(figures(&metrics, &held), (1, 0, 0, 2));
+        held.sent_to_cluster();
+        assert_eq!(figures(&metrics, &held), (1, 0, 0, 1));
+        held.delivered(1);
+        InHand::receive_from_cluster(&*metrics).dropped(DropReason::Offline);
+        assert_eq!(figures(&metrics, &held), (1, 1, 1, 0));
+        let read = Figures::read(&metrics, 0);
+        assert_eq!((read.cluster_received, read.cluster_sent), (2, 1));
     }
 }

@@ -90,7 +90,7 @@ impl Relay {
                 router,
                 metrics,
                 bounds: Arc::new(bounds),
-                sequence: Sequence::new(),
+                sequence: Sequence::local(),
                 users: AtomicUsize::new(0),
                 users_max,
                 emptied: Notify::new(),
@@ -297,6 +297,7 @@ impl Drop for Membership {
             &mut Wakes::default(),
         );
         shared.directory.leave(&self.seat);
+        shared.sequence.left(self.seat.id());
         if let Some(place) = self.leave_place.take() {
             place.leave(self.seat.clone());
         }

@@ -87,13 +87,13 @@ impl Segment {
     }
 
     fn slot(&self, id: UserId) -> &ArcSwapOption<Seat> {
-        let index = usize::try_from(id.get() % SLOTS).expect("below SLOTS");
+        let index = usize::try_from((id.get() - 1) % SLOTS).expect("below SLOTS");
         &self.slots[index]
     }
 }
 
 fn segment_number(id: UserId) -> u64 {
-    id.get() / SLOTS
+    (id.get() - 1) / SLOTS
 }
 
 impl Directory {

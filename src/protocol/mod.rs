@@ -44,9 +44,26 @@ pub enum Status {
     RateLimited,
     /// Still queued when the drain timed out.
     Draining,
+    /// The recipient is not here, and the other nodes cannot be reached.
+    Unavailable,
+    /// It went to another node, which did not say in time what became of it: it may have arrived.
+    Unknown,
 }
 
 impl Status {
+    /// Every status.
+    pub const ALL: [Self; 9] = [
+        Self::Delivered,
+        Self::Offline,
+        Self::QueueFull,
+        Self::Disconnected,
+        Self::TooLarge,
+        Self::RateLimited,
+        Self::Draining,
+        Self::Unavailable,
+        Self::Unknown,
+    ];
+
     /// The name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -57,6 +74,8 @@ impl Status {
             Self::TooLarge => "too_large",
             Self::RateLimited => "rate_limited",
             Self::Draining => "draining",
+            Self::Unavailable => "unavailable",
+            Self::Unknown => "unknown",
         }
     }
 }

@@ -27,19 +27,22 @@ pub enum DropReason {
     RateLimited,
     /// Still queued when the drain timed out.
     Draining,
+    /// For another node, which could not be reached.
+    Unavailable,
     /// A fault of ours: the message was lost in hand.
     Internal,
 }
 
 impl DropReason {
     /// Every reason, in the order of the figures.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Offline,
         Self::QueueFull,
         Self::Disconnected,
         Self::TooLarge,
         Self::RateLimited,
         Self::Draining,
+        Self::Unavailable,
         Self::Internal,
     ];
 
@@ -52,6 +55,7 @@ impl DropReason {
             Self::TooLarge => "too_large",
             Self::RateLimited => "rate_limited",
             Self::Draining => "draining",
+            Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }
     }
@@ -187,6 +191,8 @@ struct Shard {
     received: AtomicU64,
     delivered: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
+    cluster_received: AtomicU64,
+    cluster_sent: AtomicU64,
     delivery: Latency,
     wait: Latency,
 }
@@ -288,6 +294,16 @@ impl Metrics {
         self.shard().dropped[reason as usize].fetch_add(count, Release);
     }
 
+    /// A message came from another node, or one of ours came back since nobody takes it.
+    pub(crate) fn cluster_received(&self) {
+        self.shard().cluster_received.fetch_add(1, Relaxed);
+    }
+
+    /// A message was handed to the cluster, for another node.
+    pub(crate) fn cluster_sent(&self) {
+        self.shard().cluster_sent.fetch_add(1, Release);
+    }
+
     /// `count` messages took `each` from being read to being flushed.
     pub(crate) fn delivery_took(&self, each: Duration, count: u64) {
         self.shard().delivery.observe(each, count);
@@ -350,6 +366,14 @@ impl Metrics {
         self.sum(|shard| &shard.dropped[reason as usize])
     }
 
+    pub(crate) fn received_from_cluster(&self) -> u64 {
+        self.sum(|shard| &shard.cluster_received)
+    }
+
+    pub(crate) fn sent_to_cluster(&self) -> u64 {
+        self.sum(|shard| &shard.cluster_sent)
+    }
+
     /// The text exposition, version 0.0.4. Both balances are read in the order in which a message
     /// and a connection go backwards (ended, held, begun), so what is under way shows as a gap of
     /// more than zero and never of less.
@@ -357,10 +381,12 @@ impl Metrics {
         let mut families = self.ended.gather();
         let delivered = self.delivered();
         let dropped = DropReason::ALL.map(|reason| (reason.as_str(), self.dropped(reason)));
+        let sent_to_cluster = self.sent_to_cluster();
         fence(SeqCst);
         let census = census();
         fence(SeqCst);
         let received = self.received();
+        let received_from_cluster = self.received_from_cluster();
         families.extend(self.registry.gather());
         families.extend([
             counter(
@@ -382,13 +408,13 @@ impl Metrics {
             ),
             counter(
                 "switchboard_cluster_received_total",
-                "Messages that came from other nodes.",
-                vec![(None, 0)],
+                "Messages that came from other nodes, or came back since no node takes them.",
+                vec![(None, received_from_cluster)],
             ),
             counter(
                 "switchboard_cluster_sent_total",
                 "Messages that went to other nodes.",
-                vec![(None, 0)],
+                vec![(None, sent_to_cluster)],
             ),
             gauge(
                 "switchboard_connections",
