@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::config::{self, Settings};
 use crate::directory::{Bounds, Budget, Order, Overflow, Seat, Wakes};
-use crate::http::{self, Door, Host};
+use crate::http::{self, Door, Host, Proxies};
 use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
 use crate::lifecycle::{Shutdown, Stage};
@@ -100,6 +100,12 @@ impl App {
             shutdown,
             header_timeout: settings.limits.header_timeout,
             header_bytes: settings.limits.header_bytes,
+            allowed_origins: settings.server.allowed_origins.clone(),
+            proxies: Proxies::new(
+                settings.server.trusted_proxies.clone(),
+                settings.server.forwarded_header,
+            ),
+            proxy_protocol: settings.server.proxy_protocol,
         });
         info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");
         Ok(Self {

@@ -8,6 +8,7 @@
 mod capacity;
 mod error;
 mod load;
+mod origin;
 mod read;
 mod refusal;
 mod rules;
@@ -17,11 +18,13 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use capacity::Machine;
 pub use error::{ConfigError, Problem};
 pub use load::Sources;
+pub use origin::{Origin, OriginPattern};
 
 /// `config/default.toml`: the lowest layer, and the documentation of every setting.
 pub const DEFAULT: &str = include_str!("../../config/default.toml");
@@ -54,6 +57,14 @@ pub struct Settings {
 pub struct Server {
     /// Addresses to listen on; default `127.0.0.1:8080` and `[::1]:8080`. Port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
+    /// Origins whose pages may connect, beside those served from the same host; default none.
+    pub allowed_origins: Vec<OriginPattern>,
+    /// Networks whose word on a client's address is taken; default none.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The header in which they say it; default [`ForwardedHeader::XForwardedFor`].
+    pub forwarded_header: ForwardedHeader,
+    /// Whether their connections begin with a PROXY protocol header; default no.
+    pub proxy_protocol: bool,
 }
 
 /// `[admin]`
@@ -180,6 +191,16 @@ pub enum Strategy {
     Directory,
     /// One task owns the users, and messages pass through it.
     Router,
+}
+
+/// The header in which proxies say whom they forward for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239)
+    Forwarded,
 }
 
 /// How a log line looks.

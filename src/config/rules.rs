@@ -56,7 +56,14 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     rules
 }
 
-fn listeners(Server { listen }: &Server, admin: &Admin) -> Vec<Rule> {
+fn listeners(server: &Server, admin: &Admin) -> Vec<Rule> {
+    let Server {
+        listen,
+        allowed_origins: _,
+        trusted_proxies,
+        forwarded_header: _,
+        proxy_protocol,
+    } = server;
     let Admin { listen: admin } = admin;
     // Port 0 is another port each time.
     let fixed: Vec<_> = listen
@@ -80,6 +87,26 @@ fn listeners(Server { listen }: &Server, admin: &Admin) -> Vec<Rule> {
                 \"127.0.0.1:9090\""
                 .to_owned(),
             holds: !admin.is_some_and(|admin| fixed.contains(&&admin)),
+        },
+        Rule {
+            key: "server.allowed_origins",
+            with: &[],
+            allowed: "origins without a path, such as \"https://example.com\" or \
+                \"https://*.example.com\""
+                .to_owned(),
+            holds: true,
+        },
+        Rule {
+            key: "server.trusted_proxies",
+            with: &[],
+            allowed: "networks such as \"10.0.0.0/8\" or \"2001:db8::1/128\"".to_owned(),
+            holds: true,
+        },
+        Rule {
+            key: "server.proxy_protocol",
+            with: &["server.trusted_proxies"],
+            allowed: "false, while server.trusted_proxies names nobody".to_owned(),
+            holds: !*proxy_protocol || !trusted_proxies.is_empty(),
         },
     ]
 }

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +13,12 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::room::{Place, Room};
 use super::upgrade::Handshake;
-use super::{Door, Host, routes};
+use super::{Door, Host, proxy, routes};
 use crate::session::Session;
 
 /// How long to wait when there is no file descriptor for one more connection. One is free again as
@@ -25,7 +27,7 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Accepts connections until the app stops. `connections_max` bounds those that are not users (yet).
 pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connections_max: usize) {
-    let room = Arc::new(Semaphore::new(connections_max));
+    let room = Room::new(connections_max);
     let shutdown = host.shutdown.clone();
     let mut stopped = pin!(shutdown.stopped());
     loop {
@@ -34,9 +36,9 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
             accepted = accept(&listener, &room) => accepted,
         };
         match accepted {
-            Ok((stream, place)) => {
+            Ok((stream, peer, place)) => {
                 host.shutdown
-                    .spawn(connection(stream, door, host.clone(), place));
+                    .spawn(connection(stream, peer, door, host.clone(), place));
             }
             Err(error) if is_the_peers(&error) => {
                 debug!(%error, "connection failed before it was accepted");
@@ -50,17 +52,12 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let place = room
-        .clone()
-        .acquire_owned()
-        .await
-        .expect("the semaphore is never closed");
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
+async fn accept(listener: &TcpListener, room: &Room) -> io::Result<(TcpStream, IpAddr, Place)> {
+    let (stream, peer) = listener.accept().await?;
+    let peer = peer.ip().to_canonical();
+    // Only with a connection at hand that needs the room, or one place would always be empty.
+    let place = room.enter(peer).await;
+    Ok((stream, peer, place))
 }
 
 /// Errors of the connection that was at the head of the queue, not of accepting (accept(2)).
@@ -73,8 +70,21 @@ fn is_the_peers(error: &io::Error) -> bool {
     )
 }
 
-async fn connection(stream: TcpStream, door: Door, host: Arc<Host>, place: OwnedSemaphorePermit) {
-    let handshake = Arc::new(Handshake::default());
+async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>, place: Place) {
+    let mut wanted = pin!(place.is_wanted());
+    let opened = tokio::select! {
+        () = &mut wanted => return host.relay.metrics().http_evicted(),
+        opened = timeout(host.header_timeout, open(&stream, peer, door, &host)) => opened,
+    };
+    let client = match opened {
+        Ok(Ok(client)) => client,
+        Ok(Err(error)) => {
+            debug!(peer.addr = %peer, %error, "connection failed before its first request");
+            return;
+        }
+        Err(_) => return,
+    };
+    let handshake = Arc::new(Handshake::new(client));
     let service = service_fn({
         let (host, handshake) = (host.clone(), handshake.clone());
         move |request| {
@@ -104,10 +114,10 @@ async fn connection(stream: TcpStream, door: Door, host: Arc<Host>, place: Owned
                 }
                 // The seat goes back with the handshake.
                 () = &mut late => return,
+                () = &mut wanted => return host.relay.metrics().http_evicted(),
             }
         }
     };
-    drop(place);
     if let Err(error) = served {
         debug!(%error, "http connection failed");
         return;
@@ -122,6 +132,24 @@ async fn connection(stream: TcpStream, door: Door, host: Arc<Host>, place: Owned
         );
         host.shutdown.spawn(session);
     }
+}
+
+/// What comes before the first request, within `limits.header_timeout`: the address of whoever the
+/// connection is from.
+async fn open(stream: &TcpStream, peer: IpAddr, door: Door, host: &Host) -> io::Result<IpAddr> {
+    if !host.proxy_protocol || door == Door::Admin {
+        return Ok(peer);
+    }
+    if host.proxies.trusts(peer) {
+        return Ok(proxy::take(stream).await?.unwrap_or(peer));
+    }
+    let mut first = [0; 6];
+    let count = stream.peek(&mut first).await?;
+    if count > 0 && proxy::begins_like_one(&first[..count]) {
+        // It is left where it stands, and is no request.
+        host.proxies.warn_of(peer, "a PROXY protocol header");
+    }
+    Ok(peer)
 }
 
 /// hyper takes no smaller buffer.

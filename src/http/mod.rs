@@ -1,7 +1,10 @@
 //! The HTTP edge: listeners, routes, and the upgrade that makes a session of a connection.
 
 mod accept;
+mod address;
 mod listen;
+pub mod proxy;
+mod room;
 mod routes;
 mod upgrade;
 
@@ -9,8 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use accept::serve;
+pub use address::Proxies;
 pub use listen::bind;
 
+use crate::config::OriginPattern;
 use crate::lifecycle::Shutdown;
 use crate::relay::Relay;
 use crate::session::Common;
@@ -39,4 +44,10 @@ pub struct Host {
     pub header_timeout: Duration,
     /// `limits.header_bytes`.
     pub header_bytes: usize,
+    /// `server.allowed_origins`.
+    pub allowed_origins: Vec<OriginPattern>,
+    /// Whose word on a client's address is taken.
+    pub proxies: Proxies,
+    /// `server.proxy_protocol`.
+    pub proxy_protocol: bool,
 }

@@ -1,20 +1,22 @@
 //! The opening handshake (RFC 6455 section 4.2): every check that tungstenite's upgrade leaves out,
 //! the seat, which is taken before the 101 is written, and the answer.
 
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{
-    CONNECTION, HOST, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_KEY,
+    CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use hyper::{HeaderMap, Request, StatusCode, Version};
 use tokio::sync::Notify;
-use tracing::error;
+use tracing::{debug, error};
 
 use super::Host;
 use super::routes::{Answer, text};
+use crate::config::{Origin, OriginPattern};
 use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
 use crate::relay::{Membership, Refused};
@@ -24,13 +26,23 @@ use crate::telemetry::metrics::Rejection;
 const USER_ID: HeaderName = HeaderName::from_static("x-user-id");
 
 /// Where a connection's seat is from the upgrade request until the 101 has left.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Handshake {
+    /// Whom the connection is from: the socket's peer, or whom a proxy named at its beginning.
+    peer: IpAddr,
     membership: Mutex<Option<Membership>>,
     joined: Notify,
 }
 
 impl Handshake {
+    pub(super) fn new(peer: IpAddr) -> Self {
+        Self {
+            peer,
+            membership: Mutex::new(None),
+            joined: Notify::new(),
+        }
+    }
+
     fn put(&self, membership: Membership) {
         *self
             .membership
@@ -77,7 +89,11 @@ pub(super) async fn upgrade(
     host: &Host,
     handshake: &Handshake,
 ) -> Answer {
-    let reject = |reason| host.relay.metrics().handshake_rejected(reason);
+    let client = host.proxies.client(handshake.peer, request.headers());
+    let reject = |reason| {
+        debug!(client.addr = %client, ?reason, "upgrade refused");
+        host.relay.metrics().handshake_rejected(reason);
+    };
     if !is_version_13(request.headers()) {
         reject(Rejection::Version);
         let mut answer = text(
@@ -92,6 +108,13 @@ pub(super) async fn upgrade(
     if let Err(fault) = check(&request) {
         reject(Rejection::Malformed);
         return text(StatusCode::BAD_REQUEST, format!("{fault}\n"));
+    }
+    if !is_origin_allowed(request.headers(), &host.allowed_origins) {
+        reject(Rejection::Origin);
+        return text(
+            StatusCode::FORBIDDEN,
+            "this page may not connect: its origin is not in server.allowed_origins\n",
+        );
     }
     if host.shutdown.stage() == Stage::Draining {
         reject(Rejection::Draining);
@@ -121,8 +144,26 @@ pub(super) async fn upgrade(
             HeaderValue::from_static(SUBPROTOCOL),
         );
     }
+    debug!(client.addr = %client, user = %membership.seat().id(), "upgrade accepted");
     handshake.put(membership);
     answer
+}
+
+/// Whether a page of the request's origin may connect: one that was served from here, or from an
+/// allowed origin. Browsers send an origin with every handshake; what sends none is no browser, and
+/// has no page's cookies or address to lend.
+fn is_origin_allowed(headers: &HeaderMap, allowed: &[OriginPattern]) -> bool {
+    let mut origins = headers.get_all(ORIGIN).into_iter();
+    let origin = match (origins.next(), origins.next()) {
+        (None, _) => return true,
+        (Some(origin), None) => origin.to_str().ok().and_then(Origin::parse),
+        (Some(_), Some(_)) => None,
+    };
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    origin.is_some_and(|origin| {
+        host.is_some_and(|host| origin.is_of(host))
+            || allowed.iter().any(|pattern| pattern.allows(&origin))
+    })
 }
 
 fn is_version_13(headers: &HeaderMap) -> bool {

@@ -131,6 +131,8 @@ pub enum Rejection {
     Malformed,
     /// Another version of the protocol.
     Version,
+    /// A page of an origin that may not connect.
+    Origin,
     /// `limits.connections` is reached.
     Full,
     /// The server drains.
@@ -138,12 +140,19 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    const ALL: [Self; 4] = [Self::Malformed, Self::Version, Self::Full, Self::Draining];
+    const ALL: [Self; 5] = [
+        Self::Malformed,
+        Self::Version,
+        Self::Origin,
+        Self::Full,
+        Self::Draining,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
             Self::Version => "version",
+            Self::Origin => "origin",
             Self::Full => "full",
             Self::Draining => "draining",
         }
@@ -209,6 +218,7 @@ pub struct Metrics {
     rejected: [IntCounter; Rejection::ALL.len()],
     panics: IntCounter,
     accept_errors: IntCounter,
+    http_evicted: IntCounter,
     bad_messages: IntCounter,
     connections_limit: IntGauge,
     draining: IntGauge,
@@ -261,6 +271,10 @@ impl Metrics {
             accept_errors: count(
                 "switchboard_accept_errors_total",
                 "Connections that could not be accepted, for want of file descriptors mostly.",
+            ),
+            http_evicted: count(
+                "switchboard_http_evicted_total",
+                "HTTP connections that were closed to make room for newer ones.",
             ),
             bad_messages: count(
                 "switchboard_bad_messages_total",
@@ -332,6 +346,10 @@ impl Metrics {
 
     pub(crate) fn accept_failed(&self) {
         self.accept_errors.inc();
+    }
+
+    pub(crate) fn http_evicted(&self) {
+        self.http_evicted.inc();
     }
 
     pub(crate) fn bad_message(&self) {

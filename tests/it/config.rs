@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use switchboard::config::{
-    DEFAULT, LogFormat, Machine, Overflow, Problem, Settings, Sources, Strategy,
+    DEFAULT, ForwardedHeader, LogFormat, Machine, Overflow, Problem, Settings, Sources, Strategy,
 };
 
 /// Names with texts or values.
@@ -159,6 +159,13 @@ fn settings_print_as_a_file_that_loads_to_them() {
 
     settings.server.listen = vec!["[::]:0".parse().unwrap()];
     settings.admin.listen = Some("10.0.0.1:9090".parse().unwrap());
+    settings.server.allowed_origins = vec![
+        "https://*.example.com".to_owned().try_into().unwrap(),
+        "http://localhost:3000".to_owned().try_into().unwrap(),
+    ];
+    settings.server.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
+    settings.server.forwarded_header = ForwardedHeader::Forwarded;
+    settings.server.proxy_protocol = true;
     settings.limits.connections = Some(7);
     settings.limits.message_bytes = 1001;
     settings.mailbox.total_bytes = 3 << 30;
@@ -172,6 +179,9 @@ fn settings_print_as_a_file_that_loads_to_them() {
     let printed = print(&settings);
     for line in [
         "listen = [\"[::]:0\"]",
+        "allowed_origins = [\"https://*.example.com\", \"http://localhost:3000\"]",
+        "trusted_proxies = [\"10.0.0.0/8\"]",
+        "forwarded_header = \"forwarded\"",
         "connections = 7",
         "message_bytes = \"1001B\"",
         "frame_bytes = \"128KiB\"",

@@ -1,0 +1,227 @@
+//! Whose connection it is: the address of the client, which proxies say for theirs. Only what a
+//! trusted proxy has said counts, and of a list only the part that trusted proxies have written.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use hyper::HeaderMap;
+use hyper::header::{FORWARDED, HeaderName};
+use ipnet::IpNet;
+use tracing::warn;
+
+use crate::config::ForwardedHeader;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Which proxies are believed, and which of their headers.
+#[derive(Debug)]
+pub struct Proxies {
+    trusted: Vec<IpNet>,
+    header: ForwardedHeader,
+    /// Somebody else's header was seen, and that was said.
+    warned: AtomicBool,
+}
+
+impl Proxies {
+    /// Believes these, where they write this header.
+    pub fn new(trusted: Vec<IpNet>, header: ForwardedHeader) -> Self {
+        Self {
+            trusted,
+            header,
+            warned: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether this is one of them.
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.trusted
+            .iter()
+            .any(|network| network.contains(&address))
+    }
+
+    /// The client's address, for a request that came from `peer`.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let peer = peer.to_canonical();
+        if !self.trusts(peer) {
+            if headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED) {
+                self.warn_of(peer, "a forwarding header");
+            }
+            return peer;
+        }
+        let name = match self.header {
+            ForwardedHeader::XForwardedFor => &X_FORWARDED_FOR,
+            ForwardedHeader::Forwarded => &FORWARDED,
+        };
+        // Each proxy adds its peer at the end, so what the client itself has sent stands at the
+        // front: from the back, the first that is no proxy of ours is the client, and whatever
+        // stands before an entry that names nobody was not written by one of ours for sure.
+        let mut client = peer;
+        for value in headers.get_all(name).iter().rev() {
+            let Ok(value) = value.to_str() else { break };
+            for entry in value.rsplit(',') {
+                let entry = match self.header {
+                    ForwardedHeader::XForwardedFor => address(entry.trim()),
+                    ForwardedHeader::Forwarded => forwarded_for(entry),
+                };
+                let Some(entry) = entry else { return client };
+                client = entry;
+                if !self.trusts(client) {
+                    return client;
+                }
+            }
+        }
+        client
+    }
+
+    /// Says once that a proxy was played which is none.
+    pub fn warn_of(&self, peer: IpAddr, what: &str) {
+        if !self.warned.swap(true, Relaxed) {
+            warn!(
+                peer.addr = %peer,
+                "{what} from an address that is not in server.trusted_proxies is ignored; this is said once"
+            );
+        }
+    }
+}
+
+/// Who counts as one: an IPv4 address, or the 64 bits of an IPv6 address that a subscriber has been
+/// given at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Network {
+    V4(u32),
+    V6(u64),
+}
+
+impl Network {
+    pub(super) fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self::V4(address.to_bits()),
+            IpAddr::V6(address) => {
+                let [a, b, c, d, ..] = address.segments().map(u64::from);
+                Self::V6(a << 48 | b << 32 | c << 16 | d)
+            }
+        }
+    }
+}
+
+/// An address with or without a port, in brackets where it is IPv6 with one.
+fn address(text: &str) -> Option<IpAddr> {
+    let address = text
+        .parse::<IpAddr>()
+        .ok()
+        .or_else(|| text.parse::<SocketAddr>().ok().map(|addr| addr.ip()))
+        .or_else(|| text.strip_prefix('[')?.strip_suffix(']')?.parse().ok())?;
+    Some(address.to_canonical())
+}
+
+/// The address in `for=` of one element of a `Forwarded` header (RFC 7239 section 4). A comma within
+/// quotes has split the element, which then has none: no address has a comma.
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let mut pairs = element.split(';').filter_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("for").then_some(value)
+    });
+    let (value, None) = (pairs.next()?.trim(), pairs.next()) else {
+        return None;
+    };
+    let value = match value.strip_prefix('"') {
+        Some(quoted) => quoted.strip_suffix('"')?,
+        None => value,
+    };
+    address(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(header: ForwardedHeader, peer: &str, values: &[&'static str]) -> String {
+        let trusted = ["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().unwrap());
+        let proxies = Proxies::new(trusted.to_vec(), header);
+        let mut headers = HeaderMap::new();
+        for value in values {
+            let name = match header {
+                ForwardedHeader::XForwardedFor => X_FORWARDED_FOR,
+                ForwardedHeader::Forwarded => FORWARDED,
+            };
+            headers.append(name, value.parse().unwrap());
+        }
+        proxies.client(peer.parse().unwrap(), &headers).to_string()
+    }
+
+    #[test]
+    fn the_client_is_the_last_that_no_trusted_proxy_is() {
+        for (peer, values, expected) in [
+            ("192.0.2.1", &["1.1.1.1"][..], "192.0.2.1"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["1.1.1.1"], "1.1.1.1"),
+            ("::ffff:10.0.0.1", &["1.1.1.1"], "1.1.1.1"),
+            ("10.0.0.1", &["6.6.6.6, 1.1.1.1"], "1.1.1.1"),
+            ("10.0.0.1", &["6.6.6.6, 1.1.1.1, 10.2.3.4"], "1.1.1.1"),
+            (
+                "10.0.0.1",
+                &["6.6.6.6", "1.1.1.1,10.2.3.4", "10.0.0.9"],
+                "1.1.1.1",
+            ),
+            ("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+            ("10.0.0.1", &["1.1.1.1:4711"], "1.1.1.1"),
+            ("10.0.0.1", &["[2001:db8::1]:4711"], "2001:db8::1"),
+            ("fd00::1", &["2001:db8::1"], "2001:db8::1"),
+            ("10.0.0.1", &["::ffff:1.1.1.1"], "1.1.1.1"),
+            ("10.0.0.1", &["6.6.6.6, unknown"], "10.0.0.1"),
+            ("10.0.0.1", &["6.6.6.6, unknown, 10.0.0.2"], "10.0.0.2"),
+            ("10.0.0.1", &["6.6.6.6, "], "10.0.0.1"),
+            ("10.0.0.1", &["1.1.1.1 2.2.2.2"], "10.0.0.1"),
+            ("10.0.0.1", &[""], "10.0.0.1"),
+        ] {
+            let found = client(ForwardedHeader::XForwardedFor, peer, values);
+            assert_eq!(found, expected, "{peer} {values:?}");
+        }
+    }
+
+    #[test]
+    fn forwarded_says_the_same_in_its_own_words() {
+        for (peer, values, expected) in [
+            ("192.0.2.1", &["for=1.1.1.1"][..], "192.0.2.1"),
+            (
+                "10.0.0.1",
+                &["for=1.1.1.1;proto=https;by=10.0.0.1"],
+                "1.1.1.1",
+            ),
+            ("10.0.0.1", &["proto=https; FOR=\"1.1.1.1:80\""], "1.1.1.1"),
+            (
+                "10.0.0.1",
+                &["for=6.6.6.6, for=\"[2001:db8::1]:80\""],
+                "2001:db8::1",
+            ),
+            (
+                "10.0.0.1",
+                &["for=\"[2001:db8::1]\", for=10.0.0.2"],
+                "2001:db8::1",
+            ),
+            ("10.0.0.1", &["for=6.6.6.6, for=_hidden"], "10.0.0.1"),
+            ("10.0.0.1", &["for=6.6.6.6, for=unknown"], "10.0.0.1"),
+            ("10.0.0.1", &["for=6.6.6.6;for=7.7.7.7"], "10.0.0.1"),
+            (
+                "10.0.0.1",
+                &["for=1.1.1.1;by=\"a,for=6.6.6.6\""],
+                "10.0.0.1",
+            ),
+            ("10.0.0.1", &["by=10.0.0.1"], "10.0.0.1"),
+        ] {
+            let found = client(ForwardedHeader::Forwarded, peer, values);
+            assert_eq!(found, expected, "{peer} {values:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_header_that_was_chosen_counts() {
+        let trusted = vec!["10.0.0.0/8".parse().unwrap()];
+        let proxies = Proxies::new(trusted, ForwardedHeader::Forwarded);
+        let mut headers = HeaderMap::new();
+        headers.append(X_FORWARDED_FOR, "6.6.6.6".parse().unwrap());
+        let peer: IpAddr = "10.0.0.1".parse().unwrap();
+        assert_eq!(proxies.client(peer, &headers), peer);
+    }
+}

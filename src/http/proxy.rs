@@ -1,0 +1,189 @@
+//! The PROXY protocol, versions 1 and 2: a proxy's first bytes on a connection say whose it is. They
+//! are taken off it before anything else is read, and not a byte more.
+
+use std::io;
+use std::net::IpAddr;
+
+use proxy_header::{Error, ParseConfig, ProxyHeader};
+use tokio::net::TcpStream;
+
+/// The longest header that is taken, bytes: the addresses take 232 at most, what proxies add to them
+/// is far below this.
+const HEADER_BYTES_MAX: usize = 4096;
+
+/// The first bytes of version 1, and those of version 2.
+const SIGNATURES: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
+
+/// What stands at the front of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// A header of so many bytes, with the address of the client; none where the proxy speaks for
+    /// itself.
+    Header(Option<IpAddr>, usize),
+    /// The beginning of one, so far.
+    Incomplete,
+}
+
+/// Reads the header at the front of `bytes`.
+pub fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
+    let config = ParseConfig {
+        include_tlvs: false,
+        ..ParseConfig::default()
+    };
+    match ProxyHeader::parse(bytes, config) {
+        Ok((header, length)) => {
+            let address = header.proxied_address();
+            let client = address.map(|address| address.source.ip().to_canonical());
+            Ok(Parsed::Header(client, length))
+        }
+        Err(Error::BufferTooShort) if begins_like_one(bytes) && bytes.len() < HEADER_BYTES_MAX => {
+            Ok(Parsed::Incomplete)
+        }
+        Err(Error::BufferTooShort) => Err(Error::Invalid),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether these may be the first bytes of a header.
+pub(super) fn begins_like_one(bytes: &[u8]) -> bool {
+    SIGNATURES.iter().any(|signature| {
+        let common = signature.len().min(bytes.len());
+        signature[..common] == bytes[..common]
+    })
+}
+
+/// Takes the header off a connection. The client's address; none where the proxy speaks for itself.
+pub(super) async fn take(stream: &TcpStream) -> io::Result<Option<IpAddr>> {
+    let mut header = vec![0; HEADER_BYTES_MAX];
+    let mut have = 0;
+    loop {
+        let count = stream.peek(&mut header[have..]).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let parsed = parse(&header[..have + count])
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        // What belongs to the header is read for good; so the next look waits for more.
+        let wanted = match parsed {
+            Parsed::Header(_, length) => length - have,
+            Parsed::Incomplete => count,
+        };
+        let mut taken = 0;
+        while taken < wanted {
+            stream.readable().await?;
+            match stream.try_read(&mut header[have + taken..have + wanted]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => taken += read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        have += wanted;
+        if let Parsed::Header(client, _) = parsed {
+            return Ok(client);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_header::ProxiedAddress;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn version_2(source: &str) -> Vec<u8> {
+        let address = |text: &str| format!("{text}:4711").parse().unwrap();
+        let destination = if source.starts_with('[') {
+            "[::2]"
+        } else {
+            "10.0.0.2"
+        };
+        let addresses = ProxiedAddress::stream(address(source), address(destination));
+        let mut bytes = Vec::new();
+        ProxyHeader::with_address(addresses)
+            .encode_v2(&mut bytes)
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_header_says_the_client_and_its_own_length() {
+        let local = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
+        let version_1 = |rest: &str| format!("PROXY {rest}\r\n").into_bytes();
+        for (header, expected) in [
+            (version_1("TCP4 1.1.1.1 10.0.0.1 4711 80"), Some("1.1.1.1")),
+            (
+                version_1("TCP6 2001:db8::1 ::1 4711 80"),
+                Some("2001:db8::1"),
+            ),
+            (
+                version_1("TCP6 ::ffff:1.1.1.1 ::1 4711 80"),
+                Some("1.1.1.1"),
+            ),
+            (version_1("UNKNOWN"), None),
+            (version_1("UNKNOWN ffff::1 ::1 1 2"), None),
+            (version_2("1.1.1.1"), Some("1.1.1.1")),
+            (version_2("[2001:db8::1]"), Some("2001:db8::1")),
+            (local.to_vec(), None),
+        ] {
+            let client = expected.map(|address| address.parse().unwrap());
+            let mut bytes = header.clone();
+            bytes.extend_from_slice(b"GET / HTTP/1.1\r\n");
+            let found = parse(&bytes).unwrap();
+            assert_eq!(found, Parsed::Header(client, header.len()), "{header:?}");
+            for end in 1..header.len() {
+                let found = parse(&header[..end]).unwrap();
+                assert_eq!(found, Parsed::Incomplete, "{end} of {header:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_header_is_refused_and_never_waited_for() {
+        let long = [b"PROXY TCP4 ".as_slice(), &[b'1'; 200]].concat();
+        let endless = [SIGNATURES[1], &[0x21, 0x11, 0xff, 0xff], &[0; 5000]].concat();
+        for bytes in [
+            b"G".as_slice(),
+            b"GET / HTTP/1.1\r\n",
+            b"PROXYTCP4",
+            b"PROXY TCP4 1.1.1.1 10.0.0.1 4711 80\r ",
+            b"PROXY TCP9 1.1.1.1 10.0.0.1 4711 80\r\n",
+            b"PROXY TCP4 999.1.1.1 10.0.0.1 4711 80\r\n",
+            b"\r\nGET",
+            &long,
+            &endless,
+        ] {
+            let found = parse(bytes);
+            assert!(found.is_err(), "{found:?} of {bytes:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn not_a_byte_behind_the_header_is_taken() {
+        for header in [
+            b"PROXY TCP4 1.1.1.1 10.0.0.1 4711 80\r\n".to_vec(),
+            version_2("1.1.1.1"),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut proxy = TcpStream::connect(listener.local_addr().unwrap())
+                .await
+                .unwrap();
+            proxy.set_nodelay(true).unwrap();
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // In two pieces, the second with what follows.
+            proxy.write_all(&header[..9]).await.unwrap();
+            let (client, ()) = tokio::join!(take(&stream), async {
+                tokio::task::yield_now().await;
+                proxy.write_all(&header[9..]).await.unwrap();
+                proxy.write_all(b"GET").await.unwrap();
+            });
+            assert_eq!(client.unwrap(), Some("1.1.1.1".parse().unwrap()));
+            drop(proxy);
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).await.unwrap();
+            assert_eq!(rest, b"GET");
+        }
+    }
+}
