@@ -4,3 +4,4 @@
 
 mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
+mod tidy; // the shape of the sources

@@ -1,0 +1,215 @@
+//! The shape of the sources: who may use whom, a head on every file, and the README's table of
+//! settings.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A module and the modules it may use, from the ground up. What is absent is a mistake.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("identity", &[]),
+    ("config", &[]),
+    ("lifecycle", &[]),
+    ("protocol", &["identity"]),
+    ("telemetry", &["config"]),
+    ("ledger", &["identity", "telemetry"]),
+    (
+        "directory",
+        &["identity", "protocol", "ledger", "telemetry"],
+    ),
+    (
+        "router",
+        &["identity", "protocol", "ledger", "telemetry", "directory"],
+    ),
+    (
+        "relay",
+        &[
+            "identity",
+            "protocol",
+            "ledger",
+            "telemetry",
+            "directory",
+            "router",
+        ],
+    ),
+    (
+        "session",
+        &[
+            "config",
+            "identity",
+            "protocol",
+            "ledger",
+            "relay",
+            "directory",
+            "lifecycle",
+            "telemetry",
+        ],
+    ),
+    (
+        "http",
+        &[
+            "config",
+            "identity",
+            "protocol",
+            "lifecycle",
+            "relay",
+            "session",
+            "telemetry",
+        ],
+    ),
+    ("cli", &["config", "identity", "protocol"]),
+    (
+        "app",
+        &[
+            "config",
+            "directory",
+            "http",
+            "identity",
+            "ledger",
+            "lifecycle",
+            "protocol",
+            "relay",
+            "router",
+            "session",
+            "telemetry",
+        ],
+    ),
+];
+
+fn sources(under: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(under)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The module below the crate root that a file belongs to.
+fn module(path: &Path) -> String {
+    let src = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src");
+    let first = path.strip_prefix(src).unwrap().components().next().unwrap();
+    let name = Path::new(first.as_os_str()).file_stem().unwrap();
+    name.to_str().unwrap().to_owned()
+}
+
+/// The modules that a line of code names behind `crate::`.
+fn used(line: &str) -> impl Iterator<Item = &str> {
+    line.split("crate::").skip(1).map(|rest| {
+        rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .next()
+            .unwrap_or_default()
+    })
+}
+
+#[test]
+fn modules_use_only_what_is_below_them() {
+    let mut mistakes = Vec::new();
+    for path in sources("src") {
+        let module = module(&path);
+        if module == "main" || module == "lib" {
+            continue;
+        }
+        let Some((_, allowed)) = ARROWS.iter().find(|(name, _)| *name == module) else {
+            mistakes.push(format!(
+                "{}: the module has no row of arrows",
+                path.display()
+            ));
+            continue;
+        };
+        for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+            if line.trim_start().starts_with("//") || line.contains("pub(in crate::") {
+                continue;
+            }
+            for name in used(line) {
+                // Also refuses `use crate::{…}`, in which no name follows: one line for each module.
+                if name != module && !allowed.contains(&name) {
+                    mistakes.push(format!(
+                        "{}:{}: {module} uses {name}",
+                        path.display(),
+                        number + 1
+                    ));
+                }
+            }
+        }
+    }
+    assert!(mistakes.is_empty(), "\n{}", mistakes.join("\n"));
+}
+
+#[test]
+#[allow(clippy::print_stderr, reason = "what is long is said, not refused")]
+fn every_file_says_what_it_is_for() {
+    let all = ["src", "tests", "benches"]
+        .into_iter()
+        .filter(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).exists());
+    let silent: Vec<_> = all
+        .flat_map(sources)
+        .filter(|path| !path.components().any(|part| part.as_os_str() == "target"))
+        .filter(|path| {
+            !fs::read_to_string(path)
+                .unwrap()
+                .trim_start()
+                .starts_with("//!")
+        })
+        .collect();
+    for path in sources("src") {
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        if lines > 300 {
+            eprintln!("long: {} has {lines} lines", path.display());
+        }
+    }
+    assert!(silent.is_empty(), "no //! head: {silent:?}");
+}
+
+#[test]
+fn the_readme_lists_every_setting() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let documented: BTreeSet<_> = readme
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("| `")?
+                .split_once('`')
+                .map(|(key, _)| key)
+        })
+        .filter(|key| key.contains('.') && !key.contains(['/', ' ']))
+        .map(str::to_owned)
+        .collect();
+    let mut settings = BTreeSet::new();
+    let mut section = String::new();
+    for line in switchboard::config::DEFAULT.lines() {
+        // A key without a default stands there commented out.
+        let line = line.trim_start_matches('#').trim();
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|line| line.strip_suffix(']'))
+        {
+            section = name.to_owned();
+        } else if let Some((key, _)) = line.split_once(" = ")
+            && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        {
+            settings.insert(format!("{section}.{key}"));
+        }
+    }
+    let missing: Vec<_> = settings.difference(&documented).collect();
+    let unknown: Vec<_> = documented
+        .difference(&settings)
+        .filter(|key| {
+            settings
+                .iter()
+                .any(|known| known.split('.').next() == key.split('.').next())
+        })
+        .collect();
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "missing in the README: {missing:?}; in the README and no setting: {unknown:?}"
+    );
+}
