@@ -21,6 +21,7 @@ use crate::lifecycle::{Shutdown, Stage};
 use crate::relay::Relay;
 use crate::session::{Common, Terms};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::Traces;
 
 /// HTTP connections that the admin listener has for itself, so that probes and scrapes get through
 /// when the other listeners are full.
@@ -53,11 +54,17 @@ impl App {
     /// Binds the listeners and constructs the parts. Needs a tokio runtime.
     ///
     /// Where `server.listen` has the default, an address whose family the machine lacks is skipped.
+    /// Nothing is traced.
+    pub async fn build(settings: Settings) -> anyhow::Result<Self> {
+        Self::build_traced(settings, Arc::new(Traces::off())).await
+    }
+
+    /// The same, with these traces: the process has one place that spans go to, so only main has it.
     #[allow(
         clippy::unused_async,
         reason = "binding will have to wait for other machines"
     )]
-    pub async fn build(settings: Settings) -> anyhow::Result<Self> {
+    pub async fn build_traced(settings: Settings, traces: Arc<Traces>) -> anyhow::Result<Self> {
         let listeners = bind_all(&settings.server.listen)?;
         let addrs = listeners
             .iter()
@@ -66,7 +73,7 @@ impl App {
         let admin = settings.admin.listen.map(bind).transpose()?;
 
         let workers = tokio::runtime::Handle::current().metrics().num_workers();
-        let metrics = Arc::new(Metrics::new(workers));
+        let metrics = Arc::new(Metrics::new(workers).with_spans_of(&traces));
         let files = rlimit::increase_nofile_limit(u64::MAX)
             .context("cannot read the limit of open files")?;
         let users_max = settings.limits.connections_within(files);
@@ -84,10 +91,13 @@ impl App {
         };
         let shutdown = Shutdown::new();
         let (relay, router) = match settings.routing.strategy {
-            config::Strategy::Directory => (Relay::new(bounds, users_max, metrics.clone()), None),
+            config::Strategy::Directory => {
+                (Relay::new(bounds, users_max, metrics.clone(), traces), None)
+            }
             config::Strategy::Router => {
                 let queue = settings.routing.router_queue;
-                let (relay, task) = Relay::routed(bounds, users_max, metrics.clone(), queue);
+                let (relay, task) =
+                    Relay::routed(bounds, users_max, metrics.clone(), traces, queue);
                 // Not on the tracker: it ends when the last handle of the relay is gone, which is
                 // after all tasks that are.
                 #[allow(clippy::disallowed_methods, reason = "joined at the end of `run`")]

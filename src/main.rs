@@ -53,23 +53,27 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
 }
 
 fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
-    telemetry::init(&settings.log)?;
     // Counts the CPUs that the process may use: affinity and the quota of its cgroup.
     let workers = available_parallelism()?.get();
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .enable_all()
         .build()?;
+    let telemetry = telemetry::init(&settings.log, &settings.tracing, runtime.handle())?;
     let code = runtime.block_on(async {
         // Before anything is bound: from then on a signal has to end it in order.
         let signals = Signals::new()?;
-        let app = App::build(settings).await?;
+        let app = App::build_traced(settings, telemetry.traces.clone()).await?;
         let (stop, stopped) = oneshot::channel();
         // A sender that is gone has sent: `second` holds it until the first signal.
-        let drained = app.run(async { stopped.await.unwrap_or(Stop::Drain) });
+        let drained = async {
+            app.run(async { stopped.await.unwrap_or(Stop::Drain) })
+                .await;
+            telemetry.flush().await;
+        };
         tokio::select! {
             number = signals.second(stop) => anyhow::Ok(ExitCode::from(128 + number)),
-            _ = drained => Ok(ExitCode::SUCCESS),
+            () = drained => Ok(ExitCode::SUCCESS),
         }
     });
     // Does not wait for what may still run: the drain has waited, and a second signal will not.

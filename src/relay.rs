@@ -15,6 +15,7 @@ use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status};
 use crate::router::{LeavePlace, Parcel, Port, Router};
 use crate::telemetry::metrics::{Census, CloseCode, DropReason, Initiator, Metrics};
+use crate::telemetry::trace::Traces;
 
 /// How a message finds its recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,7 @@ struct Shared {
     directory: Directory,
     router: Option<Router>,
     metrics: Arc<Metrics>,
+    traces: Arc<Traces>,
     bounds: Arc<Bounds>,
     sequence: Sequence,
     users: AtomicUsize,
@@ -59,8 +61,13 @@ struct Shared {
 
 impl Relay {
     /// A relay for up to `users_max` users, upgrades in progress included.
-    pub fn new(bounds: Bounds, users_max: usize, metrics: Arc<Metrics>) -> Self {
-        Self::with_router(bounds, users_max, metrics, None)
+    pub fn new(
+        bounds: Bounds,
+        users_max: usize,
+        metrics: Arc<Metrics>,
+        traces: Arc<Traces>,
+    ) -> Self {
+        Self::with_router(bounds, users_max, metrics, traces, None)
     }
 
     /// The same by the router strategy, with the router's task, to be run for as long as the relay.
@@ -69,11 +76,12 @@ impl Relay {
         bounds: Bounds,
         users_max: usize,
         metrics: Arc<Metrics>,
+        traces: Arc<Traces>,
         queue: usize,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (router, task) = Router::new(users_max, queue);
         (
-            Self::with_router(bounds, users_max, metrics, Some(router)),
+            Self::with_router(bounds, users_max, metrics, traces, Some(router)),
             task,
         )
     }
@@ -82,6 +90,7 @@ impl Relay {
         bounds: Bounds,
         users_max: usize,
         metrics: Arc<Metrics>,
+        traces: Arc<Traces>,
         router: Option<Router>,
     ) -> Self {
         Self {
@@ -89,6 +98,7 @@ impl Relay {
                 directory: Directory::new(),
                 router,
                 metrics,
+                traces,
                 bounds: Arc::new(bounds),
                 sequence: Sequence::local(),
                 users: AtomicUsize::new(0),
@@ -154,6 +164,11 @@ impl Relay {
     /// The counters.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.shared.metrics
+    }
+
+    /// What is traced.
+    pub fn traces(&self) -> &Traces {
+        &self.shared.traces
     }
 }
 

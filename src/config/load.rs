@@ -11,7 +11,7 @@ use super::error::{ConfigError, Problem};
 use super::read::{Strings, read};
 use super::refusal::{Refusal, describe};
 use super::rules::{Rule, rules};
-use super::{DEFAULT, Settings};
+use super::{DEFAULT, Settings, otel};
 
 /// What a variable starts with. Two underscores, since Kubernetes sets `SWITCHBOARD_PORT` and others
 /// for a Service of that name.
@@ -31,7 +31,8 @@ const DEFAULT_ORIGIN: &str = "the built-in default";
 pub struct Sources {
     /// Name and text of each file, the lowest first.
     pub files: Vec<(String, String)>,
-    /// The environment; what does not start with `SWITCHBOARD__` is ignored.
+    /// The environment; what does not start with `SWITCHBOARD__`, and is no variable of OpenTelemetry
+    /// for what `[tracing]` sets, is ignored.
     pub variables: BTreeMap<String, String>,
     /// The value of `--listen`.
     pub listen: Option<String>,
@@ -57,7 +58,7 @@ impl Sources {
         }
         for (name, value) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
-            if !name.starts_with(PREFIX) {
+            if !name.starts_with(PREFIX) && !otel::is_known(&name) {
                 continue;
             }
             match value.into_string() {
@@ -93,7 +94,7 @@ impl Settings {
         let refusals: Vec<_> = refusals.collect();
 
         let tree = merge(&layers);
-        let settings = match read::<Self>(&tree, Strings::Untyped) {
+        let mut settings = match read::<Self>(&tree, Strings::Untyped) {
             Ok(settings) => settings,
             // Where every layer can be read over the defaults, only the defaults can be at fault.
             Err(refusal) => {
@@ -101,6 +102,9 @@ impl Settings {
                 return Err(ConfigError::new(vec![problem]));
             }
         };
+        if otel::is_off(&sources.variables) {
+            settings.tracing.otlp_endpoint = None;
+        }
         let rules = rules(&settings);
         let layers_hold = problems.is_empty() && refusals.is_empty();
         let refusals = refusals.into_iter();
@@ -156,6 +160,15 @@ impl Layer {
                 let path: Vec<_> = key.splitn(DEPTH_MAX, SEPARATOR).collect();
                 layers.push(Self::untyped(name, &path, value));
             }
+        }
+        let has_endpoint = |layer: &Self| lookup(&layer.tree, "tracing.otlp_endpoint").is_some();
+        let endpoint = layers.iter().any(has_endpoint);
+        for said in otel::say(&sources.variables, endpoint, problems) {
+            layers.push(Self::untyped(
+                said.variable,
+                &["tracing", said.key],
+                &said.value,
+            ));
         }
         if let Some(addresses) = &sources.listen {
             layers.push(Self::untyped("--listen", &["server", "listen"], addresses));

@@ -9,6 +9,7 @@ mod capacity;
 mod error;
 mod load;
 mod origin;
+mod otel;
 mod read;
 mod refusal;
 mod rules;
@@ -30,7 +31,7 @@ pub use origin::{Origin, OriginPattern};
 pub const DEFAULT: &str = include_str!("../../config/default.toml");
 
 /// All settings of one relay. Displays as TOML that loads to the same settings.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Where users connect.
@@ -49,6 +50,8 @@ pub struct Settings {
     pub drain: Drain,
     /// What is logged, and how.
     pub log: Log,
+    /// What is traced, and where the spans go.
+    pub tracing: Tracing,
 }
 
 /// `[server]`
@@ -171,6 +174,26 @@ pub struct Log {
     pub filter: String,
 }
 
+/// `[tracing]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tracing {
+    /// URL of an OTLP receiver that takes spans over HTTP; default none, nothing is traced.
+    pub otlp_endpoint: Option<String>,
+    /// Share of handshakes and messages that are traced; default 0.01.
+    pub sample_ratio: f64,
+    /// Whether a client's `traceparent` decides in place of the share; default false.
+    pub trust_clients: bool,
+    /// Spans that wait to be sent; default 2048.
+    pub queue_spans: usize,
+    /// Time for one request to the receiver; default 10 s.
+    #[serde(with = "units::duration")]
+    pub export_timeout: Duration,
+    /// Time at the end of the process for the spans that still wait; default 5 s.
+    #[serde(with = "units::duration")]
+    pub flush_timeout: Duration,
+}
+
 /// What happens to a message for a full mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -211,6 +234,13 @@ pub enum LogFormat {
     Text,
     /// One flat JSON object a line.
     Json,
+}
+
+impl Tracing {
+    /// The URL that spans are posted to, where anything is traced.
+    pub fn endpoint(&self) -> Option<String> {
+        self.otlp_endpoint.as_deref().map(otel::with_path)
+    }
 }
 
 impl Default for Settings {

@@ -8,7 +8,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::capacity::CONNECTIONS_MAX;
 use super::units::{duration_text, size_text};
-use super::{Admin, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server, Settings};
+use super::{
+    Admin, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server, Settings, Tracing, otel,
+};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -20,8 +22,9 @@ const DAY: Duration = Duration::from_hours(24);
 const COUNT_MAX: u64 = 1 << 20;
 /// Hyper's own minimum of a connection's buffer; it panics below.
 const HEADER_BYTES_MIN: u64 = 8 * KIB;
-/// A message of the largest size takes its bytes and this for what stands around them.
-const MESSAGE_OVERHEAD: u64 = 64;
+/// A message of the largest size takes its bytes and this for what stands around them: what a frame
+/// adds to what the sender wrote itself, and a traceparent.
+const MESSAGE_OVERHEAD: u64 = 64 + 72;
 
 /// A condition on one key, or on one key with others.
 #[derive(Debug)]
@@ -45,6 +48,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
         routing,
         drain,
         log,
+        tracing,
     } = settings;
     let mut rules = listeners(server, admin);
     rules.extend(limit_rules(limits));
@@ -53,6 +57,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     rules.extend(routing_rules(routing));
     rules.extend(drain_rules(drain));
     rules.extend(log_rules(log));
+    rules.extend(tracing_rules(tracing));
     rules
 }
 
@@ -235,6 +240,36 @@ fn log_rules(log: &Log) -> Vec<Rule> {
             .to_owned(),
         holds: EnvFilter::try_new(filter).is_ok(),
     }]
+}
+
+fn tracing_rules(tracing: &Tracing) -> Vec<Rule> {
+    let Tracing {
+        otlp_endpoint,
+        sample_ratio,
+        trust_clients: _,
+        queue_spans,
+        export_timeout,
+        flush_timeout,
+    } = tracing;
+    vec![
+        Rule {
+            key: "tracing.otlp_endpoint",
+            with: &[],
+            allowed: "an http:// URL such as \"http://127.0.0.1:4318\" (https is for a collector \
+                nearby to speak)"
+                .to_owned(),
+            holds: otlp_endpoint.as_deref().is_none_or(otel::is_endpoint),
+        },
+        Rule {
+            key: "tracing.sample_ratio",
+            with: &[],
+            allowed: "a number from 0.0 to 1.0".to_owned(),
+            holds: (0.0..=1.0).contains(sample_ratio),
+        },
+        count("tracing.queue_spans", *queue_spans as u64, COUNT_MAX),
+        time("tracing.export_timeout", *export_timeout, ONE_MS..=DAY),
+        time("tracing.flush_timeout", *flush_timeout, NO_TIME..=DAY),
+    ]
 }
 
 fn count(key: &'static str, count: u64, most: u64) -> Rule {

@@ -12,7 +12,7 @@ use hyper::header::{
 };
 use hyper::{HeaderMap, Request, StatusCode, Version};
 use tokio::sync::Notify;
-use tracing::{debug, error};
+use tracing::{Instrument, debug, error};
 
 use super::Host;
 use super::routes::{Answer, text};
@@ -21,9 +21,13 @@ use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
 use crate::relay::{Membership, Refused};
 use crate::telemetry::metrics::Rejection;
+use crate::telemetry::trace;
 
 /// The response header that tells a user its id.
 const USER_ID: HeaderName = HeaderName::from_static("x-user-id");
+
+/// The request header that names the trace of whoever asks (W3C Trace Context section 3.2).
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Where a connection's seat is from the upgrade request until the 101 has left.
 #[derive(Debug)]
@@ -84,11 +88,29 @@ fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
         .map(str::trim)
 }
 
+/// Answers a handshake, in a span where it is traced.
 pub(super) async fn upgrade(
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     host: &Host,
     handshake: &Handshake,
 ) -> Answer {
+    let traceparent = the_only(request.headers(), &TRACEPARENT);
+    let span = host.relay.traces().handshake(
+        request.method().as_str(),
+        request.uri().path(),
+        traceparent.and_then(|value| value.to_str().ok()),
+    );
+    let Some(span) = span else {
+        return answer(request, host, handshake).await;
+    };
+    let answer = answer(request, host, handshake)
+        .instrument(span.clone())
+        .await;
+    trace::answered(&span, answer.status().as_u16());
+    answer
+}
+
+async fn answer(mut request: Request<Incoming>, host: &Host, handshake: &Handshake) -> Answer {
     let client = host.proxies.client(handshake.peer, request.headers());
     let reject = |reason| {
         debug!(client.addr = %client, ?reason, "upgrade refused");
@@ -167,8 +189,16 @@ fn is_origin_allowed(headers: &HeaderMap, allowed: &[OriginPattern]) -> bool {
 }
 
 fn is_version_13(headers: &HeaderMap) -> bool {
-    let mut versions = headers.get_all(SEC_WEBSOCKET_VERSION).into_iter();
-    matches!((versions.next(), versions.next()), (Some(version), None) if version == "13")
+    the_only(headers, &SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13")
+}
+
+/// The value of a header that is given once.
+fn the_only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut values = headers.get_all(name).into_iter();
+    match (values.next(), values.next()) {
+        (value, None) => value,
+        _ => None,
+    }
 }
 
 /// The first thing wrong with a handshake (RFC 6455 section 4.2.1), naming the header.

@@ -3,6 +3,7 @@
 //! ordinary counter. Gauges of users and queues are no variables: they are taken by a census of the
 //! directory at scrape time, so they cannot drift.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU64, fence};
 use std::time::Duration;
@@ -11,6 +12,9 @@ use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{self, MetricFamily, MetricType};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+
+use super::export::{SpanCounts, SpanLoss};
+use super::trace::Traces;
 
 /// Why a message was dropped: the `reason` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,6 +226,7 @@ pub struct Metrics {
     bad_messages: IntCounter,
     connections_limit: IntGauge,
     draining: IntGauge,
+    spans: Arc<SpanCounts>,
 }
 
 impl Metrics {
@@ -285,9 +290,17 @@ impl Metrics {
                 "The most users that are let in.",
             ),
             draining: level("switchboard_draining", "1 while the server drains."),
+            spans: Arc::default(),
             ended,
             registry,
         }
+    }
+
+    /// Shows what becomes of the spans of these traces.
+    #[must_use]
+    pub fn with_spans_of(mut self, traces: &Traces) -> Self {
+        self.spans = traces.counts.clone();
+        self
     }
 
     fn shard(&self) -> &Shard {
@@ -460,10 +473,27 @@ impl Metrics {
                 |shard| &shard.wait,
             ),
         ]);
+        families.extend(self.spans());
         families.sort_by(|a, b| a.name().cmp(b.name()));
         TextEncoder::new()
             .encode_to_string(&families)
             .expect("families that all have a name and a value")
+    }
+
+    fn spans(&self) -> [MetricFamily; 2] {
+        let lost = |loss: SpanLoss| (Some(("reason", loss.as_str())), self.spans.lost(loss));
+        [
+            counter(
+                "switchboard_trace_spans_exported_total",
+                "Spans that the OTLP receiver took.",
+                vec![(None, self.spans.exported())],
+            ),
+            counter(
+                "switchboard_trace_spans_dropped_total",
+                "Spans that were lost on the way to the OTLP receiver.",
+                SpanLoss::ALL.map(lost).to_vec(),
+            ),
+        ]
     }
 
     fn histogram(

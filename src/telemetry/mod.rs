@@ -1,19 +1,44 @@
-//! What operators see of a running relay. Only main starts the logs: they are the process's, not an
-//! app's, and tests have none.
+//! What operators see of a running relay. Only main starts logs and traces: they are the process's, not
+//! an app's, and tests have none.
 
+mod export;
 pub mod metrics;
+pub mod trace;
 
 use std::io::{self, IsTerminal};
+use std::sync::Arc;
+use std::time::Duration;
 
-use tracing::Subscriber;
-use tracing_subscriber::filter::ParseError;
-use tracing_subscriber::fmt::MakeWriter;
+use opentelemetry::InstrumentationScope;
+use opentelemetry::trace::{TraceContextExt, TracerProvider};
+use opentelemetry_otlp::ExporterBuildError;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+use tracing::{Event, Subscriber, warn};
+use tracing_subscriber::filter::{FilterExt, LevelFilter, ParseError, Targets};
+use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Log, LogFormat, Tracing};
+use export::SpanCounts;
+use trace::Traces;
+
+/// Logs and traces of the process.
+#[derive(Debug)]
+pub struct Telemetry {
+    /// The logs.
+    pub logs: Logs,
+    /// What is traced.
+    pub traces: Arc<Traces>,
+    /// Makes spans and sends them, where anything is traced.
+    provider: Option<SdkTracerProvider>,
+    flush_timeout: Duration,
+}
 
 /// The logs of the process; keeps what can change while it runs.
 #[derive(Clone, Debug)]
@@ -21,9 +46,9 @@ pub struct Logs {
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
-/// Why logs did not start, or change.
+/// Why logs or traces did not start, or change.
 #[derive(Debug, thiserror::Error)]
-pub enum LogError {
+pub enum TelemetryError {
     /// The filter is not one.
     #[error("log.filter is not a filter")]
     Filter(#[from] ParseError),
@@ -33,20 +58,50 @@ pub enum LogError {
     /// Nothing logs any more.
     #[error("logs have ended")]
     Ended(#[from] reload::Error),
+    /// Spans cannot be sent like this.
+    #[error("cannot send spans to tracing.otlp_endpoint")]
+    Exporter(#[from] ExporterBuildError),
 }
 
-/// Starts the logs of the process, text or JSON, on stderr: stdout belongs to verbs that print.
+/// Starts the logs of the process, text or JSON, on stderr: stdout belongs to verbs that print. And its
+/// traces, where there is a receiver, over connections that live on `runtime`.
 ///
 /// Records of the `log` crate are not collected: tungstenite's hold the contents of frames.
-pub fn init(settings: &Log) -> Result<Logs, LogError> {
-    let (subscriber, logs) = subscriber(settings, io::stderr)?;
+pub fn init(log: &Log, tracing: &Tracing, runtime: &Handle) -> Result<Telemetry, TelemetryError> {
+    let counts = Arc::new(SpanCounts::default());
+    let provider = tracing
+        .endpoint()
+        .map(|endpoint| export::provider(tracing, endpoint, &counts, runtime))
+        .transpose()?;
+    let (subscriber, logs) = subscriber(log, io::stderr, provider.as_ref())?;
     subscriber.try_init()?;
-    Ok(logs)
+    Ok(Telemetry {
+        logs,
+        traces: Arc::new(Traces::new(tracing, counts)),
+        provider,
+        flush_timeout: tracing.flush_timeout,
+    })
+}
+
+impl Telemetry {
+    /// Sends the spans that still wait, for as long as `tracing.flush_timeout`. The runtime that the
+    /// exporter was given has to be alive.
+    pub async fn flush(self) {
+        let Some(provider) = self.provider else {
+            return;
+        };
+        let timeout = self.flush_timeout;
+        let flushed = spawn_blocking(move || provider.shutdown_with_timeout(timeout)).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            let waiting = self.traces.counts.waiting();
+            warn!(waiting, ?timeout, "spans were left unsent");
+        }
+    }
 }
 
 impl Logs {
     /// Logs by another filter from now on.
-    pub fn set_filter(&self, filter: &str) -> Result<(), LogError> {
+    pub fn set_filter(&self, filter: &str) -> Result<(), TelemetryError> {
         Ok(self.filter.reload(EnvFilter::try_new(filter)?)?)
     }
 }
@@ -54,14 +109,32 @@ impl Logs {
 fn subscriber<W>(
     settings: &Log,
     writer: W,
-) -> Result<(impl Subscriber + Send + Sync, Logs), LogError>
+    provider: Option<&SdkTracerProvider>,
+) -> Result<(impl Subscriber + Send + Sync, Logs), TelemetryError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(&settings.filter)?);
+    // Spans that are exported are nothing to a log line but two ids, which it gets otherwise.
+    let others = Targets::new()
+        .with_default(LevelFilter::TRACE)
+        .with_target(trace::TARGET, LevelFilter::OFF);
+    let spans = provider.map(|provider| {
+        let scope = InstrumentationScope::builder("switchboard")
+            .with_version(env!("CARGO_PKG_VERSION"))
+            .build();
+        tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer_with_scope(scope))
+            .with_location(false)
+            .with_target(false)
+            .with_level(false)
+            .with_threads(false)
+            .with_tracked_inactivity(false)
+            .with_filter(Targets::new().with_target(trace::TARGET, LevelFilter::INFO))
+    });
     let subscriber = tracing_subscriber::registry()
-        .with(filter)
-        .with(lines(settings.format, writer));
+        .with(lines(settings.format, writer).with_filter(filter.and(others)))
+        .with(spans);
     Ok((subscriber, Logs { filter: handle }))
 }
 
@@ -75,10 +148,49 @@ where
         // On a terminal the layer itself decides on colours: it honours NO_COLOR.
         LogFormat::Text if io::stderr().is_terminal() => lines.boxed(),
         LogFormat::Text => lines.with_ansi(false).boxed(),
-        LogFormat::Json => {
-            let lines = lines.json().flatten_event(true);
-            lines.with_current_span(true).with_span_list(false).boxed()
+        LogFormat::Json => lines
+            .event_format(JsonLines(
+                fmt::format()
+                    .json()
+                    .flatten_event(true)
+                    .with_current_span(true)
+                    .with_span_list(false),
+            ))
+            .fmt_fields(JsonFields::new())
+            .boxed(),
+    }
+}
+
+/// A JSON object a line, with the ids of the current span of a trace at its end, by the names that
+/// OpenTelemetry gives them in logs of other formats.
+struct JsonLines(Format<Json>);
+
+impl<S, N> FormatEvent<S, N> for JsonLines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let current =
+            opentelemetry::Context::map_current(|current| current.span().span_context().clone());
+        if !current.is_valid() {
+            return self.0.format_event(context, writer, event);
         }
+        let mut line = String::new();
+        self.0
+            .format_event(context, Writer::new(&mut line), event)?;
+        let open = line.trim_end().strip_suffix('}').ok_or(std::fmt::Error)?;
+        writeln!(
+            writer,
+            r#"{open},"trace_id":"{}","span_id":"{}"}}"#,
+            current.trace_id(),
+            current.span_id()
+        )
     }
 }
 
@@ -124,7 +236,7 @@ mod tests {
             format,
             filter: "info".to_owned(),
         };
-        let (subscriber, logs) = subscriber(&settings, move || writer.clone()).unwrap();
+        let (subscriber, logs) = subscriber(&settings, move || writer.clone(), None).unwrap();
         with_default(subscriber, || program(&logs));
         written.lines()
     }
@@ -159,7 +271,10 @@ mod tests {
             debug!("before");
             logs.set_filter("debug").unwrap();
             debug!("between");
-            assert!(matches!(logs.set_filter("a=b=c"), Err(LogError::Filter(_))));
+            assert!(matches!(
+                logs.set_filter("a=b=c"),
+                Err(TelemetryError::Filter(_))
+            ));
             debug!("still");
             logs.set_filter("warn").unwrap();
             info!("after");

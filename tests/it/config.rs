@@ -63,6 +63,7 @@ fn the_documented_file_is_the_default() {
         routing,
         drain,
         log,
+        tracing,
     } = Settings::default();
     assert_eq!(
         server.listen,
@@ -88,6 +89,11 @@ fn the_documented_file_is_the_default() {
     );
     assert_eq!((routing.router_queue, log.format), (1024, LogFormat::Text));
     assert_eq!(log.filter, "info");
+    assert_eq!(
+        (tracing.otlp_endpoint, tracing.trust_clients),
+        (None, false)
+    );
+    assert_eq!((tracing.sample_ratio, tracing.queue_spans), (0.01, 2048));
     let seconds = [
         limits.header_timeout,
         keepalive.ping_interval,
@@ -97,10 +103,12 @@ fn the_documented_file_is_the_default() {
         drain.delay,
         drain.spread,
         drain.timeout,
+        tracing.export_timeout,
+        tracing.flush_timeout,
     ];
     assert_eq!(
         seconds.map(|duration| duration.as_secs()),
-        [10, 25, 10, 10, 5, 5, 30, 40]
+        [10, 25, 10, 10, 5, 5, 30, 40, 10, 5]
     );
 }
 
@@ -148,6 +156,7 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
     check(&file(&uncommented), |settings| {
         settings.admin.listen = Some("127.0.0.1:9090".parse().unwrap());
         settings.limits.connections = Some(10_000);
+        settings.tracing.otlp_endpoint = Some("http://127.0.0.1:4318".to_owned());
     });
 }
 
@@ -425,7 +434,7 @@ fn an_option_that_is_refused_says_so_too() {
 fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     const KEYS: &str = "found an unknown key, allowed: drain.delay, drain.spread, drain.timeout";
     const SECTIONS: &str = "found an unknown key, allowed: server, admin, limits, mailbox, keepalive, routing, \
-        drain, log";
+        drain, log, tracing";
     let in_files = [
         (
             "drain.timeuot = 1",
@@ -486,7 +495,7 @@ fn values_that_cannot_go_together_are_refused_with_the_place_of_each() {
         (
             &[("a.toml", "mailbox.bytes = \"64KiB\"")],
             &[],
-            "a.toml: mailbox.bytes: found \"64KiB\", allowed: at least limits.message_bytes + 64 bytes \
+            "a.toml: mailbox.bytes: found \"64KiB\", allowed: at least limits.message_bytes + 136 bytes \
              (limits.message_bytes is \"64KiB\" by the built-in default)",
         ),
         (
@@ -548,10 +557,10 @@ fn values_that_cannot_go_together_are_refused_with_the_place_of_each() {
 #[test]
 fn values_at_the_edge_of_what_is_allowed_are_taken() {
     check(
-        &file("limits.frame_bytes = \"64KiB\"\nmailbox.bytes = 65600"),
+        &file("limits.frame_bytes = \"64KiB\"\nmailbox.bytes = 65672"),
         |settings| {
             settings.limits.frame_bytes = 64 << 10;
-            settings.mailbox.bytes = (64 << 10) + 64;
+            settings.mailbox.bytes = (64 << 10) + 136;
         },
     );
     check(
@@ -679,5 +688,129 @@ fn the_lower_of_setting_and_descriptors_limits_the_users() {
     ] {
         limits.connections = connections;
         assert_eq!(limits.connections_within(descriptors), expected);
+    }
+}
+
+#[test]
+fn the_standard_variables_of_opentelemetry_win() {
+    let mut sources = file(
+        "[tracing]\notlp_endpoint = \"http://file:1\"\nsample_ratio = 0.5\nexport_timeout = \"1s\"",
+    );
+    sources.variables = variables(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/otlp/"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "2500"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "7"),
+        ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+        ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+        ("OTEL_TRACES_EXPORTER", "otlp"),
+        ("SWITCHBOARD__TRACING__SAMPLE_RATIO", "0.75"),
+        ("SWITCHBOARD__TRACING__TRUST_CLIENTS", "true"),
+    ])
+    .variables;
+    let expected = |settings: &mut Settings| {
+        settings.tracing.otlp_endpoint = Some("http://collector:4318/otlp/v1/traces".to_owned());
+        settings.tracing.sample_ratio = 0.25;
+        settings.tracing.trust_clients = true;
+        settings.tracing.queue_spans = 7;
+        settings.tracing.export_timeout = Duration::from_millis(2500);
+    };
+    check(&sources, expected);
+
+    let mut set = |name: &str, value: &str| {
+        sources.variables.insert(name.to_owned(), value.to_owned());
+        sources.clone()
+    };
+    // What is for spans wins over what is for everything, and stands as it is.
+    set("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1");
+    let narrower = set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://spans:1/x");
+    check(&narrower, |settings| {
+        expected(settings);
+        settings.tracing.export_timeout = Duration::from_millis(1);
+        settings.tracing.otlp_endpoint = Some("http://spans:1/x".to_owned());
+    });
+    for (name, off) in [
+        ("OTEL_TRACES_EXPORTER", "none"),
+        ("OTEL_SDK_DISABLED", "true"),
+    ] {
+        let mut off_by = variables(&[(name, off)]);
+        off_by.files = file("[tracing]\notlp_endpoint = \"http://file:1\"").files;
+        check(&off_by, |_| {});
+    }
+}
+
+#[test]
+fn a_sampler_is_a_ratio() {
+    for (sampler, argument, ratio) in [
+        ("always_on", "", 1.0),
+        ("always_off", "", 0.0),
+        ("parentbased_always_on", "0.5", 1.0),
+        ("parentbased_always_off", "0.5", 0.0),
+        ("traceidratio", "0.5", 0.5),
+        ("traceidratio", "", 1.0),
+    ] {
+        let sources = variables(&[
+            ("OTEL_TRACES_EXPORTER", "otlp"),
+            ("OTEL_TRACES_SAMPLER", sampler),
+            ("OTEL_TRACES_SAMPLER_ARG", argument),
+        ]);
+        check(&sources, |settings| {
+            settings.tracing.otlp_endpoint = Some("http://localhost:4318/v1/traces".to_owned());
+            settings.tracing.sample_ratio = ratio;
+        });
+    }
+}
+
+#[test]
+fn standard_variables_are_refused_only_where_spans_are_sent() {
+    let wrong = [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+    ];
+    let mut sources = variables(&wrong);
+    check(&sources, |_| {});
+    sources.files = file("[tracing]\notlp_endpoint = \"http://collector\"").files;
+    check_refused(
+        &sources,
+        &[
+            "OTEL_EXPORTER_OTLP_PROTOCOL: tracing: found \"grpc\", allowed: http/protobuf",
+            "OTEL_EXPORTER_OTLP_TIMEOUT: tracing: found \"10s\", allowed: milliseconds as a whole \
+             number",
+            "OTEL_TRACES_SAMPLER: tracing: found \"jaeger_remote\", allowed: always_on, always_off, \
+             traceidratio, each also with parentbased_ before it",
+            "OTEL_BSP_MAX_QUEUE_SIZE: tracing.queue_spans: found \"0\", allowed: a whole number from 1 \
+             to 1048576",
+        ],
+    );
+}
+
+#[test]
+fn spans_go_to_a_path_of_their_own() {
+    for (endpoint, url) in [
+        ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+        ("http://[::1]:4318/", "http://[::1]:4318/v1/traces"),
+        ("http://collector/v1/traces", "http://collector/v1/traces"),
+        ("http://collector/otlp?x=1", "http://collector/otlp?x=1"),
+    ] {
+        let mut settings = Settings::default();
+        assert_eq!(settings.tracing.endpoint(), None);
+        settings.tracing.otlp_endpoint = Some(endpoint.to_owned());
+        assert_eq!(settings.tracing.endpoint().as_deref(), Some(url));
+    }
+    for endpoint in [
+        "https://collector",
+        "collector:4318",
+        "http://",
+        "http://a:b@c",
+        "",
+    ] {
+        let text = format!("[tracing]\notlp_endpoint = {endpoint:?}");
+        let problem = format!(
+            "relay.toml: tracing.otlp_endpoint: found {endpoint:?}, allowed: an http:// URL such as \
+             \"http://127.0.0.1:4318\" (https is for a collector nearby to speak)"
+        );
+        check_refused(&file(&text), &[&problem]);
     }
 }

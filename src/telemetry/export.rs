@@ -1,0 +1,341 @@
+//! From finished spans to an OTLP receiver over HTTP, without holding up whoever made them: spans wait
+//! in a bounded queue for a thread of their own, and what is lost on the way is counted.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper::header::{HOST, HeaderValue};
+use hyper::{Request, Response, Uri};
+use hyper_util::rt::TokioIo;
+use opentelemetry::{Context, Key, KeyValue};
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{
+    ExporterBuildError, Protocol, SpanExporter as OtlpExporter, WithExportConfig, WithHttpConfig,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::resource::{
+    EnvResourceDetector, ResourceDetector, SdkProvidedResourceDetector, TelemetryResourceDetector,
+};
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, Span, SpanData,
+    SpanExporter, SpanProcessor,
+};
+use prost::Message;
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::config::Tracing;
+
+/// More than any answer of a receiver has; what is over is not read.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// Why a span never reached the receiver: the `reason` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SpanLoss {
+    /// `tracing.queue_spans` were waiting.
+    QueueFull,
+    /// The receiver could not be reached, or did not answer, or not with success.
+    ExportFailed,
+    /// The receiver took the request and refused the span.
+    Refused,
+}
+
+impl SpanLoss {
+    pub(super) const ALL: [Self; 3] = [Self::QueueFull, Self::ExportFailed, Self::Refused];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::ExportFailed => "export_failed",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What became of finished spans.
+#[derive(Debug, Default)]
+pub(super) struct SpanCounts {
+    exported: AtomicU64,
+    lost: [AtomicU64; SpanLoss::ALL.len()],
+    waiting: AtomicUsize,
+}
+
+impl SpanCounts {
+    pub(super) fn exported(&self) -> u64 {
+        self.exported.load(Relaxed)
+    }
+
+    pub(super) fn lost(&self, loss: SpanLoss) -> u64 {
+        self.lost[loss as usize].load(Relaxed)
+    }
+
+    fn lose(&self, loss: SpanLoss, count: usize) {
+        self.lost[loss as usize].fetch_add(count as u64, Relaxed);
+    }
+
+    /// Spans in the queue.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Relaxed)
+    }
+}
+
+/// What makes spans and sends them to `endpoint`, over connections that live on `runtime`.
+pub(super) fn provider(
+    settings: &Tracing,
+    endpoint: String,
+    counts: &Arc<SpanCounts>,
+    runtime: &Handle,
+) -> Result<SdkTracerProvider, ExporterBuildError> {
+    let client = Client {
+        runtime: runtime.clone(),
+        timeout: settings.export_timeout,
+        counts: counts.clone(),
+        failing: AtomicBool::new(false),
+    };
+    let exporter = OtlpExporter::builder()
+        .with_http()
+        .with_http_client(client)
+        .with_endpoint(endpoint)
+        .with_protocol(Protocol::HttpBinary)
+        .with_timeout(settings.export_timeout)
+        .build()?;
+    let exporter = Counted {
+        inner: exporter,
+        counts: counts.clone(),
+    };
+    let batches = BatchConfigBuilder::default().with_max_queue_size(settings.queue_spans);
+    let batches = BatchSpanProcessor::builder(exporter).with_batch_config(batches.build());
+    let queue = Queue {
+        inner: batches.build(),
+        counts: counts.clone(),
+        spans_max: settings.queue_spans,
+    };
+    Ok(SdkTracerProvider::builder()
+        .with_span_processor(queue)
+        // Whether there is a span at all was decided before it is made.
+        .with_sampler(Sampler::AlwaysOn)
+        .with_resource(resource())
+        .build())
+}
+
+/// Who we are; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win.
+fn resource() -> Resource {
+    let ours = Resource::builder_empty().with_attributes([
+        KeyValue::new("service.name", "switchboard"),
+        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        KeyValue::new("service.instance.id", uuid()),
+    ]);
+    let detectors: [Box<dyn ResourceDetector>; 2] = [
+        Box::new(TelemetryResourceDetector),
+        Box::new(EnvResourceDetector::new()),
+    ];
+    let resource = ours.with_detectors(&detectors);
+    // This one always has a name, made up where nobody gave one.
+    let name = SdkProvidedResourceDetector
+        .detect()
+        .get(&Key::from_static_str("service.name"));
+    match name {
+        Some(name) if !name.as_str().starts_with("unknown_service") => {
+            resource.with_service_name(name)
+        }
+        _ => resource,
+    }
+    .build()
+}
+
+/// A random UUID (RFC 9562 section 5.4), as the conventions ask for an instance that has no name.
+fn uuid() -> String {
+    let random = fastrand::u128(..) & !(0xf << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
+    let mut text = format!("{random:032x}");
+    for dash in [20, 16, 12, 8] {
+        text.insert(dash, '-');
+    }
+    text
+}
+
+/// Keeps the bound of the queue itself, since the processor's own drops cannot be asked for.
+#[derive(Debug)]
+struct Queue {
+    inner: BatchSpanProcessor,
+    counts: Arc<SpanCounts>,
+    spans_max: usize,
+}
+
+impl SpanProcessor for Queue {
+    fn on_start(&self, span: &mut Span, context: &Context) {
+        self.inner.on_start(span, context);
+    }
+
+    fn on_end(&self, span: SpanData) {
+        if self.counts.waiting.fetch_add(1, AcqRel) >= self.spans_max {
+            self.counts.waiting.fetch_sub(1, AcqRel);
+            self.counts.lose(SpanLoss::QueueFull, 1);
+            return;
+        }
+        self.inner.on_end(span);
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
+}
+
+/// Counts what becomes of each batch that leaves the queue.
+#[derive(Debug)]
+struct Counted {
+    inner: OtlpExporter,
+    counts: Arc<SpanCounts>,
+}
+
+impl SpanExporter for Counted {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        let counts = &self.counts;
+        counts.waiting.fetch_sub(spans, AcqRel);
+        let refused = counts.lost(SpanLoss::Refused);
+        let result = self.inner.export(batch).await;
+        if result.is_ok() {
+            // Batches are exported one after the other.
+            let refused = counts.lost(SpanLoss::Refused) - refused;
+            let exported = (spans as u64).saturating_sub(refused);
+            counts.exported.fetch_add(exported, Relaxed);
+        } else {
+            counts.lose(SpanLoss::ExportFailed, spans);
+        }
+        result
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
+}
+
+/// Posts batches over HTTP/1.1, a connection each: there are a few a second at most. The exporter
+/// calls it from a thread that is not tokio's.
+#[derive(Debug)]
+struct Client {
+    runtime: Handle,
+    timeout: Duration,
+    counts: Arc<SpanCounts>,
+    failing: AtomicBool,
+}
+
+#[async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let endpoint = request.uri().clone();
+        let limit = self.timeout;
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "bounded by the timeout, and the flush waits for it"
+        )]
+        let posted = self
+            .runtime
+            .spawn(async move { timeout(limit, post(request)).await });
+        let answer = match posted.await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(format!("no answer within {limit:?}").into()),
+            Err(error) => Err(error.into()),
+        };
+        self.tell(&endpoint, &answer);
+        answer
+    }
+}
+
+impl Client {
+    /// Says when spans begin to be lost, and when they no longer are: not for each batch.
+    fn tell(&self, endpoint: &Uri, answer: &Result<Response<Bytes>, HttpError>) {
+        let failure = match answer {
+            Ok(answer) if answer.status().is_success() => {
+                self.count_refused(answer.body());
+                None
+            }
+            Ok(answer) => Some(format!("it answers {}", answer.status())),
+            Err(error) => Some(error.to_string()),
+        };
+        let was_failing = self.failing.swap(failure.is_some(), Relaxed);
+        match failure {
+            Some(error) if !was_failing => {
+                warn!(%endpoint, error, "spans cannot be sent and will be lost");
+            }
+            None if was_failing => info!(%endpoint, "spans are sent again"),
+            _ => {}
+        }
+    }
+
+    /// Counts what a receiver takes the request without.
+    fn count_refused(&self, body: &Bytes) {
+        let answer = ExportTraceServiceResponse::decode(body.clone()).unwrap_or_default();
+        let refused = answer.partial_success.map_or(0, |part| part.rejected_spans);
+        self.counts
+            .lose(SpanLoss::Refused, usize::try_from(refused).unwrap_or(0));
+    }
+}
+
+async fn post(mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    let url = request.uri();
+    let authority = url.authority().ok_or("no host in the URL")?.clone();
+    let port = authority.port_u16().unwrap_or(80);
+    let stream = TcpStream::connect(format!("{}:{port}", authority.host())).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let headers = request.headers_mut();
+    headers.insert(HOST, HeaderValue::try_from(authority.as_str())?);
+    let target = request.uri().path_and_query().cloned();
+    *request.uri_mut() = target.map_or(Uri::from_static("/"), Uri::from);
+    let answered = async {
+        let answer = sender.send_request(request.map(Full::new)).await?;
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    };
+    tokio::pin!(answered, connection);
+    tokio::select! {
+        answered = &mut answered => answered,
+        // The answer may be whole when the connection ends.
+        closed = &mut connection => match closed {
+            Ok(()) => answered.await,
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_has_a_random_uuid() {
+        let [one, other] = [uuid(), uuid()];
+        assert_ne!(one, other);
+        let shape: Vec<_> = one.split('-').map(str::len).collect();
+        assert_eq!(shape, [8, 4, 4, 4, 12]);
+        assert_eq!(one.as_bytes()[14], b'4', "{one}");
+        assert!(b"89ab".contains(&one.as_bytes()[19]), "{one}");
+    }
+}

@@ -1,0 +1,395 @@
+//! Traces: which handshakes and messages have one, what their spans say, and the context that goes on
+//! with a message. Whether there is a trace is decided before anything is paid for it; where there is
+//! none, a message carries nothing. No span names a user or shows a message.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
+use tracing::Span;
+use tracing::field::Empty;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::export::SpanCounts;
+use crate::config::Tracing;
+
+/// The target of every span that is exported, and of nothing else.
+pub(super) const TARGET: &str = "switchboard::trace";
+
+/// The length of a `traceparent`, bytes.
+pub const TRACEPARENT_BYTES: usize = 55;
+
+/// Decides what is traced. Where nothing is, that costs a look at one number.
+#[derive(Debug, Default)]
+pub struct Traces {
+    /// A random number below this is a trace; zero where nothing is traced by chance.
+    threshold: AtomicU64,
+    on: bool,
+    trust_clients: bool,
+    pub(super) counts: Arc<SpanCounts>,
+}
+
+impl Traces {
+    /// Nothing is traced.
+    pub fn off() -> Self {
+        Self::default()
+    }
+
+    pub(super) fn new(settings: &Tracing, counts: Arc<SpanCounts>) -> Self {
+        let traces = Self {
+            threshold: AtomicU64::new(0),
+            on: settings.otlp_endpoint.is_some(),
+            trust_clients: settings.trust_clients,
+            counts,
+        };
+        traces.set_sample_ratio(settings.sample_ratio);
+        traces
+    }
+
+    /// Traces this share from now on, where anything is traced at all.
+    pub fn set_sample_ratio(&self, ratio: f64) {
+        // Saturates: 1.0 is all but one of 2^64.
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a share from 0 to 1 needs no more than a float has"
+        )]
+        let threshold = (ratio * u64::MAX as f64) as u64;
+        self.threshold
+            .store(if self.on { threshold } else { 0 }, Relaxed);
+    }
+
+    fn by_chance(&self) -> bool {
+        let threshold = self.threshold.load(Relaxed);
+        threshold != 0 && fastrand::u64(..) < threshold
+    }
+
+    /// What somebody's traceparent asks for, where it counts.
+    fn trusted(&self, traceparent: Option<&str>) -> Option<SpanContext> {
+        if self.on && self.trust_clients {
+            traceparent.and_then(parse)
+        } else {
+            None
+        }
+    }
+
+    /// The span of a handshake for `path`, where it has one: open until it is dropped.
+    pub fn handshake(&self, method: &str, path: &str, traceparent: Option<&str>) -> Option<Span> {
+        let parent = self.trusted(traceparent);
+        let sampled = match &parent {
+            Some(parent) => parent.is_sampled(),
+            None => self.by_chance(),
+        };
+        if !sampled {
+            return None;
+        }
+        let span = tracing::info_span!(
+            target: TARGET,
+            parent: None,
+            "handshake",
+            "otel.name" = format!("{method} {path}"),
+            "otel.kind" = "server",
+            "otel.status_code" = Empty,
+            "http.request.method" = method,
+            "http.route" = path,
+            "http.response.status_code" = Empty,
+            "network.protocol.version" = "1.1",
+            "url.path" = path,
+            "url.scheme" = "http",
+            "error.type" = Empty,
+        );
+        continue_from(&span, parent);
+        Some(span)
+    }
+
+    /// The trace of a message of `body_bytes`, where it has one.
+    #[inline]
+    pub fn message(&self, traceparent: Option<&str>, body_bytes: usize) -> Option<Box<Traced>> {
+        if traceparent.is_none() && !self.by_chance() {
+            return None;
+        }
+        self.begin(traceparent, body_bytes)
+    }
+
+    #[cold]
+    fn begin(&self, traceparent: Option<&str>, body_bytes: usize) -> Option<Box<Traced>> {
+        let parent = self.trusted(traceparent);
+        match parent {
+            Some(parent) if !parent.is_sampled() => return Some(Box::new(Traced::untold(parent))),
+            None if traceparent.is_some() && !self.by_chance() => return None,
+            _ => {}
+        }
+        let body_bytes = i64::try_from(body_bytes).unwrap_or(i64::MAX);
+        let span = tracing::info_span!(
+            target: TARGET,
+            parent: None,
+            "send users/{id}",
+            "otel.kind" = "producer",
+            "otel.status_code" = Empty,
+            "messaging.system" = SYSTEM,
+            "messaging.operation.name" = "send",
+            "messaging.operation.type" = "send",
+            "messaging.destination.template" = DESTINATION,
+            "messaging.message.body.size" = body_bytes,
+            "switchboard.outcome" = Empty,
+            "error.type" = Empty,
+        );
+        continue_from(&span, parent);
+        let context = span.context().span().span_context().clone();
+        // Nothing collects spans where nobody has started that, in tests for one.
+        context.is_valid().then(|| {
+            Box::new(Traced {
+                context,
+                body_bytes,
+                span,
+                stage: Stage::Sent,
+            })
+        })
+    }
+}
+
+const SYSTEM: &str = "switchboard";
+/// In place of the user's id, which is nobody's business.
+const DESTINATION: &str = "users/{id}";
+
+fn continue_from(span: &Span, parent: Option<SpanContext>) {
+    if let Some(parent) = parent {
+        let context = opentelemetry::Context::new().with_remote_span_context(parent);
+        // Fails where nothing collects this span, and then there is nothing to continue.
+        let _not_collected = span.set_parent(context).is_err();
+    }
+}
+
+/// Ends the span of a handshake that was answered with this status.
+pub fn answered(span: &Span, status: u16) {
+    span.record("http.response.status_code", i64::from(status));
+    if status >= 500 {
+        span.record("error.type", status.to_string());
+        span.record("otel.status_code", "error");
+    }
+}
+
+/// The trace of one message on its way. First the span of its sending is open, from when it was read
+/// until a mailbox has it or it is dropped; then, from when it was taken until it is settled, the span
+/// of its processing, which is the first one's child and is linked to it. Dropping it tells nothing of
+/// what became of the message.
+#[derive(Debug)]
+pub struct Traced {
+    /// The context that the message was created in, and takes along.
+    context: SpanContext,
+    body_bytes: i64,
+    span: Span,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its sending is under way.
+    Sent,
+    /// A mailbox has it.
+    Queued,
+    /// Its processing is under way.
+    Taken,
+    /// It has no spans here, and only takes its context along.
+    Untold,
+}
+
+impl Traced {
+    /// For a message whose sender's program traces it and asks us not to.
+    fn untold(context: SpanContext) -> Self {
+        Self {
+            context,
+            body_bytes: 0,
+            span: Span::none(),
+            stage: Stage::Untold,
+        }
+    }
+
+    /// The trace of a message that another node has sent here, by the `traceparent` that came with
+    /// it; nothing where it has none, or nothing is traced here.
+    pub fn arrived(traces: &Traces, traceparent: &str, body_bytes: usize) -> Option<Box<Self>> {
+        let context = parse(traceparent).filter(|_| traces.on)?;
+        if !context.is_sampled() {
+            return Some(Box::new(Self::untold(context)));
+        }
+        Some(Box::new(Self {
+            context,
+            body_bytes: i64::try_from(body_bytes).unwrap_or(i64::MAX),
+            span: Span::none(),
+            stage: Stage::Queued,
+        }))
+    }
+
+    /// The `traceparent` that goes on with the message.
+    pub fn traceparent(&self) -> String {
+        traceparent(&self.context)
+    }
+
+    /// A mailbox has it, or another node.
+    pub fn queued(&mut self) {
+        if self.stage == Stage::Sent {
+            self.span.record("switchboard.outcome", "queued");
+            self.span = Span::none();
+            self.stage = Stage::Queued;
+        }
+    }
+
+    /// It is about to be written to its recipient.
+    pub fn taken(&mut self) {
+        if self.stage != Stage::Queued {
+            return;
+        }
+        let span = tracing::info_span!(
+            target: TARGET,
+            parent: None,
+            "process users/{id}",
+            "otel.kind" = "consumer",
+            "otel.status_code" = Empty,
+            "messaging.system" = SYSTEM,
+            "messaging.operation.name" = "process",
+            "messaging.operation.type" = "process",
+            "messaging.destination.template" = DESTINATION,
+            "messaging.message.body.size" = self.body_bytes,
+            "switchboard.outcome" = Empty,
+            "error.type" = Empty,
+        );
+        continue_from(&span, Some(self.context.clone()));
+        span.add_link(self.context.clone());
+        self.span = span;
+        self.stage = Stage::Taken;
+    }
+
+    /// It was flushed to its recipient.
+    pub fn delivered(mut self) {
+        self.taken();
+        self.span.record("switchboard.outcome", "delivered");
+    }
+
+    /// It was dropped, for this reason.
+    pub fn dropped(mut self, reason: &'static str) {
+        self.taken();
+        self.span.record("switchboard.outcome", reason);
+        self.span.record("error.type", reason);
+        self.span.record("otel.status_code", "error");
+    }
+}
+
+/// The `traceparent` of a context (W3C Trace Context, version 00).
+fn traceparent(context: &SpanContext) -> String {
+    format!(
+        "00-{}-{}-{:02x}",
+        context.trace_id(),
+        context.span_id(),
+        context.trace_flags() & TraceFlags::SAMPLED
+    )
+}
+
+/// The context that a `traceparent` names; nothing where it is malformed (W3C Trace Context section
+/// 3.2.2), which is then as if there was none. A later version may have more behind its flags.
+fn parse(traceparent: &str) -> Option<SpanContext> {
+    let head = traceparent.get(..TRACEPARENT_BYTES)?;
+    let rest = traceparent.get(TRACEPARENT_BYTES..)?;
+    let mut fields = head.split('-');
+    let mut field = |digits: usize| {
+        let field = fields.next().filter(|field| field.len() == digits)?;
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        field.bytes().all(is_digit).then_some(field)
+    };
+    let (version, trace, span, flags) = (field(2)?, field(32)?, field(16)?, field(2)?);
+    let sound = match version {
+        "00" => rest.is_empty(),
+        "ff" => false,
+        _ => rest.is_empty() || rest.starts_with('-'),
+    };
+    let context = SpanContext::new(
+        TraceId::from_hex(trace).ok()?,
+        SpanId::from_hex(span).ok()?,
+        TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED,
+        true,
+        TraceState::default(),
+    );
+    (sound && context.is_valid()).then_some(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn a_traceparent_is_read_strictly() {
+        let unsampled = SAMPLED.replace("-01", "-00");
+        for (text, expected) in [
+            (SAMPLED, Some(SAMPLED)),
+            // Flags that we do not know are cleared, later versions are taken for ours.
+            (&SAMPLED.replace("-01", "-03"), Some(SAMPLED)),
+            (&SAMPLED.replace("-01", "-02"), Some(&unsampled)),
+            (&SAMPLED.replacen("00", "cc", 1), Some(SAMPLED)),
+            (
+                &format!("{}-what-else", SAMPLED.replacen("00", "01", 1)),
+                Some(SAMPLED),
+            ),
+            (&format!("{SAMPLED}-"), None),
+            (&format!("{SAMPLED}-what-else"), None),
+            (&format!("{}x", SAMPLED.replacen("00", "01", 1)), None),
+            (&SAMPLED.replacen("00", "ff", 1), None),
+            (&SAMPLED.to_uppercase(), None),
+            (
+                &SAMPLED.replace("b7ad6b7169203331", "0000000000000000"),
+                None,
+            ),
+            (
+                &SAMPLED.replace("0af7651916cd43dd8448eb211c80319c", &"0".repeat(32)),
+                None,
+            ),
+            (&SAMPLED.replace("-01", "-1"), None),
+            (&SAMPLED.replace("-01", "-+1"), None),
+            (&SAMPLED.replace('-', "_"), None),
+            (&SAMPLED.replacen("00-0", "00-é", 1), None),
+            (&format!(" {SAMPLED}"), None),
+            ("", None),
+        ] {
+            let found = parse(text).map(|context| traceparent(&context));
+            assert_eq!(found.as_deref(), expected, "{text}");
+        }
+        assert_eq!(SAMPLED.len(), TRACEPARENT_BYTES);
+    }
+
+    fn traces(ratio: f64) -> Traces {
+        let traces = Traces {
+            on: true,
+            ..Traces::default()
+        };
+        traces.set_sample_ratio(ratio);
+        traces
+    }
+
+    #[test]
+    fn the_share_that_is_traced_is_the_ratio() {
+        fastrand::seed(7);
+        let share = |ratio| {
+            let traces = traces(ratio);
+            (0..100_000).filter(|_| traces.by_chance()).count()
+        };
+        assert_eq!(share(0.0), 0);
+        assert_eq!(share(1.0), 100_000);
+        let hundredth = share(0.01);
+        assert!((900..1100).contains(&hundredth), "{hundredth}");
+        let off = Traces::off();
+        off.set_sample_ratio(1.0);
+        assert!(!off.by_chance());
+    }
+
+    #[test]
+    fn only_where_clients_are_trusted_their_word_counts() {
+        let mut traces = traces(0.0);
+        assert_eq!(traces.trusted(Some(SAMPLED)), None);
+        traces.trust_clients = true;
+        assert!(traces.trusted(Some(SAMPLED)).is_some());
+        traces.on = false;
+        assert_eq!(traces.trusted(Some(SAMPLED)), None);
+    }
+}
