@@ -78,6 +78,8 @@ impl App {
             .context("cannot read the limit of open files")?;
         let users_max = settings.limits.connections_within(files);
         metrics.connections_limited_to(users_max);
+        metrics.http_connections_limited_to(settings.limits.handshakes * listeners.len());
+        metrics.mailboxes_limited_to(settings.mailbox.total_bytes);
 
         let bounds = Bounds {
             messages: settings.mailbox.messages,
@@ -267,7 +269,7 @@ async fn drain(host: &Host, settings: &config::Drain, stop: Stop) -> u64 {
     let relay = &host.relay;
     let until = Instant::now() + settings.timeout;
     host.shutdown.advance(Stage::Unready);
-    relay.metrics().drain_started();
+    relay.metrics().drain_started(settings.timeout);
     info!(users = relay.users(), timeout = ?settings.timeout, "draining");
     if stop == Stop::Drain {
         sleep_until(until.min(Instant::now() + settings.delay)).await;

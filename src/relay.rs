@@ -137,7 +137,10 @@ impl Relay {
 
     /// Counts users and what their mailboxes hold.
     pub fn census(&self) -> Census {
-        self.shared.directory.census()
+        Census {
+            mailbox_reserved_bytes: self.shared.bounds.budget.used(),
+            ..self.shared.directory.census()
+        }
     }
 
     /// Waits until nobody is here, upgrades in progress included.

@@ -71,6 +71,7 @@ fn is_the_peers(error: &io::Error) -> bool {
 }
 
 async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>, place: Place) {
+    let _counted = (door != Door::Admin).then(|| host.relay.metrics().http_connection());
     let mut wanted = pin!(place.is_wanted());
     let opened = tokio::select! {
         () = &mut wanted => return host.relay.metrics().http_evicted(),

@@ -112,6 +112,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 // A full gulp is a turn; behind a lesser one the socket is empty, and has to be
                 // asked once more so that it wakes this task.
                 *gulped = count == GULP_BYTES;
+                self.common.metrics.bytes_read(count);
                 ControlFlow::Continue(())
             }
             Poll::Ready(Err(error)) => ControlFlow::Break(Some(io_end(&error))),

@@ -135,9 +135,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             };
             return Poll::Ready(Err(end));
         }
+        let count = self.wire.written() - before;
+        self.common.metrics.bytes_written(count);
         self.alight(scratch);
         if drained.is_pending() {
-            if self.wire.written() > before || self.due.stall == NEVER {
+            if count > 0 || self.due.stall == NEVER {
                 self.due.stall = now + micros(self.common.terms.write_timeout);
             }
             return match self.wait_blocked(now) {

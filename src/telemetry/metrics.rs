@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU64, fence};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
@@ -172,6 +172,10 @@ pub struct Census {
     pub mailbox_messages: u64,
     /// Their bytes as WebSocket frames.
     pub mailbox_bytes: u64,
+    /// Bytes that mailboxes have reserved of those that all may hold together.
+    pub mailbox_reserved_bytes: u64,
+    /// Segments of the user directory.
+    pub segments: u64,
 }
 
 /// The upper bounds of the latency buckets, microseconds. A relay's work takes tens of them, and
@@ -208,7 +212,16 @@ struct Shard {
     cluster_sent: AtomicU64,
     delivery: Latency,
     wait: Latency,
+    /// Counted by system call and not by message.
+    read_bytes: AtomicU64,
+    written_bytes: AtomicU64,
 }
+
+/// The commit that was built, where whoever built it has said so.
+const REVISION: &str = match option_env!("SWITCHBOARD_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
 
 /// Every family of one app.
 #[derive(Debug)]
@@ -224,9 +237,58 @@ pub struct Metrics {
     accept_errors: IntCounter,
     http_evicted: IntCounter,
     bad_messages: IntCounter,
-    connections_limit: IntGauge,
-    draining: IntGauge,
     spans: Arc<SpanCounts>,
+    levels: Levels,
+}
+
+/// Gauges that are set, not counted.
+#[derive(Debug)]
+struct Levels {
+    connections_limit: IntGauge,
+    http_connections: IntGauge,
+    http_connections_limit: IntGauge,
+    mailbox_limit_bytes: IntGauge,
+    draining: IntGauge,
+    drain_deadline: IntGauge,
+}
+
+impl Levels {
+    fn new(registry: &Registry) -> Self {
+        let level = |name, help| register(registry, IntGauge::new(name, help));
+        Self {
+            connections_limit: level(
+                "switchboard_connections_limit",
+                "The most users that are let in.",
+            ),
+            http_connections: level(
+                "switchboard_http_connections",
+                "Connections to listeners for users that are not users, or not yet.",
+            ),
+            http_connections_limit: level(
+                "switchboard_http_connections_limit",
+                "The most of them; beyond that a newer one closes an older.",
+            ),
+            mailbox_limit_bytes: level(
+                "switchboard_mailbox_limit_bytes",
+                "The most bytes that all mailboxes may reserve together.",
+            ),
+            draining: level("switchboard_draining", "1 while the server drains."),
+            drain_deadline: level(
+                "switchboard_drain_deadline_timestamp_seconds",
+                "When the drain ends at the latest, Unix time; 0 while there is none.",
+            ),
+        }
+    }
+}
+
+/// An HTTP connection on a listener for users, until it ends or is a user's; ends by Drop.
+#[derive(Debug)]
+pub(crate) struct HttpConnection(IntGauge);
+
+impl Drop for HttpConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Metrics {
@@ -235,7 +297,6 @@ impl Metrics {
         let registry = Registry::new();
         let ended = Registry::new();
         let count = |name, help| register(&registry, IntCounter::new(name, help));
-        let level = |name, help| register(&registry, IntGauge::new(name, help));
         let vector = |registry: &Registry, name: &str, help: &str, labels: &[&str]| {
             register(registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
@@ -252,7 +313,8 @@ impl Metrics {
             &["reason"],
         );
         let build = Opts::new("switchboard_build_info", "What is running; always 1.")
-            .const_label("version", env!("CARGO_PKG_VERSION"));
+            .const_label("version", env!("CARGO_PKG_VERSION"))
+            .const_label("revision", REVISION);
         register(&registry, IntGauge::with_opts(build)).set(1);
         registry
             .register(Box::new(ProcessCollector::new(pid(), "switchboard")))
@@ -285,12 +347,8 @@ impl Metrics {
                 "switchboard_bad_messages_total",
                 "Messages from clients that could not be decoded; not in the ledger.",
             ),
-            connections_limit: level(
-                "switchboard_connections_limit",
-                "The most users that are let in.",
-            ),
-            draining: level("switchboard_draining", "1 while the server drains."),
             spans: Arc::default(),
+            levels: Levels::new(&registry),
             ended,
             registry,
         }
@@ -370,12 +428,44 @@ impl Metrics {
     }
 
     pub(crate) fn connections_limited_to(&self, limit: usize) {
-        self.connections_limit
+        self.levels
+            .connections_limit
             .set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
 
-    pub(crate) fn drain_started(&self) {
-        self.draining.set(1);
+    /// So many HTTP connections may be open on listeners for users.
+    pub(crate) fn http_connections_limited_to(&self, limit: usize) {
+        self.levels
+            .http_connections_limit
+            .set(i64::try_from(limit).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn http_connection(&self) -> HttpConnection {
+        self.levels.http_connections.inc();
+        HttpConnection(self.levels.http_connections.clone())
+    }
+
+    pub(crate) fn mailboxes_limited_to(&self, bytes: u64) {
+        self.levels
+            .mailbox_limit_bytes
+            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn bytes_read(&self, count: usize) {
+        self.shard().read_bytes.fetch_add(count as u64, Relaxed);
+    }
+
+    pub(crate) fn bytes_written(&self, count: usize) {
+        self.shard().written_bytes.fetch_add(count as u64, Relaxed);
+    }
+
+    pub(crate) fn drain_started(&self, timeout: Duration) {
+        let end = SystemTime::now() + timeout;
+        let end = end.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.levels
+            .drain_deadline
+            .set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
+        self.levels.draining.set(1);
     }
 
     fn sum(&self, counter: impl Fn(&Shard) -> &AtomicU64) -> u64 {
@@ -447,20 +537,15 @@ impl Metrics {
                 "Messages that went to other nodes.",
                 vec![(None, sent_to_cluster)],
             ),
-            gauge(
-                "switchboard_connections",
-                "Users who are joined.",
-                census.connections,
+            counter(
+                "switchboard_socket_read_bytes_total",
+                "Bytes read from users' sockets after the handshake.",
+                vec![(None, self.sum(|shard| &shard.read_bytes))],
             ),
-            gauge(
-                "switchboard_mailbox_messages",
-                "Messages in mailboxes and write buffers.",
-                census.mailbox_messages,
-            ),
-            gauge(
-                "switchboard_mailbox_bytes",
-                "Bytes of the frames in mailboxes and write buffers.",
-                census.mailbox_bytes,
+            counter(
+                "switchboard_socket_written_bytes_total",
+                "Bytes written to users' sockets after the handshake.",
+                vec![(None, self.sum(|shard| &shard.written_bytes))],
             ),
             self.histogram(
                 "switchboard_delivery_seconds",
@@ -474,6 +559,7 @@ impl Metrics {
             ),
         ]);
         families.extend(self.spans());
+        families.extend(found(&census));
         families.sort_by(|a, b| a.name().cmp(b.name()));
         TextEncoder::new()
             .encode_to_string(&families)
@@ -521,6 +607,37 @@ impl Metrics {
         metric.set_histogram(histogram);
         family(name, help, MetricType::HISTOGRAM, vec![metric])
     }
+}
+
+/// What a census found, as gauges.
+fn found(census: &Census) -> [MetricFamily; 5] {
+    [
+        gauge(
+            "switchboard_connections",
+            "Users who are joined.",
+            census.connections,
+        ),
+        gauge(
+            "switchboard_mailbox_messages",
+            "Messages in mailboxes and write buffers.",
+            census.mailbox_messages,
+        ),
+        gauge(
+            "switchboard_mailbox_bytes",
+            "Bytes of the frames in mailboxes and write buffers.",
+            census.mailbox_bytes,
+        ),
+        gauge(
+            "switchboard_mailbox_reserved_bytes",
+            "Bytes that mailboxes have reserved, in steps.",
+            census.mailbox_reserved_bytes,
+        ),
+        gauge(
+            "switchboard_directory_segments",
+            "Segments of the user directory.",
+            census.segments,
+        ),
+    ]
 }
 
 fn pid() -> i32 {
