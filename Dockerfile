@@ -1,0 +1,49 @@
+# The image: one binary on a base that has glibc and CA certificates and no shell. The same file for
+# amd64 and arm64. Needs no part of BuildKit that other builders lack.
+ARG RUST_IMAGE=rust:1.95-slim-trixie
+ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian13:nonroot
+
+FROM ${RUST_IMAGE} AS build
+WORKDIR /build
+# Names of functions stay for backtraces; lines and types are a debugger's, and there is none here.
+ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
+
+# The dependencies, in a layer of their own that only the two manifests change: built for an empty
+# crate with the same targets.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir -p src benches \
+ && touch src/lib.rs \
+ && echo 'fn main() {}' >src/main.rs \
+ && sed -n '/^\[\[bench\]\]/,/^$/s/^name *= *"\(.*\)".*/\1/p' Cargo.toml \
+    | while read -r bench; do touch "benches/$bench.rs"; done \
+ && cargo build --release --locked --bin switchboard
+
+# The crate. COPY keeps the files' times, which may lie before those of the empty crate: cargo has
+# to see that they are newer.
+COPY config/default.toml config/default.toml
+COPY src src
+ARG REVISION=unknown
+RUN touch src/lib.rs src/main.rs \
+ && SWITCHBOARD_REVISION="$REVISION" cargo build --release --locked --bin switchboard \
+ && target/release/switchboard check >/dev/null
+
+FROM ${RUNTIME_IMAGE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="switchboard" \
+      org.opencontainers.image.description="A WebSocket relay between two people that says what became of every message" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /build/target/release/switchboard /usr/local/bin/switchboard
+# Inside a container loopback is nobody's. Metrics and health have a port of their own, which need
+# not be published.
+ENV SWITCHBOARD__SERVER__LISTEN=0.0.0.0:8080 \
+    SWITCHBOARD__ADMIN__LISTEN=0.0.0.0:9090
+EXPOSE 8080 9090
+# By number: Kubernetes' runAsNonRoot cannot tell from a name.
+USER 65532:65532
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5s --retries=3 \
+    CMD ["/usr/local/bin/switchboard", "healthcheck"]
+ENTRYPOINT ["/usr/local/bin/switchboard"]
