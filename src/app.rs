@@ -118,6 +118,7 @@ impl App {
                 settings.server.forwarded_header,
             ),
             proxy_protocol: settings.server.proxy_protocol,
+            page: settings.ui.enabled,
         });
         info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");
         Ok(Self {

@@ -48,6 +48,8 @@ pub struct Settings {
     pub routing: Routing,
     /// How the relay ends.
     pub drain: Drain,
+    /// What people see.
+    pub ui: Ui,
     /// What is logged, and how.
     pub log: Log,
     /// What is traced, and where the spans go.
@@ -162,6 +164,14 @@ pub struct Drain {
     /// Time from the signal to the end, at the latest; default 40 s.
     #[serde(with = "units::duration")]
     pub timeout: Duration,
+}
+
+/// `[ui]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ui {
+    /// Whether the page and the client that it uses are served; default true.
+    pub enabled: bool,
 }
 
 /// `[log]`

@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::capacity::CONNECTIONS_MAX;
 use super::units::{duration_text, size_text};
 use super::{
-    Admin, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server, Settings, Tracing, otel,
+    Admin, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server, Settings, Tracing, Ui, otel,
 };
 
 const KIB: u64 = 1 << 10;
@@ -47,9 +47,11 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
         keepalive,
         routing,
         drain,
+        ui,
         log,
         tracing,
     } = settings;
+    let Ui { enabled: _ } = ui;
     let mut rules = listeners(server, admin);
     rules.extend(limit_rules(limits));
     rules.extend(mailbox_rules(mailbox, limits));

@@ -3,6 +3,7 @@
 mod accept;
 mod address;
 mod listen;
+mod page;
 pub mod proxy;
 mod room;
 mod routes;
@@ -50,4 +51,6 @@ pub struct Host {
     pub proxies: Proxies,
     /// `server.proxy_protocol`.
     pub proxy_protocol: bool,
+    /// `ui.enabled`.
+    pub page: bool,
 }

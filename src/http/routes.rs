@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, UPGRADE, VARY};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::upgrade::{self, Handshake};
-use super::{Door, Host};
+use super::{Door, Host, page};
 use crate::lifecycle::Stage;
 
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -33,6 +33,12 @@ pub(super) async fn answer(
             read_only(request.method()).unwrap_or_else(|| text(StatusCode::OK, "ok\n"))
         }
         "/readyz" if admin => read_only(request.method()).unwrap_or_else(|| ready(host)),
+        path if users
+            && host.page
+            && let Some(file) = page::file(path) =>
+        {
+            read_only(request.method()).unwrap_or_else(|| file.answer())
+        }
         _ => text(StatusCode::NOT_FOUND, "not found\n"),
     }
 }
@@ -56,13 +62,16 @@ async fn root(request: Request<Incoming>, host: &Arc<Host>, handshake: &Handshak
     if upgrade::is_asked_for(&request) {
         return upgrade::upgrade(request, host, handshake).await;
     }
+    if host.page && page::is_asked_for(request.headers()) {
+        return page::PAGE.answer();
+    }
     let mut answer = text(
         StatusCode::UPGRADE_REQUIRED,
         "this is a WebSocket relay: connect to this address with a WebSocket client, for example websocat ws://HOST:PORT/\n",
     );
-    answer
-        .headers_mut()
-        .insert(UPGRADE, HeaderValue::from_static("websocket"));
+    let headers = answer.headers_mut();
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(VARY, HeaderValue::from_static("accept"));
     answer
 }
 

@@ -64,6 +64,7 @@ fn the_documented_file_is_the_default() {
         drain,
         log,
         tracing,
+        ui,
     } = Settings::default();
     assert_eq!(
         server.listen,
@@ -94,6 +95,7 @@ fn the_documented_file_is_the_default() {
         (None, false)
     );
     assert_eq!((tracing.sample_ratio, tracing.queue_spans), (0.01, 2048));
+    assert!(ui.enabled);
     let seconds = [
         limits.header_timeout,
         keepalive.ping_interval,
@@ -248,7 +250,10 @@ fn later_sources_win_key_by_key() {
 #[test]
 fn a_variable_says_any_type() {
     type Change = fn(&mut Settings);
-    let cases: [(&str, &str, Change); 14] = [
+    let cases: [(&str, &str, Change); 15] = [
+        ("UI__ENABLED", "false", |s| {
+            s.ui.enabled = false;
+        }),
         ("LIMITS__CONNECTIONS", "5", |s| {
             s.limits.connections = Some(5);
         }),

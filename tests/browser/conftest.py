@@ -1,0 +1,78 @@
+"""A headless Chromium, and pages that fail their test for a console error or an external request."""
+
+import pathlib
+import shutil
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from relay import Relay
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert path, "Debian's package chromium is not installed"
+    with sync_playwright() as playwright:
+        # In a container there is no second sandbox to be had.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def start_relay():
+    """Starts relays, which end with the test."""
+    relays = []
+
+    def start(**settings: str) -> Relay:
+        relays.append(Relay(**settings))
+        return relays[-1]
+
+    yield start
+    for relay in relays:
+        relay.thaw()
+        relay.stop()
+
+
+@pytest.fixture
+def relay(start_relay) -> Relay:
+    return start_relay()
+
+
+@pytest.fixture
+def open_tab(browser):
+    """Opens tabs, each of a person of its own. Whatever one logs as an error is in `tab.complaints`,
+    and whatever it asks for in `tab.asked`; both are looked at when the test ends."""
+    contexts, tabs = [], []
+
+    def open_tab(relay: Relay, path: str = "/", **options):
+        context = browser.new_context(**options)
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.complaints, tab.asked, tab.origin = [], [], relay.origin
+        tab.on("console", lambda message: message.type in ("error", "warning") and tab.complaints.append(message.text))
+        tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+        tab.on("request", lambda request: tab.asked.append(request.url))
+        tab.on("websocket", lambda socket: tab.asked.append(socket.url.replace("ws:", "http:")))
+        tab.goto(relay.origin + path)
+        tab.wait_for_selector("#state[data-phase=open]")
+        tabs.append(tab)
+        return tab
+
+    yield open_tab
+    complaints = [text for tab in tabs for text in tab.complaints]
+    external = [url for tab in tabs for url in tab.asked if not url.startswith(tab.origin + "/")]
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert external == []
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The source of axe-core."""
+    path = pathlib.Path(__file__).parents[1] / "node/node_modules/axe-core/axe.min.js"
+    assert path.exists(), "run npm install in tests/node first"
+    return path.read_text()

@@ -1,0 +1,89 @@
+"""A relay of the binary that cargo built, on a port of its own, and waits for what must come true."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def binary() -> str:
+    """The binary that SWITCHBOARD_BIN names, or the one built last."""
+    if "SWITCHBOARD_BIN" in os.environ:
+        return os.environ["SWITCHBOARD_BIN"]
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    built = [target / profile / "switchboard" for profile in ("debug", "release")]
+    built = [path for path in built if path.exists()]
+    assert built, "no binary: run cargo build first"
+    return str(max(built, key=lambda path: path.stat().st_mtime))
+
+
+def until(condition, what: str, timeout: float = 20.0):
+    """Waits until `condition` returns something true, and returns that."""
+    end = time.monotonic() + timeout
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < end, f"not within {timeout} s: {what}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Relay:
+    def __init__(self, **settings: str):
+        self.port = free_port()
+        self.settings = settings
+        self.origin = f"http://127.0.0.1:{self.port}"
+        self.restart()
+
+    def restart(self):
+        """Starts it again on the same port, and waits until it serves."""
+        env = dict(os.environ)
+        env["SWITCHBOARD__SERVER__LISTEN"] = f"127.0.0.1:{self.port}"
+        env["SWITCHBOARD__LOG__FILTER"] = "warn"
+        for key, value in self.settings.items():
+            env[f"SWITCHBOARD__{key}"] = value
+        self.process = subprocess.Popen([binary()], env=env)
+        until(self._serves, "the relay serves")
+
+    def _serves(self) -> bool:
+        assert self.process.poll() is None, f"the relay ended with {self.process.returncode}"
+        try:
+            return self.get("/readyz")[0] == 200
+        except OSError:
+            return False
+
+    def get(self, path: str, **headers: str):
+        """Status, headers and body of a GET."""
+        request = urllib.request.Request(self.origin + path, headers=headers)
+        try:
+            answer = urllib.request.urlopen(request, timeout=5)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
+            return answer.status, answer.headers, answer.read().decode()
+
+    def freeze(self):
+        """Holds it still, all its threads, until it is thawed."""
+        self.process.send_signal(signal.SIGSTOP)
+        tasks = pathlib.Path(f"/proc/{self.process.pid}/task")
+        # The state stands behind the name, which stands in parentheses (proc(5)).
+        stopped = lambda task: ") T " in (task / "stat").read_text()
+        until(lambda: all(stopped(task) for task in tasks.iterdir()), "all threads stopped")
+
+    def thaw(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self, number: int = signal.SIGKILL):
+        self.process.send_signal(number)
+        self.process.wait(timeout=20)
