@@ -139,10 +139,8 @@ async fn run(mut changes: mpsc::Receiver<Change>, mut parcels: mpsc::Receiver<Pa
     let mut wakes = Wakes::default();
     loop {
         tokio::select! {
-            change = changes.recv() => match change {
-                Some(change) => apply(&mut users, change),
-                None => return,
-            },
+            // When nobody is left to join or leave, letters may still be under way: no return here.
+            Some(change) = changes.recv() => apply(&mut users, change),
             count = parcels.recv_many(&mut batch, BATCH) => {
                 if count == 0 {
                     return;
@@ -197,5 +195,69 @@ fn deliver(users: &Users, parcel: Parcel, wakes: &mut Wakes) {
             wakes,
         ),
         None => settle_offline(in_hand, receipt, wakes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::{Bounds, Budget, Overflow};
+    use crate::protocol::Dialect;
+
+    fn seat(id: u64, metrics: &Arc<Metrics>) -> Arc<Seat> {
+        let bounds = Arc::new(Bounds {
+            messages: 8,
+            bytes: 1024,
+            overflow: Overflow::DropNewest,
+            budget: Budget::new(4096),
+        });
+        let id = UserId::new(id).unwrap();
+        Arc::new(Seat::new(id, Dialect::Bare, bounds, metrics.clone()))
+    }
+
+    fn parcel(recipient: &Seat, metrics: &Arc<Metrics>) -> Parcel {
+        Parcel {
+            sender: UserId::new(1).unwrap(),
+            recipient: recipient.id(),
+            message: "\"hi\"".into(),
+            read_at: 0,
+            receipt: None,
+            in_hand: InHand::receive(&**metrics).carry(metrics.clone()),
+        }
+    }
+
+    /// The router finds a join and a letter in two channels at once and may take either first: often
+    /// enough, that a letter overtakes the join at least once.
+    #[tokio::test]
+    async fn a_letter_finds_whoever_had_joined_before_it_was_sent() {
+        let metrics = Arc::new(Metrics::new(1));
+        for _ in 0..64 {
+            let (router, task) = Router::new(2, 8);
+            let mut port = router.port();
+            let recipient = seat(2, &metrics);
+            let place = router.join(recipient.clone()).await.unwrap();
+            std::future::poll_fn(|cx| port.poll_ready(cx)).await;
+            port.send(parcel(&recipient, &metrics));
+            drop((router, port, place));
+            task.await;
+            assert_eq!(recipient.held().0, 1);
+        }
+    }
+
+    /// A user that comes back under its id is not taken out by the leave of the connection before.
+    #[tokio::test]
+    async fn a_strangers_leave_takes_nobody_else_out() {
+        let metrics = Arc::new(Metrics::new(1));
+        let (router, task) = Router::new(3, 8);
+        let (stranger, recipient) = (seat(2, &metrics), seat(2, &metrics));
+        let stranger_place = router.join(stranger.clone()).await.unwrap();
+        let place = router.join(recipient.clone()).await.unwrap();
+        stranger_place.leave(stranger.clone());
+        let mut port = router.port();
+        std::future::poll_fn(|cx| port.poll_ready(cx)).await;
+        port.send(parcel(&recipient, &metrics));
+        drop((router, port, place));
+        task.await;
+        assert_eq!((stranger.held().0, recipient.held().0), (0, 1));
     }
 }
