@@ -11,28 +11,35 @@
 //! The same table is the register that scrapes, the drain and the API walk.
 
 mod mailbox;
+#[cfg(all(test, switchboard_loom))]
+mod model;
 mod seat;
+#[cfg(all(test, not(switchboard_loom)))]
+mod stress;
+mod sync;
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
 use rustc_hash::FxHasher;
 
 pub use mailbox::{Bounds, Budget, Overflow};
 pub(crate) use mailbox::{Entry, Letter, give_back};
 pub(crate) use seat::{Flushed, Found};
 pub use seat::{Order, Receipt, Seat, Wakes};
+use sync::{ArcSwap, ArcSwapOption, AtomicU32, Mutex, MutexGuard, Ordering};
 
 use crate::identity::UserId;
 use crate::telemetry::metrics::Census;
 
 /// Ids in one segment: 8 KiB of slots, small beside the seats in it, and one change of the map in a
-/// thousand joins.
-pub const SLOTS: u64 = 1024;
+/// thousand joins. The model checker has to fill one in a few steps.
+pub const SLOTS: u64 = if cfg!(all(test, switchboard_loom)) {
+    2
+} else {
+    1024
+};
 
 /// Claims of a segment that is out of the map for good.
 const RETIRED: u32 = u32::MAX;
@@ -114,7 +121,7 @@ impl Directory {
         f(seat.as_deref().filter(|seat| seat.id() == id))
     }
 
-    /// Seats a user. Its id must not be seated already.
+    /// Seats a user, in the place of whoever had its id.
     pub(crate) fn join(&self, seat: Arc<Seat>) {
         let id = seat.id();
         let number = segment_number(id);
@@ -123,7 +130,10 @@ impl Directory {
             Some(segment) if segment.claim() => segment,
             _ => self.claim_new(number),
         };
-        segment.slot(id).store(Some(seat));
+        if segment.slot(id).swap(Some(seat)).is_some() {
+            // The claim of whoever was there, and not the last: this seat has one, too.
+            segment.release();
+        }
     }
 
     /// Takes that very seat out; one that has taken its place stays.

@@ -1,0 +1,235 @@
+//! The directory under a model checker, which tries every order of the steps of a few threads, stale
+//! loads included. Segments have two slots here: ids 2 and 3 share one, 4 and 5 the next.
+//!
+//! Run with `RUSTFLAGS="--cfg switchboard_loom" cargo test --release --lib directory::model`.
+
+use std::sync::Arc;
+
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::thread;
+
+use super::{Bounds, Budget, Directory, Overflow, SLOTS, Seat};
+use crate::identity::UserId;
+use crate::protocol::Dialect;
+use crate::telemetry::metrics::Metrics;
+
+/// One directory, and what seats are made of.
+#[derive(Clone)]
+struct World {
+    directory: Directory,
+    bounds: Arc<Bounds>,
+    metrics: Arc<Metrics>,
+}
+
+/// Runs the scenario in every order.
+fn check(scenario: impl Fn(World) + Send + Sync + 'static) {
+    assert_eq!(SLOTS, 2);
+    let bounds = Arc::new(Bounds {
+        messages: 1,
+        bytes: 1,
+        overflow: Overflow::DropNewest,
+        budget: Budget::new(1),
+    });
+    let metrics = Arc::new(Metrics::new(1));
+    loom::model(move || {
+        scenario(World {
+            directory: Directory::new(),
+            bounds: bounds.clone(),
+            metrics: metrics.clone(),
+        });
+    });
+}
+
+impl World {
+    fn seat(&self, id: u64) -> Arc<Seat> {
+        let id = UserId::new(id).expect("a small id");
+        let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
+        Arc::new(Seat::new(id, Dialect::Bare, bounds, metrics))
+    }
+
+    fn join(&self, id: u64) -> Arc<Seat> {
+        let seat = self.seat(id);
+        self.directory.join(seat.clone());
+        seat
+    }
+
+    /// Runs a part of the scenario beside the others.
+    fn beside<R: 'static>(
+        &self,
+        part: impl FnOnce(&Self) -> R + Send + 'static,
+    ) -> thread::JoinHandle<R> {
+        let world = self.clone();
+        thread::spawn(move || part(&world))
+    }
+
+    /// Whether that very seat is found.
+    fn finds(&self, seat: &Seat) -> bool {
+        let found = |found: Option<&Seat>| found.is_some_and(|found| std::ptr::eq(found, seat));
+        self.directory.with(seat.id(), found)
+    }
+
+    /// Everybody leaves, after which the newest segment stands, and no other.
+    fn everybody_leaves(&self, seats: &[&Arc<Seat>]) {
+        for seat in seats {
+            assert!(self.finds(seat));
+            self.directory.leave(seat);
+            assert!(!self.finds(seat));
+        }
+        assert_eq!(self.directory.segments(), 1);
+        // The directory's own claim is the only one that is left: it moves on, and with it the
+        // segment that stands.
+        let next = self.join(98);
+        assert_eq!(self.directory.segments(), 1);
+        self.directory.leave(&next);
+        assert_eq!(self.directory.segments(), 1);
+    }
+}
+
+#[test]
+fn joins_that_race_for_a_new_segment_are_all_found() {
+    check(|world| {
+        let three = world.beside(|world| world.join(3));
+        let two = world.join(2);
+        let three = three.join().unwrap();
+        assert_eq!(world.directory.segments(), 1);
+        assert!(world.finds(&two) && world.finds(&three));
+        world.everybody_leaves(&[&two, &three]);
+    });
+}
+
+#[test]
+fn joins_that_race_for_two_new_segments_leave_the_higher_as_the_newest() {
+    check(|world| {
+        let four = world.beside(|world| world.join(4));
+        let two = world.join(2);
+        let four = four.join().unwrap();
+        assert_eq!(world.directory.segments(), 2);
+        assert!(world.finds(&two) && world.finds(&four));
+        world.directory.leave(&two);
+        assert_eq!(world.directory.segments(), 1);
+        world.everybody_leaves(&[&four]);
+    });
+}
+
+/// The segment is not the newest, so its only user's leave retires it; meanwhile somebody whose id
+/// was given out long ago joins it.
+#[test]
+fn a_late_join_is_found_though_its_segment_is_being_retired() {
+    check(|world| {
+        let two = world.join(2);
+        let four = world.join(4);
+        let three = world.beside(|world| world.join(3));
+        world.directory.leave(&two);
+        assert!(!world.finds(&two));
+        assert!(world.finds(&four));
+        let three = three.join().unwrap();
+        assert!(world.finds(&three));
+        assert_eq!(world.directory.segments(), 2);
+        world.directory.leave(&three);
+        assert_eq!(world.directory.segments(), 1);
+        world.everybody_leaves(&[&four]);
+    });
+}
+
+/// Three ways at once in which a segment's claims change: its user leaves, another joins, and the
+/// directory gives up its own for a newer segment.
+#[test]
+fn a_segment_outlives_the_newest_moving_on_as_long_as_somebody_is_in_it() {
+    check(|world| {
+        let two = world.join(2);
+        let three = world.beside(|world| world.join(3));
+        let four = world.beside(|world| world.join(4));
+        world.directory.leave(&two);
+        let (three, four) = (three.join().unwrap(), four.join().unwrap());
+        assert!(!world.finds(&two));
+        assert!(world.finds(&three) && world.finds(&four));
+        assert_eq!(world.directory.segments(), 2);
+        world.directory.leave(&three);
+        assert_eq!(world.directory.segments(), 1);
+        world.everybody_leaves(&[&four]);
+    });
+}
+
+#[test]
+fn the_last_leaves_of_a_segment_give_it_back_once() {
+    check(|world| {
+        let (two, three, four) = (world.join(2), world.join(3), world.join(4));
+        let leaves = world.beside(move |world| world.directory.leave(&two));
+        world.directory.leave(&three);
+        leaves.join().unwrap();
+        assert!(world.finds(&four));
+        assert_eq!(world.directory.segments(), 1);
+        world.everybody_leaves(&[&four]);
+    });
+}
+
+/// Whoever has lost its place to a new seat of the same id leaves late.
+#[test]
+fn a_strangers_leave_takes_nobody_else_out() {
+    check(|world| {
+        let (stranger, four) = (world.join(2), world.join(4));
+        let two = world.beside(|world| world.join(2));
+        world.directory.leave(&stranger);
+        let two = two.join().unwrap();
+        assert!(!world.finds(&stranger));
+        assert!(world.finds(&two));
+        world.directory.leave(&stranger);
+        assert_eq!(world.directory.segments(), 2);
+        assert!(world.finds(&two));
+        world.directory.leave(&two);
+        assert_eq!(world.directory.segments(), 1);
+        world.everybody_leaves(&[&four]);
+    });
+}
+
+#[test]
+fn leaving_twice_at_once_counts_once() {
+    check(|world| {
+        let (two, three, four) = (world.join(2), world.join(3), world.join(4));
+        let again = two.clone();
+        let leaves = world.beside(move |world| world.directory.leave(&again));
+        world.directory.leave(&two);
+        leaves.join().unwrap();
+        assert_eq!(world.directory.segments(), 2);
+        world.directory.leave(&three);
+        assert_eq!(world.directory.segments(), 1);
+        world.everybody_leaves(&[&four]);
+    });
+}
+
+/// Beside a join, and a leave that retires a segment, a third thread looks people up.
+#[test]
+fn a_lookup_finds_whoever_has_joined_and_nobody_who_has_left() {
+    check(|world| {
+        let (three, four) = (world.join(3), world.join(4));
+        let (joined, left) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let two = world.seat(2);
+        let joins = world.beside({
+            let (two, joined) = (two.clone(), joined.clone());
+            move |world| {
+                world.directory.join(two);
+                joined.store(true, Ordering::Release);
+            }
+        });
+        let leaves = world.beside({
+            let (three, left) = (three.clone(), left.clone());
+            move |world| {
+                world.directory.leave(&three);
+                left.store(true, Ordering::Release);
+            }
+        });
+        let (has_joined, has_left) = (joined.load(Ordering::Acquire), left.load(Ordering::Acquire));
+        assert!(world.finds(&two) || !has_joined);
+        assert!(!has_left || !world.finds(&three));
+        assert!(world.finds(&four));
+        joins.join().unwrap();
+        leaves.join().unwrap();
+        assert_eq!(world.directory.segments(), 2);
+        world.directory.leave(&two);
+        assert_eq!(world.directory.segments(), 1);
+        world.everybody_leaves(&[&four]);
+    });
+}

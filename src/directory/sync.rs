@@ -1,0 +1,128 @@
+//! What the directory's threads meet in, and nothing else: the cells, the counter and the lock. The
+//! model checker swaps them for its own, so that it can try every order of their steps.
+
+#[cfg(not(all(test, switchboard_loom)))]
+pub(super) use arc_swap::{ArcSwap, ArcSwapOption};
+#[cfg(not(all(test, switchboard_loom)))]
+pub(super) use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU32, Ordering},
+};
+
+#[cfg(all(test, switchboard_loom))]
+pub(super) use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU32, Ordering},
+};
+#[cfg(all(test, switchboard_loom))]
+pub(super) use modelled::{ArcSwap, ArcSwapOption};
+
+/// `arc_swap`'s cells as the checker sees them: each operation is one step on the pointer, with the
+/// ordering that `arc_swap` promises and no more, so a load may find a value that was replaced
+/// already where nothing rules that out. How `arc_swap` keeps a value alive is its own tests' matter.
+#[cfg(all(test, switchboard_loom))]
+mod modelled {
+    use std::sync::{Arc, Mutex};
+
+    use loom::sync::atomic::{AtomicUsize, Ordering};
+
+    /// All values that the cell ever had, and which of them it has.
+    #[derive(Debug)]
+    struct Cell<V> {
+        values: Mutex<Vec<V>>,
+        at: AtomicUsize,
+    }
+
+    impl<V: Clone> Cell<V> {
+        fn new(value: V) -> Self {
+            Self {
+                values: Mutex::new(vec![value]),
+                at: AtomicUsize::new(0),
+            }
+        }
+
+        fn value(&self, at: usize) -> V {
+            self.values.lock().expect("nobody panics under it")[at].clone()
+        }
+
+        fn add(&self, value: V) -> usize {
+            let mut values = self.values.lock().expect("nobody panics under it");
+            values.push(value);
+            values.len() - 1
+        }
+
+        fn load(&self) -> V {
+            self.value(self.at.load(Ordering::Acquire))
+        }
+
+        fn swap(&self, value: V) -> V {
+            let at = self.add(value);
+            self.value(self.at.swap(at, Ordering::AcqRel))
+        }
+    }
+
+    #[derive(Debug)]
+    pub(in super::super) struct ArcSwap<T>(Cell<Arc<T>>);
+
+    impl<T> ArcSwap<T> {
+        pub(in super::super) fn load(&self) -> Arc<T> {
+            self.0.load()
+        }
+
+        pub(in super::super) fn load_full(&self) -> Arc<T> {
+            self.0.load()
+        }
+
+        pub(in super::super) fn store(&self, value: Arc<T>) {
+            self.0.swap(value);
+        }
+    }
+
+    impl<T: Default> Default for ArcSwap<T> {
+        fn default() -> Self {
+            Self(Cell::new(Arc::default()))
+        }
+    }
+
+    #[derive(Debug)]
+    pub(in super::super) struct ArcSwapOption<T>(Cell<Option<Arc<T>>>);
+
+    impl<T> ArcSwapOption<T> {
+        pub(in super::super) fn empty() -> Self {
+            Self(Cell::new(None))
+        }
+
+        pub(in super::super) fn load(&self) -> Option<Arc<T>> {
+            self.0.load()
+        }
+
+        pub(in super::super) fn swap(&self, value: Option<Arc<T>>) -> Option<Arc<T>> {
+            self.0.swap(value)
+        }
+
+        pub(in super::super) fn compare_and_swap(
+            &self,
+            current: &Arc<T>,
+            new: Option<Arc<T>>,
+        ) -> Option<Arc<T>> {
+            let Self(cell) = self;
+            let new = cell.add(new);
+            loop {
+                let at = cell.at.load(Ordering::Acquire);
+                let found = cell.value(at);
+                if !found
+                    .as_ref()
+                    .is_some_and(|found| Arc::ptr_eq(found, current))
+                {
+                    return found;
+                }
+                let done = cell
+                    .at
+                    .compare_exchange(at, new, Ordering::AcqRel, Ordering::Relaxed);
+                if done.is_ok() {
+                    return found;
+                }
+            }
+        }
+    }
+}
