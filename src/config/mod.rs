@@ -92,7 +92,7 @@ pub struct Limits {
     /// Bytes of a request head; default 8 KiB.
     #[serde(with = "units::size")]
     pub header_bytes: usize,
-    /// Time for a request head, and again for the upgrade; default 10 s.
+    /// Time for a request head, and again for the upgrade; default 5 s.
     #[serde(with = "units::duration")]
     pub header_timeout: Duration,
     /// Bytes of a whole message as sent; default 64 KiB.

@@ -110,7 +110,7 @@ fn the_documented_file_is_the_default() {
     ];
     assert_eq!(
         seconds.map(|duration| duration.as_secs()),
-        [10, 25, 10, 10, 5, 5, 30, 40, 10, 5]
+        [5, 25, 10, 10, 5, 5, 30, 40, 10, 5]
     );
 }
 

@@ -4,4 +4,5 @@
 
 mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
+mod session; // one session by itself, on paused time
 mod tidy; // the shape of the sources

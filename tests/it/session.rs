@@ -1,0 +1,365 @@
+//! One session by itself, over a socket in memory and on paused time: what its clock does, what a
+//! write that stops half-way settles, and what a panic leaves behind.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use switchboard::directory::{Bounds, Budget, Overflow};
+use switchboard::protocol::Dialect;
+use switchboard::relay::Relay;
+use switchboard::session::{Common, Session, Terms};
+use switchboard::telemetry::metrics::Metrics;
+use switchboard::telemetry::trace::Traces;
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn terms() -> Terms {
+    Terms {
+        ping_interval: 25 * SECOND,
+        pong_timeout: 10 * SECOND,
+        write_timeout: 10 * SECOND,
+        close_timeout: 5 * SECOND,
+        message_bytes: 64 << 10,
+        frame_bytes: 128 << 10,
+        bad_messages: 16,
+        outcomes_pending: 2,
+    }
+}
+
+/// A relay without a network.
+struct Bench {
+    relay: Relay,
+    common: Arc<Common>,
+    metrics: Arc<Metrics>,
+}
+
+impl Bench {
+    fn new(overflow: Overflow) -> Self {
+        let metrics = Arc::new(Metrics::new(1));
+        let bounds = Bounds {
+            messages: 8,
+            bytes: 1 << 20,
+            overflow,
+            budget: Budget::new(1 << 30),
+        };
+        let relay = Relay::new(bounds, 10, metrics.clone(), Arc::new(Traces::off()));
+        let common = Arc::new(Common::new(terms(), metrics.clone()));
+        Self {
+            relay,
+            common,
+            metrics,
+        }
+    }
+
+    /// A user behind a pipe that holds `room` bytes each way.
+    async fn user(&self, dialect: Dialect, room: usize) -> (DuplexStream, JoinHandle<()>) {
+        let (ours, theirs) = duplex(room);
+        (theirs, self.session(dialect, ours).await)
+    }
+
+    async fn session<S>(&self, dialect: Dialect, io: S) -> JoinHandle<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let membership = self.relay.join(dialect).await.unwrap();
+        tokio::spawn(Session::new(io, &[], membership, self.common.clone()))
+    }
+
+    fn metric(&self, series: &str) -> u64 {
+        let text = self.metrics.scrape(|| self.relay.census());
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or("0").parse().unwrap()
+    }
+
+    /// Received, delivered, still held; all else is dropped, and the sum is exact.
+    fn ledger(&self) -> (u64, u64, u64) {
+        let dropped: u64 = [
+            "offline",
+            "queue_full",
+            "disconnected",
+            "too_large",
+            "draining",
+        ]
+        .iter()
+        .map(|reason| {
+            self.metric(&format!(
+                "switchboard_messages_dropped_total{{reason=\"{reason}\"}}"
+            ))
+        })
+        .sum();
+        let received = self.metric("switchboard_messages_received_total");
+        let delivered = self.metric("switchboard_messages_delivered_total");
+        let held = self.metric("switchboard_mailbox_messages");
+        assert_eq!(received, delivered + dropped + held);
+        (received, delivered, held)
+    }
+}
+
+/// A masked frame of up to 125 bytes, by a mask of zeros.
+fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![
+        0x80 | opcode,
+        0x80 | u8::try_from(payload.len()).unwrap(),
+        0,
+        0,
+        0,
+        0,
+    ];
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+fn message(to: u64, text: &str) -> Vec<u8> {
+    let json = format!("{{\"recipient_id\":{to},\"message\":\"{text}\"}}");
+    frame(1, json.as_bytes())
+}
+
+/// The next frame of up to 125 bytes; nothing at the end.
+async fn heard(client: &mut (impl AsyncRead + Unpin)) -> Option<(u8, Vec<u8>)> {
+    let mut head = [0; 2];
+    client.read_exact(&mut head).await.ok()?;
+    let mut payload = vec![0; usize::from(head[1])];
+    client.read_exact(&mut payload).await.unwrap();
+    Some((head[0] & 0x0f, payload))
+}
+
+/// Lets every task run until none has anything to do.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_ping_comes_in_the_second_half_of_the_interval() {
+    let bench = Bench::new(Overflow::DropNewest);
+    let begin = Instant::now();
+    let (mut client, _session) = bench.user(Dialect::Bare, 1024).await;
+    assert_eq!(heard(&mut client).await.unwrap().0, 9);
+    let first = begin.elapsed();
+    assert!(
+        first >= Duration::from_millis(12_500) && first <= Duration::from_millis(25_002),
+        "{first:?}"
+    );
+    client.write_all(&frame(10, &[])).await.unwrap();
+    assert_eq!(heard(&mut client).await.unwrap().0, 9);
+    let second = begin.elapsed();
+    assert!(
+        second.abs_diff(first + 25 * SECOND) < Duration::from_millis(5),
+        "{second:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_pong_in_time_closes_and_no_answer_to_that_ends() {
+    let bench = Bench::new(Overflow::DropNewest);
+    let (mut client, session) = bench.user(Dialect::Bare, 1024).await;
+    assert_eq!(heard(&mut client).await.unwrap().0, 9);
+    let pinged = Instant::now();
+    let (opcode, payload) = heard(&mut client).await.unwrap();
+    assert_eq!((opcode, &payload[..2]), (8, &1008_u16.to_be_bytes()[..]));
+    assert!(pinged.elapsed().abs_diff(10 * SECOND) < Duration::from_millis(5));
+    let closed = Instant::now();
+    assert_eq!(heard(&mut client).await, None);
+    assert!(closed.elapsed().abs_diff(5 * SECOND) < Duration::from_millis(5));
+    session.await.unwrap();
+    let series = "switchboard_connections_closed_total{code=\"pong_timeout\",initiator=\"server\"}";
+    assert_eq!(bench.metric(series), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_are_settled_as_they_leave_and_the_rest_when_the_write_stalls() {
+    let bench = Bench::new(Overflow::DropNewest);
+    let (mut slow, session) = bench.user(Dialect::Bare, 100).await;
+    let (mut sender, _sender) = bench.user(Dialect::Bare, 4096).await;
+    let text = "x".repeat(30);
+    for _ in 0..5 {
+        sender.write_all(&message(1, &text)).await.unwrap();
+    }
+    settle().await;
+    // Each frame is 59 bytes: one has left whole, and of the second a part.
+    assert_eq!(bench.ledger(), (5, 1, 4));
+    assert!(heard(&mut slow).await.is_some());
+    settle().await;
+    assert_eq!(bench.ledger(), (5, 2, 3));
+    let stalled = Instant::now();
+    session.await.unwrap();
+    assert!(stalled.elapsed().abs_diff(10 * SECOND) < Duration::from_millis(5));
+    assert_eq!(bench.ledger(), (5, 2, 0));
+    let series =
+        "switchboard_connections_closed_total{code=\"write_timeout\",initiator=\"server\"}";
+    assert_eq!(bench.metric(series), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_reader_finds_the_newest_where_the_oldest_make_room() {
+    let bench = Bench::new(Overflow::DropOldest);
+    let (mut slow, _slow) = bench.user(Dialect::Bare, 40).await;
+    let (mut sender, _sender) = bench.user(Dialect::Bare, 4096).await;
+    for number in 100..120 {
+        sender
+            .write_all(&message(1, &number.to_string()))
+            .await
+            .unwrap();
+        settle().await;
+    }
+    assert_eq!(bench.ledger().2, 8);
+    let mut texts = Vec::new();
+    for _ in 0..9 {
+        let (_, payload) = heard(&mut slow).await.unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        texts.push(value["message"].as_str().unwrap().to_owned());
+    }
+    // What had begun to leave cannot be taken back; behind it come the newest, in order.
+    assert_eq!(texts[0], "100");
+    assert_eq!(
+        texts[2..],
+        ["113", "114", "115", "116", "117", "118", "119"]
+    );
+    settle().await;
+    assert_eq!(bench.ledger(), (20, 9, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_take_outcomes_is_not_read_from_and_not_timed_out_for_its_pong() {
+    let bench = Bench::new(Overflow::DropNewest);
+    let (from_client, to_server) = tokio::io::simplex(4096);
+    let (from_server, to_client) = tokio::io::simplex(90);
+    let ours = tokio::io::join(from_client, to_client);
+    let _session = bench.session(Dialect::V1, ours).await;
+    let mut client = tokio::io::join(from_server, to_server);
+    assert_eq!(heard(&mut client).await.unwrap().0, 1);
+    assert_eq!(heard(&mut client).await.unwrap().0, 9);
+    // Outcomes that it does not read: two are under way, and no more is read; the pong is behind.
+    for id in 0..6 {
+        let json = format!("{{\"recipient_id\":9,\"message\":\"\",\"id\":{id}}}");
+        client.write_all(&frame(1, json.as_bytes())).await.unwrap();
+        settle().await;
+    }
+    let read = bench.metric("switchboard_messages_received_total");
+    assert!(read < 6, "all {read} were read");
+    client.write_all(&frame(10, &[])).await.unwrap();
+    tokio::time::sleep(9 * SECOND).await;
+    for id in 0..6 {
+        let (opcode, payload) = heard(&mut client).await.unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        assert_eq!((opcode, &value["id"]), (1, &serde_json::json!(id)));
+    }
+    // The pong came in time after all: the next thing is a ping, and no close.
+    assert_eq!(heard(&mut client).await.unwrap().0, 9);
+    assert_eq!(bench.ledger().0, 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_follows_a_close_frame() {
+    let bench = Bench::new(Overflow::DropNewest);
+    let (mut closing, session) = bench.user(Dialect::Bare, 4096).await;
+    let (mut sender, _sender) = bench.user(Dialect::Bare, 4096).await;
+    closing.write_all(&frame(1, b"[]")).await.unwrap();
+    settle().await;
+    sender.write_all(&message(1, "late")).await.unwrap();
+    settle().await;
+    let (opcode, payload) = heard(&mut closing).await.unwrap();
+    assert_eq!((opcode, &payload[..2]), (8, &1007_u16.to_be_bytes()[..]));
+    // After our close frame nothing counts as a message.
+    closing.write_all(&message(2, "too late")).await.unwrap();
+    closing
+        .write_all(&frame(8, &1007_u16.to_be_bytes()))
+        .await
+        .unwrap();
+    assert_eq!(heard(&mut closing).await, None);
+    session.await.unwrap();
+    assert_eq!(bench.ledger(), (1, 0, 0));
+    assert_eq!(
+        bench.metric("switchboard_messages_dropped_total{reason=\"offline\"}"),
+        1
+    );
+}
+
+/// A socket whose reading panics once it is told to.
+struct Mine {
+    io: DuplexStream,
+    armed: Option<tokio::sync::oneshot::Receiver<()>>,
+}
+
+impl AsyncRead for Mine {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(armed) = &mut self.armed
+            && Pin::new(armed).poll(cx).is_ready()
+        {
+            self.armed = None;
+            panic!("the mine goes off");
+        }
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Mine {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_ends_one_connection_and_leaves_the_ledger_whole() {
+    let bench = Bench::new(Overflow::DropNewest);
+    let (ours, mut theirs) = duplex(100);
+    let (arm, armed) = tokio::sync::oneshot::channel();
+    let session = bench
+        .session(
+            Dialect::Bare,
+            Mine {
+                io: ours,
+                armed: Some(armed),
+            },
+        )
+        .await;
+    let (mut sender, _sender) = bench.user(Dialect::Bare, 4096).await;
+    for _ in 0..4 {
+        sender
+            .write_all(&message(1, &"x".repeat(30)))
+            .await
+            .unwrap();
+    }
+    settle().await;
+    assert_eq!(bench.ledger(), (4, 1, 3));
+    arm.send(()).unwrap();
+    // What was queued is still written, and then it is closed for a fault of ours.
+    for _ in 0..4 {
+        assert_eq!(heard(&mut theirs).await.unwrap().0, 1);
+    }
+    let (opcode, payload) = heard(&mut theirs).await.unwrap();
+    assert_eq!((opcode, &payload[..2]), (8, &1011_u16.to_be_bytes()[..]));
+    drop(theirs);
+    session.await.unwrap();
+    assert_eq!(bench.ledger(), (4, 4, 0));
+    assert_eq!(bench.metric("switchboard_session_panics_total"), 1);
+    sender.write_all(&message(2, "still here")).await.unwrap();
+    assert_eq!(heard(&mut sender).await.unwrap().0, 1);
+}
