@@ -12,12 +12,14 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
+use crate::auth::{Auth, Keeper};
 use crate::config::{self, Settings};
 use crate::directory::{Bounds, Budget, Order, Overflow, Seat, Wakes};
-use crate::http::{self, Door, Host, Proxies};
+use crate::http::{self, Door, Host, Proxies, Visitors};
 use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
 use crate::lifecycle::{Shutdown, Stage};
+use crate::rate::Rate;
 use crate::relay::Relay;
 use crate::session::{Common, Terms};
 use crate::telemetry::metrics::Metrics;
@@ -39,6 +41,7 @@ pub struct App {
     admin: Option<TcpListener>,
     host: Arc<Host>,
     router: Option<JoinHandle<()>>,
+    keeper: Option<Keeper>,
 }
 
 /// What a run left.
@@ -60,11 +63,8 @@ impl App {
     }
 
     /// The same, with these traces: the process has one place that spans go to, so only main has it.
-    #[allow(
-        clippy::unused_async,
-        reason = "binding will have to wait for other machines"
-    )]
     pub async fn build_traced(settings: Settings, traces: Arc<Traces>) -> anyhow::Result<Self> {
+        let (auth, keeper) = Auth::load(&settings.auth).await?;
         let listeners = bind_all(&settings.server.listen)?;
         let addrs = listeners
             .iter()
@@ -119,6 +119,8 @@ impl App {
             ),
             proxy_protocol: settings.server.proxy_protocol,
             page: settings.ui.enabled,
+            auth,
+            visitors: Visitors::new(&settings.limits),
         });
         info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");
         Ok(Self {
@@ -128,6 +130,7 @@ impl App {
             admin,
             host,
             router,
+            keeper,
         })
     }
 
@@ -152,6 +155,7 @@ impl App {
             admin,
             host,
             router,
+            keeper,
         } = self;
         let door = if admin.is_some() {
             Door::Users
@@ -159,6 +163,9 @@ impl App {
             Door::Everything
         };
         let shutdown = host.shutdown.clone();
+        if let Some(keeper) = keeper {
+            keep(keeper, &shutdown);
+        }
         for listener in listeners {
             shutdown.spawn(http::serve(
                 listener,
@@ -212,6 +219,17 @@ impl App {
     }
 }
 
+/// Keeps the keys until the app stops.
+fn keep(keeper: Keeper, shutdown: &Shutdown) {
+    let stop = shutdown.clone();
+    shutdown.spawn(async move {
+        tokio::select! {
+            () = stop.stopped() => {}
+            () = keeper.run() => {}
+        }
+    });
+}
+
 fn bind_all(addrs: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let is_default = addrs == Settings::default().server.listen;
     let mut listeners = Vec::new();
@@ -262,6 +280,12 @@ fn terms(settings: &Settings) -> Terms {
         frame_bytes: limits.frame_bytes,
         bad_messages: limits.bad_messages,
         outcomes_pending: limits.outcomes_pending,
+        message_rate: limits
+            .message_rate
+            .map(|rate| Rate::per_second(rate.into(), 1)),
+        byte_rate: limits
+            .byte_rate
+            .map(|rate| Rate::per_second(rate, limits.message_bytes as u64)),
     }
 }
 

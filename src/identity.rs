@@ -43,6 +43,23 @@ impl fmt::Debug for UserId {
     }
 }
 
+/// Whom a token is about, in the words of whoever issued it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Subject(Arc<str>);
+
+impl Subject {
+    /// The words themselves.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Subject {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
 /// Ids in blocks of one size: block n holds (n - 1) * size + 1 to n * size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocks(NonZeroU64);

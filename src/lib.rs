@@ -23,6 +23,8 @@
 //! | [`app`] | builds and runs the whole, and drains it |
 //! | [`config`] | the settings, in layers, checked |
 //! | [`http`] | listeners, routes, the upgrade |
+//! | [`auth`] | who may come in |
+//! | [`rate`] | how fast somebody may go |
 //! | [`session`] | the life of one connection |
 //! | [`protocol`] | the wire: bytes to values and back |
 //! | [`relay`] | join a user, send a message |
@@ -48,6 +50,7 @@
 //! - Only `main` exits, only `app` wires, only `config` reads the environment.
 
 pub mod app;
+pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod directory;
@@ -56,6 +59,7 @@ pub mod identity;
 pub mod ledger;
 pub mod lifecycle;
 pub mod protocol;
+pub mod rate;
 pub mod relay;
 mod router;
 pub mod session;

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use tokio::sync::Notify;
 
 use crate::directory::{Bounds, Directory, Entry, Letter, Receipt, Seat, Wakes};
-use crate::identity::Sequence;
+use crate::identity::{Sequence, Subject};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status};
 use crate::router::{LeavePlace, Parcel, Port, Router};
@@ -109,13 +109,19 @@ impl Relay {
     }
 
     /// Seats a new user: letters for it queue from now on. It leaves when the membership is dropped.
-    pub async fn join(&self, dialect: Dialect) -> Result<Membership, Refused> {
+    /// `subject` is whom its token is about.
+    pub async fn join(
+        &self,
+        dialect: Dialect,
+        subject: Option<Subject>,
+    ) -> Result<Membership, Refused> {
         let shared = &self.shared;
         let place = Place::take(self).ok_or(Refused::Full)?;
         let id = shared.sequence.next().ok_or(Refused::NoId)?;
         let seat = Arc::new(Seat::new(
             id,
             dialect,
+            subject,
             shared.bounds.clone(),
             shared.metrics.clone(),
         ));

@@ -212,7 +212,7 @@ mod tests {
             budget: Budget::new(4096),
         });
         let id = UserId::new(id).unwrap();
-        Arc::new(Seat::new(id, Dialect::Bare, bounds, metrics.clone()))
+        Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics.clone()))
     }
 
     fn parcel(recipient: &Seat, metrics: &Arc<Metrics>) -> Parcel {

@@ -13,10 +13,12 @@ mod otel;
 mod read;
 mod refusal;
 mod rules;
+mod secret;
 mod units;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -26,6 +28,7 @@ pub use capacity::Machine;
 pub use error::{ConfigError, Problem};
 pub use load::Sources;
 pub use origin::{Origin, OriginPattern};
+pub use secret::{Secret, SecretError};
 
 /// `config/default.toml`: the lowest layer, and the documentation of every setting.
 pub const DEFAULT: &str = include_str!("../../config/default.toml");
@@ -38,6 +41,8 @@ pub struct Settings {
     pub server: Server,
     /// Where operators and probes connect.
     pub admin: Admin,
+    /// Who may connect.
+    pub auth: Auth,
     /// What one peer, and all of them together, may ask for.
     pub limits: Limits,
     /// What waits for users that do not read.
@@ -80,6 +85,41 @@ pub struct Admin {
     pub listen: Option<SocketAddr>,
 }
 
+/// `[auth]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// What somebody has to show; default [`AuthMode::None`].
+    pub mode: AuthMode,
+    /// Files with shared secrets; default none.
+    #[serde(deserialize_with = "units::one_or_more")]
+    pub secret_file: Vec<PathBuf>,
+    /// Files with public keys in PEM; default none.
+    #[serde(deserialize_with = "units::one_or_more")]
+    pub public_key_file: Vec<PathBuf>,
+    /// A file with a JSON Web Key Set; default none.
+    pub jwks_file: Option<PathBuf>,
+    /// The address of one; default none.
+    pub jwks_url: Option<String>,
+    /// Time for it to answer; default 5 s.
+    #[serde(with = "units::duration")]
+    pub jwks_timeout: Duration,
+    /// From one reading of all keys to the next; default 5 min.
+    #[serde(with = "units::duration")]
+    pub refresh_interval: Duration,
+    /// The algorithm of keys that do not say one; default HS256 for a secret, RS256 for RSA.
+    pub algorithm: Option<Algorithm>,
+    /// The `iss` that a token must have; default none, any or none.
+    pub issuer: Option<String>,
+    /// The `aud` that a token must have; default none, any or none.
+    pub audience: Option<String>,
+    /// How far clocks may differ; default 30 s.
+    #[serde(with = "units::duration")]
+    pub leeway: Duration,
+    /// Whether a token may come in the address; default no.
+    pub query_token: bool,
+}
+
 /// `[limits]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +145,19 @@ pub struct Limits {
     pub bad_messages: u32,
     /// Outcomes outstanding on one connection; default 1024.
     pub outcomes_pending: u32,
+    /// Messages a second from one connection; default none, any number.
+    pub message_rate: Option<u32>,
+    /// Bytes of messages a second from one connection; default none, any number.
+    #[serde(default, with = "units::optional_size")]
+    pub byte_rate: Option<u64>,
+    /// Handshakes a second, over all; default none, any number.
+    pub handshake_rate: Option<u32>,
+    /// Handshakes a second from one address; default none, any number.
+    pub address_handshake_rate: Option<u32>,
+    /// Users from one address; default none, any number.
+    pub address_connections: Option<u32>,
+    /// Failed authentications a minute from one address; default none, any number.
+    pub address_auth_failures: Option<u32>,
 }
 
 /// `[mailbox]`
@@ -224,6 +277,31 @@ pub enum Strategy {
     Directory,
     /// One task owns the users, and messages pass through it.
     Router,
+}
+
+/// What somebody has to show to come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuthMode {
+    /// Nothing.
+    None,
+    /// A JSON Web Token.
+    Jwt,
+}
+
+/// A token's signature algorithm (RFC 7518 section 3.1, RFC 8037 section 3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "their names are all there is to say")]
+pub enum Algorithm {
+    HS256,
+    HS384,
+    HS512,
+    RS256,
+    RS384,
+    RS512,
+    ES256,
+    ES384,
+    EdDSA,
 }
 
 /// The header in which proxies say whom they forward for.

@@ -9,7 +9,8 @@ use tracing_subscriber::EnvFilter;
 use super::capacity::CONNECTIONS_MAX;
 use super::units::{duration_text, size_text};
 use super::{
-    Admin, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server, Settings, Tracing, Ui, otel,
+    Admin, Auth, AuthMode, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server, Settings,
+    Tracing, Ui, otel,
 };
 
 const KIB: u64 = 1 << 10;
@@ -17,6 +18,9 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const NO_TIME: Duration = Duration::ZERO;
 const ONE_MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 /// More than anything here needs, and small enough that what is reserved per piece cannot overflow.
 const COUNT_MAX: u64 = 1 << 20;
@@ -42,6 +46,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     let Settings {
         server,
         admin,
+        auth,
         limits,
         mailbox,
         keepalive,
@@ -53,6 +58,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     } = settings;
     let Ui { enabled: _ } = ui;
     let mut rules = listeners(server, admin);
+    rules.extend(auth_rules(auth));
     rules.extend(limit_rules(limits));
     rules.extend(mailbox_rules(mailbox, limits));
     rules.extend(keepalive_rules(keepalive));
@@ -118,6 +124,53 @@ fn listeners(server: &Server, admin: &Admin) -> Vec<Rule> {
     ]
 }
 
+fn auth_rules(auth: &Auth) -> Vec<Rule> {
+    let Auth {
+        mode,
+        secret_file,
+        public_key_file,
+        jwks_file,
+        jwks_url,
+        jwks_timeout,
+        refresh_interval,
+        algorithm: _,
+        issuer: _,
+        audience: _,
+        leeway,
+        query_token: _,
+    } = auth;
+    let has_keys = !secret_file.is_empty()
+        || !public_key_file.is_empty()
+        || jwks_file.is_some()
+        || jwks_url.is_some();
+    let is_url = |url: &String| url.starts_with("https://") || url.starts_with("http://");
+    let words = |key, allowed: &str, holds| Rule {
+        key,
+        with: &[],
+        allowed: allowed.to_owned(),
+        holds,
+    };
+    let paths = "the path of a file, or a list of some";
+    vec![
+        words(
+            "auth.mode",
+            "\"none\", or \"jwt\" beside auth.secret_file, auth.public_key_file, auth.jwks_file or \
+                auth.jwks_url",
+            *mode == AuthMode::None || has_keys,
+        ),
+        words("auth.secret_file", paths, true),
+        words("auth.public_key_file", paths, true),
+        words(
+            "auth.jwks_url",
+            "an address such as \"https://example.com/.well-known/jwks.json\"",
+            jwks_url.as_ref().is_none_or(is_url),
+        ),
+        time("auth.jwks_timeout", *jwks_timeout, ONE_MS..=MINUTE),
+        time("auth.refresh_interval", *refresh_interval, SECOND..=DAY),
+        time("auth.leeway", *leeway, NO_TIME..=HOUR),
+    ]
+}
+
 fn limit_rules(limits: &Limits) -> Vec<Rule> {
     let Limits {
         connections,
@@ -128,7 +181,14 @@ fn limit_rules(limits: &Limits) -> Vec<Rule> {
         frame_bytes,
         bad_messages,
         outcomes_pending,
+        message_rate,
+        byte_rate,
+        handshake_rate,
+        address_handshake_rate,
+        address_connections,
+        address_auth_failures,
     } = limits;
+    let optional = |key, number: &Option<u32>| count(key, number.unwrap_or(1).into(), COUNT_MAX);
     vec![
         count(
             "limits.connections",
@@ -156,6 +216,12 @@ fn limit_rules(limits: &Limits) -> Vec<Rule> {
             (*outcomes_pending).into(),
             COUNT_MAX,
         ),
+        optional("limits.message_rate", message_rate),
+        size("limits.byte_rate", byte_rate.unwrap_or(1), 1..=GIB),
+        optional("limits.handshake_rate", handshake_rate),
+        optional("limits.address_handshake_rate", address_handshake_rate),
+        optional("limits.address_connections", address_connections),
+        optional("limits.address_auth_failures", address_auth_failures),
     ]
 }
 

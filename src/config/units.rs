@@ -92,6 +92,65 @@ pub(super) mod size {
     }
 }
 
+/// Serde for a number of bytes that may be left out, by `#[serde(default, with = "units::optional_size")]`.
+pub(super) mod optional_size {
+    use serde::{Deserializer, Serializer};
+
+    pub(in crate::config) fn deserialize<'de, D>(deserializer: D) -> Result<Option<u64>, D::Error>
+    where
+        D: Deserializer<'de>,
+    {
+        super::size::deserialize(deserializer).map(Some)
+    }
+
+    #[allow(clippy::ref_option, reason = "serde's signature")]
+    pub(in crate::config) fn serialize<S>(
+        bytes: &Option<u64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error>
+    where
+        S: Serializer,
+    {
+        match bytes {
+            Some(bytes) => super::size::serialize(bytes, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
+/// Serde for a list that may be written as its one element.
+pub(super) fn one_or_more<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: serde::Deserialize<'de>,
+{
+    struct Items<T>(std::marker::PhantomData<T>);
+
+    impl<'de, T: serde::Deserialize<'de>> serde::de::Visitor<'de> for Items<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("text, or a list of texts")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<T>, E> {
+            let text = serde::de::IntoDeserializer::into_deserializer(text);
+            Ok(vec![T::deserialize(text)?])
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(item) = items.next_element()? {
+                list.push(item);
+            }
+            Ok(list)
+        }
+    }
+
+    // A variable's text is a list with commas, a file's is one element.
+    deserializer.deserialize_seq(Items(std::marker::PhantomData))
+}
+
 /// A duration as the settings write it.
 pub(super) fn duration_text(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);

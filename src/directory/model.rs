@@ -44,7 +44,7 @@ impl World {
     fn seat(&self, id: u64) -> Arc<Seat> {
         let id = UserId::new(id).expect("a small id");
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
-        Arc::new(Seat::new(id, Dialect::Bare, bounds, metrics))
+        Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics))
     }
 
     fn join(&self, id: u64) -> Arc<Seat> {

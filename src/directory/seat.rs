@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
 use super::mailbox::{Bounds, Entry, Letter, Mailbox, Overflow, Pushed};
-use crate::identity::UserId;
+use crate::identity::{Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
@@ -127,6 +127,7 @@ pub(crate) struct Found {
 pub struct Seat {
     id: UserId,
     dialect: Dialect,
+    subject: Option<Subject>,
     desk: Mutex<Desk>,
 }
 
@@ -160,12 +161,14 @@ impl Seat {
     pub(crate) fn new(
         id: UserId,
         dialect: Dialect,
+        subject: Option<Subject>,
         bounds: Arc<Bounds>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             id,
             dialect,
+            subject,
             desk: Mutex::new(Desk {
                 mailbox: Mailbox::new(bounds, metrics),
                 replies: Vec::new(),
@@ -187,6 +190,11 @@ impl Seat {
     /// What the connection speaks.
     pub fn dialect(&self) -> Dialect {
         self.dialect
+    }
+
+    /// Whom its token is about: for the operator, and never for other users.
+    pub fn subject(&self) -> Option<&Subject> {
+        self.subject.as_ref()
     }
 
     /// Messages held for this user, and their bytes.

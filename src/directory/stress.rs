@@ -58,7 +58,7 @@ struct World {
 impl World {
     fn join(&self, id: UserId) -> Arc<Seat> {
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
-        let seat = Arc::new(Seat::new(id, Dialect::Bare, bounds, metrics));
+        let seat = Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics));
         self.directory.join(seat.clone());
         assert!(self.finds(&seat), "{id} has joined and is not found");
         seat

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::room::{Place, Room};
-use super::upgrade::Handshake;
+use super::upgrade::{Handshake, Joined};
 use super::{Door, Host, proxy, routes};
 use crate::session::Session;
 
@@ -123,16 +123,31 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
         debug!(%error, "http connection failed");
         return;
     }
-    if let Some(membership) = handshake.take() {
+    if let Some(joined) = handshake.take() {
         let parts = connection.into_parts();
-        let session = Session::new(
-            parts.io.into_inner(),
-            &parts.read_buf,
-            membership,
-            host.sessions.clone(),
-        );
-        host.shutdown.spawn(session);
+        begin(joined, parts.io.into_inner(), &parts.read_buf, &host);
     }
+}
+
+/// Begins the session of a user over the connection that its handshake came by.
+fn begin(joined: Joined, stream: TcpStream, read: &[u8], host: &Host) {
+    let Joined {
+        membership,
+        visit,
+        remaining,
+    } = joined;
+    let mut session = Session::new(stream, read, membership, host.sessions.clone());
+    if let Some(remaining) = remaining {
+        session.expire_in(remaining);
+    }
+    // A visit goes with its session; without one, a session is as small as it can be.
+    match visit {
+        None => host.shutdown.spawn(session),
+        Some(visit) => host.shutdown.spawn(async move {
+            session.await;
+            drop(visit);
+        }),
+    };
 }
 
 /// What comes before the first request, within `limits.header_timeout`: the address of whoever the

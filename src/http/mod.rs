@@ -5,9 +5,11 @@ mod address;
 mod listen;
 mod page;
 pub mod proxy;
+mod refusal;
 mod room;
 mod routes;
 mod upgrade;
+mod visitors;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +17,9 @@ use std::time::Duration;
 pub use accept::serve;
 pub use address::Proxies;
 pub use listen::bind;
+pub use visitors::Visitors;
 
+use crate::auth::Auth;
 use crate::config::OriginPattern;
 use crate::lifecycle::Shutdown;
 use crate::relay::Relay;
@@ -53,4 +57,8 @@ pub struct Host {
     pub proxy_protocol: bool,
     /// `ui.enabled`.
     pub page: bool,
+    /// Who may come in.
+    pub auth: Auth,
+    /// How often one address may come, where that is bounded.
+    pub visitors: Option<Visitors>,
 }

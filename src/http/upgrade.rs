@@ -7,20 +7,22 @@ use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{
-    CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_KEY,
-    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use hyper::{HeaderMap, Request, StatusCode, Version};
 use tokio::sync::Notify;
 use tracing::{Instrument, debug, error};
 
 use super::Host;
+use super::refusal::Refusal;
 use super::routes::{Answer, text};
+use super::visitors::Visit;
+use crate::auth::{self, Denied, Pass};
 use crate::config::{Origin, OriginPattern};
 use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
-use crate::relay::{Membership, Refused};
-use crate::telemetry::metrics::Rejection;
+use crate::relay::Membership;
 use crate::telemetry::trace;
 
 /// The response header that tells a user its id.
@@ -29,34 +31,41 @@ const USER_ID: HeaderName = HeaderName::from_static("x-user-id");
 /// The request header that names the trace of whoever asks (W3C Trace Context section 3.2).
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
+/// A user who has a seat.
+#[derive(Debug)]
+pub(super) struct Joined {
+    pub(super) membership: Membership,
+    /// What counts it as one of its network's.
+    pub(super) visit: Option<Visit>,
+    /// How long its pass is good for.
+    pub(super) remaining: Option<Duration>,
+}
+
 /// Where a connection's seat is from the upgrade request until the 101 has left.
 #[derive(Debug)]
 pub(super) struct Handshake {
     /// Whom the connection is from: the socket's peer, or whom a proxy named at its beginning.
     peer: IpAddr,
-    membership: Mutex<Option<Membership>>,
-    joined: Notify,
+    joined: Mutex<Option<Joined>>,
+    told: Notify,
 }
 
 impl Handshake {
     pub(super) fn new(peer: IpAddr) -> Self {
         Self {
             peer,
-            membership: Mutex::new(None),
-            joined: Notify::new(),
+            joined: Mutex::new(None),
+            told: Notify::new(),
         }
     }
 
-    fn put(&self, membership: Membership) {
-        *self
-            .membership
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(membership);
-        self.joined.notify_one();
+    fn put(&self, joined: Joined) {
+        *self.joined.lock().unwrap_or_else(PoisonError::into_inner) = Some(joined);
+        self.told.notify_one();
     }
 
-    pub(super) fn take(&self) -> Option<Membership> {
-        self.membership
+    pub(super) fn take(&self) -> Option<Joined> {
+        self.joined
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
@@ -64,7 +73,7 @@ impl Handshake {
 
     /// Completes if a seat was taken and the upgrade is not complete within `timeout` of that.
     pub(super) async fn is_late(&self, timeout: Duration) {
-        self.joined.notified().await;
+        self.told.notified().await;
         tokio::time::sleep(timeout).await;
     }
 }
@@ -112,44 +121,12 @@ pub(super) async fn upgrade(
 
 async fn answer(mut request: Request<Incoming>, host: &Host, handshake: &Handshake) -> Answer {
     let client = host.proxies.client(handshake.peer, request.headers());
-    let reject = |reason| {
-        debug!(client.addr = %client, ?reason, "upgrade refused");
-        host.relay.metrics().handshake_rejected(reason);
-    };
-    if !is_version_13(request.headers()) {
-        reject(Rejection::Version);
-        let mut answer = text(
-            StatusCode::UPGRADE_REQUIRED,
-            "Sec-WebSocket-Version must be 13\n",
-        );
-        let headers = answer.headers_mut();
-        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-        return answer;
-    }
-    if let Err(fault) = check(&request) {
-        reject(Rejection::Malformed);
-        return text(StatusCode::BAD_REQUEST, format!("{fault}\n"));
-    }
-    if !is_origin_allowed(request.headers(), &host.allowed_origins) {
-        reject(Rejection::Origin);
-        return text(
-            StatusCode::FORBIDDEN,
-            "this page may not connect: its origin is not in server.allowed_origins\n",
-        );
-    }
-    if host.shutdown.stage() == Stage::Draining {
-        reject(Rejection::Draining);
-        return unavailable("the server is draining");
-    }
-    let v1 =
-        values(request.headers(), &SEC_WEBSOCKET_PROTOCOL).any(|protocol| protocol == SUBPROTOCOL);
-    let dialect = if v1 { Dialect::V1 } else { Dialect::Bare };
-    let membership = match host.relay.join(dialect).await {
-        Ok(membership) => membership,
-        Err(refused @ (Refused::Full | Refused::NoId)) => {
-            reject(Rejection::Full);
-            return unavailable(&refused.to_string());
+    let joined = match join(&request, host, client).await {
+        Ok(joined) => joined,
+        Err(refusal) => {
+            debug!(client.addr = %client, ?refusal, "upgrade refused");
+            host.relay.metrics().handshake_rejected(refusal.reason());
+            return refusal.answer();
         }
     };
     // The stream comes from the connection itself once the 101 has left; hyper's way through a
@@ -158,17 +135,74 @@ async fn answer(mut request: Request<Incoming>, host: &Host, handshake: &Handsha
         error!("a checked handshake was refused");
         return text(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n");
     };
+    let seat = joined.membership.seat();
     let headers = answer.headers_mut();
-    headers.insert(USER_ID, HeaderValue::from(membership.seat().id().get()));
-    if v1 {
+    headers.insert(USER_ID, HeaderValue::from(seat.id().get()));
+    if seat.dialect() == Dialect::V1 {
         headers.insert(
             SEC_WEBSOCKET_PROTOCOL,
             HeaderValue::from_static(SUBPROTOCOL),
         );
     }
-    debug!(client.addr = %client, user = %membership.seat().id(), "upgrade accepted");
-    handshake.put(membership);
+    debug!(client.addr = %client, user = %seat.id(), "upgrade accepted");
+    handshake.put(joined);
     answer
+}
+
+/// Asks everything that a handshake is asked, the cheap questions first, and gives it a seat.
+async fn join(request: &Request<Incoming>, host: &Host, client: IpAddr) -> Result<Joined, Refusal> {
+    let headers = request.headers();
+    let visitors = host.visitors.as_ref();
+    if let Some(visitors) = visitors {
+        visitors.arrives(client).map_err(Refusal::TooMany)?;
+    }
+    if !is_version_13(headers) {
+        return Err(Refusal::Version);
+    }
+    check(request).map_err(Refusal::Malformed)?;
+    let v1 = values(headers, &SEC_WEBSOCKET_PROTOCOL).any(|protocol| protocol == SUBPROTOCOL);
+    check_bearer(headers, v1).map_err(Refusal::Malformed)?;
+    if !is_origin_allowed(headers, &host.allowed_origins) {
+        return Err(Refusal::Origin);
+    }
+    if host.shutdown.stage() == Stage::Draining {
+        return Err(Refusal::Draining);
+    }
+    if let Some(visitors) = visitors {
+        visitors.may_try(client).map_err(Refusal::TooMany)?;
+    }
+    let pass = host.auth.admit(headers, request.uri().query()).await;
+    let Pass { subject, remaining } = pass.map_err(|Denied| {
+        if let Some(visitors) = visitors {
+            visitors.failed(client);
+        }
+        Refusal::Unauthorized
+    })?;
+    let visit = match visitors {
+        Some(visitors) => visitors.enters(client).map_err(Refusal::TooMany)?,
+        None => None,
+    };
+    let dialect = if v1 { Dialect::V1 } else { Dialect::Bare };
+    let membership = host.relay.join(dialect, subject).await;
+    Ok(Joined {
+        membership: membership.map_err(Refusal::NoSeat)?,
+        visit,
+        remaining,
+    })
+}
+
+/// A token among the subprotocols is never echoed, and a browser refuses an answer that selects none
+/// of them: so it needs company, and is alone of its kind.
+fn check_bearer(headers: &HeaderMap, v1: bool) -> Result<(), &'static str> {
+    let mut tokens = auth::bearer_entries(headers);
+    match (tokens.next(), tokens.next()) {
+        (None, _) => Ok(()),
+        (Some(_), None) if v1 => Ok(()),
+        (Some(_), None) => {
+            Err("Sec-WebSocket-Protocol: a bearer entry stands beside switchboard.v1 only")
+        }
+        (Some(_), Some(_)) => Err("Sec-WebSocket-Protocol: a bearer entry is given twice"),
+    }
 }
 
 /// Whether a page of the request's origin may connect: one that was served from here, or from an
@@ -240,15 +274,3 @@ fn is_key(key: &[u8]) -> bool {
         None => false,
     }
 }
-
-/// 503, to be tried again after a while that differs, so that those refused do not come back in step.
-fn unavailable(reason: &str) -> Answer {
-    let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"));
-    answer.headers_mut().insert(
-        RETRY_AFTER,
-        HeaderValue::from(fastrand::u16(RETRY_AFTER_SECONDS)),
-    );
-    answer
-}
-
-const RETRY_AFTER_SECONDS: std::ops::RangeInclusive<u16> = 1..=10;

@@ -99,4 +99,6 @@ pub mod close_code {
     pub const RESTART: u16 = 1012;
     /// Read too slowly for `mailbox.overflow = "disconnect"`.
     pub const TRY_AGAIN: u16 = 1013;
+    /// The token has expired.
+    pub const EXPIRED: u16 = 4401;
 }

@@ -25,6 +25,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::directory::{Entry, Flushed, Order, Wakes};
 use crate::protocol::{Dialect, Outbound, close_code, push_frame, push_ping};
+use crate::rate::{Bucket, Rate};
 use crate::relay::Membership;
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator, Metrics};
 use wire::{GULP_BYTES, Wire};
@@ -48,6 +49,10 @@ pub struct Terms {
     pub bad_messages: u32,
     /// Outcomes and errors that a `switchboard.v1` connection may have under way.
     pub outcomes_pending: u32,
+    /// How fast messages may come, frames that are none counted, too.
+    pub message_rate: Option<Rate>,
+    /// How fast their bytes may come.
+    pub byte_rate: Option<Rate>,
 }
 
 /// What all sessions of an app share.
@@ -123,6 +128,8 @@ struct Due {
     ping: u64,
     pong: u64,
     stall: u64,
+    /// Of the token.
+    expiry: u64,
     /// When the timer will fire.
     armed: u64,
 }
@@ -161,6 +168,9 @@ struct Core<S> {
     /// Those of them in the write buffer.
     leaving: u32,
     bad_messages: u32,
+    /// What is used up of the rates.
+    messages: Bucket,
+    bytes: Bucket,
     /// While nothing is read, since too much is promised to this user or the router has no room.
     paused: Option<Paused>,
     /// What is taken and not flushed at the end was cut by the drain.
@@ -251,6 +261,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 ping,
                 pong: NEVER,
                 stall: NEVER,
+                expiry: NEVER,
                 armed: NEVER,
             },
             flights: VecDeque::new(),
@@ -258,6 +269,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             promised: 0,
             leaving: 0,
             bad_messages: 0,
+            messages: Bucket::default(),
+            bytes: Bucket::default(),
             paused: None,
             cut: false,
             panicked: false,
@@ -265,6 +278,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         };
         let timer = tokio::time::sleep_until(core.instant(ping));
         Self { core, timer }
+    }
+
+    /// Closes the connection with 4401 after this time.
+    pub fn expire_in(&mut self, remaining: Duration) {
+        let now = self.core.common.now();
+        self.core.due.expiry = now.saturating_add(micros(remaining));
     }
 }
 
@@ -327,9 +346,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             Phase::Leaving(_, by) | Phase::Discarding(by) | Phase::Ending(by) => *by,
         };
         let Due {
-            ping, pong, stall, ..
+            ping,
+            pong,
+            stall,
+            expiry,
+            armed: _,
         } = self.due;
-        ping.min(pong).min(stall).min(phase)
+        ping.min(pong).min(stall).min(expiry).min(phase)
     }
 
     /// Does what is due.
@@ -343,6 +366,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             Phase::Leaving(_, by) | Phase::Discarding(by) | Phase::Ending(by) => {
                 return (now >= *by).then(|| self.ending());
             }
+        }
+        if now >= self.due.expiry {
+            let close = Close::server(close_code::EXPIRED, "the token has expired");
+            self.leave(close, now);
+            return None;
         }
         if now >= self.due.pong {
             self.due.pong = NEVER;
@@ -383,6 +411,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     fn stop_heartbeat(&mut self) {
         self.due.ping = NEVER;
         self.due.pong = NEVER;
+        self.due.expiry = NEVER;
     }
 
     /// The end that was decided when the connection began to close.

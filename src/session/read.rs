@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper_tungstenite::tungstenite::error::{Error, ProtocolError};
 use hyper_tungstenite::tungstenite::protocol::CloseFrame;
@@ -16,6 +17,9 @@ use crate::protocol::{
     BadInput, Dialect, Outbound, Status, close_code, decode, push_close, push_frame,
 };
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
+
+/// What a frame that ends no message counts as, bytes: a control frame of the largest size.
+const ASIDE_BYTES: u64 = 2 + 4 + 125;
 
 /// Gulps a turn of what counts for nothing.
 const DISCARDS_MAX: usize = 16;
@@ -113,7 +117,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 // asked once more so that it wakes this task.
                 *gulped = count == GULP_BYTES;
                 self.common.metrics.bytes_read(count);
-                ControlFlow::Continue(())
+                self.meter_asides(now);
+                match self.phase {
+                    Phase::Open => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(None),
+                }
             }
             Poll::Ready(Err(error)) => ControlFlow::Break(Some(io_end(&error))),
         }
@@ -158,9 +166,42 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
     }
 
+    /// Takes a message off this user's rates; whether it is within them.
+    fn meter(&mut self, bytes: usize, now: u64) -> bool {
+        let terms = &self.common.terms;
+        let now = Duration::from_micros(now);
+        let messages = |rate| self.messages.take(rate, 1, now);
+        let bytes = |rate| self.bytes.take(rate, bytes as u64, now);
+        terms.message_rate.is_none_or(messages) && terms.byte_rate.is_none_or(bytes)
+    }
+
+    /// Takes what has come besides messages off the rates. It is not refused: it comes in the middle
+    /// of them, and a ping has its answer. Whoever goes on is closed.
+    fn meter_asides(&mut self, now: u64) {
+        let asides = u64::from(self.wire.tracker_mut().take_asides());
+        if asides == 0 {
+            return;
+        }
+        let terms = &self.common.terms;
+        let at = Duration::from_micros(now);
+        let messages = |rate| self.messages.owe(rate, asides, at);
+        let bytes = |rate| self.bytes.owe(rate, asides * ASIDE_BYTES, at);
+        let within = terms.message_rate.is_none_or(messages) & terms.byte_rate.is_none_or(bytes);
+        if !within {
+            self.leave(Close::server(close_code::POLICY, "too many frames"), now);
+        }
+    }
+
     fn on_text(&mut self, text: &str, wakes: &mut Wakes, now: u64) {
         let dialect = self.membership.seat().dialect();
+        let within = self.meter(text.len(), now);
+        if !within && dialect == Dialect::Bare {
+            return self.on_rate_limited(None, wakes);
+        }
         let decoded = decode(text, dialect);
+        if !within {
+            return self.on_rate_limited(decoded.ok().and_then(|inbound| inbound.id), wakes);
+        }
         if text.len() > self.common.terms.message_bytes {
             return self.on_too_large(decoded.ok().and_then(|inbound| inbound.id), wakes, now);
         }
@@ -170,6 +211,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 self.membership.send(inbound, now, wakes);
             }
             Err(bad) => self.on_bad_input(bad, now),
+        }
+    }
+
+    fn on_rate_limited(&mut self, id: Option<&str>, wakes: &mut Wakes) {
+        self.membership
+            .refuse(id, DropReason::RateLimited, Status::RateLimited, wakes);
+        if id.is_some() {
+            self.promised += 1;
+        } else if self.membership.seat().dialect() == Dialect::V1 {
+            self.push_error("rate_limited", "too many messages, or bytes of them");
         }
     }
 

@@ -68,6 +68,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.lent = self.filled;
     }
 
+    pub(crate) fn tracker_mut(&mut self) -> &mut Tracker {
+        &mut self.tracker
+    }
+
     pub(crate) fn tracker(&self) -> &Tracker {
         &self.tracker
     }
@@ -195,6 +199,8 @@ pub(crate) struct Tracker {
     in_close: bool,
     in_message: bool,
     state: State,
+    /// Frames that do not end a message.
+    asides: u32,
     /// Payload bytes of the current frame that are still to come.
     left: u64,
 }
@@ -272,6 +278,9 @@ impl Tracker {
         if opcode <= 2 {
             self.in_message = !fin;
         }
+        if opcode > 2 || !fin {
+            self.asides = self.asides.saturating_add(1);
+        }
         self.in_close = opcode == 8;
         self.left = length;
         true
@@ -281,6 +290,11 @@ impl Tracker {
         if self.left == 0 && std::mem::take(&mut self.in_close) {
             self.state = State::Closed;
         }
+    }
+
+    /// Frames since the last call that do not end a message: pings, pongs and fragments.
+    pub(crate) fn take_asides(&mut self) -> u32 {
+        std::mem::take(&mut self.asides)
     }
 
     /// Whether a header came that no client may send. What came before it is sound.

@@ -137,6 +137,16 @@ pub enum Rejection {
     Version,
     /// A page of an origin that may not connect.
     Origin,
+    /// No token, or none that holds.
+    Unauthorized,
+    /// Too many handshakes, over all.
+    Rate,
+    /// Too many handshakes from one address.
+    AddressRate,
+    /// Too many users from one address.
+    AddressConnections,
+    /// Too many failed authentications from one address.
+    AddressFailures,
     /// `limits.connections` is reached.
     Full,
     /// The server drains.
@@ -144,10 +154,15 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 10] = [
         Self::Malformed,
         Self::Version,
         Self::Origin,
+        Self::Unauthorized,
+        Self::Rate,
+        Self::AddressRate,
+        Self::AddressConnections,
+        Self::AddressFailures,
         Self::Full,
         Self::Draining,
     ];
@@ -157,6 +172,11 @@ impl Rejection {
             Self::Malformed => "malformed",
             Self::Version => "version",
             Self::Origin => "origin",
+            Self::Unauthorized => "unauthorized",
+            Self::Rate => "rate",
+            Self::AddressRate => "address_rate",
+            Self::AddressConnections => "address_connections",
+            Self::AddressFailures => "address_failures",
             Self::Full => "full",
             Self::Draining => "draining",
         }

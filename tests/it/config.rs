@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use switchboard::config::{
-    DEFAULT, ForwardedHeader, LogFormat, Machine, Overflow, Problem, Settings, Sources, Strategy,
+    Algorithm, AuthMode, DEFAULT, ForwardedHeader, LogFormat, Machine, Overflow, Problem, Settings,
+    Sources, Strategy,
 };
 
 /// Names with texts or values.
@@ -57,6 +58,7 @@ fn the_documented_file_is_the_default() {
     let Settings {
         server,
         admin,
+        auth,
         limits,
         mailbox,
         keepalive,
@@ -74,6 +76,7 @@ fn the_documented_file_is_the_default() {
         ]
     );
     assert_eq!((admin.listen, limits.connections), (None, None));
+    assert_eq!((auth.mode, auth.query_token), (AuthMode::None, false));
     assert_eq!((limits.handshakes, limits.header_bytes), (400, 8 << 10));
     assert_eq!(
         (limits.message_bytes, limits.frame_bytes),
@@ -157,8 +160,18 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
 
     check(&file(&uncommented), |settings| {
         settings.admin.listen = Some("127.0.0.1:9090".parse().unwrap());
-        settings.limits.connections = Some(10_000);
         settings.tracing.otlp_endpoint = Some("http://127.0.0.1:4318".to_owned());
+        let auth = &mut settings.auth;
+        auth.jwks_file = Some("/etc/switchboard/jwks.json".into());
+        auth.jwks_url = Some("https://example.com/.well-known/jwks.json".to_owned());
+        auth.algorithm = Some(Algorithm::HS512);
+        auth.issuer = Some("https://example.com".to_owned());
+        auth.audience = Some("switchboard".to_owned());
+        let limits = &mut settings.limits;
+        limits.connections = Some(10_000);
+        (limits.message_rate, limits.byte_rate) = (Some(100), Some(1 << 20));
+        (limits.handshake_rate, limits.address_handshake_rate) = (Some(1000), Some(10));
+        (limits.address_connections, limits.address_auth_failures) = (Some(100), Some(10));
     });
 }
 
@@ -179,6 +192,7 @@ fn settings_print_as_a_file_that_loads_to_them() {
     settings.server.proxy_protocol = true;
     settings.limits.connections = Some(7);
     settings.limits.message_bytes = 1001;
+    settings.limits.byte_rate = Some(512 << 10);
     settings.mailbox.total_bytes = 3 << 30;
     settings.mailbox.overflow = Overflow::Disconnect;
     settings.keepalive.ping_interval = Duration::from_millis(1500);
@@ -195,6 +209,7 @@ fn settings_print_as_a_file_that_loads_to_them() {
         "forwarded_header = \"forwarded\"",
         "connections = 7",
         "message_bytes = \"1001B\"",
+        "byte_rate = \"512KiB\"",
         "frame_bytes = \"128KiB\"",
         "total_bytes = \"3GiB\"",
         "overflow = \"disconnect\"",

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use switchboard::directory::{Bounds, Budget, Overflow};
 use switchboard::protocol::Dialect;
+use switchboard::rate::Rate;
 use switchboard::relay::Relay;
 use switchboard::session::{Common, Session, Terms};
 use switchboard::telemetry::metrics::Metrics;
@@ -31,6 +32,8 @@ fn terms() -> Terms {
         frame_bytes: 128 << 10,
         bad_messages: 16,
         outcomes_pending: 2,
+        message_rate: None,
+        byte_rate: None,
     }
 }
 
@@ -43,6 +46,10 @@ struct Bench {
 
 impl Bench {
     fn new(overflow: Overflow) -> Self {
+        Self::with(overflow, terms())
+    }
+
+    fn with(overflow: Overflow, terms: Terms) -> Self {
         let metrics = Arc::new(Metrics::new(1));
         let bounds = Bounds {
             messages: 8,
@@ -51,7 +58,7 @@ impl Bench {
             budget: Budget::new(1 << 30),
         };
         let relay = Relay::new(bounds, 10, metrics.clone(), Arc::new(Traces::off()));
-        let common = Arc::new(Common::new(terms(), metrics.clone()));
+        let common = Arc::new(Common::new(terms, metrics.clone()));
         Self {
             relay,
             common,
@@ -69,7 +76,7 @@ impl Bench {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let membership = self.relay.join(dialect).await.unwrap();
+        let membership = self.relay.join(dialect, None).await.unwrap();
         tokio::spawn(Session::new(io, &[], membership, self.common.clone()))
     }
 
@@ -88,6 +95,7 @@ impl Bench {
             "queue_full",
             "disconnected",
             "too_large",
+            "rate_limited",
             "draining",
         ]
         .iter()
@@ -362,4 +370,125 @@ async fn a_panic_ends_one_connection_and_leaves_the_ledger_whole() {
     assert_eq!(bench.metric("switchboard_session_panics_total"), 1);
     sender.write_all(&message(2, "still here")).await.unwrap();
     assert_eq!(heard(&mut sender).await.unwrap().0, 1);
+}
+
+fn limited(messages: Option<u64>, bytes: Option<u64>) -> Bench {
+    let terms = Terms {
+        outcomes_pending: 100,
+        message_rate: messages.map(|rate| Rate::per_second(rate, 1)),
+        byte_rate: bytes.map(|rate| Rate::per_second(rate, 1)),
+        ..terms()
+    };
+    Bench::with(Overflow::DropNewest, terms)
+}
+
+const RATE_LIMITED: &str = "switchboard_messages_dropped_total{reason=\"rate_limited\"}";
+
+#[tokio::test(start_paused = true)]
+async fn what_is_over_the_rate_is_dropped_and_the_connection_stays() {
+    let bench = limited(Some(2), None);
+    let (mut client, _session) = bench.user(Dialect::Bare, 4096).await;
+    for text in ["1", "2", "3", "4", "5", "6"] {
+        client.write_all(&message(1, text)).await.unwrap();
+    }
+    settle().await;
+    assert_eq!(bench.ledger(), (6, 4, 0));
+    assert_eq!(bench.metric(RATE_LIMITED), 2);
+    tokio::time::sleep(SECOND / 2).await;
+    client.write_all(&message(1, "7")).await.unwrap();
+    for text in ["1", "2", "3", "4", "7"] {
+        let (_, payload) = heard(&mut client).await.unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        assert_eq!(value["message"], text);
+    }
+    // Bad input within the rate is bad input still.
+    tokio::time::sleep(SECOND / 2).await;
+    client.write_all(&frame(1, b"[]")).await.unwrap();
+    assert_eq!(heard(&mut client).await.unwrap().0, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_learns_that_it_is_over_its_rate() {
+    let bench = limited(None, Some(50));
+    let (mut client, _session) = bench.user(Dialect::V1, 4096).await;
+    assert_eq!(heard(&mut client).await.unwrap().0, 1);
+    let ask = |id: &str| {
+        let json = format!("{{\"recipient_id\":9,\"message\":\"\"{id}}}");
+        frame(1, json.as_bytes())
+    };
+    // 38 and 31 bytes of the 100 that may come at once.
+    for id in [",\"id\":1", ",\"id\":2", ",\"id\":3", ""] {
+        client.write_all(&ask(id)).await.unwrap();
+    }
+    let mut heard_of = Vec::new();
+    for _ in 0..4 {
+        let (_, payload) = heard(&mut client).await.unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+        let what = value.get("status").unwrap_or(&value["code"]).clone();
+        heard_of.push(format!("{} {what}", value["id"]));
+    }
+    heard_of.sort();
+    let expected = [
+        "1 \"offline\"",
+        "2 \"offline\"",
+        "3 \"rate_limited\"",
+        "null \"rate_limited\"",
+    ];
+    assert_eq!(heard_of, expected);
+    assert_eq!(bench.metric(RATE_LIMITED), 2);
+    bench.ledger();
+}
+
+#[tokio::test(start_paused = true)]
+async fn frames_that_are_no_messages_count_and_too_many_of_them_close() {
+    for aside in [
+        frame(9, b""),
+        frame(10, b"x"),
+        vec![0x01, 0x81, 0, 0, 0, 0, b' '],
+    ] {
+        let bench = limited(Some(2), None);
+        let (mut client, _session) = bench.user(Dialect::Bare, 4096).await;
+        // Fragments: one begins a message, and the rest go on with it.
+        let more = if aside[0] == 0x01 { 0x00 } else { aside[0] };
+        for count in 0..9 {
+            let mut aside = aside.clone();
+            aside[0] = if count == 0 { aside[0] } else { more };
+            client.write_all(&aside).await.unwrap();
+        }
+        let code = loop {
+            let (opcode, payload) = heard(&mut client).await.unwrap();
+            if opcode == 8 {
+                break payload[..2].to_vec();
+            }
+        };
+        assert_eq!(code, 1008_u16.to_be_bytes(), "{aside:?}");
+    }
+    // Those that came count for messages, too.
+    let bench = limited(Some(2), None);
+    let (mut client, _session) = bench.user(Dialect::Bare, 4096).await;
+    for _ in 0..4 {
+        client.write_all(&frame(9, b"")).await.unwrap();
+    }
+    client.write_all(&message(1, "1")).await.unwrap();
+    settle().await;
+    assert_eq!((bench.ledger(), bench.metric(RATE_LIMITED)), ((1, 0, 0), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_that_expires_closes_its_connection() {
+    let bench = Bench::new(Overflow::DropNewest);
+    let (ours, mut client) = duplex(4096);
+    let membership = bench.relay.join(Dialect::Bare, None).await.unwrap();
+    let mut session = Session::new(ours, &[], membership, bench.common.clone());
+    session.expire_in(7 * SECOND);
+    let begin = Instant::now();
+    let session = tokio::spawn(session);
+    let (opcode, payload) = heard(&mut client).await.unwrap();
+    assert!(begin.elapsed().abs_diff(7 * SECOND) < Duration::from_millis(5));
+    assert_eq!((opcode, &payload[..2]), (8, &4401_u16.to_be_bytes()[..]));
+    let close = frame(8, &4401_u16.to_be_bytes());
+    client.write_all(&close).await.unwrap();
+    session.await.unwrap();
+    let series = "switchboard_connections_closed_total{code=\"4401\",initiator=\"server\"}";
+    assert_eq!(bench.metric(series), 1);
 }

@@ -1,0 +1,499 @@
+//! Tokens of every kind against keys of every kind, and a key set that comes over a real socket.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
+
+use hyper::header::{AUTHORIZATION, HeaderValue};
+use jsonwebtoken::Algorithm;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
+use ring::signature::{EcdsaKeyPair, KeyPair as _};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::config::Settings;
+
+const RSA_PRIVATE: &str = include_str!("../../tests/keys/rsa.pem");
+const RSA_PUBLIC: &str = include_str!("../../tests/keys/rsa.pub.pem");
+const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+/// A file that is gone with it.
+struct TempFile(PathBuf);
+
+impl TempFile {
+    fn new(text: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "switchboard-key-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).unwrap();
+    }
+}
+
+fn settings(change: impl FnOnce(&mut config::Auth)) -> config::Auth {
+    let mut auth = Settings::default().auth;
+    auth.mode = AuthMode::Jwt;
+    change(&mut auth);
+    auth
+}
+
+async fn load(settings: &config::Auth) -> Auth {
+    Auth::load(settings).await.unwrap().0
+}
+
+fn bearer(token: &str) -> HeaderMap {
+    let value = HeaderValue::from_str(&format!("Bearer {token}")).unwrap();
+    HeaderMap::from_iter([(AUTHORIZATION, value)])
+}
+
+async fn admits(auth: &Auth, token: &str) -> Option<Pass> {
+    auth.admit(&bearer(token), None).await.ok()
+}
+
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap().as_secs().cast_signed()
+}
+
+/// A token with any head and claims, signed with [`SECRET`].
+fn signed(head: &Value, claims: &Value) -> String {
+    use ring::hmac;
+    let part = |value: &Value| base64_url(value.to_string().as_bytes());
+    let message = format!("{}.{}", part(head), part(claims));
+    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+    let signature = hmac::sign(&key, message.as_bytes());
+    format!("{message}.{}", base64_url(signature.as_ref()))
+}
+
+fn base64_url(bytes: &[u8]) -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let bits = chunk
+            .iter()
+            .fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte));
+        let bits = bits << (8 * (3 - chunk.len()));
+        for digit in 0..=chunk.len() {
+            let index = bits >> (18 - 6 * digit) & 63;
+            text.push(DIGITS[index as usize].into());
+        }
+    }
+    text
+}
+
+#[test]
+fn a_token_is_taken_from_one_place() {
+    let fields = |fields: &[(&'static str, &str)]| {
+        let pairs = fields.iter().map(|(name, value)| {
+            let name = hyper::header::HeaderName::from_static(name);
+            (name, HeaderValue::from_str(value).unwrap())
+        });
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(name, value);
+        }
+        headers
+    };
+    for (given, query, expected) in [
+        (&[][..], None, None),
+        (&[("authorization", "Bearer abc")], None, Some("abc")),
+        (&[("authorization", "bearer  abc ")], None, Some("abc")),
+        (&[("authorization", "Basic abc")], None, None),
+        (&[("authorization", "abc")], None, None),
+        (&[("authorization", "Basic x")], Some("token=abc"), None),
+        (
+            &[("authorization", "Bearer a"), ("authorization", "Bearer b")],
+            None,
+            None,
+        ),
+        (
+            &[("sec-websocket-protocol", "switchboard.v1, bearer.abc")],
+            None,
+            Some("abc"),
+        ),
+        (
+            &[
+                ("sec-websocket-protocol", "switchboard.v1"),
+                ("sec-websocket-protocol", "bearer.abc"),
+            ],
+            Some("token=def"),
+            Some("abc"),
+        ),
+        (&[("sec-websocket-protocol", "Bearer.abc")], None, None),
+        (&[], Some("token=abc"), Some("abc")),
+        (&[], Some("a=b&token=abc&c"), Some("abc")),
+        (&[], Some("mytoken=abc"), None),
+    ] {
+        let headers = fields(given);
+        assert_eq!(token(&headers, query), expected, "{given:?} {query:?}");
+    }
+}
+
+/// An algorithm, what it signs with, and what it is checked by if that is another key.
+type Keys = (config::Algorithm, String, Option<String>);
+
+fn keys_of_all_algorithms() -> Vec<Keys> {
+    let pem = |algorithm| KeyPair::generate_for(algorithm).unwrap();
+    let (p256, p384, ed) = (
+        pem(&PKCS_ECDSA_P256_SHA256),
+        pem(&PKCS_ECDSA_P384_SHA384),
+        pem(&PKCS_ED25519),
+    );
+    vec![
+        (config::Algorithm::HS256, SECRET.to_owned(), None),
+        (config::Algorithm::HS384, SECRET.to_owned(), None),
+        (config::Algorithm::HS512, SECRET.to_owned(), None),
+        (
+            config::Algorithm::RS256,
+            RSA_PRIVATE.to_owned(),
+            Some(RSA_PUBLIC.to_owned()),
+        ),
+        (
+            config::Algorithm::RS384,
+            RSA_PRIVATE.to_owned(),
+            Some(RSA_PUBLIC.to_owned()),
+        ),
+        (
+            config::Algorithm::RS512,
+            RSA_PRIVATE.to_owned(),
+            Some(RSA_PUBLIC.to_owned()),
+        ),
+        (
+            config::Algorithm::ES256,
+            p256.serialize_pem(),
+            Some(p256.public_key_pem()),
+        ),
+        (
+            config::Algorithm::ES384,
+            p384.serialize_pem(),
+            Some(p384.public_key_pem()),
+        ),
+        (
+            config::Algorithm::EdDSA,
+            ed.serialize_pem(),
+            Some(ed.public_key_pem()),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn every_algorithm_is_checked_by_its_own_key_and_by_no_other() {
+    let keys = keys_of_all_algorithms();
+    let issued: Vec<_> = keys
+        .iter()
+        .map(|(algorithm, private, _)| {
+            let settings = settings(|auth| auth.algorithm = Some(*algorithm));
+            let secret = Secret::new(private.as_bytes());
+            issue(&settings, &secret, "alice", Duration::from_mins(1)).unwrap()
+        })
+        .collect();
+    for (index, (algorithm, private, public)) in keys.iter().enumerate() {
+        let file = TempFile::new(public.as_ref().unwrap_or(private));
+        let auth = load(&settings(|auth| {
+            auth.algorithm = Some(*algorithm);
+            match public {
+                Some(_) => auth.public_key_file = vec![file.0.clone()],
+                None => auth.secret_file = vec![file.0.clone()],
+            }
+        }))
+        .await;
+        for (other, token) in issued.iter().enumerate() {
+            let pass = admits(&auth, token).await;
+            assert_eq!(
+                pass.is_some(),
+                index == other,
+                "{algorithm:?} and {:?}",
+                keys[other].0
+            );
+            if let Some(pass) = pass {
+                assert_eq!(pass.subject, Some(Subject::from("alice")));
+                let remaining = pass.remaining.unwrap().as_secs();
+                assert!(
+                    (85..=90).contains(&remaining),
+                    "{remaining} with the leeway"
+                );
+            }
+            // A signature that is a bit off.
+            let mut spoilt = token.clone().into_bytes();
+            let middle = token.rfind('.').unwrap() + 10;
+            spoilt[middle] = if spoilt[middle] == b'A' { b'B' } else { b'A' };
+            let spoilt = String::from_utf8(spoilt).unwrap();
+            assert_eq!(admits(&auth, &spoilt).await, None, "{algorithm:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn claims_are_checked() {
+    let file = TempFile::new(SECRET);
+    let auth = load(&settings(|auth| {
+        auth.secret_file = vec![file.0.clone()];
+        auth.issuer = Some("us".to_owned());
+        auth.audience = Some("relay".to_owned());
+    }))
+    .await;
+    let head = json!({"alg": "HS256", "typ": "JWT"});
+    let good = json!({"sub": "alice", "exp": now() + 60, "iss": "us", "aud": ["relay", "other"]});
+    let with = |change: Value| {
+        let mut claims = good.clone();
+        for (name, value) in change.as_object().unwrap() {
+            if value.is_null() {
+                claims.as_object_mut().unwrap().remove(name);
+            } else {
+                claims[name] = value.clone();
+            }
+        }
+        signed(&head, &claims)
+    };
+    for (change, good) in [
+        (json!({}), true),
+        (json!({"sub": null}), true),
+        (json!({"sub": 7}), false),
+        (json!({"exp": null}), false),
+        (json!({"exp": "soon"}), false),
+        (json!({"exp": now() - 25}), true),
+        (json!({"exp": now() - 35}), false),
+        (json!({"exp": -1}), false),
+        (json!({"exp": 1e12}), true),
+        (json!({"exp": 1e300}), false),
+        (json!({"nbf": now() + 25}), true),
+        (json!({"nbf": now() + 40}), false),
+        (json!({"iss": "them"}), false),
+        (json!({"iss": null}), false),
+        (json!({"aud": "relay"}), true),
+        (json!({"aud": "other"}), false),
+        (json!({"aud": null}), false),
+    ] {
+        let pass = admits(&auth, &with(change.clone())).await;
+        assert_eq!(pass.is_some(), good, "{change}");
+    }
+    for (head, admitted) in [
+        (json!({"alg": "HS256"}), true),
+        (json!({"alg": "HS256", "kid": "any"}), true),
+        (json!({"alg": "none"}), false),
+        (json!({"alg": "HS384"}), false),
+        (
+            json!({"alg": "HS256", "crit": ["b64"], "b64": false}),
+            false,
+        ),
+        (json!({"typ": "JWT"}), false),
+    ] {
+        let pass = admits(&auth, &signed(&head, &good)).await;
+        assert_eq!(pass.is_some(), admitted, "{head}");
+    }
+    for token in [
+        "",
+        ".",
+        "..",
+        "...",
+        "a.b.c",
+        "{}.{}.",
+        &signed(&head, &json!([1])),
+    ] {
+        assert_eq!(admits(&auth, token).await, None, "{token}");
+    }
+    // Without its signature.
+    let token = with(json!({}));
+    let (message, _) = token.rsplit_once('.').unwrap();
+    assert_eq!(admits(&auth, &format!("{message}.")).await, None);
+}
+
+#[tokio::test]
+async fn a_public_key_is_no_secret() {
+    let file = TempFile::new(RSA_PUBLIC);
+    let auth = load(&settings(|auth| {
+        auth.public_key_file = vec![file.0.clone()];
+    }))
+    .await;
+    // What everybody has: the public key's text, taken for an HMAC secret.
+    let confused = settings(|auth| auth.algorithm = Some(config::Algorithm::HS256));
+    let secret = Secret::new(RSA_PUBLIC.as_bytes());
+    let token = issue(&confused, &secret, "mallory", Duration::from_mins(1)).unwrap();
+    assert_eq!(admits(&auth, &token).await, None);
+}
+
+#[tokio::test]
+async fn old_and_new_secrets_hold_side_by_side() {
+    let (old, new) = (
+        TempFile::new(SECRET),
+        TempFile::new(&SECRET.replace('0', "9")),
+    );
+    let auth = load(&settings(|auth| {
+        auth.secret_file = vec![old.0.clone(), new.0.clone()];
+    }))
+    .await;
+    for file in [&old, &new] {
+        let secret = Secret::read(&file.0).unwrap();
+        let token = issue(&settings(|_| {}), &secret, "a", Duration::from_mins(1)).unwrap();
+        assert!(admits(&auth, &token).await.is_some());
+    }
+    let secret = Secret::new(SECRET.replace('0', "8").as_bytes());
+    let token = issue(&settings(|_| {}), &secret, "a", Duration::from_mins(1)).unwrap();
+    assert_eq!(admits(&auth, &token).await, None);
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_are_refused_with_the_file() {
+    let refusal = async |change: &dyn Fn(&mut config::Auth, PathBuf), text: &str| {
+        let file = TempFile::new(text);
+        let error = Auth::load(&settings(|auth| change(auth, file.0.clone())))
+            .await
+            .unwrap_err();
+        let AuthError::Key(error) = error else {
+            panic!("{error:?}");
+        };
+        let name = file.0.display().to_string();
+        error.to_string().replace(&name, "FILE")
+    };
+    let secret = |auth: &mut config::Auth, path| auth.secret_file = vec![path];
+    let public = |auth: &mut config::Auth, path| auth.public_key_file = vec![path];
+    let set = |auth: &mut config::Auth, path| auth.jwks_file = Some(path);
+    let es256 = |auth: &mut config::Auth, path| {
+        auth.public_key_file = vec![path];
+        auth.algorithm = Some(config::Algorithm::ES256);
+    };
+    let no_public_key = "FILE: is no public key in PEM: RSA, P-256, P-384 or Ed25519";
+    assert_eq!(
+        refusal(&secret, "hunter2\n").await,
+        "FILE: a secret for HS256 has at least 32 bytes, and this has 7"
+    );
+    assert_eq!(refusal(&public, RSA_PRIVATE).await, no_public_key);
+    assert_eq!(refusal(&public, "ssh-rsa AAAA").await, no_public_key);
+    assert_eq!(
+        refusal(&es256, RSA_PUBLIC).await,
+        "FILE: is no key for ES256 (auth.algorithm)"
+    );
+    assert_eq!(refusal(&set, "{}").await, "FILE: is no JSON Web Key Set");
+    assert_eq!(
+        refusal(
+            &set,
+            r#"{"keys":[{"kty":"OKP","crv":"X25519","x":"AA"},{"kty":"new"}]}"#
+        )
+        .await,
+        "FILE: has no key for HS, RS, ES256, ES384 or EdDSA signatures"
+    );
+}
+
+/// A key set with one P-256 key, and the key in PEM.
+fn key_set(id: &str) -> (String, String) {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let public = EcdsaKeyPair::from_pkcs8(
+        &ring::signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+        &key.serialize_der(),
+        &ring::rand::SystemRandom::new(),
+    )
+    .unwrap();
+    let point = public.public_key().as_ref();
+    let set = json!({"keys": [
+        {"kty": "oct", "k": base64_url(SECRET.as_bytes()), "kid": "leaked", "alg": "HS256"},
+        {"kty": "EC", "crv": "P-256", "kid": id, "use": "sig",
+            "x": base64_url(&point[1..33]), "y": base64_url(&point[33..])},
+    ]});
+    (set.to_string(), key.serialize_pem())
+}
+
+fn token_of(pem: &str, id: &str) -> String {
+    crypto::install();
+    let mut header = Header::new(Algorithm::ES256);
+    header.kid = Some(id.to_owned());
+    let key = EncodingKey::from_ec_pem(pem.as_bytes()).unwrap();
+    let claims = json!({"sub": "alice", "exp": now() + 60});
+    jsonwebtoken::encode(&header, &claims, &key).unwrap()
+}
+
+/// Serves these answers, one a connection, the last again and again; counts the questions.
+async fn key_server(answers: Vec<String>) -> (String, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/keys", listener.local_addr().unwrap());
+    let count = Arc::new(AtomicU32::new(0));
+    let asked = count.clone();
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let turn = asked.fetch_add(1, Ordering::Relaxed) as usize;
+            let mut request = vec![0; 1024];
+            let read = stream.read(&mut request).await.unwrap();
+            assert!(request[..read].starts_with(b"GET /keys HTTP/1.1\r\n"));
+            let body = &answers[turn.min(answers.len() - 1)];
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(body.as_bytes()).await.unwrap();
+        }
+    });
+    (url, count)
+}
+
+#[tokio::test]
+async fn an_unknown_key_has_the_set_fetched_again_but_not_every_time() {
+    let ((first, first_key), (second, second_key)) = (key_set("first"), key_set("second"));
+    let (url, asked) = key_server(vec![first, second]).await;
+    let (auth, keeper) = Auth::load(&settings(|auth| auth.jwks_url = Some(url)))
+        .await
+        .unwrap();
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(keeper.unwrap().run());
+    assert!(
+        admits(&auth, &token_of(&first_key, "first"))
+            .await
+            .is_some()
+    );
+    assert_eq!(admits(&auth, &token_of(&second_key, "first")).await, None);
+    // A secret that everybody can fetch is none.
+    let leaked = json!({"alg": "HS256", "kid": "leaked"});
+    let leaked = signed(&leaked, &json!({"exp": now() + 60}));
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+
+    let token = token_of(&second_key, "second");
+    assert!(admits(&auth, &token).await.is_some());
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    for token in [leaked, token_of(&second_key, "third")] {
+        assert_eq!(admits(&auth, &token).await, None);
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 2, "not again within the gap");
+    assert!(admits(&auth, &token).await.is_some());
+}
+
+#[tokio::test]
+async fn a_key_server_that_fails_leaves_the_last_good_set() {
+    let (good, key) = key_set("first");
+    let huge = " ".repeat(1 << 20);
+    let (url, asked) = key_server(vec![good, "{}".to_owned(), huge]).await;
+    let settings = settings(|auth| {
+        auth.jwks_url = Some(url);
+        auth.refresh_interval = Duration::from_millis(10);
+    });
+    let (auth, keeper) = Auth::load(&settings).await.unwrap();
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(keeper.unwrap().run());
+    while asked.load(Ordering::Relaxed) < 5 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(admits(&auth, &token_of(&key, "first")).await.is_some());
+}
+
+#[tokio::test]
+async fn a_key_server_that_hangs_holds_nothing_up_for_longer_than_its_timeout() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let settings = settings(|auth| {
+        auth.jwks_url = Some(url);
+        auth.jwks_timeout = Duration::from_millis(50);
+    });
+    let (auth, keeper) = Auth::load(&settings).await.unwrap();
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(keeper.unwrap().run());
+    let (_, key) = key_set("first");
+    assert_eq!(admits(&auth, &token_of(&key, "first")).await, None);
+}

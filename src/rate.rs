@@ -1,0 +1,154 @@
+//! How fast somebody may go: token buckets, each as small as a number. Must not know what is counted.
+
+use std::time::Duration;
+
+/// Seconds' worth of a rate that may come at once.
+const BURST_SECONDS: u64 = 2;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// So many in a while, and so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    count: u64,
+    per_ns: u64,
+    burst: u64,
+}
+
+impl Rate {
+    /// So many a second, and two seconds' worth at once, but at least `burst`.
+    pub fn per_second(count: u64, burst: u64) -> Self {
+        Self {
+            count,
+            per_ns: SECOND_NS,
+            burst: burst.max(count.saturating_mul(BURST_SECONDS)),
+        }
+    }
+
+    /// So many a minute, and as many at once.
+    pub fn per_minute(count: u64) -> Self {
+        Self {
+            count,
+            per_ns: 60 * SECOND_NS,
+            burst: count,
+        }
+    }
+
+    /// How long it takes for so many to come, nanoseconds.
+    fn time(self, count: u64) -> u64 {
+        let ns = u128::from(count) * u128::from(self.per_ns) / u128::from(self.count.max(1));
+        u64::try_from(ns).unwrap_or(u64::MAX)
+    }
+}
+
+/// What of a [`Rate`] is used up: the time at which nothing of it will be, nanoseconds. Times are
+/// those of one clock that begins at zero, with a full bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bucket(u64);
+
+impl Bucket {
+    /// Takes so many, if as many are there.
+    pub fn take(&mut self, rate: Rate, count: u64, now: Duration) -> bool {
+        let now = nanoseconds(now);
+        let full_at = self.0.max(now).saturating_add(rate.time(count));
+        let within = full_at - now <= rate.time(rate.burst);
+        if within {
+            self.0 = full_at;
+        }
+        within
+    }
+
+    /// Takes so many in any case. Whether no more than a burst is owed by now; more never is, so that
+    /// whoever stops is soon trusted again.
+    pub fn owe(&mut self, rate: Rate, count: u64, now: Duration) -> bool {
+        let now = nanoseconds(now);
+        let full_at = self.0.max(now).saturating_add(rate.time(count));
+        let latest = now.saturating_add(rate.time(rate.burst).saturating_mul(2));
+        self.0 = full_at.min(latest);
+        full_at <= latest
+    }
+
+    /// How long it takes until one is there; nothing if one is.
+    pub fn wait(&self, rate: Rate, now: Duration) -> Duration {
+        let full_at = self.0.saturating_add(rate.time(1));
+        let allowed = nanoseconds(now).saturating_add(rate.time(rate.burst));
+        Duration::from_nanos(full_at.saturating_sub(allowed))
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_bucket_gives_a_burst_and_then_the_rate() {
+        let rate = Rate::per_second(10, 0);
+        let mut bucket = Bucket::default();
+        let mut taken = |at| (0..100).filter(|_| bucket.take(rate, 1, at)).count();
+        assert_eq!(taken(ms(5000)), 20);
+        assert_eq!(taken(ms(5000)), 0);
+        assert_eq!(taken(ms(5099)), 0);
+        assert_eq!(taken(ms(5100)), 1);
+        assert_eq!(taken(ms(5600)), 5);
+        assert_eq!(taken(ms(60_000)), 20, "no more than a burst is saved");
+        assert_eq!(bucket.wait(rate, ms(60_000)), ms(100));
+        assert_eq!(bucket.wait(rate, ms(60_070)), ms(30));
+        assert_eq!(bucket.wait(rate, ms(60_100)), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_is_owed_is_bounded() {
+        let rate = Rate::per_second(10, 0);
+        let mut bucket = Bucket::default();
+        assert!(bucket.owe(rate, 20, ms(1000)));
+        assert!(!bucket.take(rate, 1, ms(1000)));
+        assert!(bucket.owe(rate, 20, ms(1000)));
+        assert!(!bucket.owe(rate, 1, ms(1000)));
+        assert!(!bucket.owe(rate, u64::MAX, ms(1000)));
+        assert_eq!(bucket.wait(rate, ms(1000)), ms(2100));
+    }
+
+    #[test]
+    fn a_burst_is_at_least_what_was_asked_for() {
+        let mut bucket = Bucket::default();
+        let rate = Rate::per_second(1000, 65_536);
+        assert!(bucket.take(rate, 65_536, ms(0)));
+        assert!(!bucket.take(rate, 1, ms(0)));
+        let mut bucket = Bucket::default();
+        let rate = Rate::per_minute(3);
+        let taken = (0..10).filter(|_| bucket.take(rate, 1, ms(0))).count();
+        assert_eq!(
+            (taken, bucket.wait(rate, ms(0))),
+            (3, Duration::from_secs(20))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_is_taken_than_a_burst_and_what_the_time_gives(
+            count in 1..10_000_u64,
+            asked in prop::collection::vec((0..3_000_u64, 1..20_000_u64), 1..50),
+        ) {
+            let rate = Rate::per_second(count, 0);
+            let (mut bucket, mut now, mut taken) = (Bucket::default(), 0, 0);
+            for (step, asked) in asked {
+                now += step;
+                if bucket.take(rate, asked, ms(now)) {
+                    taken += asked;
+                }
+                prop_assert!(taken <= 2 * count + count * now / 1000 + 1);
+                prop_assert!(bucket.wait(rate, ms(now)) <= ms(1000));
+            }
+        }
+    }
+}
