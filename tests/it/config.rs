@@ -453,8 +453,8 @@ fn an_option_that_is_refused_says_so_too() {
 #[test]
 fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     const KEYS: &str = "found an unknown key, allowed: drain.delay, drain.spread, drain.timeout";
-    const SECTIONS: &str = "found an unknown key, allowed: server, admin, limits, mailbox, keepalive, routing, \
-        drain, log, tracing";
+    const SECTIONS: &str = "found an unknown key, allowed: server, admin, auth, limits, mailbox, keepalive, \
+        routing, drain, ui, log, tracing";
     let in_files = [
         (
             "drain.timeuot = 1",
