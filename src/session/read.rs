@@ -62,7 +62,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 // Nothing is half read: this connection needs a side of tungstenite's only if
                 // something comes.
                 match self.fill(cx, scratch, &mut gulped, now) {
-                    ControlFlow::Continue(()) => {}
+                    // Now there may be a message: is there room for what it brings?
+                    ControlFlow::Continue(()) => continue,
                     ControlFlow::Break(end) => return end,
                 }
             }

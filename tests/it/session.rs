@@ -492,3 +492,37 @@ async fn a_pass_that_expires_closes_its_connection() {
     let series = "switchboard_connections_closed_total{code=\"4401\",initiator=\"server\"}";
     assert_eq!(bench.metric(series), 1);
 }
+
+/// The first message behind a silence is read in the turn that the silence ends with.
+#[tokio::test(start_paused = true)]
+async fn a_message_after_a_silence_waits_for_room_in_the_router() {
+    let bench = routed();
+    let (mut recipient, _recipient) = bench.user(Dialect::Bare, 4096).await;
+    let (mut sender, _sender) = bench.user(Dialect::Bare, 4096).await;
+    for count in 1..=3 {
+        settle().await;
+        sender.write_all(&message(1, "hi")).await.unwrap();
+        assert_eq!(heard(&mut recipient).await.unwrap().0, 1);
+        settle().await;
+        assert_eq!(bench.ledger(), (count, count, 0));
+    }
+}
+
+/// A relay by way of the router, which has room for one letter.
+fn routed() -> Bench {
+    let metrics = Arc::new(Metrics::new(1));
+    let bounds = Bounds {
+        messages: 8,
+        bytes: 1 << 20,
+        overflow: Overflow::DropNewest,
+        budget: Budget::new(1 << 30),
+    };
+    let traces = Arc::new(Traces::off());
+    let (relay, router) = Relay::routed(bounds, 10, metrics.clone(), traces, 1);
+    tokio::spawn(router);
+    Bench {
+        relay,
+        common: Arc::new(Common::new(terms(), metrics.clone())),
+        metrics,
+    }
+}
