@@ -276,6 +276,7 @@ fn terms(settings: &Settings) -> Terms {
         pong_timeout: keepalive.pong_timeout,
         write_timeout: keepalive.write_timeout,
         close_timeout: keepalive.close_timeout,
+        connection_age: Some(limits.connection_age).filter(|age| !age.is_zero()),
         message_bytes: limits.message_bytes,
         frame_bytes: limits.frame_bytes,
         bad_messages: limits.bad_messages,

@@ -135,6 +135,9 @@ pub struct Limits {
     /// Time for a request head, and again for the upgrade; default 5 s.
     #[serde(with = "units::duration")]
     pub header_timeout: Duration,
+    /// Age at which a connection is sent away to come back, give or take a fifth; 0, the default: none.
+    #[serde(with = "units::duration")]
+    pub connection_age: Duration,
     /// Bytes of a whole message as sent; default 64 KiB.
     #[serde(with = "units::size")]
     pub message_bytes: usize,

@@ -177,6 +177,7 @@ fn limit_rules(limits: &Limits) -> Vec<Rule> {
         handshakes,
         header_bytes,
         header_timeout,
+        connection_age,
         message_bytes,
         frame_bytes,
         bad_messages,
@@ -202,6 +203,11 @@ fn limit_rules(limits: &Limits) -> Vec<Rule> {
             HEADER_BYTES_MIN..=MIB,
         ),
         time("limits.header_timeout", *header_timeout, ONE_MS..=DAY),
+        time(
+            "limits.connection_age",
+            *connection_age,
+            Duration::ZERO..=DAY,
+        ),
         size("limits.message_bytes", *message_bytes as u64, 1..=64 * MIB),
         size("limits.frame_bytes", *frame_bytes as u64, 1..=64 * MIB),
         Rule {

@@ -41,6 +41,8 @@ pub struct Terms {
     pub write_timeout: Duration,
     /// From our close frame to the peer's, and for what is written before it.
     pub close_timeout: Duration,
+    /// How old a connection may grow, give or take a fifth.
+    pub connection_age: Option<Duration>,
     /// The most bytes of a message as sent.
     pub message_bytes: usize,
     /// The most bytes of a frame, and of a message's fragments together, that are read at all.
@@ -130,6 +132,8 @@ struct Due {
     stall: u64,
     /// Of the token.
     expiry: u64,
+    /// Of the connection.
+    age: u64,
     /// When the timer will fire.
     armed: u64,
 }
@@ -262,6 +266,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 pong: NEVER,
                 stall: NEVER,
                 expiry: NEVER,
+                age: common.terms.connection_age.map_or(NEVER, |age| {
+                    // A fifth either way, so that those who came together do not go together.
+                    now + micros(age.mul_f64(0.8 + 0.4 * fastrand::f64()))
+                }),
                 armed: NEVER,
             },
             flights: VecDeque::new(),
@@ -350,9 +358,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             pong,
             stall,
             expiry,
+            age,
             armed: _,
         } = self.due;
-        ping.min(pong).min(stall).min(expiry).min(phase)
+        ping.min(pong).min(stall).min(expiry).min(age).min(phase)
     }
 
     /// Does what is due.
@@ -371,6 +380,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             let close = Close::server(close_code::EXPIRED, "the token has expired");
             self.leave(close, now);
             return None;
+        }
+        if now >= self.due.age {
+            // At once: there is nothing to be spread, since no two are of an age.
+            return self.obey(Order::Restart { after_ms: 0 }, now);
         }
         if now >= self.due.pong {
             self.due.pong = NEVER;
@@ -412,6 +425,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         self.due.ping = NEVER;
         self.due.pong = NEVER;
         self.due.expiry = NEVER;
+        self.due.age = NEVER;
     }
 
     /// The end that was decided when the connection began to close.

@@ -28,6 +28,7 @@ fn terms() -> Terms {
         pong_timeout: 10 * SECOND,
         write_timeout: 10 * SECOND,
         close_timeout: 5 * SECOND,
+        connection_age: None,
         message_bytes: 64 << 10,
         frame_bytes: 128 << 10,
         bad_messages: 16,
@@ -183,6 +184,38 @@ async fn no_pong_in_time_closes_and_no_answer_to_that_ends() {
     session.await.unwrap();
     let series = "switchboard_connections_closed_total{code=\"pong_timeout\",initiator=\"server\"}";
     assert_eq!(bench.metric(series), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_grown_old_is_asked_to_come_back() {
+    let old = Terms {
+        connection_age: Some(1000 * SECOND),
+        ..terms()
+    };
+    let bench = Bench::with(Overflow::DropNewest, old);
+    let begin = Instant::now();
+    let (mut client, session) = bench.user(Dialect::V1, 1024).await;
+    assert_eq!(heard(&mut client).await.unwrap().0, 1);
+    let (opcode, payload) = loop {
+        let frame = heard(&mut client).await.unwrap();
+        if frame.0 != 9 {
+            break frame;
+        }
+        client.write_all(&self::frame(10, &[])).await.unwrap();
+    };
+    let age = begin.elapsed();
+    assert!(age >= 800 * SECOND && age <= 1201 * SECOND, "{age:?}");
+    assert_eq!(
+        (opcode, &payload[..]),
+        (1, &br#"{"type":"reconnect","after_ms":0}"#[..])
+    );
+    let (opcode, payload) = heard(&mut client).await.unwrap();
+    assert_eq!((opcode, &payload[..2]), (8, &1012_u16.to_be_bytes()[..]));
+    client
+        .write_all(&self::frame(8, &payload[..2]))
+        .await
+        .unwrap();
+    session.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
