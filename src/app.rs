@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::auth::{Auth, Keeper};
-use crate::config::{self, Settings};
+use crate::config::{self, Secret, Settings};
 use crate::directory::{Bounds, Budget, Order, Overflow, Seat, Wakes};
 use crate::http::{self, Door, Host, Proxies, Visitors};
 use crate::ledger::Figures;
@@ -24,6 +24,7 @@ use crate::relay::Relay;
 use crate::session::{Common, Terms};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Traces;
+use crate::tls::Tls;
 
 /// HTTP connections that the admin listener has for itself, so that probes and scrapes get through
 /// when the other listeners are full.
@@ -65,6 +66,9 @@ impl App {
     /// The same, with these traces: the process has one place that spans go to, so only main has it.
     pub async fn build_traced(settings: Settings, traces: Arc<Traces>) -> anyhow::Result<Self> {
         let (auth, keeper) = Auth::load(&settings.auth).await?;
+        let tls = Tls::load(&settings.server.tls).context("no TLS (server.tls)")?;
+        let admin_tls = Tls::load(&settings.admin.tls).context("no TLS (admin.tls)")?;
+        let operator_token = operator_token(&settings.admin)?;
         let listeners = bind_all(&settings.server.listen)?;
         let addrs = listeners
             .iter()
@@ -81,16 +85,7 @@ impl App {
         metrics.http_connections_limited_to(settings.limits.handshakes * listeners.len());
         metrics.mailboxes_limited_to(settings.mailbox.total_bytes);
 
-        let bounds = Bounds {
-            messages: settings.mailbox.messages,
-            bytes: settings.mailbox.bytes,
-            overflow: match settings.mailbox.overflow {
-                config::Overflow::DropNewest => Overflow::DropNewest,
-                config::Overflow::DropOldest => Overflow::DropOldest,
-                config::Overflow::Disconnect => Overflow::Disconnect,
-            },
-            budget: Budget::new(settings.mailbox.total_bytes),
-        };
+        let bounds = bounds(&settings.mailbox);
         let shutdown = Shutdown::new();
         let (relay, router) = match settings.routing.strategy {
             config::Strategy::Directory => {
@@ -120,6 +115,9 @@ impl App {
             proxy_protocol: settings.server.proxy_protocol,
             page: settings.ui.enabled,
             auth,
+            tls,
+            admin_tls,
+            operator_token,
             visitors: Visitors::new(&settings.limits),
         });
         info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");
@@ -163,9 +161,7 @@ impl App {
             Door::Everything
         };
         let shutdown = host.shutdown.clone();
-        if let Some(keeper) = keeper {
-            keep(keeper, &shutdown);
-        }
+        keep_all(keeper, &host);
         for listener in listeners {
             shutdown.spawn(http::serve(
                 listener,
@@ -219,15 +215,33 @@ impl App {
     }
 }
 
-/// Keeps the keys until the app stops.
-fn keep(keeper: Keeper, shutdown: &Shutdown) {
+/// Keeps keys and certificates up to date until the app stops.
+fn keep_all(keeper: Option<Keeper>, host: &Host) {
+    if let Some(keeper) = keeper {
+        keep(keeper.run(), &host.shutdown);
+    }
+    for tls in [&host.tls, &host.admin_tls].into_iter().flatten() {
+        keep(tls.clone().keep(), &host.shutdown);
+    }
+}
+
+/// Runs what keeps something up to date, until the app stops.
+fn keep(keeper: impl Future<Output = ()> + Send + 'static, shutdown: &Shutdown) {
     let stop = shutdown.clone();
     shutdown.spawn(async move {
         tokio::select! {
             () = stop.stopped() => {}
-            () = keeper.run() => {}
+            () = keeper => {}
         }
     });
+}
+
+fn operator_token(settings: &config::Admin) -> anyhow::Result<Option<Secret>> {
+    let path = settings.token_file.as_ref();
+    path.map(|path| {
+        Secret::read(path).with_context(|| format!("{} (admin.token_file)", path.display()))
+    })
+    .transpose()
 }
 
 fn bind_all(addrs: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
@@ -266,6 +280,19 @@ fn lacks_family(error: &io::Error) -> bool {
 
 /// Linux's number on all architectures that have a target.
 const EAFNOSUPPORT: i32 = 97;
+
+fn bounds(settings: &config::Mailbox) -> Bounds {
+    Bounds {
+        messages: settings.messages,
+        bytes: settings.bytes,
+        overflow: match settings.overflow {
+            config::Overflow::DropNewest => Overflow::DropNewest,
+            config::Overflow::DropOldest => Overflow::DropOldest,
+            config::Overflow::Disconnect => Overflow::Disconnect,
+        },
+        budget: Budget::new(settings.total_bytes),
+    }
+}
 
 fn terms(settings: &Settings) -> Terms {
     let Settings {

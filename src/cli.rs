@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time;
 
-use crate::config::{ConfigError, Settings};
+use crate::config::{self, ConfigError, Settings};
+use crate::tls;
 
 /// How long a health check may take; containers ask every few seconds.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -99,12 +101,20 @@ pub enum Unhealthy {
     },
 }
 
-/// Asks the server of these settings for `/livez`, over plain TCP, where it serves health.
+/// Asks the server of these settings for `/livez`, where it serves health.
 pub async fn healthcheck(settings: &Settings) -> Result<(), Unhealthy> {
-    let first = || settings.server.listen.first().copied();
-    let address = settings.admin.listen.or_else(first);
+    let first = || {
+        (
+            settings.server.listen.first().copied(),
+            &settings.server.tls,
+        )
+    };
+    let (address, tls) = match settings.admin.listen {
+        Some(address) => (Some(address), &settings.admin.tls),
+        None => first(),
+    };
     let address = reachable(address.expect("server.listen has an address, by its rule"));
-    match time::timeout(HEALTH_TIMEOUT, ask(address)).await {
+    match time::timeout(HEALTH_TIMEOUT, ask(address, tls)).await {
         Ok(Ok(answer)) if answer == HEALTHY => Ok(()),
         Ok(Ok(answer)) => {
             let answer = String::from_utf8_lossy(&answer).into_owned();
@@ -115,32 +125,30 @@ pub async fn healthcheck(settings: &Settings) -> Result<(), Unhealthy> {
     }
 }
 
-/// The start of the answer, as long as that of a healthy server. Written out by hand: a client of
-/// HTTP would be a dependency for one line.
-async fn ask(address: SocketAddr) -> io::Result<Vec<u8>> {
+async fn ask(address: SocketAddr, tls: &config::Tls) -> io::Result<Vec<u8>> {
     let stream = TcpStream::connect(address).await?;
-    let request = format!("GET /livez HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    let mut unsent = request.as_bytes();
-    while !unsent.is_empty() {
-        stream.writable().await?;
-        unsent = match stream.try_write(unsent) {
-            Ok(sent) => &unsent[sent..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => unsent,
-            Err(error) => return Err(error),
-        };
-    }
-    let mut answer = [0; HEALTHY.len()];
-    let mut filled = 0;
-    while filled < answer.len() {
-        stream.readable().await?;
-        match stream.try_read(&mut answer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+    match &tls.cert_file {
+        None => ask_over(stream, address).await,
+        Some(cert_file) => {
+            let stream = tls::connect(stream, cert_file).await;
+            ask_over(stream.map_err(io::Error::other)?, address).await
         }
     }
-    Ok(answer[..filled].to_vec())
+}
+
+/// The start of the answer, as long as that of a healthy server. Written out by hand: a client of
+/// HTTP would be a dependency for one line.
+async fn ask_over(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    address: SocketAddr,
+) -> io::Result<Vec<u8>> {
+    let request = format!("GET /livez HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let mut answer = Vec::new();
+    let start = HEALTHY.len() as u64;
+    stream.take(start).read_to_end(&mut answer).await?;
+    Ok(answer)
 }
 
 /// An address to connect to, for one to listen on: all addresses are not one to connect to.

@@ -24,6 +24,7 @@
 //! | [`config`] | the settings, in layers, checked |
 //! | [`http`] | listeners, routes, the upgrade |
 //! | [`auth`] | who may come in |
+//! | [`tls`] | certificates, read again when they change |
 //! | [`rate`] | how fast somebody may go |
 //! | [`session`] | the life of one connection |
 //! | [`protocol`] | the wire: bytes to values and back |
@@ -64,3 +65,4 @@ pub mod relay;
 mod router;
 pub mod session;
 pub mod telemetry;
+pub mod tls;

@@ -155,11 +155,8 @@ impl Auth {
 /// The token of a handshake, from the one place that has it: `Authorization`, the subprotocols, or
 /// the query.
 pub fn token<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> Option<&'a str> {
-    let mut authorizations = headers.get_all(AUTHORIZATION).into_iter();
-    if let Some(authorization) = authorizations.next() {
-        let (scheme, token) = authorization.to_str().ok()?.split_once(' ')?;
-        let alone = authorizations.next().is_none();
-        return (alone && scheme.eq_ignore_ascii_case("bearer")).then(|| token.trim());
+    if headers.contains_key(AUTHORIZATION) {
+        return authorization(headers);
     }
     if let Some(token) = bearer_entries(headers).next() {
         return Some(token);
@@ -168,6 +165,17 @@ pub fn token<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> Option<&'a s
         .split('&')
         .filter_map(|pair| pair.strip_prefix("token="));
     tokens.next()
+}
+
+/// The token of the one `Authorization` header, if that is of the scheme `Bearer` (RFC 6750 section
+/// 2.1).
+pub fn authorization(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(AUTHORIZATION).into_iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// The tokens among the subprotocols.

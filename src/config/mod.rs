@@ -75,6 +75,18 @@ pub struct Server {
     pub forwarded_header: ForwardedHeader,
     /// Whether their connections begin with a PROXY protocol header; default no.
     pub proxy_protocol: bool,
+    /// The certificate; default none, no TLS.
+    pub tls: Tls,
+}
+
+/// `[server.tls]` and `[admin.tls]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// A file with the certificate and those between it and the root, in PEM.
+    pub cert_file: Option<PathBuf>,
+    /// A file with its private key, in PEM.
+    pub key_file: Option<PathBuf>,
 }
 
 /// `[admin]`
@@ -83,6 +95,10 @@ pub struct Server {
 pub struct Admin {
     /// Address that `/metrics` and health move to; default none, they stay on `server.listen`.
     pub listen: Option<SocketAddr>,
+    /// A file with the token that `/metrics` there asks for; default none.
+    pub token_file: Option<PathBuf>,
+    /// The certificate; default none, no TLS.
+    pub tls: Tls,
 }
 
 /// `[auth]`

@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::capacity::CONNECTIONS_MAX;
 use super::units::{duration_text, size_text};
 use super::{
-    Admin, Auth, AuthMode, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server, Settings,
+    Admin, Auth, AuthMode, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server, Settings, Tls,
     Tracing, Ui, otel,
 };
 
@@ -58,6 +58,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     } = settings;
     let Ui { enabled: _ } = ui;
     let mut rules = listeners(server, admin);
+    rules.extend(edge_rules(server, admin));
     rules.extend(auth_rules(auth));
     rules.extend(limit_rules(limits));
     rules.extend(mailbox_rules(mailbox, limits));
@@ -70,14 +71,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
 }
 
 fn listeners(server: &Server, admin: &Admin) -> Vec<Rule> {
-    let Server {
-        listen,
-        allowed_origins: _,
-        trusted_proxies,
-        forwarded_header: _,
-        proxy_protocol,
-    } = server;
-    let Admin { listen: admin } = admin;
+    let (listen, admin) = (&server.listen, admin.listen);
     // Port 0 is another port each time.
     let fixed: Vec<_> = listen
         .iter()
@@ -100,6 +94,47 @@ fn listeners(server: &Server, admin: &Admin) -> Vec<Rule> {
                 \"127.0.0.1:9090\""
                 .to_owned(),
             holds: !admin.is_some_and(|admin| fixed.contains(&&admin)),
+        },
+    ]
+}
+
+fn edge_rules(server: &Server, admin: &Admin) -> Vec<Rule> {
+    let Server {
+        listen: _,
+        allowed_origins: _,
+        trusted_proxies,
+        forwarded_header: _,
+        proxy_protocol,
+        tls,
+    } = server;
+    let Admin {
+        listen: admin,
+        token_file,
+        tls: admin_tls,
+    } = admin;
+    let both = |Tls {
+                    cert_file,
+                    key_file,
+                }: &Tls| cert_file.is_some() == key_file.is_some();
+    vec![
+        Rule {
+            key: "server.tls.key_file",
+            with: &["server.tls.cert_file"],
+            allowed: "a path beside server.tls.cert_file, and none without".to_owned(),
+            holds: both(tls),
+        },
+        Rule {
+            key: "admin.tls.key_file",
+            with: &["admin.tls.cert_file", "admin.listen"],
+            allowed: "a path beside admin.tls.cert_file and admin.listen, and none without"
+                .to_owned(),
+            holds: both(admin_tls) && (admin.is_some() || admin_tls.cert_file.is_none()),
+        },
+        Rule {
+            key: "admin.token_file",
+            with: &["admin.listen"],
+            allowed: "a path beside admin.listen, and none without".to_owned(),
+            holds: admin.is_some() || token_file.is_none(),
         },
         Rule {
             key: "server.allowed_origins",

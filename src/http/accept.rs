@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::io::Io;
 use super::room::{Place, Room};
 use super::upgrade::{Handshake, Joined};
 use super::{Door, Host, proxy, routes};
@@ -75,10 +76,10 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
     let mut wanted = pin!(place.is_wanted());
     let opened = tokio::select! {
         () = &mut wanted => return host.relay.metrics().http_evicted(),
-        opened = timeout(host.header_timeout, open(&stream, peer, door, &host)) => opened,
+        opened = timeout(host.header_timeout, open(stream, peer, door, &host)) => opened,
     };
-    let client = match opened {
-        Ok(Ok(client)) => client,
+    let (io, client) = match opened {
+        Ok(Ok(opened)) => opened,
         Ok(Err(error)) => {
             debug!(peer.addr = %peer, %error, "connection failed before its first request");
             return;
@@ -101,7 +102,7 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
         .header_read_timeout(host.header_timeout)
         .max_header_size(host.header_bytes)
         .max_buf_size(host.header_bytes.max(HYPER_BUFFER_BYTES_MIN))
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(io), service);
     let served = {
         let mut stopped = pin!(host.shutdown.stopped());
         let mut late = pin!(handshake.is_late(host.header_timeout));
@@ -130,13 +131,13 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
 }
 
 /// Begins the session of a user over the connection that its handshake came by.
-fn begin(joined: Joined, stream: TcpStream, read: &[u8], host: &Host) {
+fn begin(joined: Joined, io: Io, read: &[u8], host: &Host) {
     let Joined {
         membership,
         visit,
         remaining,
     } = joined;
-    let mut session = Session::new(stream, read, membership, host.sessions.clone());
+    let mut session = Session::new(io, read, membership, host.sessions.clone());
     if let Some(remaining) = remaining {
         session.expire_in(remaining);
     }
@@ -150,12 +151,28 @@ fn begin(joined: Joined, stream: TcpStream, read: &[u8], host: &Host) {
     };
 }
 
-/// What comes before the first request, within `limits.header_timeout`: the address of whoever the
-/// connection is from.
-async fn open(stream: &TcpStream, peer: IpAddr, door: Door, host: &Host) -> io::Result<IpAddr> {
-    if !host.proxy_protocol || door == Door::Admin {
-        return Ok(peer);
-    }
+/// What comes before the first request, within `limits.header_timeout`: whom the connection is from,
+/// and TLS.
+async fn open(
+    stream: TcpStream,
+    peer: IpAddr,
+    door: Door,
+    host: &Host,
+) -> io::Result<(Io, IpAddr)> {
+    let client = if host.proxy_protocol && door != Door::Admin {
+        proxied(&stream, peer, host).await?
+    } else {
+        peer
+    };
+    let io = match host.tls(door) {
+        Some(tls) => Io::Tls(Box::new(tls.accept(stream).await?)),
+        None => Io::Plain(stream),
+    };
+    Ok((io, client))
+}
+
+/// Whom a connection is from, by the PROXY protocol header at its front if it is a proxy's.
+async fn proxied(stream: &TcpStream, peer: IpAddr, host: &Host) -> io::Result<IpAddr> {
     if host.proxies.trusts(peer) {
         return Ok(proxy::take(stream).await?.unwrap_or(peer));
     }

@@ -2,6 +2,7 @@
 
 mod accept;
 mod address;
+mod io;
 mod listen;
 mod page;
 pub mod proxy;
@@ -19,11 +20,14 @@ pub use address::Proxies;
 pub use listen::bind;
 pub use visitors::Visitors;
 
-use crate::auth::Auth;
-use crate::config::OriginPattern;
+use hyper::HeaderMap;
+
+use crate::auth::{self, Auth};
+use crate::config::{OriginPattern, Secret};
 use crate::lifecycle::Shutdown;
 use crate::relay::Relay;
 use crate::session::Common;
+use crate::tls::Tls;
 
 /// What a listener's connections may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +63,28 @@ pub struct Host {
     pub page: bool,
     /// Who may come in.
     pub auth: Auth,
+    /// `server.tls`.
+    pub tls: Option<Tls>,
+    /// `admin.tls`.
+    pub admin_tls: Option<Tls>,
+    /// What operators show on the admin listener; nothing if they need not.
+    pub operator_token: Option<Secret>,
     /// How often one address may come, where that is bounded.
     pub visitors: Option<Visitors>,
+}
+
+impl Host {
+    /// Whether the request is an operator's, by the token of the admin listener.
+    pub(crate) fn is_operators(&self, headers: &HeaderMap) -> bool {
+        self.operator_token.as_ref().is_none_or(|expected| {
+            auth::authorization(headers).is_some_and(|token| expected.is(token.as_bytes()))
+        })
+    }
+
+    fn tls(&self, door: Door) -> Option<&Tls> {
+        match door {
+            Door::Admin => self.admin_tls.as_ref(),
+            Door::Everything | Door::Users => self.tls.as_ref(),
+        }
+    }
 }

@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, UPGRADE, VARY};
 use hyper::{Method, Request, Response, StatusCode};
 
+use super::refusal::Refusal;
 use super::upgrade::{self, Handshake};
 use super::{Door, Host, page};
 use crate::lifecycle::Stage;
@@ -27,6 +28,9 @@ pub(super) async fn answer(
         "/" if users => root(request, host, handshake).await,
         "/metrics" if admin => match read_only(request.method()) {
             Some(refusal) => refusal,
+            None if door == Door::Admin && !host.is_operators(request.headers()) => {
+                Refusal::Unauthorized.answer()
+            }
             None => metrics(host).await,
         },
         "/healthz" | "/livez" if admin => {

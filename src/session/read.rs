@@ -51,7 +51,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
 
     fn read_gulp(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: u64) -> Option<End> {
         let mut ws = self.ws.take();
-        let mut gulped = false;
+        let mut gulped = 0;
         loop {
             let may_bring_a_message = ws.is_some() || !self.wire.is_drained();
             if may_bring_a_message && !self.may_read(cx, now) {
@@ -96,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         &mut self,
         cx: &mut Context<'_>,
         scratch: &mut Scratch,
-        gulped: &mut bool,
+        gulped: &mut usize,
         now: u64,
     ) -> ControlFlow<Option<End>> {
         if self.wire.tracker().violated() {
@@ -104,7 +104,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             self.leave(close, now);
             return ControlFlow::Break(None);
         }
-        if *gulped {
+        // A gulp is a turn, in one piece or, by TLS, in several.
+        if *gulped >= GULP_BYTES {
             cx.waker().wake_by_ref();
             return ControlFlow::Break(None);
         }
@@ -114,9 +115,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 ControlFlow::Break(Some(End(Initiator::Client, CloseCode::Code(1006))))
             }
             Poll::Ready(Ok(count)) => {
-                // A full gulp is a turn; behind a lesser one the socket is empty, and has to be
-                // asked once more so that it wakes this task.
-                *gulped = count == GULP_BYTES;
+                // Behind a lesser one the socket may be empty, and has to be asked once more so that
+                // it wakes this task.
+                *gulped += count;
                 self.common.metrics.bytes_read(count);
                 self.meter_asides(now);
                 match self.phase {

@@ -27,9 +27,10 @@ pub(crate) struct Wire<S> {
     lent: usize,
     /// Bytes that were read end here; the rest of `inbox` is room.
     filled: usize,
-    /// Whole frames; what is before `written` has left.
+    /// Whole frames. What is before `left` has left; what is before `written` was given to the stream.
     pub(crate) out: Vec<u8>,
     written: usize,
+    left: usize,
     control_bytes: usize,
     /// A pong was refused for want of room and is still tungstenite's.
     owes_control: bool,
@@ -48,6 +49,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             inbox: read.to_vec(),
             out: Vec::new(),
             written: 0,
+            left: 0,
             control_bytes: 0,
             owes_control: false,
         }
@@ -123,27 +125,41 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Poll::Ready(Ok(buffer.filled().len()))
     }
 
-    /// Writes what is in `out`. Ready once all has left and was flushed; see [`Wire::written`] for
-    /// how far it came.
+    /// Writes what is in `out`. Ready once all has left; see [`Wire::left`] for how far it came. What
+    /// the stream has taken may still be inside it, encrypted: it has left when that was flushed, and
+    /// before that no more is given to it.
     pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.written < self.out.len() {
-            let count = ready!(Pin::new(&mut self.io).poll_write(cx, &self.out[self.written..]))?;
+        loop {
+            if self.left < self.written {
+                ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+                self.left = self.written;
+            }
+            let rest = &self.out[self.written..];
+            if rest.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let count = ready!(Pin::new(&mut self.io).poll_write(cx, rest))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.written += count;
         }
-        Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    /// Bytes of `out` that have left.
+    /// Bytes of `out` that the stream has taken: they cannot be taken back.
     pub(crate) fn written(&self) -> usize {
         self.written
+    }
+
+    /// Bytes of `out` that have left for the socket.
+    pub(crate) fn left(&self) -> usize {
+        self.left
     }
 
     /// After all of `out` has left: empties it and returns its buffer.
     pub(crate) fn take_drained(&mut self) -> Vec<u8> {
         self.written = 0;
+        self.left = 0;
         self.control_bytes = 0;
         std::mem::take(&mut self.out)
     }

@@ -126,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         if self.wire.out.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        let before = self.wire.written();
+        let before = self.wire.left();
         let drained = self.wire.poll_drain(cx);
         if let Poll::Ready(Err(error)) = drained {
             let end = match &self.phase {
@@ -135,7 +135,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             };
             return Poll::Ready(Err(end));
         }
-        let count = self.wire.written() - before;
+        let count = self.wire.left() - before;
         self.common.metrics.bytes_written(count);
         self.alight(scratch);
         if drained.is_pending() {
@@ -223,10 +223,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
 
     /// Settles the messages whose frames have left.
     fn alight(&mut self, scratch: &mut Scratch) {
-        let written = self.wire.written();
+        let left = self.wire.left();
         let count = self
             .flights
-            .partition_point(|entry| entry.end as usize <= written);
+            .partition_point(|entry| entry.end as usize <= left);
         if count == 0 {
             return;
         }

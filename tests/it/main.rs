@@ -6,3 +6,4 @@ mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
 mod session; // one session by itself, on paused time
 mod tidy; // the shape of the sources
+mod tls; // certificates on either listener, and the operator's token

@@ -559,3 +559,77 @@ fn routed() -> Bench {
         metrics,
     }
 }
+
+/// A stream that takes all that it is given, and gives it on when it is flushed, which it may not be
+/// at once: as TLS does.
+struct Lazy {
+    io: DuplexStream,
+    inside: Vec<u8>,
+    locked: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl AsyncRead for Lazy {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Lazy {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let count = bytes.len().min(100);
+        self.inside.extend_from_slice(&bytes[..count]);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { io, inside, locked } = self.get_mut();
+        if locked.load(std::sync::atomic::Ordering::SeqCst) {
+            // Reading wakes: what comes is looked at, and the flush is tried again.
+            return Poll::Pending;
+        }
+        while !inside.is_empty() {
+            let count = std::task::ready!(Pin::new(&mut *io).poll_write(cx, inside))?;
+            inside.drain(..count);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stream_has_taken_and_not_flushed_is_not_delivered() {
+    let bench = Bench::new(Overflow::DropNewest);
+    let (io, mut reader) = duplex(4096);
+    let locked = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let lazy = Lazy {
+        io,
+        inside: Vec::new(),
+        locked: locked.clone(),
+    };
+    let _reader = bench.session(Dialect::Bare, lazy).await;
+    let (mut sender, _sender) = bench.user(Dialect::Bare, 4096).await;
+    for _ in 0..3 {
+        let text = "x".repeat(60);
+        sender.write_all(&message(1, &text)).await.unwrap();
+    }
+    settle().await;
+    assert_eq!(bench.ledger(), (3, 0, 3));
+    locked.store(false, std::sync::atomic::Ordering::SeqCst);
+    reader.write_all(&frame(10, b"")).await.unwrap();
+    settle().await;
+    assert_eq!(bench.ledger(), (3, 3, 0));
+    for _ in 0..3 {
+        assert_eq!(heard(&mut reader).await.unwrap().0, 1);
+    }
+}

@@ -12,6 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     ("rate", &[]),
     ("auth", &["config", "identity"]),
+    ("tls", &["config"]),
     ("protocol", &["identity"]),
     ("telemetry", &["config"]),
     ("ledger", &["identity", "telemetry"]),
@@ -60,9 +61,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "relay",
             "session",
             "telemetry",
+            "tls",
         ],
     ),
-    ("cli", &["auth", "config", "identity", "protocol"]),
+    ("cli", &["auth", "config", "identity", "protocol", "tls"]),
     (
         "app",
         &[
@@ -79,6 +81,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "router",
             "session",
             "telemetry",
+            "tls",
         ],
     ),
 ];

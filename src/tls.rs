@@ -1,0 +1,377 @@
+//! TLS by rustls with *ring*, 1.2 and 1.3: a certificate and its key from files, read again when they
+//! change. Must not know what is spoken inside.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use ring::digest::{SHA256, digest};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+use tokio_rustls::rustls::client::danger::{
+    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+};
+use tokio_rustls::rustls::crypto::WebPkiSupportedAlgorithms;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{
+    self, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme, crypto, version,
+};
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client};
+use tracing::{info, warn};
+
+use crate::config::{self, Secret, SecretError};
+
+/// How often the files are looked at. Whoever renews a certificate does so days ahead.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A certificate and its key: a cheap handle.
+#[derive(Clone)]
+pub struct Tls {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    cert_file: PathBuf,
+    key_file: PathBuf,
+    current: ArcSwap<Loaded>,
+}
+
+struct Loaded {
+    config: Arc<ServerConfig>,
+    /// Of what was read.
+    digest: [u8; 32],
+}
+
+/// Why there is no TLS with these files.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{path}")]
+    Unreadable {
+        /// Its name.
+        path: PathBuf,
+        /// What is wrong.
+        source: SecretError,
+    },
+    /// A file has nothing in PEM of the kind that it should have.
+    #[error("{path}: has no {what} in PEM")]
+    NoPem {
+        /// Its name.
+        path: PathBuf,
+        /// What it should have.
+        what: &'static str,
+        /// What is wrong.
+        source: pem::Error,
+    },
+    /// Certificate and key cannot be used, or not together.
+    #[error("{cert_file} and {key_file} cannot be used")]
+    Unusable {
+        /// The certificate's file.
+        cert_file: PathBuf,
+        /// The key's file.
+        key_file: PathBuf,
+        /// What is wrong.
+        source: rustls::Error,
+    },
+}
+
+impl Tls {
+    /// Loads what the settings name; nothing where they name nothing.
+    pub fn load(settings: &config::Tls) -> Result<Option<Self>, TlsError> {
+        let (Some(cert_file), Some(key_file)) = (&settings.cert_file, &settings.key_file) else {
+            return Ok(None);
+        };
+        let (cert_file, key_file) = (cert_file.clone(), key_file.clone());
+        let read = Read::files(&cert_file, &key_file)?;
+        let loaded = read.load(&cert_file, &key_file)?;
+        Ok(Some(Self {
+            shared: Arc::new(Shared {
+                cert_file,
+                key_file,
+                current: ArcSwap::from_pointee(loaded),
+            }),
+        }))
+    }
+
+    /// Speaks TLS with a client.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let config = self.shared.current.load().config.clone();
+        TlsAcceptor::from(config).accept(stream).await
+    }
+
+    /// Takes a new certificate when the files have one, for ever. What cannot be used leaves the last
+    /// that could.
+    pub async fn keep(self) {
+        let mut refused = None;
+        loop {
+            sleep(LOOK_INTERVAL).await;
+            self.look(&mut refused);
+        }
+    }
+
+    fn look(&self, refused: &mut Option<[u8; 32]>) {
+        let Shared {
+            cert_file,
+            key_file,
+            current,
+        } = &*self.shared;
+        // Between the renewal of one file and that of the other they do not fit.
+        let Ok(read) = Read::files(cert_file, key_file) else {
+            return;
+        };
+        let digest = read.digest();
+        if digest == current.load().digest || *refused == Some(digest) {
+            return;
+        }
+        match read.load(cert_file, key_file) {
+            Ok(loaded) => {
+                info!(cert_file = %cert_file.display(), "certificate read again");
+                current.store(Arc::new(loaded));
+            }
+            Err(error) => {
+                *refused = Some(digest);
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "certificate cannot be read again: the last one stays"
+                );
+            }
+        }
+    }
+}
+
+/// Speaks TLS with a server of ours that has the certificate in this file. Whom the certificate is for
+/// does not matter then: it is asked by an address that it need not name.
+pub async fn connect(
+    stream: TcpStream,
+    cert_file: &Path,
+) -> Result<client::TlsStream<TcpStream>, ConnectError> {
+    let certificate = CertificateDer::from_pem_file(cert_file)?;
+    let provider = Arc::new(crypto::ring::default_provider());
+    let same = Arc::new(Same {
+        certificate,
+        algorithms: provider.signature_verification_algorithms,
+    });
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(same)
+        .with_no_client_auth();
+    let peer = stream.peer_addr()?.ip();
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(peer.into(), stream)
+        .await?;
+    Ok(stream)
+}
+
+/// Why there is no TLS with a server.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The certificate's file has none.
+    #[error("no certificate in PEM")]
+    Certificate(#[from] pem::Error),
+    /// The connection failed.
+    #[error("no TLS")]
+    Connection(#[from] io::Error),
+}
+
+/// Takes one certificate and no other.
+#[derive(Debug)]
+struct Same {
+    certificate: CertificateDer<'static>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Same {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if *end_entity == self.certificate {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(rustls::CertificateError::UnknownIssuer.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// What is in the two files.
+struct Read {
+    cert: Secret,
+    key: Secret,
+}
+
+impl Read {
+    fn files(cert_file: &PathBuf, key_file: &PathBuf) -> Result<Self, TlsError> {
+        let read = |path: &PathBuf| {
+            Secret::read(path).map_err(|source| TlsError::Unreadable {
+                path: path.clone(),
+                source,
+            })
+        };
+        Ok(Self {
+            cert: read(cert_file)?,
+            key: read(key_file)?,
+        })
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        let both = [&self.cert, &self.key].map(|secret| digest(&SHA256, secret.expose()));
+        let both = both.each_ref().map(AsRef::as_ref).concat();
+        let digest = digest(&SHA256, &both);
+        digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+    }
+
+    fn load(&self, cert_file: &PathBuf, key_file: &PathBuf) -> Result<Loaded, TlsError> {
+        let no_pem = |path: &PathBuf, what| {
+            let path = path.clone();
+            move |source| TlsError::NoPem { path, what, source }
+        };
+        let unusable = |source| TlsError::Unusable {
+            cert_file: cert_file.clone(),
+            key_file: key_file.clone(),
+            source,
+        };
+        let chain = CertificateDer::pem_slice_iter(self.cert.expose())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(no_pem(cert_file, "certificate"))?;
+        let key = PrivateKeyDer::from_pem_slice(self.key.expose())
+            .map_err(no_pem(key_file, "private key"))?;
+        let provider = Arc::new(crypto::ring::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&version::TLS13, &version::TLS12])
+            .map_err(unusable)?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(unusable)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Loaded {
+            config: Arc::new(config),
+            digest: self.digest(),
+        })
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls")
+            .field("cert_file", &self.shared.cert_file)
+            .field("key_file", &self.shared.key_file)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+
+    use super::*;
+
+    struct Files(PathBuf, config::Tls);
+
+    impl Files {
+        fn new(name: &str) -> Self {
+            let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+            fs::create_dir_all(&folder).unwrap();
+            let settings = config::Tls {
+                cert_file: Some(folder.join("cert.pem")),
+                key_file: Some(folder.join("key.pem")),
+            };
+            Self(folder, settings)
+        }
+
+        fn write(&self, cert: &str, key: &str) {
+            fs::write(self.0.join("cert.pem"), cert).unwrap();
+            fs::write(self.0.join("key.pem"), key).unwrap();
+        }
+    }
+
+    impl Drop for Files {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    fn pair() -> (String, String) {
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        (cert.pem(), signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn a_new_certificate_is_taken_and_a_broken_one_is_not() {
+        let files = Files::new("switchboard-tls");
+        let ((old, old_key), (new, new_key)) = (pair(), pair());
+        files.write(&old, &old_key);
+        let tls = Tls::load(&files.1).unwrap().unwrap();
+        let digest = || tls.shared.current.load().digest;
+        let first = digest();
+        let mut refused = None;
+        tls.look(&mut refused);
+        assert_eq!((digest(), refused), (first, None));
+
+        files.write(&new, &old_key);
+        tls.look(&mut refused);
+        assert_eq!((digest(), refused.is_some()), (first, true));
+        files.write(&new, &new_key);
+        tls.look(&mut refused);
+        let second = digest();
+        assert_ne!(second, first);
+        fs::remove_file(files.0.join("key.pem")).unwrap();
+        tls.look(&mut refused);
+        assert_eq!(digest(), second);
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_are_named() {
+        let files = Files::new("switchboard-tls-refused");
+        let ((cert, key), (_, other)) = (pair(), pair());
+        let refusal = |cert: &str, key: &str| {
+            files.write(cert, key);
+            let error = Tls::load(&files.1).unwrap_err().to_string();
+            error.replace(&files.0.display().to_string(), "DIR")
+        };
+        assert_eq!(refusal("", &key), "DIR/cert.pem");
+        assert_eq!(
+            refusal(&cert, "x"),
+            "DIR/key.pem: has no private key in PEM"
+        );
+        let both = "DIR/cert.pem and DIR/key.pem cannot be used";
+        assert_eq!(refusal(&cert, &other), both);
+        assert_eq!(refusal(&key, &key), both);
+        assert!(Tls::load(&config::Tls::default()).unwrap().is_none());
+    }
+}

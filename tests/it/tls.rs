@@ -1,0 +1,262 @@
+//! Certificates on either listener, and the token of operators. The client is rustls with the
+//! certificate as its root.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use switchboard::app::{App, Report, Stop};
+use switchboard::cli;
+use switchboard::config::{self, Settings};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const TOKEN: &str = "let-me-in";
+
+/// A relay with a certificate of its own and a token, and what a client needs to know of it.
+struct Secured {
+    folder: PathBuf,
+    certificate: CertificateDer<'static>,
+    users: SocketAddr,
+    admin: SocketAddr,
+    settings: Settings,
+    stop: oneshot::Sender<Stop>,
+    run: JoinHandle<Report>,
+}
+
+impl Secured {
+    async fn start(change: impl FnOnce(&mut Settings)) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "tls-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        std::fs::write(folder.join("cert.pem"), cert.pem()).unwrap();
+        std::fs::write(folder.join("key.pem"), signing_key.serialize_pem()).unwrap();
+        std::fs::write(folder.join("token"), TOKEN).unwrap();
+
+        let mut settings = Settings::default();
+        settings.server.listen = vec!["127.0.0.1:0".parse().unwrap()];
+        settings.server.tls = config::Tls {
+            cert_file: Some(folder.join("cert.pem")),
+            key_file: Some(folder.join("key.pem")),
+        };
+        settings.admin.listen = Some("127.0.0.1:0".parse().unwrap());
+        settings.admin.tls = settings.server.tls.clone();
+        settings.admin.token_file = Some(folder.join("token"));
+        change(&mut settings);
+        let app = App::build(settings.clone()).await.unwrap();
+        let (users, admin) = (app.addrs()[0], app.admin_addr().unwrap());
+        let (stop, stopped) = oneshot::channel();
+        let run = tokio::spawn(app.run(async { stopped.await.unwrap_or(Stop::DrainNow) }));
+        Self {
+            folder,
+            certificate: cert.der().clone(),
+            users,
+            admin,
+            settings,
+            stop,
+            run,
+        }
+    }
+
+    async fn connect(
+        &self,
+        addr: SocketAddr,
+        version: &'static SupportedProtocolVersion,
+    ) -> TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(addr).await.unwrap();
+        let name = "localhost".try_into().unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        connector.connect(name, stream).await.unwrap()
+    }
+
+    /// The head and the body of the answer to a GET.
+    async fn get(&self, addr: SocketAddr, path: &str, fields: &str) -> String {
+        let mut stream = self.connect(addr, &version::TLS13).await;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let read = timeout(PATIENCE, stream.read_to_end(&mut answer));
+        // The server ends TLS without a word, as hyper does.
+        let _ended = read.await.expect("an answer in time");
+        String::from_utf8(answer).unwrap()
+    }
+
+    /// Ends it; the ledger has to balance.
+    async fn end(self) {
+        self.stop.send(Stop::DrainNow).unwrap();
+        let report = timeout(PATIENCE, self.run).await.unwrap().unwrap();
+        assert_eq!((report.left, report.figures.gap()), (0, 0));
+        std::fs::remove_dir_all(&self.folder).unwrap();
+    }
+}
+
+/// The head of the answer to an upgrade.
+async fn upgrade(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
+    let request = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\
+        Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let byte = timeout(PATIENCE, stream.read_u8()).await;
+        head.push(byte.expect("a head in time").expect("a whole head"));
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// A text frame of up to 65535 bytes, by a mask of zeros.
+fn text_frame(text: &str) -> Vec<u8> {
+    let length = u16::try_from(text.len()).unwrap().to_be_bytes();
+    let mut frame = match length {
+        [0, short] if short < 126 => vec![0x81, 0x80 | short, 0, 0, 0, 0],
+        [high, low] => vec![0x81, 0xfe, high, low, 0, 0, 0, 0],
+    };
+    frame.extend_from_slice(text.as_bytes());
+    frame
+}
+
+/// The text of the next frame, which is of at least 126 bytes.
+async fn long_text(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut head = [0; 4];
+    let read = timeout(PATIENCE, stream.read_exact(&mut head));
+    read.await.expect("a frame in time").unwrap();
+    assert_eq!(head[..2], [0x81, 126]);
+    let mut text = vec![0; u16::from_be_bytes([head[2], head[3]]).into()];
+    stream.read_exact(&mut text).await.unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_talk_over_either_version() {
+    let relay = Secured::start(|_| {}).await;
+    let mut old = relay.connect(relay.users, &version::TLS12).await;
+    let mut new = relay.connect(relay.users, &version::TLS13).await;
+    assert!(upgrade(&mut old).await.contains("x-user-id: 1\r\n"));
+    assert!(upgrade(&mut new).await.contains("x-user-id: 2\r\n"));
+    // More than a record, and more than what is encrypted at once.
+    let long = "x".repeat(60_000);
+    for _ in 0..5 {
+        let send =
+            |to: u32| text_frame(&format!("{{\"recipient_id\":{to},\"message\":\"{long}\"}}"));
+        old.write_all(&send(2)).await.unwrap();
+        new.write_all(&send(1)).await.unwrap();
+        for (stream, from) in [(&mut new, 1), (&mut old, 2)] {
+            let expected = format!("{{\"sender_id\":{from},\"message\":\"{long}\"}}");
+            assert_eq!(long_text(stream).await, expected);
+        }
+    }
+    drop((old, new));
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_ask_for_the_token_and_health_does_not() {
+    let relay = Secured::start(|_| {}).await;
+    let status = |answer: &str| answer.split(' ').nth(1).unwrap().to_owned();
+    for path in ["/livez", "/healthz", "/readyz"] {
+        assert_eq!(status(&relay.get(relay.admin, path, "").await), "200");
+    }
+    for fields in [
+        "",
+        "Authorization: Bearer let-me-im\r\n",
+        "Authorization: Bearer let-me\r\n",
+        "Authorization: Basic let-me-in\r\n",
+        "Authorization: Bearer let-me-in\r\nAuthorization: Bearer let-me-in\r\n",
+    ] {
+        let answer = relay.get(relay.admin, "/metrics", fields).await;
+        assert_eq!(status(&answer), "401", "{fields}");
+        assert!(answer.contains("www-authenticate: Bearer\r\n"), "{answer}");
+        assert!(!answer.contains("switchboard_"), "{answer}");
+    }
+    let fields = format!("Authorization: Bearer {TOKEN}\r\n");
+    let answer = relay.get(relay.admin, "/metrics", &fields).await;
+    assert!(answer.contains("\nswitchboard_connections 0\n"), "{answer}");
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_health_check_speaks_tls_and_knows_its_own_server() {
+    let relay = Secured::start(|_| {}).await;
+    let mut settings = relay.settings.clone();
+    settings.admin.listen = Some(relay.admin);
+    cli::healthcheck(&settings).await.unwrap();
+    settings.admin.listen = Some(relay.users);
+    let unhealthy = cli::healthcheck(&settings).await.unwrap_err();
+    assert!(unhealthy.to_string().contains("404"), "{unhealthy}");
+    let other = Secured::start(|_| {}).await;
+    settings.admin.listen = Some(other.admin);
+    cli::healthcheck(&settings).await.unwrap_err();
+    relay.end().await;
+    other.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_finish_the_handshake_is_cut_and_holds_nobody_up() {
+    let relay = Secured::start(|settings| {
+        settings.limits.header_timeout = Duration::from_secs(1);
+        settings.limits.handshakes = 4;
+    })
+    .await;
+    let begin = Instant::now();
+    let mut slow = TcpStream::connect(relay.users).await.unwrap();
+    // The head of a record, and the record never.
+    slow.write_all(&[22, 3, 1, 2, 0]).await.unwrap();
+    let mut many = Vec::new();
+    for _ in 0..3 {
+        many.push(TcpStream::connect(relay.users).await.unwrap());
+    }
+    assert_eq!(
+        timeout(PATIENCE, slow.read(&mut [0]))
+            .await
+            .unwrap()
+            .unwrap(),
+        0
+    );
+    assert!(
+        begin.elapsed() >= Duration::from_secs(1),
+        "{:?}",
+        begin.elapsed()
+    );
+    for _ in 0..20 {
+        many.push(TcpStream::connect(relay.users).await.unwrap());
+    }
+    let mut user = relay.connect(relay.users, &version::TLS13).await;
+    assert!(upgrade(&mut user).await.starts_with("HTTP/1.1 101 "));
+
+    // What is no TLS at all.
+    let mut plain = TcpStream::connect(relay.users).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let read = timeout(PATIENCE, plain.read_to_end(&mut answer));
+    let _reset_or_end = read.await.expect("it is cut in time");
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    drop((user, many));
+    relay.end().await;
+}
