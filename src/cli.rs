@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time;
 
+use crate::bench;
 use crate::config::{self, ConfigError, Settings};
 use crate::tls;
 
@@ -45,6 +46,8 @@ pub enum Verb {
     Config(ConfigVerb),
     /// Ask the server of this configuration whether it lives: exit code 0, or 1
     Healthcheck(Options),
+    /// Load a relay, measure it, and check every message meanwhile: exit code 0, or 1
+    Bench(Box<bench::Options>),
 }
 
 /// Where settings come from. The same on both sides of the verb, where clap's own global options

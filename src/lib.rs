@@ -35,6 +35,7 @@
 //! | [`lifecycle`] | from ready to gone |
 //! | [`telemetry`] | logs and metrics |
 //! | [`identity`] | user ids and where they come from |
+//! | [`bench`] | loads a relay, measures it, checks every message |
 //! | [`cli`] | the command line |
 //!
 //! # What holds everywhere
@@ -52,6 +53,7 @@
 
 pub mod app;
 pub mod auth;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod directory;

@@ -7,12 +7,16 @@ use std::thread::available_parallelism;
 
 use clap::Parser;
 use switchboard::app::{App, Stop};
+use switchboard::bench::{self, Verdict};
 use switchboard::cli::{self, Cli, ConfigVerb, Options, Verb};
 use switchboard::config::{self, ConfigError, Machine, Settings};
 use switchboard::telemetry;
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+
+/// What clap itself exits with.
+const EXIT_USAGE: u8 = 2;
 
 /// `EX_CONFIG` of sysexits.h.
 const EXIT_CONFIG: u8 = 78;
@@ -33,6 +37,7 @@ fn run(Cli { verb, options }: Cli) -> anyhow::Result<ExitCode> {
         Verb::Serve(right) => return serve(options.load(right)?),
         Verb::Check(right) => check(&options.load(right)?)?,
         Verb::Config(ConfigVerb::Default) => io::stdout().write_all(config::DEFAULT.as_bytes())?,
+        Verb::Bench(options) => return bench(&options),
         Verb::Healthcheck(right) => {
             let settings = options.load(right)?;
             let runtime = runtime::Builder::new_current_thread()
@@ -42,6 +47,18 @@ fn run(Cli { verb, options }: Cli) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn bench(options: &bench::Options) -> anyhow::Result<ExitCode> {
+    Ok(match bench::run(options, &mut io::stdout()) {
+        Ok(Verdict::Clean) => ExitCode::SUCCESS,
+        Ok(Verdict::Faulty) => ExitCode::FAILURE,
+        Err(error) if error.is_usage() => {
+            complain(format_args!("{:#}", anyhow::Error::from(error)));
+            ExitCode::from(EXIT_USAGE)
+        }
+        Err(error) => return Err(error.into()),
+    })
 }
 
 fn check(settings: &Settings) -> anyhow::Result<()> {

@@ -29,6 +29,7 @@ pub use error::{ConfigError, Problem};
 pub use load::Sources;
 pub use origin::{Origin, OriginPattern};
 pub use secret::{Secret, SecretError};
+pub(crate) use units::{parse_duration, parse_size};
 
 /// `config/default.toml`: the lowest layer, and the documentation of every setting.
 pub const DEFAULT: &str = include_str!("../../config/default.toml");

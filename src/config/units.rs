@@ -23,8 +23,7 @@ pub(super) mod duration {
         D: Deserializer<'de>,
     {
         let text = String::deserialize(deserializer)?;
-        super::parse(&text, &super::DURATIONS)
-            .map(Duration::from_millis)
+        super::parse_duration(&text)
             .ok_or_else(|| D::Error::invalid_value(Unexpected::Str(&text), &"a duration"))
     }
 
@@ -84,8 +83,7 @@ pub(super) mod size {
         }
 
         fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-            super::parse(text, &super::SIZES)
-                .or_else(|| super::parse(&format!("{text}B"), &super::SIZES))
+            super::parse_size(text)
                 .and_then(|bytes| T::try_from(bytes).ok())
                 .ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
         }
@@ -169,6 +167,16 @@ pub(super) fn size_text(bytes: u64) -> String {
     } else {
         text(bytes, &SIZES)
     }
+}
+
+/// The duration that such a text means.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+    parse(text, &DURATIONS).map(Duration::from_millis)
+}
+
+/// The bytes that such a text, or a bare number of them, means.
+pub(crate) fn parse_size(text: &str) -> Option<u64> {
+    parse(text, &SIZES).or_else(|| parse(&format!("{text}B"), &SIZES))
 }
 
 /// Digits followed by one of the units, in the smallest of them.

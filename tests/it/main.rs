@@ -2,6 +2,7 @@
 #![cfg(test)]
 #![allow(clippy::disallowed_methods, reason = "a test may leave a task behind")]
 
+mod bench; // the yardstick: scenarios, and mistakes that it finds out
 mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
 mod session; // one session by itself, on paused time

@@ -64,7 +64,12 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    ("cli", &["auth", "config", "identity", "protocol", "tls"]),
+    ("bench", &["config", "identity", "protocol"]),
+    // The options of a verb stand where the verb is.
+    (
+        "cli",
+        &["auth", "bench", "config", "identity", "protocol", "tls"],
+    ),
     (
         "app",
         &[

@@ -1,0 +1,265 @@
+//! The client's side of RFC 6455 as bytes: a masked frame out, a server's frame in, the opening
+//! handshake. No I/O.
+
+use hyper_tungstenite::tungstenite::handshake::client::generate_key;
+use hyper_tungstenite::tungstenite::handshake::derive_accept_key;
+use memchr::memmem;
+
+use crate::identity::UserId;
+
+pub(super) const CONTINUATION: u8 = 0;
+pub(super) const TEXT: u8 = 1;
+pub(super) const CLOSE: u8 = 8;
+pub(super) const PING: u8 = 9;
+pub(super) const PONG: u8 = 10;
+
+/// The most payload that a frame of the server may have. Beyond it the frame counts as altered.
+pub(super) const PAYLOAD_BYTES_MAX: usize = 384 * 1024;
+
+const LAST: u8 = 0x80;
+const RESERVED: u8 = 0x70;
+const MASKED: u8 = 0x80;
+
+/// In place of a length: it follows, in so many bytes.
+const TWO_BYTES: u8 = 126;
+const EIGHT_BYTES: u8 = 127;
+
+/// Appends a whole, masked frame; returns where its payload begins.
+pub(super) fn push_frame(buffer: &mut Vec<u8>, opcode: u8, mask: [u8; 4], payload: &[u8]) -> usize {
+    buffer.push(LAST | opcode);
+    match payload.len() {
+        length @ 0..=125 => buffer.push(MASKED | low_byte(length)),
+        length @ 126..=0xffff => {
+            buffer.push(MASKED | TWO_BYTES);
+            buffer.extend_from_slice(&[low_byte(length >> 8), low_byte(length)]);
+        }
+        length => {
+            buffer.push(MASKED | EIGHT_BYTES);
+            buffer.extend_from_slice(&(length as u64).to_be_bytes());
+        }
+    }
+    buffer.extend_from_slice(&mask);
+    let begin = buffer.len();
+    buffer.extend(
+        payload
+            .iter()
+            .zip(mask.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask),
+    );
+    begin
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "that is what it is for")]
+fn low_byte(number: usize) -> u8 {
+    number as u8
+}
+
+/// A frame of the server.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Frame<'a> {
+    /// Whether a message ends with it.
+    pub(super) is_last: bool,
+    pub(super) opcode: u8,
+    pub(super) payload: &'a [u8],
+    /// Header and payload.
+    pub(super) bytes: usize,
+}
+
+/// What a server must not send.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Malformed {
+    #[error("a masked frame")]
+    Masked,
+    #[error("a frame with first byte {0:#04x}")]
+    FirstByte(u8),
+    #[error("a frame of {0} bytes")]
+    Size(u64),
+}
+
+/// The frame that `bytes` begin with; nothing if it is not whole yet.
+pub(super) fn first_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>, Malformed> {
+    let &[first, second, ref more @ ..] = bytes else {
+        return Ok(None);
+    };
+    if first & RESERVED != 0 {
+        return Err(Malformed::FirstByte(first));
+    }
+    let (length, header) = match (second, more) {
+        (0..=125, _) => (u64::from(second), 2),
+        (TWO_BYTES, &[a, b, ..]) => (u64::from(u16::from_be_bytes([a, b])), 4),
+        (EIGHT_BYTES, more) => match more.first_chunk() {
+            Some(length) => (u64::from_be_bytes(*length), 10),
+            None => return Ok(None),
+        },
+        (TWO_BYTES, _) => return Ok(None),
+        _ => return Err(Malformed::Masked),
+    };
+    let payload = usize::try_from(length)
+        .ok()
+        .filter(|length| *length <= PAYLOAD_BYTES_MAX)
+        .ok_or(Malformed::Size(length))?;
+    Ok(bytes.get(header..header + payload).map(|payload| Frame {
+        is_last: first & LAST != 0,
+        opcode: first & 0x0f,
+        payload,
+        bytes: header + payload.len(),
+    }))
+}
+
+/// The opening handshake, the same for all connections of a run: a key of its own for each would
+/// cost more than it checks.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    pub(super) request: Vec<u8>,
+    accept: String,
+}
+
+/// What a server's answer to the handshake says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// There is more to come.
+    Unfinished,
+    /// The connection is open.
+    Open {
+        /// The id, where the server announces it.
+        id: Option<UserId>,
+        /// How many bytes the answer has; frames may follow.
+        bytes: usize,
+    },
+    /// Anything but the right 101; the first line of it.
+    Refused(String),
+}
+
+impl Handshake {
+    pub(super) fn new(authority: &str, path: &str) -> Self {
+        let key = generate_key();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        );
+        Self {
+            request: request.into_bytes(),
+            accept: derive_accept_key(key.as_bytes()),
+        }
+    }
+
+    pub(super) fn answer(&self, bytes: &[u8]) -> Answer {
+        let Some(end) = memmem::find(bytes, b"\r\n\r\n") else {
+            return Answer::Unfinished;
+        };
+        let head = String::from_utf8_lossy(&bytes[..end]);
+        let mut lines = head.split("\r\n");
+        let status = lines.next().unwrap_or_default();
+        let header = |wanted: &str| {
+            head.split("\r\n").skip(1).find_map(|line| {
+                let (name, value) = line.split_once(':')?;
+                name.eq_ignore_ascii_case(wanted).then_some(value.trim())
+            })
+        };
+        if !status.starts_with("HTTP/1.1 101") {
+            return Answer::Refused(status.to_owned());
+        }
+        if header("sec-websocket-accept") != Some(&*self.accept) {
+            return Answer::Refused(format!("{status}, with a wrong Sec-WebSocket-Accept"));
+        }
+        Answer::Open {
+            id: header("x-user-id")
+                .and_then(|id| id.parse().ok())
+                .and_then(UserId::new),
+            bytes: end + 4,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a server would see.
+    fn unmasked(frame: &[u8], begin: usize) -> Vec<u8> {
+        let mask = &frame[begin - 4..begin];
+        frame[begin..]
+            .iter()
+            .zip(mask.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask)
+            .collect()
+    }
+
+    #[test]
+    fn a_frame_has_the_shortest_length_and_its_mask() {
+        for (length, header) in [
+            (0, &[0x81_u8, 0x80] as &[u8]),
+            (125, &[0x81, 0xfd]),
+            (126, &[0x81, 0xfe, 0, 126]),
+            (0xffff, &[0x81, 0xfe, 0xff, 0xff]),
+            (0x1_0000, &[0x81, 0xff, 0, 0, 0, 0, 0, 1, 0, 0]),
+        ] {
+            let payload: Vec<u8> = (0..length).map(low_byte).collect();
+            let mut frame = b"before".to_vec();
+            let begin = push_frame(&mut frame, TEXT, [1, 2, 3, 250], &payload);
+            assert_eq!(&frame[6..begin - 4], header, "{length}");
+            assert_eq!(&frame[begin - 4..begin], &[1, 2, 3, 250]);
+            assert_eq!(unmasked(&frame, begin), payload);
+        }
+    }
+
+    /// A server's frame: no mask.
+    fn served(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let begin = push_frame(&mut frame, 0, [0; 4], payload);
+        frame.drain(begin - 4..begin);
+        frame[0] = first;
+        frame[1] &= 0x7f;
+        frame
+    }
+
+    #[test]
+    fn frames_are_read_whole_or_not_yet() {
+        for length in [0, 1, 125, 126, 0xffff, 0x1_0000] {
+            let payload = vec![b'x'; length];
+            let mut bytes = served(0x81, &payload);
+            let whole = bytes.len();
+            bytes.extend_from_slice(b"\x89\x00");
+            let expected = Frame {
+                is_last: true,
+                opcode: TEXT,
+                payload: &payload,
+                bytes: whole,
+            };
+            assert_eq!(first_frame(&bytes), Ok(Some(expected)), "{length}");
+            for cut in [0, 1, 2, 3, 9, whole - 1] {
+                let cut = cut.min(whole - 1);
+                assert_eq!(first_frame(&bytes[..cut]), Ok(None), "{length} {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_server_must_not_send_is_refused() {
+        assert_eq!(first_frame(&[0x81, 0x85]), Err(Malformed::Masked));
+        assert_eq!(first_frame(&[0xc1, 0]), Err(Malformed::FirstByte(0xc1)));
+        let long = [0x82, 127, 0, 0, 0, 1, 0, 0, 0, 0];
+        assert_eq!(first_frame(&long), Err(Malformed::Size(1 << 32)));
+    }
+
+    #[test]
+    fn an_answer_is_the_right_101_or_a_refusal() {
+        let handshake = Handshake::new("127.0.0.1:8080", "/");
+        let accept = &handshake.accept;
+        let head = format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {accept}");
+        let open = |bytes: &str, id| Answer::Open {
+            id: UserId::new(id),
+            bytes: bytes.find("\r\n\r\n").unwrap() + 4,
+        };
+        let bare = format!("{head}\r\n\r\n\u{1}\u{1}x");
+        assert_eq!(handshake.answer(bare.as_bytes()), open(&bare, 0));
+        let with_id = format!("{head}\r\nX-User-Id: 17\r\n\r\n");
+        assert_eq!(handshake.answer(with_id.as_bytes()), open(&with_id, 17));
+        assert_eq!(handshake.answer(head.as_bytes()), Answer::Unfinished);
+        let full = b"HTTP/1.1 503 Service Unavailable\r\n\r\n";
+        let refused = Answer::Refused("HTTP/1.1 503 Service Unavailable".to_owned());
+        assert_eq!(handshake.answer(full), refused);
+        let wrong = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\n\r\n";
+        assert!(matches!(handshake.answer(wrong), Answer::Refused(_)));
+    }
+}

@@ -1,0 +1,151 @@
+//! Opens connections, and notices how they end.
+
+use std::fmt::Display;
+use std::io;
+use std::time::Duration;
+
+use mio::event::Event;
+use mio::{Interest, Token};
+
+use super::Engine;
+use crate::bench::BenchError;
+use crate::bench::connection::{Connection, Role, State};
+
+/// How long an upgrade may take while nothing else happens.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Engine {
+    /// Begins to connect; returns the slot.
+    pub(super) fn begin(&mut self, role: Role) -> io::Result<usize> {
+        let now = self.now();
+        let mut connection = Connection::begin(self.target, role, self.begun, now)?;
+        self.begun += 1;
+        let slot = self.free.pop().unwrap_or(self.connections.len());
+        self.register(slot, &mut connection)?;
+        if slot == self.connections.len() {
+            self.connections.push(connection);
+        } else {
+            self.connections[slot] = connection;
+        }
+        Ok(slot)
+    }
+
+    fn register(&self, slot: usize, connection: &mut Connection) -> io::Result<()> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        match &mut connection.stream {
+            Some(stream) => self.poll.registry().register(stream, Token(slot), both),
+            None => Ok(()),
+        }
+    }
+
+    /// Connects one after the other, each with its upgrade: so ids are given in this order.
+    pub(in crate::bench) fn open(
+        &mut self,
+        role: Role,
+        count: usize,
+    ) -> Result<Vec<usize>, BenchError> {
+        let mut slots = Vec::with_capacity(count);
+        for _ in 0..count {
+            let slot = self.begin(role).map_err(BenchError::Connect)?;
+            let done = |engine: &mut Self| {
+                matches!(engine.connections[slot].state, State::Open | State::Gone)
+            };
+            if !self.run_until(UPGRADE_TIMEOUT, done) || !self.is_open(slot) {
+                let example = self.faults.examples.first().cloned();
+                return Err(BenchError::Upgrade {
+                    reason: example.unwrap_or_else(|| format!("none in {UPGRADE_TIMEOUT:?}")),
+                });
+            }
+            slots.push(slot);
+        }
+        Ok(slots)
+    }
+
+    /// Stops reading from a connection.
+    pub(in crate::bench) fn hold(&mut self, slot: usize) {
+        let connection = &mut self.connections[slot];
+        connection.is_held = true;
+        if let Some(stream) = &mut connection.stream {
+            // Of a socket that is not registered there is nothing to take back.
+            drop(self.poll.registry().deregister(stream));
+        }
+    }
+
+    /// Goes on reading from it.
+    pub(in crate::bench) fn release(&mut self, slot: usize) -> Result<(), BenchError> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let connection = &mut self.connections[slot];
+        connection.is_held = false;
+        match &mut connection.stream {
+            Some(stream) => self
+                .poll
+                .registry()
+                .register(stream, Token(slot), both)
+                .map_err(BenchError::Connect),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn on_event(&mut self, event: &Event, scratch: &mut [u8]) {
+        let Token(slot) = event.token();
+        let connection = &mut self.connections[slot];
+        if connection.state == State::Gone || connection.is_held {
+            return;
+        }
+        if event.is_writable() {
+            if connection.state == State::Connecting {
+                match connection.connected() {
+                    Ok(true) => {
+                        connection.state = State::Greeting;
+                        connection.out().extend_from_slice(&self.handshake.request);
+                    }
+                    Ok(false) => return,
+                    Err(error) => return self.ended(slot, &error),
+                }
+            }
+            connection.writable();
+            if connection.backlog() > 0 {
+                self.flush(slot);
+            }
+        }
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            self.receive(slot, event.is_read_closed(), scratch);
+        }
+    }
+
+    /// The other side has ended a connection, or it broke.
+    pub(super) fn ended(&mut self, slot: usize, why: &dyn Display) {
+        let connection = &mut self.connections[slot];
+        let (role, state) = (connection.role, connection.state);
+        connection.close();
+        let is_upgraded = matches!(state, State::Open | State::Leaving);
+        match role {
+            Role::Visitor => {
+                if let Some(visitors) = &mut self.visitors {
+                    visitors.ended(state);
+                }
+                self.freed.push(slot);
+                if state != State::Leaving {
+                    self.faults.cut(|| format!("a visitor ({state:?}): {why}"));
+                }
+            }
+            Role::Crowd if !is_upgraded => {
+                self.freed.push(slot);
+                if let Some(arrivals) = &mut self.arrivals {
+                    arrivals.failed(why.to_string());
+                }
+            }
+            Role::SlowReader if is_upgraded => {}
+            _ if !is_upgraded => self.faults.refused(|| format!("an upgrade: {why}")),
+            _ => self.faults.cut(|| format!("connection {slot}: {why}")),
+        }
+    }
+
+    /// Ends connections without a word, as a network that goes away does.
+    pub(in crate::bench) fn cut(&mut self, slots: &[usize]) {
+        for &slot in slots {
+            self.connections[slot].cut();
+            self.freed.push(slot);
+        }
+    }
+}

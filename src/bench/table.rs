@@ -1,0 +1,209 @@
+//! What a run found, as a table for people.
+
+use std::fmt;
+
+use super::number::whole;
+use super::options::Scenario;
+use super::outcome::{Check, Outcome, Report, Row};
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use clap::ValueEnum;
+        let value = self.to_possible_value().expect("no scenario is skipped");
+        f.write_str(value.get_name())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.url)?;
+        if let Some(server) = &self.server {
+            let name = server.name.as_deref().unwrap_or("?");
+            write!(f, " ({name}, process {})", server.pid)?;
+        }
+        writeln!(f)?;
+        for outcome in &self.outcomes {
+            writeln!(f, "\n{outcome}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}", self.scenario, self.load)?;
+        writeln!(
+            f,
+            "  {:<24} {:>11} {:>8} {:>8} {:>8} {:>8} {:>8}  {:>11} {:>6} {:>6}",
+            "", "msgs/s", "p50", "p90", "p99", "p99.9", "max", "server CPU", "cores", "bench"
+        )?;
+        for row in &self.rows {
+            writeln!(f, "  {}", line(row))?;
+        }
+        for fact in &self.facts {
+            let name = fact.name.replace('_', " ");
+            let value = match fact.unit {
+                "µs" => time(fact.value),
+                unit => format!("{} {unit}", number(fact.value)),
+            };
+            writeln!(f, "  {name:<36} {}", value.trim_end())?;
+        }
+        for note in &self.notes {
+            writeln!(f, "  note: {note}")?;
+        }
+        write!(f, "  {}", self.check)
+    }
+}
+
+fn line(row: &Row) -> String {
+    let latencies = match row.latency_us {
+        Some(latency) => [
+            latency.p50,
+            latency.p90,
+            latency.p99,
+            latency.p999,
+            latency.max,
+        ]
+        .map(time),
+        None => [const { String::new() }; 5],
+    };
+    let [p50, p90, p99, p999, max] = latencies;
+    let (cpu, cores) = match row.server {
+        Some(server) => (
+            server
+                .cpu_us_per_message
+                .map_or_else(String::new, |us| format!("{us:.2} µs/msg")),
+            format!("{:.2}", server.cores),
+        ),
+        None => (String::new(), String::new()),
+    };
+    let rate = number(row.messages_per_second.round());
+    let busy = format!(
+        "{}%{}",
+        whole(row.bench_busy * 100.0),
+        if row.limited_by_bench { "*" } else { "" }
+    );
+    let label = &row.label;
+    let line = format!(
+        "{label:<24} {rate:>11} {p50:>8} {p90:>8} {p99:>8} {p999:>8} {max:>8}  {cpu:>11} {cores:>6} {busy:>6}"
+    );
+    line.trim_end().to_owned()
+}
+
+/// Microseconds, in the unit that suits.
+pub(super) fn time(us: f64) -> String {
+    match us {
+        us if us < 100.0 => format!("{us:.1} µs"),
+        us if us < 1000.0 => format!("{us:.0} µs"),
+        us if us < 100_000.0 => format!("{:.1} ms", us / 1e3),
+        us if us < 1_000_000.0 => format!("{:.0} ms", us / 1e3),
+        us => format!("{:.1} s", us / 1e6),
+    }
+}
+
+/// With commas between thousands, and as many places as tell anything.
+pub(super) fn number(value: f64) -> String {
+    let places = match value.abs() {
+        value if value >= 100.0 || value.fract() == 0.0 => 0,
+        value if value >= 10.0 => 1,
+        _ => 3,
+    };
+    let text = format!("{:.places$}", value.abs());
+    let (integer, fraction) = text.split_once('.').unwrap_or((&text, ""));
+    let mut grouped = String::new();
+    for (at, digit) in integer.chars().enumerate() {
+        if at > 0 && (integer.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    let sign = if value < 0.0 { "-" } else { "" };
+    let point = if fraction.is_empty() { "" } else { "." };
+    format!("{sign}{grouped}{point}{fraction}")
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sent = count(self.sent);
+        if self.ok && self.lost == 0 {
+            return write!(
+                f,
+                "ok: {sent} messages, each arrived once, in order, unaltered"
+            );
+        }
+        let verdict = if self.ok { "ok" } else { "FAULTY" };
+        write!(
+            f,
+            "{verdict}: {sent} messages, {} arrived",
+            count(self.arrived)
+        )?;
+        if self.lost > 0 {
+            write!(f, ", {} did not", count(self.lost))?;
+            match &self.account {
+                Some(account) => {
+                    for (reason, dropped) in &account.dropped {
+                        write!(f, ", {} dropped as {reason}", count(*dropped))?;
+                    }
+                }
+                None => write!(f, ", and the server gives no account")?,
+            }
+        }
+        if let (Some(account), false) = (&self.account, self.ok) {
+            let (received, delivered) = (count(account.received), count(account.delivered));
+            write!(
+                f,
+                "; the server says {received} received, {delivered} delivered"
+            )?;
+        }
+        let faults = &self.faults;
+        for (name, number) in [
+            ("unexplained", self.unexplained),
+            ("duplicated", faults.duplicated),
+            ("out of order", faults.reordered),
+            ("altered", faults.altered),
+            ("misrouted", faults.misrouted),
+            ("connections cut", faults.cut),
+            ("upgrades refused", faults.refused),
+        ] {
+            if number > 0 {
+                write!(f, "; {} {name}", count(number))?;
+            }
+        }
+        for example in &faults.examples {
+            write!(f, "\n    {example}")?;
+        }
+        Ok(())
+    }
+}
+
+fn count(messages: u64) -> String {
+    number(super::number::float(messages))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        for (value, text) in [
+            (0.0, "0"),
+            (0.8671, "0.867"),
+            (22.44, "22.4"),
+            (1234.5, "1,234"),
+            (4_152_353.0, "4,152,353"),
+            (-123_456.0, "-123,456"),
+        ] {
+            assert_eq!(number(value), text);
+        }
+        for (us, text) in [
+            (22.44, "22.4 µs"),
+            (340.1, "340 µs"),
+            (1638.0, "1.6 ms"),
+            (250_000.0, "250 ms"),
+            (1_800_000.0, "1.8 s"),
+        ] {
+            assert_eq!(time(us), text);
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! `switchboard bench`: it measures this relay and any other of the protocol, and finds out every kind
+//! of mistake that a relay can make.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use clap::Parser;
+use hyper_tungstenite::tungstenite::handshake::derive_accept_key;
+use serde_json::{Value, json};
+use switchboard::app::{App, Stop};
+use switchboard::bench::{self, BenchError, Verdict};
+use switchboard::cli::{Cli, Verb};
+use switchboard::config::{Settings, Strategy};
+use tokio::sync::oneshot;
+
+/// Options that keep a run short.
+const BRIEF: &[&str] = &["--duration=150ms", "--warmup=50ms", "--pairs=2"];
+
+/// Runs it in this process against an address; its verdict and what it prints as JSON.
+fn bench(address: SocketAddr, arguments: &[&str]) -> Result<(Verdict, Value), BenchError> {
+    let url = format!("--url=ws://{address}/");
+    let own = ["switchboard", "bench", "--json", &url];
+    let arguments = [&own, arguments].concat();
+    let Some(Verb::Bench(options)) = Cli::try_parse_from(arguments).unwrap().verb else {
+        panic!("another verb");
+    };
+    let mut printed = Vec::new();
+    let verdict = bench::run(&options, &mut printed)?;
+    Ok((verdict, serde_json::from_slice(&printed).unwrap()))
+}
+
+/// Runs it against a relay in this process.
+async fn bench_app(strategy: Strategy, arguments: &'static [&'static str]) -> (Verdict, Value) {
+    let mut settings = Settings::default();
+    settings.server.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+    settings.routing.strategy = strategy;
+    let app = App::build(settings).await.unwrap();
+    let address = app.addrs()[0];
+    let (stop, stopped) = oneshot::channel();
+    let running = tokio::spawn(app.run(async { stopped.await.unwrap_or(Stop::DrainNow) }));
+    let arguments = [BRIEF, arguments].concat();
+    let benched = tokio::task::spawn_blocking(move || bench(address, &arguments));
+    let found = benched.await.unwrap().unwrap();
+    stop.send(Stop::DrainNow).unwrap();
+    running.await.unwrap();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_scenario_is_clean_against_this_relay() {
+    const FEW: &[&str] = &[
+        "all",
+        "--connections=60",
+        "--senders=5",
+        "--window=8",
+        "--churn-rate=200",
+        "--flood-rate=20000",
+        "--rate=500",
+    ];
+    for strategy in [Strategy::Directory, Strategy::Router] {
+        let (verdict, report) = bench_app(strategy, FEW).await;
+        assert_eq!(verdict, Verdict::Clean, "{report:#}");
+        assert_eq!(report["ok"], true);
+        let outcomes = report["outcomes"].as_array().unwrap();
+        let names: Vec<_> = outcomes
+            .iter()
+            .map(|outcome| outcome["scenario"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "pairs",
+                "open-loop",
+                "idle",
+                "fan-in",
+                "slow-reader",
+                "churn",
+                "isolation",
+                "storm"
+            ]
+        );
+        for outcome in outcomes {
+            let check = &outcome["check"];
+            assert!(check["sent"].as_u64().unwrap() > 0, "{outcome:#}");
+            // Each has asked the server for its account, and each row has something in it.
+            assert_eq!(check["account"]["received"], check["sent"], "{outcome:#}");
+            for row in outcome["rows"].as_array().unwrap() {
+                assert!(row["messages"].as_u64().unwrap() > 0, "{row:#}");
+                assert!(row["latency_us"]["p99"].as_f64().unwrap() > 0.0, "{row:#}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_accounts_for_is_no_fault() {
+    let flood = &["slow-reader", "--flood-rate=100000", "--flood-size=4KiB"];
+    let (verdict, report) = bench_app(Strategy::Directory, flood).await;
+    let check = &report["outcomes"][0]["check"];
+    assert_eq!(verdict, Verdict::Clean, "{check:#}");
+    assert!(check["lost"].as_u64().unwrap() > 0, "{check:#}");
+    assert_eq!(check["account"]["dropped"]["queue_full"], check["lost"]);
+}
+
+/// What a relay of the tests does with one message in the middle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    Drops,
+    Duplicates,
+    Reorders,
+    Alters,
+    Misroutes,
+    Misattributes,
+    CutsOff,
+}
+
+/// A relay as small as the essay's: no header tells the id, no queue, no metrics.
+#[derive(Debug)]
+struct TinyRelay {
+    fault: Fault,
+    users: HashMap<u64, TcpStream>,
+    relayed: u64,
+    held: Option<(u64, Vec<u8>)>,
+}
+
+/// The message that meets the fault.
+const FATEFUL: u64 = 100;
+
+impl TinyRelay {
+    fn start(fault: Fault) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let relay = Arc::new(Mutex::new(Self {
+            fault,
+            users: HashMap::new(),
+            relayed: 0,
+            held: None,
+        }));
+        thread::spawn(move || {
+            for stream in listener.incoming().map(Result::unwrap) {
+                let relay = relay.clone();
+                thread::spawn(move || user(stream, &relay));
+            }
+        });
+        address
+    }
+
+    fn relay(&mut self, sender: u64, text: &[u8]) {
+        let message: Value = serde_json::from_slice(text).unwrap();
+        let mut recipient = message["recipient_id"].as_u64().unwrap();
+        let mut out = json!({"sender_id": sender, "message": message["message"]});
+        if !out["message"].as_str().unwrap().starts_with('#') {
+            self.relayed += 1;
+        }
+        let mut times = 1;
+        if self.relayed == FATEFUL {
+            match self.fault {
+                Fault::None => {}
+                Fault::Drops => return,
+                Fault::Duplicates => times = 2,
+                Fault::Reorders => {
+                    self.held = Some((recipient, served(&out)));
+                    self.relayed -= 1;
+                    self.fault = Fault::None;
+                    return;
+                }
+                Fault::Alters => {
+                    let text = out["message"].as_str().unwrap().to_owned();
+                    out["message"] = text.replace("Go Br", "Go Be").into();
+                }
+                Fault::Misroutes => recipient = recipient % self.users.len() as u64 + 1,
+                Fault::Misattributes => out["sender_id"] = (sender + 1).into(),
+                Fault::CutsOff => {
+                    self.users[&recipient]
+                        .shutdown(std::net::Shutdown::Both)
+                        .unwrap();
+                }
+            }
+            self.relayed += 1;
+        }
+        for _ in 0..times {
+            self.write(recipient, &served(&out));
+        }
+        if self
+            .held
+            .as_ref()
+            .is_some_and(|(held, _)| *held == recipient)
+        {
+            let (_, frame) = self.held.take().unwrap();
+            self.write(recipient, &frame);
+        }
+    }
+
+    fn write(&mut self, recipient: u64, frame: &[u8]) {
+        if let Some(stream) = self.users.get_mut(&recipient) {
+            // A user who has left is no fault of this relay.
+            drop(stream.write_all(frame));
+        }
+    }
+}
+
+/// An unmasked text frame.
+fn served(message: &Value) -> Vec<u8> {
+    let text = message.to_string();
+    let length = u8::try_from(text.len()).unwrap();
+    assert!(length < 126, "the tests' messages are short");
+    [&[0x81, length], text.as_bytes()].concat()
+}
+
+/// One connection of the tiny relay, until it ends.
+fn user(mut stream: TcpStream, relay: &Mutex<TinyRelay>) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let key = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "))
+        .unwrap();
+    let accept = derive_accept_key(key.as_bytes());
+    let id = {
+        let mut relay = relay.lock().unwrap();
+        let id = relay.users.len() as u64 + 1;
+        relay.users.insert(id, stream.try_clone().unwrap());
+        id
+    };
+    let answer = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    );
+    stream.write_all(answer.as_bytes()).unwrap();
+    loop {
+        let mut header = [0; 6];
+        if stream.read_exact(&mut header).is_err() {
+            return;
+        }
+        let [opcode, length, mask @ ..] = header;
+        assert!((0x80..0x80 + 126).contains(&length), "masked and short");
+        let mut payload = vec![0; usize::from(length & 0x7f)];
+        stream.read_exact(&mut payload).unwrap();
+        for (byte, mask) in payload.iter_mut().zip(mask.iter().cycle()) {
+            *byte ^= mask;
+        }
+        if opcode == 0x81 {
+            relay.lock().unwrap().relay(id, &payload);
+        }
+    }
+}
+
+/// Pairs at a tiny relay.
+fn brief(fault: Fault) -> Result<(Verdict, Value), BenchError> {
+    let arguments = [BRIEF, &["pairs", "--window=8"]].concat();
+    bench(TinyRelay::start(fault), &arguments)
+}
+
+#[test]
+fn a_relay_that_announces_no_ids_is_measured_too() {
+    let (verdict, report) = brief(Fault::None).unwrap();
+    assert_eq!(verdict, Verdict::Clean, "{report:#}");
+    assert_eq!(report["outcomes"][0]["check"]["account"], Value::Null);
+    assert!(report["outcomes"][0]["check"]["sent"].as_u64().unwrap() > FATEFUL);
+}
+
+#[test]
+fn every_kind_of_mistake_is_found_out() {
+    for (fault, found) in [
+        (Fault::Drops, &["lost", "unexplained"] as &[&str]),
+        (Fault::Duplicates, &["duplicated"]),
+        (Fault::Reorders, &["reordered"]),
+        (Fault::Alters, &["altered", "lost", "unexplained"]),
+        (Fault::Misroutes, &["misrouted", "lost", "unexplained"]),
+        (Fault::Misattributes, &["altered", "lost", "unexplained"]),
+    ] {
+        let (verdict, report) = brief(fault).unwrap();
+        let check = &report["outcomes"][0]["check"];
+        assert_eq!(verdict, Verdict::Faulty, "{fault:?}: {check:#}");
+        for kind in [
+            "lost",
+            "unexplained",
+            "duplicated",
+            "reordered",
+            "altered",
+            "misrouted",
+            "cut",
+            "refused",
+        ] {
+            let expected = u64::from(found.contains(&kind));
+            assert_eq!(check[kind], expected, "{fault:?}: {kind} in {check:#}");
+        }
+    }
+    let (verdict, report) = brief(Fault::CutsOff).unwrap();
+    let check = &report["outcomes"][0]["check"];
+    assert_eq!(
+        (verdict, &check["cut"]),
+        (Verdict::Faulty, &1.into()),
+        "{check:#}"
+    );
+}
+
+#[test]
+fn a_server_that_is_not_there_is_an_error() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let error = bench(address, &["pairs"]).unwrap_err();
+    assert!(matches!(error, BenchError::Upgrade { .. }), "{error}");
+}
+
+/// The exit code, stdout and stderr of the binary.
+fn outcome(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
+    let output = command.arg("bench").args(arguments).output().unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+#[test]
+fn only_ones_own_server_is_loaded() {
+    // An address for documentation (RFC 5737): nothing is there.
+    let (code, stdout, stderr) = outcome(&["--url", "ws://192.0.2.1:8080/"]);
+    assert_eq!((code, &*stdout), (Some(2), ""));
+    assert!(stderr.contains("--i-own-this-server"), "{stderr}");
+}
+
+#[test]
+fn more_connections_than_files_are_refused_before_any_is_made() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 200 && exec \"$0\" \"$@\""]);
+    command.arg(env!("CARGO_BIN_EXE_switchboard"));
+    let output = command
+        .args(["bench", "pairs", "--pairs=100", "--url", &url])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("200 connections are more than"), "{stderr}");
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "somebody has connected");
+}
+
+#[test]
+fn the_exit_code_and_the_table_say_what_was_found() {
+    for (fault, code, line) in [
+        (Fault::None, 0, "  ok: "),
+        (Fault::Duplicates, 1, "; 1 duplicated\n"),
+    ] {
+        let url = format!("ws://{}/", TinyRelay::start(fault));
+        let arguments = [&["pairs", "--window=8", "--url", &url], BRIEF].concat();
+        let (found, stdout, stderr) = outcome(&arguments);
+        assert_eq!(found, Some(code), "{stdout}{stderr}");
+        assert!(stdout.contains(line), "{stdout}");
+        assert_eq!(stderr, "", "no progress bar where there is no terminal");
+    }
+}
+
+#[test]
+fn a_late_relay_is_measured_as_late() {
+    // Nobody answers for a while: what was due meanwhile waits, and is charged for it.
+    const DELAY: Duration = Duration::from_millis(200);
+    const STALL_AT: usize = 30_000;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let behind = TinyRelay::start(Fault::None);
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().map(Result::unwrap) {
+            let server = TcpStream::connect(behind).unwrap();
+            thread::spawn({
+                let (from, to) = (server.try_clone().unwrap(), stream.try_clone().unwrap());
+                move || forward(from, to, |_| ())
+            });
+            // One stall, behind the probes that learn the ids and some of the messages.
+            let mut passed = 0;
+            let stall = move |bytes: usize| {
+                let before = passed;
+                passed += bytes;
+                if before < STALL_AT && passed >= STALL_AT {
+                    thread::sleep(DELAY);
+                }
+            };
+            thread::spawn(move || forward(stream, server, stall));
+        }
+    });
+    let rate = [
+        "open-loop",
+        "--rate=1000",
+        "--duration=1s",
+        "--warmup=0s",
+        "--pairs=1",
+    ];
+    let (verdict, report) = bench(address, &rate).unwrap();
+    assert_eq!(verdict, Verdict::Clean, "{report:#}");
+    let latency = &report["outcomes"][0]["rows"][0]["latency_us"];
+    let (max, p90) = (latency["max"].as_f64(), latency["p90"].as_f64());
+    // Of 1,000 messages those of 200 ms were late, by all of it down to nothing.
+    assert!(max.unwrap() >= 150_000.0, "{latency:#}");
+    assert!(p90.unwrap() >= 50_000.0, "{latency:#}");
+}
+
+/// Copies until either side ends.
+fn forward(mut from: TcpStream, mut to: TcpStream, mut seen: impl FnMut(usize)) {
+    let mut buffer = [0; 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        seen(read);
+        if to.write_all(&buffer[..read]).is_err() {
+            return;
+        }
+    }
+}
