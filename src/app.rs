@@ -236,6 +236,15 @@ fn keep(keeper: impl Future<Output = ()> + Send + 'static, shutdown: &Shutdown) 
     });
 }
 
+/// Whether the files that the settings name can be used: keys, certificates, the operators' token.
+pub fn check_files(settings: &Settings) -> anyhow::Result<()> {
+    Auth::check_files(&settings.auth).context("no keys (auth)")?;
+    Tls::load(&settings.server.tls).context("no TLS (server.tls)")?;
+    Tls::load(&settings.admin.tls).context("no TLS (admin.tls)")?;
+    operator_token(&settings.admin)?;
+    Ok(())
+}
+
 fn operator_token(settings: &config::Admin) -> anyhow::Result<Option<Secret>> {
     let path = settings.token_file.as_ref();
     path.map(|path| {

@@ -10,8 +10,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time;
 
+use crate::auth::{self, Auth, AuthError, Denied, IssueError, Pass};
 use crate::bench;
 use crate::config::{self, ConfigError, Settings};
+use crate::identity::Subject;
 use crate::tls;
 
 /// How long a health check may take; containers ask every few seconds.
@@ -48,11 +50,14 @@ pub enum Verb {
     Healthcheck(Options),
     /// Load a relay, measure it, and check every message meanwhile: exit code 0, or 1
     Bench(Box<bench::Options>),
+    /// Tokens for trying out, by the auth section of the configuration
+    #[command(subcommand)]
+    Token(TokenVerb),
 }
 
 /// Where settings come from. The same on both sides of the verb, where clap's own global options
 /// forget the files of the one side as soon as there is one on the other.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct Options {
     /// A file of settings (TOML); may come again, the later file wins
     #[arg(long, value_name = "FILE")]
@@ -75,6 +80,94 @@ impl Options {
 pub enum ConfigVerb {
     /// Print every setting with its default and what it does
     Default,
+}
+
+/// What to do about tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenVerb {
+    /// Sign a token and print it
+    Issue(Issue),
+    /// Say whether a token holds, for whom and how long: exit code 0, or 1
+    Verify(Verify),
+}
+
+/// A token to sign.
+#[derive(Debug, Args)]
+pub struct Issue {
+    /// Options after the verb.
+    #[command(flatten)]
+    pub options: Options,
+    /// Whom it is about
+    #[arg(long, value_name = "NAME")]
+    subject: String,
+    /// How long it is good for
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = lifetime)]
+    expires_in: Duration,
+    /// A shared secret, or a private key in PEM, in place of the first `auth.secret_file`
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+}
+
+/// A token to check.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Options after the verb.
+    #[command(flatten)]
+    pub options: Options,
+    /// The token; without one it is read from stdin, so that no other process sees it
+    token: Option<String>,
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    config::parse_duration(text)
+        .ok_or_else(|| "a duration such as \"30s\", \"5m\" or \"12h\"".to_owned())
+}
+
+/// Why there is no token, or none that holds.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// It cannot be signed.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// The keys cannot be read.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// Stdin cannot be read.
+    #[error("cannot read the token")]
+    Stdin(#[from] io::Error),
+    /// It does not hold.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+}
+
+impl Issue {
+    /// The token that was asked for.
+    pub fn token(&self, settings: &Settings) -> Result<String, TokenError> {
+        let key_file = self.key_file.as_deref();
+        let token = auth::issue_from(&settings.auth, key_file, &self.subject, self.expires_in)?;
+        Ok(token)
+    }
+}
+
+impl Verify {
+    /// What a token that holds allows, in words.
+    pub async fn verified(
+        self,
+        settings: &Settings,
+        mut stdin: impl io::Read,
+    ) -> Result<String, TokenError> {
+        let (auth, _keeper) = Auth::load(&settings.auth).await?;
+        let token = match self.token {
+            Some(token) => token,
+            None => io::read_to_string(&mut stdin)?,
+        };
+        let Pass { subject, remaining } = auth.verify(token.trim()).await?;
+        let subject = subject.as_ref().map_or("nobody", Subject::as_str);
+        let seconds = remaining.map_or(0, |remaining| remaining.as_secs());
+        Ok(format!(
+            "subject {subject:?}, good for {seconds} s with the leeway"
+        ))
+    }
 }
 
 /// Why a server counts as not healthy.

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use clap::Parser;
-use switchboard::app::{App, Stop};
+use switchboard::app::{self, App, Stop};
 use switchboard::bench::{self, Verdict};
-use switchboard::cli::{self, Cli, ConfigVerb, Options, Verb};
+use switchboard::cli::{self, Cli, ConfigVerb, Options, TokenVerb, Verb};
 use switchboard::config::{self, ConfigError, Machine, Settings};
 use switchboard::telemetry;
 use tokio::runtime;
@@ -40,10 +40,18 @@ fn run(Cli { verb, options }: Cli) -> anyhow::Result<ExitCode> {
         Verb::Bench(options) => return bench(&options),
         Verb::Healthcheck(right) => {
             let settings = options.load(right)?;
-            let runtime = runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime.block_on(cli::healthcheck(&settings))?;
+            small_runtime()?.block_on(cli::healthcheck(&settings))?;
+        }
+        Verb::Token(TokenVerb::Issue(issue)) => {
+            let settings = options.load(issue.options.clone())?;
+            let token = issue.token(&settings)?;
+            io::stdout().write_all(format!("{token}\n").as_bytes())?;
+        }
+        Verb::Token(TokenVerb::Verify(verify)) => {
+            let settings = options.load(verify.options.clone())?;
+            let verified = verify.verified(&settings, io::stdin());
+            let verified = small_runtime()?.block_on(verified)?;
+            io::stdout().write_all(format!("{verified}\n").as_bytes())?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -61,12 +69,17 @@ fn bench(options: &bench::Options) -> anyhow::Result<ExitCode> {
     })
 }
 
+fn small_runtime() -> io::Result<runtime::Runtime> {
+    runtime::Builder::new_current_thread().enable_all().build()
+}
+
 fn check(settings: &Settings) -> anyhow::Result<()> {
     io::stdout().write_all(settings.to_string().as_bytes())?;
-    for warning in Machine::read()?.warnings(settings) {
+    let warnings = Machine::read()?.warnings(settings);
+    for warning in warnings.into_iter().chain(settings.loosened()) {
         complain(format_args!("warning: {warning}"));
     }
-    Ok(())
+    app::check_files(settings)
 }
 
 fn serve(settings: Settings) -> anyhow::Result<ExitCode> {

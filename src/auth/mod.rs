@@ -8,6 +8,7 @@ mod keys;
 mod tests;
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -24,7 +25,7 @@ use tracing::{info, warn};
 pub use fetch::SourceError;
 pub use keys::KeyError;
 
-use crate::config::{self, AuthMode, Secret};
+use crate::config::{self, AuthMode, Secret, SecretError};
 use crate::identity::Subject;
 use fetch::Source;
 use keys::{Key, Secrets};
@@ -54,7 +55,8 @@ pub struct Pass {
 }
 
 /// There is no pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the token does not hold")]
 pub struct Denied;
 
 /// Why tokens cannot be checked by these settings.
@@ -137,6 +139,20 @@ impl Auth {
         keeper.fetch().await;
         keeper.publish();
         Ok((Self::Jwt(jwt), Some(keeper)))
+    }
+
+    /// Whether the files that the settings name have keys. An address is not asked.
+    pub fn check_files(settings: &config::Auth) -> Result<(), AuthError> {
+        keys::from_files(settings)?;
+        Ok(())
+    }
+
+    /// Whether a token holds.
+    pub async fn verify(&self, token: &str) -> Result<Pass, Denied> {
+        match self {
+            Self::None => Err(Denied),
+            Self::Jwt(jwt) => jwt.check(token).await.ok_or(Denied),
+        }
     }
 
     /// Lets somebody in, or not.
@@ -358,14 +374,27 @@ struct Issued<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     /// There is nothing to sign with.
-    #[error("there is no secret to sign with: name one by --key-file, or set auth.secret_file")]
+    #[error("there is nothing to sign with: name it by --key-file, or set auth.secret_file")]
     NoKey,
     /// The key cannot be read.
-    #[error("{0}")]
-    Key(#[from] KeyError),
+    #[error("the key to sign with")]
+    Key(#[from] SecretError),
     /// The key does not fit the algorithm.
     #[error("the key is none for {0:?}")]
     OtherAlgorithm(config::Algorithm),
+}
+
+/// Signs a token as these settings want it, by a shared secret or a private key in PEM from `key_file`,
+/// else by the first of `auth.secret_file`.
+pub fn issue_from(
+    settings: &config::Auth,
+    key_file: Option<&Path>,
+    subject: &str,
+    lifetime: Duration,
+) -> Result<String, IssueError> {
+    let first = || settings.secret_file.first().map(PathBuf::as_path);
+    let path = key_file.or_else(first).ok_or(IssueError::NoKey)?;
+    issue(settings, &Secret::read(path)?, subject, lifetime)
 }
 
 /// Signs a token for `subject` that is good for `lifetime`, as these settings want it: with `secret`,

@@ -1,6 +1,5 @@
 //! Tokens of every kind against keys of every kind, and a key set that comes over a real socket.
 
-use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 
 use hyper::header::{AUTHORIZATION, HeaderValue};

@@ -7,6 +7,7 @@
 
 mod capacity;
 mod error;
+mod exposure;
 mod load;
 mod origin;
 mod otel;

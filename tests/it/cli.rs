@@ -154,7 +154,7 @@ fn check_prints_what_takes_effect() {
         let checked = outcome(&mut command);
         assert_eq!(
             checked,
-            (Some(0), expected.to_string(), String::new()),
+            (Some(0), expected.to_string(), format!("{RATES_ARE_OFF}\n")),
             "{arguments:?}"
         );
     }
@@ -171,6 +171,65 @@ fn check_warns_on_stderr_of_what_the_machine_cannot_hold() {
     assert!(stdout.contains("connections = 501"), "{stdout}");
     let warning = "switchboard: warning: RLIMIT_NOFILE is 1000, which leaves room for 500 users";
     assert!(stderr.starts_with(warning), "{stderr}");
+    assert!(stderr.contains(RATES_ARE_OFF), "{stderr}");
+}
+
+const RATES_ARE_OFF: &str = "switchboard: warning: rates are off: limits.message_rate, limits.byte_rate, \
+    limits.handshake_rate, limits.address_handshake_rate, limits.address_connections are not set";
+
+#[test]
+fn check_names_the_file_that_cannot_be_used_and_shows_no_secret() {
+    let secret = settings_file("secret", "hunter2-hunter2-hunter2-hunter2-\n");
+    let mut command = switchboard(&["check"]);
+    command.env("SWITCHBOARD__AUTH__MODE", "jwt");
+    command.env("SWITCHBOARD__AUTH__SECRET_FILE", &secret);
+    let (code, stdout, stderr) = outcome(&mut command);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(!stdout.contains("hunter2") && !stderr.contains("hunter2"));
+    std::fs::write(&secret, "hunter2").unwrap();
+    let (code, stdout, stderr) = outcome(&mut command);
+    assert_eq!(code, Some(1));
+    let path = secret.display();
+    let complaint = format!("{path}: a secret for HS256 has at least 32 bytes, and this has 7\n");
+    assert!(stderr.ends_with(&complaint), "{stderr}");
+    assert!(!stdout.contains("hunter2") && !stderr.contains("hunter2"));
+    command.env("SWITCHBOARD__AUTH__SECRET_FILE", "/no/such/file");
+    let (code, _, stderr) = outcome(&mut command);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("/no/such/file: cannot be read"), "{stderr}");
+}
+
+#[test]
+fn a_token_is_issued_and_verified() {
+    let secret = settings_file("token-secret", "0123456789abcdef0123456789abcdef");
+    let token = |arguments: &[&str]| {
+        let mut command = switchboard(&["token"]);
+        command.args(arguments);
+        command.env("SWITCHBOARD__AUTH__MODE", "jwt");
+        command.env("SWITCHBOARD__AUTH__SECRET_FILE", &secret);
+        outcome(&mut command)
+    };
+    let (code, issued, _) = token(&["issue", "--subject", "alice", "--expires-in", "10m"]);
+    assert_eq!(
+        (code, issued.matches('.').count()),
+        (Some(0), 2),
+        "{issued}"
+    );
+    let issued = issued.trim();
+    let (code, stdout, _) = token(&["verify", issued]);
+    assert_eq!(code, Some(0));
+    assert!(
+        stdout.starts_with("subject \"alice\", good for 6"),
+        "{stdout}"
+    );
+    let complaint = "switchboard: the token does not hold\n";
+    let refused = (Some(1), String::new(), complaint.to_owned());
+    let spoilt = issued.replacen('.', ".x", 1);
+    assert_eq!(token(&["verify", &spoilt]), refused);
+    // It was good for no longer than the leeway.
+    let (_, old, _) = token(&["issue", "--subject", "alice", "--expires-in", "0s"]);
+    std::fs::write(&secret, "another-secret-0123456789abcdef0").unwrap();
+    assert_eq!(token(&["verify", old.trim()]), refused);
 }
 
 #[test]

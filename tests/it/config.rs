@@ -713,6 +713,90 @@ fn a_machine_too_small_for_the_settings_is_warned_of() {
     assert!(Machine::read().unwrap().memory.is_some());
 }
 
+/// What is said of settings that were changed like this.
+type Loosened = (fn(&mut Settings), &'static str);
+
+const LOOSENED: &[Loosened] = &[
+    (
+        |s| s.server.listen = vec!["0.0.0.0:80".parse().unwrap()],
+        "auth.mode is \"none\", and anybody can reach 0.0.0.0:80",
+    ),
+    (
+        |s| s.server.listen = vec!["0.0.0.0:80".parse().unwrap()],
+        "server.tls is not set",
+    ),
+    (
+        |s| s.server.listen = vec!["[2001:db8::1]:80".parse().unwrap()],
+        "admin.listen is not set: /metrics is for everybody who reaches [2001:db8::1]:80",
+    ),
+    (
+        |s| s.admin.listen = "10.0.0.1:9090".parse().ok(),
+        "admin.token_file is not set",
+    ),
+    (
+        |s| {
+            s.admin.listen = "10.0.0.1:9090".parse().ok();
+            s.admin.token_file = Some("token".into());
+        },
+        "admin.tls is not set",
+    ),
+    (
+        |s| s.server.allowed_origins = vec!["https://a.b".to_owned().try_into().unwrap()],
+        "server.allowed_origins: pages of https://a.b connect",
+    ),
+    (
+        |s| s.server.trusted_proxies = vec!["::/0".parse().unwrap()],
+        "server.trusted_proxies: ::/0 believes everybody",
+    ),
+    (
+        |s| (s.auth.mode, s.auth.query_token) = (AuthMode::Jwt, true),
+        "auth.query_token: tokens stand in the logs",
+    ),
+    (|s| s.auth.mode = AuthMode::Jwt, "auth.audience is not set"),
+    (
+        |s| {
+            s.auth.mode = AuthMode::Jwt;
+            s.auth.jwks_url = Some("http://keys/".to_owned());
+        },
+        "auth.jwks_url: whoever is between here and http://keys/",
+    ),
+    (
+        |s| s.auth.mode = AuthMode::Jwt,
+        "limits.address_auth_failures are not set",
+    ),
+    (
+        |s| s.limits.header_timeout = Duration::from_mins(1),
+        "limits.header_timeout is 1m, which is above the default of 5s",
+    ),
+    (
+        |s| s.mailbox.bytes = 2 << 20,
+        "mailbox.bytes is 2MiB, which is above the default of 1MiB",
+    ),
+    (
+        |s| s.limits.bad_messages = 17,
+        "limits.bad_messages is 17, which is above the default of 16",
+    ),
+];
+
+#[test]
+fn what_was_loosened_is_said() {
+    let said = |change: fn(&mut Settings)| {
+        let mut settings = Settings::default();
+        change(&mut settings);
+        settings.loosened().join("\n")
+    };
+    let default = said(|_| {});
+    assert!(
+        default.starts_with("rates are off: limits.message_rate, "),
+        "{default}"
+    );
+    assert_eq!(default.lines().count(), 1);
+    for (change, expected) in LOOSENED {
+        let said = said(*change);
+        assert!(said.contains(expected), "{expected}\nin\n{said}");
+    }
+}
+
 #[test]
 fn the_lower_of_setting_and_descriptors_limits_the_users() {
     let mut limits = Settings::default().limits;

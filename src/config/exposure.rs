@@ -1,0 +1,187 @@
+//! What of the settings lets more happen than the defaults do, a sentence each. The defaults are the
+//! safe choice, but for rates: what is much depends on who comes.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::units::{duration_text, size_text};
+use super::{AuthMode, Settings};
+
+impl Settings {
+    /// What was loosened, and that rates are off where they are.
+    pub fn loosened(&self) -> Vec<String> {
+        let mut warnings = self.unset_rates();
+        warnings.extend(self.reachable());
+        warnings.extend(self.admission());
+        warnings.extend(self.raised(&Self::default()));
+        warnings
+    }
+
+    fn unset_rates(&self) -> Vec<String> {
+        let limits = &self.limits;
+        let keys = [
+            ("message_rate", limits.message_rate.is_some()),
+            ("byte_rate", limits.byte_rate.is_some()),
+            ("handshake_rate", limits.handshake_rate.is_some()),
+            (
+                "address_handshake_rate",
+                limits.address_handshake_rate.is_some(),
+            ),
+            ("address_connections", limits.address_connections.is_some()),
+            (
+                "address_auth_failures",
+                limits.address_auth_failures.is_some() || self.auth.mode == AuthMode::None,
+            ),
+        ];
+        let unset: Vec<_> = keys
+            .iter()
+            .filter(|(_, is_set)| !is_set)
+            .map(|(key, _)| format!("limits.{key}"))
+            .collect();
+        if unset.is_empty() {
+            return Vec::new();
+        }
+        vec![format!("rates are off: {} not set", is_or_are(&unset))]
+    }
+
+    /// What others than this machine can reach.
+    fn reachable(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let open: Vec<_> = self
+            .server
+            .listen
+            .iter()
+            .filter(|addr| !is_loopback(addr))
+            .map(ToString::to_string)
+            .collect();
+        if !open.is_empty() {
+            let open = open.join(", ");
+            if self.auth.mode == AuthMode::None {
+                warnings.push(format!(
+                    "auth.mode is \"none\", and anybody can reach {open}"
+                ));
+            }
+            if self.server.tls.cert_file.is_none() {
+                warnings.push(format!(
+                    "server.tls is not set: what is said over {open} can be read on its way, unless a \
+                     proxy in front speaks TLS"
+                ));
+            }
+            if self.admin.listen.is_none() {
+                warnings.push(format!(
+                    "admin.listen is not set: /metrics is for everybody who reaches {open}"
+                ));
+            }
+        }
+        if let Some(admin) = self.admin.listen.filter(|addr| !is_loopback(addr)) {
+            if self.admin.token_file.is_none() {
+                warnings.push(format!(
+                    "admin.token_file is not set: /metrics is for everybody who reaches {admin}"
+                ));
+            } else if self.admin.tls.cert_file.is_none() {
+                warnings.push(format!(
+                    "admin.tls is not set: the token can be read on its way to {admin}"
+                ));
+            }
+        }
+        warnings
+    }
+
+    /// Who is let in, and who is believed.
+    fn admission(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for origin in &self.server.allowed_origins {
+            warnings.push(format!(
+                "server.allowed_origins: pages of {origin} connect in their visitors' names"
+            ));
+        }
+        for network in &self.server.trusted_proxies {
+            if network.prefix_len() == 0 {
+                warnings.push(format!(
+                    "server.trusted_proxies: {network} believes everybody's word on their address"
+                ));
+            }
+        }
+        let auth = &self.auth;
+        if auth.mode == AuthMode::None {
+            return warnings;
+        }
+        if auth.query_token {
+            warnings.push("auth.query_token: tokens stand in the logs of proxies".to_owned());
+        }
+        if auth.audience.is_none() {
+            warnings.push(
+                "auth.audience is not set: a token that was issued for another service is taken"
+                    .to_owned(),
+            );
+        }
+        if let Some(url) = &auth.jwks_url
+            && url.starts_with("http://")
+        {
+            warnings.push(format!(
+                "auth.jwks_url: whoever is between here and {url} can choose the keys"
+            ));
+        }
+        warnings
+    }
+
+    /// Bounds above their defaults.
+    fn raised(&self, default: &Self) -> Vec<String> {
+        let numbers = |settings: &Self| {
+            [
+                ("limits.handshakes", settings.limits.handshakes as u64),
+                ("limits.bad_messages", settings.limits.bad_messages.into()),
+                (
+                    "limits.outcomes_pending",
+                    settings.limits.outcomes_pending.into(),
+                ),
+                ("mailbox.messages", settings.mailbox.messages.into()),
+            ]
+            .map(|(key, number)| (key, number, number.to_string()))
+        };
+        let sizes = |settings: &Self| {
+            [
+                ("limits.header_bytes", settings.limits.header_bytes as u64),
+                ("limits.message_bytes", settings.limits.message_bytes as u64),
+                ("limits.frame_bytes", settings.limits.frame_bytes as u64),
+                ("mailbox.bytes", settings.mailbox.bytes as u64),
+            ]
+            .map(|(key, bytes)| (key, bytes, size_text(bytes)))
+        };
+        let times = |settings: &Self| {
+            [
+                ("auth.leeway", settings.auth.leeway),
+                ("limits.header_timeout", settings.limits.header_timeout),
+                ("keepalive.pong_timeout", settings.keepalive.pong_timeout),
+                ("keepalive.write_timeout", settings.keepalive.write_timeout),
+                ("keepalive.close_timeout", settings.keepalive.close_timeout),
+            ]
+            .map(|(key, time)| {
+                let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                (key, millis, duration_text(time))
+            })
+        };
+        let all = |settings: &Self| {
+            let numbers = numbers(settings).into_iter();
+            numbers.chain(sizes(settings)).chain(times(settings))
+        };
+        all(self)
+            .zip(all(default))
+            .filter(|((_, found, _), (_, default, _))| found > default)
+            .map(|((key, _, found), (_, _, default))| {
+                format!("{key} is {found}, which is above the default of {default}")
+            })
+            .collect()
+    }
+}
+
+fn is_loopback(addr: &SocketAddr) -> bool {
+    match addr.ip().to_canonical() {
+        IpAddr::V4(ip) => ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_loopback(),
+    }
+}
+
+fn is_or_are(keys: &[String]) -> String {
+    let verb = if keys.len() == 1 { "is" } else { "are" };
+    format!("{} {verb}", keys.join(", "))
+}
