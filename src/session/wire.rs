@@ -104,6 +104,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if self.inbox.len() < GULP_BYTES {
             if self.lent == self.filled {
                 self.inbox = Vec::new();
+                self.lent = 0;
+                self.filled = 0;
             }
             return;
         }
