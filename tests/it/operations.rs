@@ -1,0 +1,177 @@
+//! The files that operators run: image, compose, dashboard, alerts; what can be said of them without
+//! running them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use switchboard::config::Settings;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The rest of the first line that begins so, but for spaces before it.
+fn after<'a>(text: &'a str, begin: &str) -> &'a str {
+    text.lines()
+        .find_map(|line| line.trim_start().strip_prefix(begin))
+        .unwrap_or_else(|| panic!("no line begins with {begin:?}"))
+}
+
+fn dashboard() -> Value {
+    serde_json::from_str(&read("config/grafana/dashboards/switchboard.json")).unwrap()
+}
+
+/// Panels that ask something, those of folded rows included.
+fn panels(dashboard: &Value) -> Vec<&Value> {
+    let all = dashboard["panels"].as_array().unwrap();
+    let inner = all.iter().filter_map(|panel| panel["panels"].as_array());
+    all.iter()
+        .chain(inner.flatten())
+        .filter(|panel| panel["type"] != "row")
+        .collect()
+}
+
+#[test]
+fn image_is_of_this_version_and_this_toolchain() {
+    let dockerfile = read("Dockerfile");
+    let rust = env!("CARGO_PKG_RUST_VERSION");
+    let image = after(&dockerfile, "ARG RUST_IMAGE=");
+    assert!(image.starts_with(&format!("rust:{rust}-")), "{image}");
+    assert_eq!(
+        after(&dockerfile, "ARG VERSION="),
+        env!("CARGO_PKG_VERSION")
+    );
+    let compose = read("docker-compose.yml");
+    let image = concat!("switchboard:", env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        after(&compose, "image: switchboard:"),
+        &image["switchboard:".len()..]
+    );
+}
+
+#[test]
+fn compose_waits_longer_than_a_drain() {
+    let compose = read("docker-compose.yml");
+    let period = after(&compose, "stop_grace_period: ");
+    let seconds: u64 = period.trim_end_matches('s').parse().unwrap();
+    assert!(seconds >= Settings::default().drain.timeout.as_secs() + 10);
+}
+
+#[test]
+fn compose_pins_its_images_and_mounts_only_configuration() {
+    let compose = read("docker-compose.yml");
+    assert!(!compose.contains("\nversion:"), "obsolete");
+    let lines = || compose.lines().map(str::trim);
+    for image in lines().filter_map(|line| line.strip_prefix("image: ")) {
+        let (_, tag) = image.rsplit_once(':').unwrap();
+        assert!(tag.contains('.'), "{image} is not pinned");
+    }
+    for mount in lines().filter(|line| line.starts_with("- ./")) {
+        assert!(
+            mount.starts_with("- ./config/") && mount.ends_with(":ro"),
+            "{mount}"
+        );
+    }
+    for ports in lines().filter_map(|line| line.strip_prefix("ports: ")) {
+        assert!(ports.contains("\"127.0.0.1:"), "{ports}");
+    }
+}
+
+#[test]
+fn dashboard_has_its_rows_and_variables() {
+    let dashboard = dashboard();
+    assert_eq!(dashboard["uid"], "switchboard");
+    let names = |list: &Value, field: &str| -> Vec<String> {
+        let list = list.as_array().unwrap().iter();
+        list.map(|one| one[field].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(
+        names(&dashboard["templating"]["list"], "name"),
+        ["datasource", "job", "instance"]
+    );
+    let all = dashboard["panels"].as_array().unwrap();
+    let rows: Vec<_> = all
+        .iter()
+        .filter(|panel| panel["type"] == "row")
+        .map(|row| row["title"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            "Overview",
+            "Connections",
+            "Messages and outcomes",
+            "Latency",
+            "Mailboxes",
+            "Limits and refusals",
+            "Drain",
+            "Cluster",
+            "Process"
+        ]
+    );
+}
+
+#[test]
+fn panels_say_what_they_show_and_follow_the_variables() {
+    let dashboard = dashboard();
+    let mut ids = BTreeSet::new();
+    let mut squares = BTreeSet::new();
+    for panel in panels(&dashboard) {
+        let title = panel["title"].as_str().unwrap();
+        assert!(ids.insert(panel["id"].as_u64()), "{title}: its id is taken");
+        assert!(
+            panel["description"].as_str().unwrap().ends_with('.'),
+            "{title}"
+        );
+        let unit = panel["fieldConfig"]["defaults"]["unit"].as_str();
+        assert!(
+            unit.is_some_and(|unit| unit != "none"),
+            "{title} has no unit"
+        );
+        let edge = |name: &str| panel["gridPos"][name].as_u64().unwrap();
+        for x in edge("x")..edge("x") + edge("w") {
+            assert!(x < 24, "{title} is too wide");
+            for y in edge("y")..edge("y") + edge("h") {
+                assert!(squares.insert((x, y)), "{title} lies over another panel");
+            }
+        }
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{title} asks nothing");
+        for target in targets {
+            assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
+            let expression = target["expr"].as_str().unwrap();
+            assert!(!expression.contains("vector(0)"), "{title} hides a gap");
+            for selector in expression.split('{').skip(1) {
+                let begin = r#"job=~"$job", instance=~"$instance""#;
+                assert!(selector.starts_with(begin), "{title}: {selector}");
+            }
+            for range in expression.split('[').skip(1) {
+                assert!(range.starts_with("$__rate_interval]"), "{title}: {range}");
+            }
+        }
+    }
+}
+
+#[test]
+fn alerts_say_what_to_do_and_have_a_case_each() {
+    let cases = read("tests/prometheus/alerts.yml");
+    let rules = read("config/prometheus/rules/alerts.yml");
+    let alerts: Vec<_> = rules.split("- alert: ").skip(1).collect();
+    assert!(alerts.len() > 8, "alerts were not found");
+    for alert in alerts {
+        let (name, body) = alert.split_once('\n').unwrap();
+        assert!(
+            after(body, "summary: ").contains("$labels.instance"),
+            "{name}"
+        );
+        assert!(after(body, "runbook: ").len() > 40, "{name}");
+        assert!(after(body, "labels: ").contains("severity: "), "{name}");
+        let raised = format!("- alertname: {name}\n");
+        assert!(cases.contains(&raised), "{name} is raised by no case");
+        let silent = format!("alertname: {name}, eval_time");
+        assert!(cases.contains(&silent), "{name} is held back by no case");
+    }
+}
