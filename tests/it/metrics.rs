@@ -256,7 +256,7 @@ async fn talking_user(addr: SocketAddr) -> TcpStream {
     stream
 }
 
-/// What a PromQL expression names.
+/// What an expression of Prometheus's names.
 #[derive(Debug, Default)]
 struct Named {
     /// Metrics, each with the labels that its selector matches.
@@ -286,7 +286,7 @@ fn named(expression: &str) -> Named {
         let (word, behind) = rest.split_at(end);
         rest = behind.trim_start();
         if word.is_empty() {
-            rest = behind[first.len_utf8()..].trim_start();
+            rest = behind.strip_prefix(first).unwrap().trim_start();
         } else if first.is_ascii_digit() || first == '$' || WORDS.contains(&word) {
             // A number, a duration, a variable, an operator.
         } else if GROUPING.contains(&word) {
@@ -391,7 +391,7 @@ fn asked_by_rules(text: &str) -> Vec<Asked> {
                 for label in field.split("$labels.").skip(1) {
                     let end = label.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
                     let (label, _) = label.split_at(end.unwrap_or(label.len()));
-                    asked.legend += &format!("{{{{{label}}}}}");
+                    asked.legend.extend(["{{", label, "}}"]);
                 }
             }
         }

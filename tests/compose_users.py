@@ -1,0 +1,85 @@
+"""Users of a relay in a container, for tests/containers.sh: `talk URL` or `flow URL FILE`."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import websockets
+
+
+def user_id(user):
+    return int(user.response.headers["x-user-id"])
+
+
+async def talk(url):
+    """Two users: one says Go Braves! to the other and to somebody who is away, and is answered."""
+    async with (
+        websockets.connect(url) as bare,
+        websockets.connect(url, subprotocols=["switchboard.v1"]) as v1,
+    ):
+        assert json.loads(await v1.recv())["type"] == "welcome"
+        for number, to in enumerate((user_id(bare), 1 << 40)):
+            await v1.send(json.dumps({"recipient_id": to, "message": "Go Braves!", "id": number}))
+        outcomes = [json.loads(await v1.recv()) for _ in range(2)]
+        assert {(one["id"], one["status"]) for one in outcomes} == {(0, "delivered"), (1, "offline")}, outcomes
+        heard = json.loads(await bare.recv())
+        assert heard == {"sender_id": user_id(v1), "message": "Go Braves!"}, heard
+        await bare.send(json.dumps({"recipient_id": user_id(v1), "message": "Go Braves!"}))
+        heard = json.loads(await v1.recv())
+        assert heard == {"type": "message", "sender_id": user_id(bare), "message": "Go Braves!"}, heard
+
+
+async def pair(url, started):
+    """Two users who write to each other until the server closes; how both ends went, and how many
+    messages were written and heard."""
+    subprotocols = ["switchboard.v1"]
+    async with (
+        websockets.connect(url, subprotocols=subprotocols) as one,
+        websockets.connect(url, subprotocols=subprotocols) as other,
+    ):
+        counts = {"written": 0, "heard": 0, "told_to_reconnect": 0}
+
+        async def write(user, to):
+            try:
+                while True:
+                    counts["written"] += 1
+                    await user.send(json.dumps({"recipient_id": to, "message": "x" * 100}))
+                    await asyncio.sleep(0.005)
+            except websockets.ConnectionClosed:
+                pass
+
+        async def read(user):
+            try:
+                while True:
+                    kind = json.loads(await user.recv())["type"]
+                    counts["heard"] += kind == "message"
+                    counts["told_to_reconnect"] += kind == "reconnect"
+                    if counts["heard"]:
+                        started.set()
+            except websockets.ConnectionClosed:
+                return user.close_code
+
+        _, _, *codes = await asyncio.gather(
+            write(one, user_id(other)), write(other, user_id(one)), read(one), read(other)
+        )
+        return counts, codes
+
+
+async def flow(url, ready):
+    """Fifty pairs who talk until they are sent away; makes the file once all of them do."""
+    started = [asyncio.Event() for _ in range(50)]
+    pairs = asyncio.gather(*(pair(url, event) for event in started))
+    await asyncio.gather(*(event.wait() for event in started))
+    Path(ready).touch()
+    ended = await pairs
+    for counts, codes in ended:
+        assert codes == [1012, 1012], codes
+        assert counts["told_to_reconnect"] == 2, counts
+    written, heard = (sum(counts[name] for counts, _ in ended) for name in ("written", "heard"))
+    print(f"100 users wrote {written} messages and heard {heard}, and were sent away with 1012")
+
+
+if __name__ == "__main__":
+    verb, *arguments = sys.argv[1:]
+    asyncio.run(asyncio.wait_for({"talk": talk, "flow": flow}[verb](*arguments), 120))

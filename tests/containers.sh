@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Builds the image, starts relay and Prometheus by docker-compose.yml, and looks at both from outside:
+# two people talk, the ledger's figures are right, the container is confined, and a stop under load
+# drains. Needs Docker with compose, and Python with `websockets`. Leaves nothing but the image.
+#
+#   tests/containers.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\033[1m%s\033[0m\n' "$*"; }
+fail() {
+  printf 'containers: %s\n' "$*" >&2
+  docker compose logs --tail 20 >&2 || true
+  exit 1
+}
+is() { # is WHAT FOUND EXPECTED
+  [[ $2 == "$3" ]] || fail "$1 is $2 and should be $3"
+  printf '  %s: %s\n' "$1" "$2"
+}
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+# Where no registry can be reached, a script beside the project makes images of the same names.
+if [[ -x ../shared/containers/base-images ]]; then
+  ../shared/containers/base-images debian rust distroless prometheus
+fi
+docker info >/dev/null 2>&1 || { echo "containers: no Docker engine answers" >&2; exit 1; }
+
+# Beside whatever else runs here.
+export COMPOSE_PROJECT_NAME=switchboard-test-$$
+RELAY_PORT=$(free_port)
+PROMETHEUS_PORT=$(free_port)
+files=$(ulimit -Hn)
+[[ $files != unlimited && $files -le 100000 ]] || files=100000
+REVISION=$(git rev-parse HEAD)
+export RELAY_PORT PROMETHEUS_PORT REVISION NOFILE=$files
+relay=ws://127.0.0.1:$RELAY_PORT/
+
+work=$(mktemp -d)
+trap 'docker compose down --volumes --remove-orphans --timeout 1 >/dev/null 2>&1; rm -rf "$work"' EXIT
+
+say "image"
+docker compose build switchboard
+image=$(docker compose config --images switchboard | grep '^switchboard:')
+base=$(sed -n 's/^ARG RUNTIME_IMAGE=//p' Dockerfile)
+size() { docker image inspect --format '{{.Size}}' "$1"; }
+added=$(($(size "$image") - $(size "$base")))
+printf '  size: %d KB on a base of %d KB\n' $((added / 1000)) $(($(size "$base") / 1000))
+((added <= 15000000)) || fail "the image adds $added bytes to its base"
+label() { docker image inspect --format "{{index .Config.Labels \"org.opencontainers.image.$1\"}}" "$image"; }
+is "label version" "$(label version)" "$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)"
+is "label revision" "$(label revision)" "$REVISION"
+
+say "up"
+docker compose up --wait --quiet-pull switchboard prometheus
+container=$(docker compose ps -q switchboard)
+state() { docker inspect --format "$1" "$container"; }
+is "health" "$(state '{{.State.Health.Status}}')" healthy
+docker compose exec -T switchboard /usr/local/bin/switchboard healthcheck || fail "the healthcheck does not pass"
+is "published" "$(docker compose ps --format '{{range .Publishers}}{{if .PublishedPort}}{{.TargetPort}} {{end}}{{end}}' switchboard)" "8080 "
+
+say "confined"
+pid=$(state '{{.State.Pid}}')
+is "user" "$(awk '/^Uid:/ { print $2 }' /proc/"$pid"/status)" 65532
+is "capabilities" "$(awk '/^Cap(Eff|Prm|Bnd):/ { print $2 }' /proc/"$pid"/status | sort -u)" 0000000000000000
+is "no new privileges" "$(awk '/^NoNewPrivs:/ { print $2 }' /proc/"$pid"/status)" 1
+is "root" "$(awk '$5 == "/" { split($6, options, ","); print options[1] }' /proc/"$pid"/mountinfo)" ro
+is "open files" "$(awk '/^Max open files/ { print $5 }' /proc/"$pid"/limits)" "$NOFILE"
+
+say "talk"
+python3 tests/compose_users.py talk "$relay" || fail "two users could not talk"
+answer() { # answer QUERY: Prometheus's, which is one number
+  curl --silent --show-error --fail --get --data-urlencode "query=$1" \
+    "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/query" |
+    python3 -c 'import json, sys; print(*(one["value"][1] for one in json.load(sys.stdin)["data"]["result"]))'
+}
+answers() { # answers QUERY NUMBER: in time for a scrape and an evaluation of the rules
+  local found
+  for _ in $(seq 300); do
+    found=$(answer "$1")
+    [[ $found == "$2" ]] && break
+    sleep 0.1
+  done
+  is "$1" "$found" "$2"
+}
+answers 'up{job="switchboard"}' 1
+answers switchboard_messages_received_total 3
+answers switchboard_messages_delivered_total 2
+answers 'switchboard_messages_dropped_total{reason="offline"}' 1
+answers 'sum(switchboard_messages_dropped_total)' 1
+answers switchboard_mailbox_messages 0
+answers instance:switchboard_ledger:gap 0
+answers 'sum(switchboard_connections_closed_total)' 2
+answers "count(switchboard_build_info{revision=\"$REVISION\"})" 1
+
+say "stop under load"
+python3 tests/compose_users.py flow "$relay" "$work/flows" >"$work/flow" 2>&1 &
+users=$!
+for _ in $(seq 300); do
+  [[ -e $work/flows ]] && break
+  sleep 0.1
+done
+[[ -e $work/flows ]] || fail "the load did not start: $(cat "$work/flow")"
+began=$SECONDS
+docker compose stop switchboard
+printf '  drained in %d s\n' $((SECONDS - began))
+wait "$users" || fail "$(cat "$work/flow")"
+printf '  %s\n' "$(cat "$work/flow")"
+is "exit code" "$(state '{{.State.ExitCode}}')" 0
+docker logs "$container" >"$work/log" 2>&1
+# What was flushed to a user came before the close frame, so that user has heard it: two from above.
+heard=$(($(sed 's/.*heard \([0-9]*\).*/\1/' "$work/flow") + 2))
+python3 - "$work/log" "$heard" <<'PYTHON' || fail "what the log says at last does not balance"
+import json, sys
+lines = [json.loads(line) for line in open(sys.argv[1])]
+last = [line for line in lines if line["message"] == "drained"][-1]
+ended = last["delivered"] + last["dropped"] + last["mailbox"] + last["cluster_sent"]
+print(f"  drained: {last}")
+assert last["received"] + last["cluster_received"] == ended and last["received"] > 1000, last
+assert last["left"] == 0 and last["mailbox"] == 0, last
+assert last["delivered"] == int(sys.argv[2]), f"delivered {last['delivered']}, heard {sys.argv[2]}"
+PYTHON
+say "containers: all as it should be"
