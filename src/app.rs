@@ -13,14 +13,15 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::auth::{Auth, Keeper};
+use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
-use crate::directory::{Bounds, Budget, Order, Overflow, Seat, Wakes};
+use crate::directory::{Bounds, Budget, Directory, Order, Overflow, Seat, Wakes};
 use crate::http::{self, Door, Host, Proxies, Visitors};
 use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
 use crate::lifecycle::{Shutdown, Stage};
 use crate::rate::Rate;
-use crate::relay::Relay;
+use crate::relay::{Parts, Relay};
 use crate::session::{Common, Terms};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Traces;
@@ -33,6 +34,9 @@ const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// How long tasks have to end that were told to; none of them waits for a peer.
 const STRAGGLERS_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long it may take to leave the cluster; more than its own timeout.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// A relay that is bound and not served yet.
 #[derive(Debug)]
 pub struct App {
@@ -42,6 +46,7 @@ pub struct App {
     admin: Option<TcpListener>,
     host: Arc<Host>,
     router: Option<JoinHandle<()>>,
+    cluster_tasks: Option<cluster::Tasks>,
     keeper: Option<Keeper>,
 }
 
@@ -85,25 +90,28 @@ impl App {
         metrics.http_connections_limited_to(settings.limits.handshakes * listeners.len());
         metrics.mailboxes_limited_to(settings.mailbox.total_bytes);
 
-        let bounds = bounds(&settings.mailbox);
         let shutdown = Shutdown::new();
-        let (relay, router) = match settings.routing.strategy {
-            config::Strategy::Directory => {
-                (Relay::new(bounds, users_max, metrics.clone(), traces), None)
-            }
-            config::Strategy::Router => {
-                let queue = settings.routing.router_queue;
-                let (relay, task) =
-                    Relay::routed(bounds, users_max, metrics.clone(), traces, queue);
-                // Not on the tracker: it ends when the last handle of the relay is gone, which is
-                // after all tasks that are.
-                #[allow(clippy::disallowed_methods, reason = "joined at the end of `run`")]
-                (relay, Some(tokio::spawn(task)))
-            }
+        let sessions = Arc::new(Common::new(terms(&settings), metrics.clone()));
+        let directory = Directory::new();
+        let (cluster, cluster_tasks) = if settings.cluster.nats_url.is_empty() {
+            (None, None)
+        } else {
+            let (here, metrics) = (directory.clone(), metrics.clone());
+            let joined = Cluster::join(&settings.cluster, here, metrics, sessions.epoch())?;
+            (Some(joined.0), Some(joined.1))
         };
+        let parts = Parts {
+            bounds: bounds(&settings.mailbox),
+            users_max,
+            metrics,
+            traces,
+            directory,
+            cluster,
+        };
+        let (relay, router) = relay(parts, &settings.routing);
         let host = Arc::new(Host {
             relay,
-            sessions: Arc::new(Common::new(terms(&settings), metrics)),
+            sessions,
             shutdown,
             header_timeout: settings.limits.header_timeout,
             header_bytes: settings.limits.header_bytes,
@@ -128,6 +136,7 @@ impl App {
             admin,
             host,
             router,
+            cluster_tasks,
             keeper,
         })
     }
@@ -153,6 +162,7 @@ impl App {
             admin,
             host,
             router,
+            cluster_tasks,
             keeper,
         } = self;
         let door = if admin.is_some() {
@@ -198,20 +208,36 @@ impl App {
         {
             warn!("the router did not end in time");
         }
-        let figures = Figures::read(&metrics, directory.census().mailbox_messages);
-        let Figures {
-            received,
-            delivered,
-            dropped,
-            mailbox,
-            cluster_received,
-            cluster_sent,
-        } = figures;
-        info!(
-            left,
-            received, cluster_received, delivered, dropped, mailbox, cluster_sent, "drained"
-        );
-        Report { left, figures }
+        if let Some(tasks) = cluster_tasks {
+            leave_cluster(tasks).await;
+        }
+        let mailbox = directory.census().mailbox_messages;
+        report(left, Figures::read(&metrics, mailbox))
+    }
+}
+
+/// Says what a run left.
+fn report(left: u64, figures: Figures) -> Report {
+    let Figures {
+        received,
+        delivered,
+        dropped,
+        mailbox,
+        cluster_received,
+        cluster_sent,
+    } = figures;
+    info!(
+        left,
+        received, cluster_received, delivered, dropped, mailbox, cluster_sent, "drained"
+    );
+    Report { left, figures }
+}
+
+/// Behind all that could be for other nodes: what is under way to them is sent, and what has come from
+/// them is answered.
+async fn leave_cluster(tasks: cluster::Tasks) {
+    if timeout(LEAVE_TIMEOUT, tasks.finish()).await.is_err() {
+        warn!("the cluster was not left in time");
     }
 }
 
@@ -289,6 +315,20 @@ fn lacks_family(error: &io::Error) -> bool {
 
 /// Linux's number on all architectures that have a target.
 const EAFNOSUPPORT: i32 = 97;
+
+/// The relay, and the router's task where there is one.
+fn relay(parts: Parts, routing: &config::Routing) -> (Relay, Option<JoinHandle<()>>) {
+    match routing.strategy {
+        config::Strategy::Directory => (Relay::of(parts), None),
+        config::Strategy::Router => {
+            let (relay, task) = Relay::routed(parts, routing.router_queue);
+            // Not on the tracker: it ends when the last handle of the relay is gone, which is after
+            // all tasks that are.
+            #[allow(clippy::disallowed_methods, reason = "joined at the end of `run`")]
+            (relay, Some(tokio::spawn(task)))
+        }
+    }
+}
 
 fn bounds(settings: &config::Mailbox) -> Bounds {
     Bounds {

@@ -108,10 +108,10 @@ impl Held {
         self.metrics.messages_dropped(reason, count.into());
     }
 
-    /// Settles one message as sent to another node.
-    pub fn sent_to_cluster(&mut self) {
-        self.release(1);
-        self.metrics.cluster_sent();
+    /// Settles `count` messages as sent to other nodes.
+    pub fn sent_to_cluster(&mut self, count: u32) {
+        self.release(count);
+        self.metrics.cluster_sent(count.into());
     }
 
     fn release(&mut self, count: u32) {
@@ -214,7 +214,7 @@ mod tests {
         held.hold(InHand::receive(&*metrics));
         held.hold(InHand::receive_from_cluster(&*metrics));
         assert_eq!(figures(&metrics, &held), (1, 0, 0, 2));
-        held.sent_to_cluster();
+        held.sent_to_cluster(1);
         assert_eq!(figures(&metrics, &held), (1, 0, 0, 1));
         held.delivered(1);
         InHand::receive_from_cluster(&*metrics).dropped(DropReason::Offline);

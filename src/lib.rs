@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! accept → upgrade → session/read → protocol/decode → relay → directory → mailbox → session/write → socket
-//!                                                       └→ router ───────────┘
+//!                                                       ├→ router ───────────┤
+//!                                                       └→ cluster ══ NATS ══╛ of another node
 //! ```
 //!
 //! A connection is accepted by [`http`], answered by its routes, and upgraded: its user takes a seat
@@ -15,6 +16,10 @@
 //! when the sender's turn ends, writes all that has come in one go, and settles each message with the
 //! [`ledger`] once its frame was flushed. Where the sender asked, the outcome goes the other way:
 //! into the sender's own seat, and out by its own session, so that every socket has one writer.
+//!
+//! Where the recipient is not here and there are other nodes, the message goes to the [`cluster`], which
+//! publishes it to the block of ids that the recipient's is in. The node that holds the block puts it
+//! into a mailbox or drops it, and answers where the sender asked.
 //!
 //! # What to find where
 //!
@@ -31,6 +36,7 @@
 //! | [`relay`] | join a user, send a message |
 //! | [`directory`] | who is here: seats and their mailboxes |
 //! | `router` | the same two verbs through one task |
+//! | [`cluster`] | other nodes, through NATS |
 //! | [`ledger`] | each message received once and settled once, by type |
 //! | [`lifecycle`] | from ready to gone |
 //! | [`telemetry`] | logs and metrics |
@@ -45,6 +51,7 @@
 //!   is an answer.
 //! - A message is in exactly one hand: an [`ledger::InHand`] or one mailbox's [`ledger::Held`]. Both
 //!   settle on Drop, so there is no way to lose one unaccounted.
+//! - A message from the cluster is delivered here or dropped, never forwarded.
 //! - No lock is held across an `.await`, or while another seat's is taken.
 //! - Every task is on the tracker of [`lifecycle`], and the drain waits for it. A panic ends one
 //!   connection.
@@ -55,6 +62,7 @@ pub mod app;
 pub mod auth;
 pub mod bench;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod directory;
 pub mod http;

@@ -2,6 +2,7 @@
 //! a message carries its own settlement through either.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -9,8 +10,9 @@ use std::task::{Context, Poll};
 
 use tokio::sync::Notify;
 
+use crate::cluster::{Cluster, Unready};
 use crate::directory::{Bounds, Directory, Entry, Letter, Receipt, Seat, Wakes};
-use crate::identity::{Sequence, Subject};
+use crate::identity::{Sequence, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status};
 use crate::router::{LeavePlace, Parcel, Port, Router};
@@ -48,6 +50,8 @@ struct Shared {
     /// In both strategies the register of who is here, for scrapes and the drain; in one of them
     /// also the way to a recipient.
     directory: Directory,
+    /// The way to those who are not here.
+    cluster: Option<Cluster>,
     router: Option<Router>,
     metrics: Arc<Metrics>,
     traces: Arc<Traces>,
@@ -59,48 +63,97 @@ struct Shared {
     emptied: Notify,
 }
 
+/// What a relay is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The bounds of mailboxes.
+    pub bounds: Bounds,
+    /// The most users, upgrades in progress included.
+    pub users_max: usize,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// What is traced.
+    pub traces: Arc<Traces>,
+    /// Who is here: nobody yet.
+    pub directory: Directory,
+    /// The other nodes, which know the same directory.
+    pub cluster: Option<Cluster>,
+}
+
+impl Parts {
+    /// Those of a relay without other nodes.
+    pub fn alone(
+        bounds: Bounds,
+        users_max: usize,
+        metrics: Arc<Metrics>,
+        traces: Arc<Traces>,
+    ) -> Self {
+        Self {
+            bounds,
+            users_max,
+            metrics,
+            traces,
+            directory: Directory::new(),
+            cluster: None,
+        }
+    }
+}
+
 impl Relay {
-    /// A relay for up to `users_max` users, upgrades in progress included.
+    /// A relay by itself for up to `users_max` users, upgrades in progress included.
     pub fn new(
         bounds: Bounds,
         users_max: usize,
         metrics: Arc<Metrics>,
         traces: Arc<Traces>,
     ) -> Self {
-        Self::with_router(bounds, users_max, metrics, traces, None)
+        Self::of(Parts::alone(bounds, users_max, metrics, traces))
+    }
+
+    /// A relay of these parts.
+    pub fn of(parts: Parts) -> Self {
+        Self::with_router(parts, None)
     }
 
     /// The same by the router strategy, with the router's task, to be run for as long as the relay.
     /// `queue` letters may wait for it.
-    pub fn routed(
-        bounds: Bounds,
-        users_max: usize,
-        metrics: Arc<Metrics>,
-        traces: Arc<Traces>,
-        queue: usize,
-    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let (router, task) = Router::new(users_max, queue);
-        (
-            Self::with_router(bounds, users_max, metrics, traces, Some(router)),
-            task,
-        )
+    pub fn routed(parts: Parts, queue: usize) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let cluster = parts.cluster.clone();
+        let elsewhere = move |parcel: Parcel, wakes: &mut Wakes| {
+            let letter = Letter {
+                sender: parcel.sender,
+                message: &parcel.message,
+                read_at: parcel.read_at,
+                receipt: parcel.receipt,
+            };
+            let cluster = cluster.as_ref();
+            send_elsewhere(cluster, parcel.recipient, letter, parcel.in_hand, wakes);
+        };
+        let (router, task) = Router::new(parts.users_max, queue, elsewhere);
+        (Self::with_router(parts, Some(router)), task)
     }
 
-    fn with_router(
-        bounds: Bounds,
-        users_max: usize,
-        metrics: Arc<Metrics>,
-        traces: Arc<Traces>,
-        router: Option<Router>,
-    ) -> Self {
+    fn with_router(parts: Parts, router: Option<Router>) -> Self {
+        let Parts {
+            bounds,
+            users_max,
+            metrics,
+            traces,
+            directory,
+            cluster,
+        } = parts;
+        let sequence = cluster
+            .as_ref()
+            .map_or_else(Sequence::local, Cluster::sequence);
         Self {
             shared: Arc::new(Shared {
-                directory: Directory::new(),
+                directory,
+                cluster,
                 router,
                 metrics,
                 traces,
                 bounds: Arc::new(bounds),
-                sequence: Sequence::local(),
+                sequence,
                 users: AtomicUsize::new(0),
                 users_max,
                 emptied: Notify::new(),
@@ -143,10 +196,19 @@ impl Relay {
 
     /// Counts users and what their mailboxes hold.
     pub fn census(&self) -> Census {
+        let link = self.shared.cluster.as_ref().map(Cluster::census);
+        let here = self.shared.directory.census();
         Census {
+            mailbox_messages: here.mailbox_messages + link.map_or(0, |link| link.queue_messages),
             mailbox_reserved_bytes: self.shared.bounds.budget.used(),
-            ..self.shared.directory.census()
+            link,
+            ..here
         }
+    }
+
+    /// Whether new users can be let in, as far as that is for other nodes to say.
+    pub fn ready(&self) -> Result<(), Unready> {
+        self.shared.cluster.as_ref().map_or(Ok(()), Cluster::ready)
     }
 
     /// Waits until nobody is here, upgrades in progress included.
@@ -274,21 +336,15 @@ impl Membership {
             });
             return;
         }
-        shared.directory.with(recipient, |seat| {
-            let Some(seat) = seat else {
-                in_hand.dropped(DropReason::Offline);
-                if let Some(receipt) = receipt {
-                    receipt.settle(Status::Offline, wakes);
-                }
-                return;
-            };
-            let letter = Letter {
-                sender,
-                message,
-                read_at,
-                receipt,
-            };
-            seat.push(letter, in_hand, wakes);
+        let letter = Letter {
+            sender,
+            message,
+            read_at,
+            receipt,
+        };
+        shared.directory.with(recipient, |seat| match seat {
+            Some(seat) => seat.push(letter, in_hand, wakes),
+            None => send_elsewhere(shared.cluster.as_ref(), recipient, letter, in_hand, wakes),
         });
     }
 
@@ -309,6 +365,23 @@ impl Membership {
     /// Settles what the session has taken and not flushed, and all that is queued.
     pub(crate) fn give_up(&self, taken: VecDeque<Entry>, reason: DropReason, wakes: &mut Wakes) {
         self.seat.leave(taken, reason, wakes);
+    }
+}
+
+/// Sends a message on whose recipient is not here.
+fn send_elsewhere<M: Deref<Target = Metrics>>(
+    cluster: Option<&Cluster>,
+    recipient: UserId,
+    letter: Letter<'_>,
+    in_hand: InHand<M>,
+    wakes: &mut Wakes,
+) {
+    if let Some(cluster) = cluster {
+        return cluster.send(recipient, letter, in_hand, wakes);
+    }
+    in_hand.dropped(DropReason::Offline);
+    if let Some(receipt) = letter.receipt {
+        receipt.settle(Status::Offline, wakes);
     }
 }
 

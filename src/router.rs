@@ -62,9 +62,11 @@ impl LeavePlace {
 
 impl Router {
     /// A router for up to `users` users and `queue` letters under way, and the task to run for it.
+    /// Letters for those who are not here go `elsewhere`.
     pub(crate) fn new(
         users: usize,
         queue: usize,
+        elsewhere: impl FnMut(Parcel, &mut Wakes) + Send + 'static,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         // One place for each user's leave, and as many more for joins under way.
         let places = users
@@ -72,7 +74,8 @@ impl Router {
             .min(tokio::sync::Semaphore::MAX_PERMITS);
         let (changes, changes_rx) = mpsc::channel(places);
         let (parcels, parcels_rx) = mpsc::channel(queue);
-        (Self { changes, parcels }, run(changes_rx, parcels_rx))
+        let task = run(changes_rx, parcels_rx, elsewhere);
+        (Self { changes, parcels }, task)
     }
 
     /// Hands a user to the router. Letters that are sent after this has returned find it.
@@ -133,7 +136,11 @@ fn settle_offline(in_hand: InHand<Arc<Metrics>>, receipt: Option<Box<Receipt>>, 
 
 type Users = HashMap<UserId, Arc<Seat>, BuildHasherDefault<FxHasher>>;
 
-async fn run(mut changes: mpsc::Receiver<Change>, mut parcels: mpsc::Receiver<Parcel>) {
+async fn run(
+    mut changes: mpsc::Receiver<Change>,
+    mut parcels: mpsc::Receiver<Parcel>,
+    mut elsewhere: impl FnMut(Parcel, &mut Wakes),
+) {
     let mut users = Users::default();
     let mut batch = Vec::with_capacity(BATCH);
     let mut wakes = Wakes::default();
@@ -150,7 +157,10 @@ async fn run(mut changes: mpsc::Receiver<Change>, mut parcels: mpsc::Receiver<Pa
                     apply(&mut users, change);
                 }
                 for parcel in batch.drain(..) {
-                    deliver(&users, parcel, &mut wakes);
+                    match users.get(&parcel.recipient) {
+                        Some(seat) => deliver(seat, parcel, &mut wakes),
+                        None => elsewhere(parcel, &mut wakes),
+                    }
                 }
                 wakes.wake();
             }
@@ -174,28 +184,22 @@ fn apply(users: &mut Users, change: Change) {
     }
 }
 
-fn deliver(users: &Users, parcel: Parcel, wakes: &mut Wakes) {
+fn deliver(seat: &Seat, parcel: Parcel, wakes: &mut Wakes) {
     let Parcel {
         sender,
-        recipient,
+        recipient: _,
         message,
         read_at,
         receipt,
         in_hand,
     } = parcel;
-    match users.get(&recipient) {
-        Some(seat) => seat.push(
-            Letter {
-                sender,
-                message: &message,
-                read_at,
-                receipt,
-            },
-            in_hand,
-            wakes,
-        ),
-        None => settle_offline(in_hand, receipt, wakes),
-    }
+    let letter = Letter {
+        sender,
+        message: &message,
+        read_at,
+        receipt,
+    };
+    seat.push(letter, in_hand, wakes);
 }
 
 #[cfg(test)]
@@ -232,7 +236,8 @@ mod tests {
     async fn a_letter_finds_whoever_had_joined_before_it_was_sent() {
         let metrics = Arc::new(Metrics::new(1));
         for _ in 0..64 {
-            let (router, task) = Router::new(2, 8);
+            let (router, task) =
+                Router::new(2, 8, |parcel, _| panic!("{parcel:?} is for somebody here"));
             let mut port = router.port();
             let recipient = seat(2, &metrics);
             let place = router.join(recipient.clone()).await.unwrap();
@@ -248,7 +253,8 @@ mod tests {
     #[tokio::test]
     async fn a_strangers_leave_takes_nobody_else_out() {
         let metrics = Arc::new(Metrics::new(1));
-        let (router, task) = Router::new(3, 8);
+        let (router, task) =
+            Router::new(3, 8, |parcel, _| panic!("{parcel:?} is for somebody here"));
         let (stranger, recipient) = (seat(2, &metrics), seat(2, &metrics));
         let stranger_place = router.join(stranger.clone()).await.unwrap();
         let place = router.join(recipient.clone()).await.unwrap();

@@ -19,6 +19,7 @@ mod units;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ pub struct Settings {
     pub keepalive: Keepalive,
     /// How a message finds its recipient.
     pub routing: Routing,
+    /// How nodes find each other.
+    pub cluster: Cluster,
     /// How the relay ends.
     pub drain: Drain,
     /// What people see.
@@ -223,6 +226,59 @@ pub struct Routing {
     pub strategy: Strategy,
     /// Messages that wait for the router; default 1024.
     pub router_queue: usize,
+}
+
+/// `[cluster]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// NATS servers, any of which joins this node to the others; default none, a node by itself.
+    pub nats_url: Vec<String>,
+    /// What all names on NATS begin with; default `switchboard`.
+    pub name: String,
+    /// The user to NATS; default none.
+    pub user: Option<String>,
+    /// A file with its password; default none.
+    pub password_file: Option<PathBuf>,
+    /// A file with a token; default none.
+    pub token_file: Option<PathBuf>,
+    /// A file with the seed of an nkey; default none.
+    pub nkey_file: Option<PathBuf>,
+    /// A file with a JWT and the seed of its nkey; default none.
+    pub creds_file: Option<PathBuf>,
+    /// A file with the authorities whose certificates NATS may show; default the machine's.
+    pub tls_ca_file: Option<PathBuf>,
+    /// A file with the certificate to show NATS; default none.
+    pub tls_cert_file: Option<PathBuf>,
+    /// A file with its key; default none.
+    pub tls_key_file: Option<PathBuf>,
+    /// Whether a node without NATS is not ready; default no.
+    pub required: bool,
+    /// Ids in a block, the same on all nodes; default 1024.
+    pub block_size: NonZeroU32,
+    /// NATS servers that keep the leases; default 1.
+    pub lease_replicas: u32,
+    /// Time for another node to say what became of a message; default 5 s.
+    #[serde(with = "units::duration")]
+    pub outcome_timeout: Duration,
+    /// Outcomes from other nodes outstanding on this one; default 65536.
+    pub outcomes_pending: u32,
+    /// Time for NATS to answer; default 3 s.
+    #[serde(with = "units::duration")]
+    pub link_timeout: Duration,
+    /// Messages that wait to go to one remote user; default 256.
+    pub user_messages: u32,
+    /// Bytes that wait to go to one remote user; default 1 MiB.
+    #[serde(with = "units::size")]
+    pub user_bytes: usize,
+    /// Bytes that wait to go to all remote users together; default 64 MiB.
+    #[serde(with = "units::size")]
+    pub queue_bytes: usize,
+    /// Bytes between this node and NATS; default 256 KiB.
+    #[serde(with = "units::size")]
+    pub in_flight_bytes: usize,
+    /// Messages from NATS for one block that wait to be looked at; default 8192.
+    pub inbound_messages: u32,
 }
 
 /// `[drain]`

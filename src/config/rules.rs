@@ -4,13 +4,14 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use hyper::Uri;
 use tracing_subscriber::EnvFilter;
 
 use super::capacity::CONNECTIONS_MAX;
 use super::units::{duration_text, size_text};
 use super::{
-    Admin, Auth, AuthMode, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server, Settings, Tls,
-    Tracing, Ui, otel,
+    Admin, Auth, AuthMode, Cluster, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server,
+    Settings, Tls, Tracing, Ui, otel,
 };
 
 const KIB: u64 = 1 << 10;
@@ -26,6 +27,10 @@ const DAY: Duration = Duration::from_hours(24);
 const COUNT_MAX: u64 = 1 << 20;
 /// Hyper's own minimum of a connection's buffer; it panics below.
 const HEADER_BYTES_MIN: u64 = 8 * KIB;
+/// What a node waits for from others is looked at eight times in that time.
+const WAIT_MIN: Duration = Duration::from_millis(100);
+/// A message of the largest size takes its bytes and this on its way to another node.
+const PARCEL_OVERHEAD: u64 = 256;
 /// A message of the largest size takes its bytes and this for what stands around them: what a frame
 /// adds to what the sender wrote itself, and a traceparent.
 const MESSAGE_OVERHEAD: u64 = 64 + 72;
@@ -51,6 +56,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
         mailbox,
         keepalive,
         routing,
+        cluster,
         drain,
         ui,
         log,
@@ -64,6 +70,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     rules.extend(mailbox_rules(mailbox, limits));
     rules.extend(keepalive_rules(keepalive));
     rules.extend(routing_rules(routing));
+    rules.extend(cluster_rules(cluster, limits));
     rules.extend(drain_rules(drain));
     rules.extend(log_rules(log));
     rules.extend(tracing_rules(tracing));
@@ -318,6 +325,152 @@ fn routing_rules(routing: &Routing) -> Vec<Rule> {
         *router_queue as u64,
         COUNT_MAX,
     )]
+}
+
+fn cluster_rules(cluster: &Cluster, limits: &Limits) -> Vec<Rule> {
+    let Cluster {
+        nats_url,
+        name,
+        block_size,
+        lease_replicas,
+        outcome_timeout,
+        outcomes_pending,
+        link_timeout,
+        ..
+    } = cluster;
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let mut rules = vec![
+        Rule {
+            key: "cluster.nats_url",
+            with: &[],
+            allowed: "addresses of NATS servers, such as \"nats://127.0.0.1:4222\" or \
+                \"tls://nats.example.com:4222\", without a user, a password or a path"
+                .to_owned(),
+            holds: nats_url.iter().all(|url| is_nats_url(url)),
+        },
+        Rule {
+            key: "cluster.name",
+            with: &[],
+            allowed: "1 to 32 letters, digits, \"-\" and \"_\"".to_owned(),
+            holds: (1..=32).contains(&name.len()) && name.bytes().all(is_word),
+        },
+        count("cluster.block_size", block_size.get().into(), COUNT_MAX),
+        count("cluster.lease_replicas", (*lease_replicas).into(), 5),
+        time("cluster.outcome_timeout", *outcome_timeout, WAIT_MIN..=DAY),
+        count(
+            "cluster.outcomes_pending",
+            (*outcomes_pending).into(),
+            COUNT_MAX,
+        ),
+        time("cluster.link_timeout", *link_timeout, WAIT_MIN..=DAY),
+    ];
+    rules.extend(cluster_access(cluster));
+    rules.extend(cluster_queues(cluster, limits));
+    rules
+}
+
+fn cluster_queues(cluster: &Cluster, limits: &Limits) -> [Rule; 7] {
+    let Cluster {
+        user_messages,
+        user_bytes,
+        queue_bytes,
+        in_flight_bytes,
+        inbound_messages,
+        ..
+    } = cluster;
+    let [user_bytes, queue_bytes] = [*user_bytes, *queue_bytes].map(|bytes| bytes as u64);
+    [
+        count("cluster.user_messages", (*user_messages).into(), COUNT_MAX),
+        size("cluster.user_bytes", user_bytes, 1..=GIB),
+        Rule {
+            key: "cluster.user_bytes",
+            with: &["limits.message_bytes"],
+            allowed: format!("at least limits.message_bytes + {PARCEL_OVERHEAD} bytes"),
+            holds: user_bytes >= (limits.message_bytes as u64).saturating_add(PARCEL_OVERHEAD),
+        },
+        size("cluster.queue_bytes", queue_bytes, 1..=1024 * GIB),
+        Rule {
+            key: "cluster.queue_bytes",
+            with: &["cluster.user_bytes"],
+            allowed: "at least cluster.user_bytes".to_owned(),
+            holds: queue_bytes >= user_bytes,
+        },
+        size(
+            "cluster.in_flight_bytes",
+            *in_flight_bytes as u64,
+            16 * KIB..=GIB,
+        ),
+        count(
+            "cluster.inbound_messages",
+            (*inbound_messages).into(),
+            COUNT_MAX,
+        ),
+    ]
+}
+
+/// At most one way to be known, each of them whole.
+fn cluster_access(cluster: &Cluster) -> [Rule; 4] {
+    let Cluster {
+        user,
+        password_file,
+        token_file,
+        nkey_file,
+        creds_file,
+        tls_cert_file,
+        tls_key_file,
+        ..
+    } = cluster;
+    let ways = [
+        user.is_some(),
+        token_file.is_some(),
+        nkey_file.is_some(),
+        creds_file.is_some(),
+    ];
+    [
+        Rule {
+            key: "cluster.user",
+            with: &[
+                "cluster.token_file",
+                "cluster.nkey_file",
+                "cluster.creds_file",
+            ],
+            allowed: "one of the four, or none".to_owned(),
+            holds: ways.iter().filter(|is_set| **is_set).count() <= 1,
+        },
+        Rule {
+            key: "cluster.user",
+            with: &["cluster.password_file"],
+            allowed: "a user and a password, or neither".to_owned(),
+            holds: user.is_some() == password_file.is_some(),
+        },
+        Rule {
+            key: "cluster.tls_cert_file",
+            with: &["cluster.tls_key_file"],
+            allowed: "a certificate and its key, or neither".to_owned(),
+            holds: tls_cert_file.is_some() == tls_key_file.is_some(),
+        },
+        Rule {
+            key: "cluster.required",
+            with: &["cluster.nats_url"],
+            allowed: "false, while cluster.nats_url names no server".to_owned(),
+            holds: !cluster.required || !cluster.nats_url.is_empty(),
+        },
+    ]
+}
+
+/// Whether this is where a NATS server can be, and nothing that ought to be in a file: addresses are
+/// printed and logged.
+fn is_nats_url(text: &str) -> bool {
+    let Ok(uri) = text.parse::<Uri>() else {
+        return false;
+    };
+    let authority = uri.authority();
+    matches!(uri.scheme_str(), Some("nats" | "tls"))
+        && authority.is_some_and(|authority| {
+            !authority.host().is_empty() && !authority.as_str().contains('@')
+        })
+        && matches!(uri.path(), "" | "/")
+        && uri.query().is_none()
 }
 
 fn drain_rules(drain: &Drain) -> Vec<Rule> {

@@ -10,6 +10,7 @@
 //!
 //! The same table is the register that scrapes, the drain and the API walk.
 
+mod answers;
 mod mailbox;
 #[cfg(all(test, switchboard_loom))]
 mod model;
@@ -24,6 +25,7 @@ use std::sync::{Arc, PoisonError};
 
 use rustc_hash::FxHasher;
 
+pub(crate) use answers::{Answers, Bell};
 pub use mailbox::{Bounds, Budget, Overflow};
 pub(crate) use mailbox::{Entry, Letter, give_back};
 pub(crate) use seat::{Flushed, Found};

@@ -1,5 +1,6 @@
 //! The directory under a model checker, which tries every order of the steps of a few threads, stale
-//! loads included. Segments have two slots here: ids 2 and 3 share one, 4 and 5 the next.
+//! loads included. Segments have two slots here, and ids are counted from 0: 2 and 3 share one, 4 and 5 the
+//! next.
 //!
 //! Run with `RUSTFLAGS="--cfg switchboard_loom" cargo test --release --lib directory::model`.
 
@@ -42,7 +43,8 @@ fn check(scenario: impl Fn(World) + Send + Sync + 'static) {
 
 impl World {
     fn seat(&self, id: u64) -> Arc<Seat> {
-        let id = UserId::new(id).expect("a small id");
+        // Segments begin at odd ids.
+        let id = UserId::new(id + 1).expect("a small id");
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
         Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics))
     }

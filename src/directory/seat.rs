@@ -7,6 +7,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
+use super::answers::Answers;
 use super::mailbox::{Bounds, Entry, Letter, Mailbox, Overflow, Pushed};
 use crate::identity::{Subject, UserId};
 use crate::ledger::InHand;
@@ -38,7 +39,7 @@ pub enum Order {
 pub struct Wakes(Vec<Waker>);
 
 impl Wakes {
-    fn add(&mut self, waker: Option<Waker>) {
+    pub(crate) fn add(&mut self, waker: Option<Waker>) {
         self.0.extend(waker);
     }
 
@@ -74,30 +75,53 @@ impl ClientId {
 /// The duty to tell a sender what became of one message. Dropping it tells `disconnected`.
 #[derive(Debug)]
 pub struct Receipt {
-    sender: Arc<Seat>,
-    id: ClientId,
+    to: Addressee,
     open: bool,
+}
+
+/// Who is told.
+#[derive(Debug)]
+enum Addressee {
+    /// A user who is here, by its own name for the message.
+    User(Arc<Seat>, ClientId),
+    /// The node that a user elsewhere is on, by the node's token for the message.
+    Node(Arc<Answers>, u64),
 }
 
 impl Receipt {
     pub(crate) fn new(sender: Arc<Seat>, id: &str) -> Self {
         Self {
-            sender,
-            id: ClientId::new(id),
+            to: Addressee::User(sender, ClientId::new(id)),
+            open: true,
+        }
+    }
+
+    /// For a message that another node has sent here; owed from `now`, microseconds.
+    pub(crate) fn to_node(answers: Arc<Answers>, token: u64, now: u64) -> Self {
+        answers.open(token, now);
+        Self {
+            to: Addressee::Node(answers, token),
             open: true,
         }
     }
 
     pub(crate) fn settle(mut self, status: Status, wakes: &mut Wakes) {
         self.open = false;
-        wakes.add(self.sender.reply(&self.id, status));
+        wakes.add(self.tell(status));
+    }
+
+    fn tell(&self, status: Status) -> Option<Waker> {
+        match &self.to {
+            Addressee::User(seat, id) => seat.reply(id, status),
+            Addressee::Node(answers, token) => answers.settle(*token, status),
+        }
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
         if self.open
-            && let Some(waker) = self.sender.reply(&self.id, Status::Disconnected)
+            && let Some(waker) = self.tell(Status::Disconnected)
         {
             waker.wake();
         }

@@ -46,7 +46,8 @@ impl Refusal {
             Self::Unauthorized => Rejection::Unauthorized,
             Self::TooMany(TooMany { reason, .. }) => reason,
             Self::Draining => Rejection::Draining,
-            Self::NoSeat(_) => Rejection::Full,
+            Self::NoSeat(Refused::Full) => Rejection::Full,
+            Self::NoSeat(Refused::NoId) => Rejection::NoId,
         }
     }
 

@@ -102,7 +102,10 @@ async fn metrics(host: &Arc<Host>) -> Answer {
 
 fn ready(host: &Host) -> Answer {
     match host.shutdown.stage() {
-        Stage::Ready => text(StatusCode::OK, "ready\n"),
+        Stage::Ready => match host.relay.ready() {
+            Ok(()) => text(StatusCode::OK, "ready\n"),
+            Err(unready) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{unready}\n")),
+        },
         Stage::Unready | Stage::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
     }
 }

@@ -76,6 +76,11 @@ impl Common {
         }
     }
 
+    /// Time zero of the microseconds that messages are stamped with.
+    pub fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
     fn now(&self) -> u64 {
         micros(self.epoch.elapsed())
     }

@@ -14,6 +14,7 @@ use prometheus::proto::{self, MetricFamily, MetricType};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
 use super::export::{SpanCounts, SpanLoss};
+use super::link::{self, LinkCensus, LinkMetrics};
 use super::trace::Traces;
 
 /// Why a message was dropped: the `reason` label.
@@ -149,12 +150,14 @@ pub enum Rejection {
     AddressFailures,
     /// `limits.connections` is reached.
     Full,
+    /// No id is left to give.
+    NoId,
     /// The server drains.
     Draining,
 }
 
 impl Rejection {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Malformed,
         Self::Version,
         Self::Origin,
@@ -164,6 +167,7 @@ impl Rejection {
         Self::AddressConnections,
         Self::AddressFailures,
         Self::Full,
+        Self::NoId,
         Self::Draining,
     ];
 
@@ -178,6 +182,7 @@ impl Rejection {
             Self::AddressConnections => "address_connections",
             Self::AddressFailures => "address_failures",
             Self::Full => "full",
+            Self::NoId => "no_id",
             Self::Draining => "draining",
         }
     }
@@ -196,6 +201,8 @@ pub struct Census {
     pub mailbox_reserved_bytes: u64,
     /// Segments of the user directory.
     pub segments: u64,
+    /// The link to other nodes, where there is to be one.
+    pub link: Option<LinkCensus>,
 }
 
 /// The upper bounds of the latency buckets, microseconds. A relay's work takes tens of them, and
@@ -381,6 +388,11 @@ impl Metrics {
         self
     }
 
+    /// The families of the link to other nodes, from now on there; once an app.
+    pub(crate) fn with_link(&self) -> LinkMetrics {
+        LinkMetrics::new(&self.registry)
+    }
+
     fn shard(&self) -> &Shard {
         // The first shard is for threads that are no workers: tests, mostly.
         let index = tokio::runtime::worker_index().map_or(0, |worker| worker + 1);
@@ -404,9 +416,9 @@ impl Metrics {
         self.shard().cluster_received.fetch_add(1, Relaxed);
     }
 
-    /// A message was handed to the cluster, for another node.
-    pub(crate) fn cluster_sent(&self) {
-        self.shard().cluster_sent.fetch_add(1, Release);
+    /// Messages were handed to the cluster, for other nodes.
+    pub(crate) fn cluster_sent(&self, count: u64) {
+        self.shard().cluster_sent.fetch_add(count, Release);
     }
 
     /// `count` messages took `each` from being read to being flushed.
@@ -580,6 +592,7 @@ impl Metrics {
         ]);
         families.extend(self.spans());
         families.extend(found(&census));
+        families.extend(census.link.iter().flat_map(link::found));
         families.sort_by(|a, b| a.name().cmp(b.name()));
         TextEncoder::new()
             .encode_to_string(&families)
@@ -664,7 +677,7 @@ fn pid() -> i32 {
     i32::try_from(std::process::id()).expect("Linux's process ids end at 2^22")
 }
 
-fn register<C: Collector + Clone + 'static>(
+pub(super) fn register<C: Collector + Clone + 'static>(
     registry: &Registry,
     collector: prometheus::Result<C>,
 ) -> C {
@@ -723,7 +736,7 @@ fn pair(name: &str, value: &str) -> proto::LabelPair {
     pair
 }
 
-fn gauge(name: &str, help: &str, count: u64) -> MetricFamily {
+pub(super) fn gauge(name: &str, help: &str, count: u64) -> MetricFamily {
     let mut value = proto::Gauge::default();
     value.set_value(float(count));
     let metric = proto::Metric::from_gauge(value);

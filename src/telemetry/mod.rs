@@ -2,6 +2,7 @@
 //! an app's, and tests have none.
 
 mod export;
+pub(crate) mod link;
 pub mod metrics;
 pub mod trace;
 
@@ -102,8 +103,18 @@ impl Telemetry {
 impl Logs {
     /// Logs by another filter from now on.
     pub fn set_filter(&self, filter: &str) -> Result<(), TelemetryError> {
-        Ok(self.filter.reload(EnvFilter::try_new(filter)?)?)
+        Ok(self.filter.reload(self::filter(filter)?)?)
     }
+}
+
+/// A filter as it is set. The NATS client says each event in its own words, where ours are said already,
+/// unless it is named.
+fn filter(text: &str) -> Result<EnvFilter, ParseError> {
+    let filter = EnvFilter::try_new(text)?;
+    if text.contains("async_nats") {
+        return Ok(filter);
+    }
+    Ok(filter.add_directive("async_nats=off".parse()?))
 }
 
 fn subscriber<W>(
@@ -114,7 +125,7 @@ fn subscriber<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let (filter, handle) = reload::Layer::new(EnvFilter::try_new(&settings.filter)?);
+    let (filter, handle) = reload::Layer::new(filter(&settings.filter)?);
     // Spans that are exported are nothing to a log line but two ids, which it gets otherwise.
     let others = Targets::new()
         .with_default(LevelFilter::TRACE)

@@ -2,6 +2,7 @@
 //! from sources of the test's own: no file, no environment.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use switchboard::config::{
@@ -63,6 +64,7 @@ fn the_documented_file_is_the_default() {
         mailbox,
         keepalive,
         routing,
+        cluster: _,
         drain,
         log,
         tracing,
@@ -119,6 +121,35 @@ fn the_documented_file_is_the_default() {
 }
 
 #[test]
+fn a_node_is_by_itself_unless_it_is_told_of_others() {
+    let cluster = Settings::default().cluster;
+    assert_eq!(cluster.nats_url, [""; 0]);
+    assert_eq!(
+        (cluster.name.as_str(), cluster.required),
+        ("switchboard", false)
+    );
+    assert_eq!(
+        (cluster.block_size.get(), cluster.lease_replicas),
+        (1024, 1)
+    );
+    assert_eq!(
+        (
+            cluster.user_messages,
+            cluster.user_bytes,
+            cluster.queue_bytes
+        ),
+        (256, 1 << 20, 64 << 20)
+    );
+    assert_eq!(
+        (cluster.in_flight_bytes, cluster.inbound_messages),
+        (256 << 10, 8192)
+    );
+    assert_eq!(cluster.outcomes_pending, 65536);
+    let seconds = [cluster.outcome_timeout, cluster.link_timeout];
+    assert_eq!(seconds.map(|duration| duration.as_secs()), [5, 3]);
+}
+
+#[test]
 fn the_documented_file_has_every_key_each_with_a_comment() {
     let mut documented = BTreeSet::new();
     let (mut section, mut last) = (String::new(), "");
@@ -140,7 +171,11 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
                 "{key} has no comment"
             );
             documented.insert(format!("{section}.{key}"));
-            uncommented += line.strip_prefix("# ").unwrap_or(line);
+            // Of the ways to be known to NATS there can be one.
+            let another =
+                section == "cluster" && ["token_file", "nkey_file", "creds_file"].contains(&key);
+            let uncomment = if another { "" } else { "# " };
+            uncommented += line.strip_prefix(uncomment).unwrap_or(line);
         } else if let Some(name) = line.strip_prefix('[') {
             name.trim_end_matches(']').clone_into(&mut section);
             uncommented += line;
@@ -184,7 +219,76 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
         (limits.message_rate, limits.byte_rate) = (Some(100), Some(1 << 20));
         (limits.handshake_rate, limits.address_handshake_rate) = (Some(1000), Some(10));
         (limits.address_connections, limits.address_auth_failures) = (Some(100), Some(10));
+        let secret = |name| Some(Path::new("/run/secrets").join(name));
+        settings.cluster.user = Some("switchboard".to_owned());
+        settings.cluster.password_file = secret("nats-password");
+        settings.cluster.tls_ca_file = secret("nats-ca.pem");
+        settings.cluster.tls_cert_file = secret("nats-cert.pem");
+        settings.cluster.tls_key_file = secret("nats-key.pem");
     });
+}
+
+#[test]
+fn what_joins_nodes_has_to_be_whole() {
+    check(
+        &variables(&[(
+            "SWITCHBOARD__CLUSTER__NATS_URL",
+            "nats://a:4222,tls://[::1]:4222",
+        )]),
+        |settings| {
+            settings.cluster.nats_url =
+                vec!["nats://a:4222".to_owned(), "tls://[::1]:4222".to_owned()];
+        },
+    );
+    let url = "addresses of NATS servers, such as \"nats://127.0.0.1:4222\" or \
+        \"tls://nats.example.com:4222\", without a user, a password or a path";
+    for wrong in ["nats", "http://a:4222", "nats://me:secret@a", "nats://a/b"] {
+        check_refused(
+            &file(&format!("[cluster]\nnats_url = [{wrong:?}]")),
+            &[&format!(
+                "relay.toml: cluster.nats_url: found [{wrong:?}], allowed: {url}"
+            )],
+        );
+    }
+    check_refused(
+        &file("[cluster]\nname = \"a.b\"\nblock_size = 0"),
+        &[
+            "relay.toml: cluster.block_size: found 0, allowed: a whole number from 1 to 1048576",
+            "relay.toml: cluster.name: found \"a.b\", allowed: 1 to 32 letters, digits, \"-\" and \"_\"",
+        ],
+    );
+    let refused = |text: &str, with: &str| {
+        let error = Settings::resolve(&file(text)).unwrap_err().to_string();
+        assert!(error.contains(with), "{error}");
+    };
+    refused(
+        "[cluster]\nuser = \"a\"",
+        "a user and a password, or neither",
+    );
+    refused(
+        "[cluster]\npassword_file = \"a\"",
+        "a user and a password, or neither",
+    );
+    refused(
+        "[cluster]\ntoken_file = \"a\"\nnkey_file = \"b\"",
+        "one of the four, or none",
+    );
+    refused(
+        "[cluster]\ntls_cert_file = \"a\"",
+        "a certificate and its key, or neither",
+    );
+    refused(
+        "[cluster]\nrequired = true",
+        "false, while cluster.nats_url names no server",
+    );
+    refused(
+        "[cluster]\nuser_bytes = \"64KiB\"",
+        "at least limits.message_bytes + 256 bytes",
+    );
+    refused(
+        "[cluster]\nqueue_bytes = \"64KiB\"",
+        "at least cluster.user_bytes",
+    );
 }
 
 #[test]

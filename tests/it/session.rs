@@ -10,7 +10,7 @@ use std::time::Duration;
 use switchboard::directory::{Bounds, Budget, Overflow};
 use switchboard::protocol::Dialect;
 use switchboard::rate::Rate;
-use switchboard::relay::Relay;
+use switchboard::relay::{Parts, Relay};
 use switchboard::session::{Common, Session, Terms};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::trace::Traces;
@@ -551,7 +551,7 @@ fn routed() -> Bench {
         budget: Budget::new(1 << 30),
     };
     let traces = Arc::new(Traces::off());
-    let (relay, router) = Relay::routed(bounds, 10, metrics.clone(), traces, 1);
+    let (relay, router) = Relay::routed(Parts::alone(bounds, 10, metrics.clone(), traces), 1);
     tokio::spawn(router);
     Bench {
         relay,

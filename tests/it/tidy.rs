@@ -25,12 +25,25 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["identity", "protocol", "ledger", "telemetry", "directory"],
     ),
     (
+        "cluster",
+        &[
+            "config",
+            "identity",
+            "protocol",
+            "ledger",
+            "directory",
+            "lifecycle",
+            "telemetry",
+        ],
+    ),
+    (
         "relay",
         &[
             "identity",
             "protocol",
             "ledger",
             "telemetry",
+            "cluster",
             "directory",
             "router",
         ],
@@ -74,6 +87,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "app",
         &[
             "auth",
+            "cluster",
             "config",
             "directory",
             "http",

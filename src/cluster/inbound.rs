@@ -1,0 +1,226 @@
+//! What comes from NATS: messages for users of this node's blocks, which go into mailboxes or are
+//! dropped, never out again; and what comes back to this node: answers, probes, and messages that nobody
+//! takes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use async_nats::{Message, StatusCode, Subscriber};
+use futures_util::{FutureExt, StreamExt};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use super::envelope::{
+    Answer, ForBlock, ForNode, Node, ReplyTo, decode_answers, decode_message, for_block, for_node,
+    reply_to,
+};
+use super::leases::HOLDER;
+use super::link::Link;
+use super::{Peer, Shared, micros};
+use crate::directory::{Letter, Receipt, Wakes};
+use crate::identity::UserId;
+use crate::ledger::InHand;
+use crate::protocol::Status;
+use crate::telemetry::metrics::DropReason;
+
+/// Takes what comes back to this node, until the link is lost.
+pub(super) async fn take_returns(shared: Arc<Shared>, link: Arc<Link>, mut subscriber: Subscriber) {
+    let mut wakes = Wakes::default();
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = subscriber.next() => next,
+            () = link.lost.cancelled() => return,
+        };
+        // The connection has ended.
+        let Some(message) = next else {
+            return link.lost.cancel();
+        };
+        let now = shared.now();
+        on_return(&shared, &link, &message, now, &mut wakes);
+        while let Some(Some(message)) = subscriber.next().now_or_never() {
+            on_return(&shared, &link, &message, now, &mut wakes);
+        }
+        wakes.wake();
+    }
+}
+
+fn on_return(shared: &Shared, link: &Link, message: &Message, now: u64, wakes: &mut Wakes) {
+    match for_node(&message.subject) {
+        Some(ForNode::Probe(number)) => {
+            if let Some(took) = link.came_back(number, now) {
+                shared.link_metrics.round_trip(Duration::from_micros(took));
+            }
+            wakes.add(shared.bell.ring());
+        }
+        Some(ForNode::Message(token)) if message.status == Some(StatusCode::NO_RESPONDERS) => {
+            // It has come back, so it was received, and it can go nowhere from here.
+            let in_hand = InHand::receive_from_cluster(&*shared.metrics);
+            in_hand.dropped(DropReason::Offline);
+            settle(shared, token, Status::Offline, wakes);
+        }
+        Some(ForNode::Answers) => {
+            shared.link_metrics.bytes_received(message.payload.len());
+            for (token, answer) in decode_answers(&message.payload) {
+                match answer {
+                    Answer::Settled(status) => settle(shared, Some(token), status, wakes),
+                    Answer::Held => {
+                        let until = now + micros(shared.settings.outcome_timeout);
+                        shared.waiting().extend(token, until);
+                    }
+                }
+            }
+        }
+        Some(ForNode::Message(_)) | None => {
+            debug!(subject = %message.subject, "unknown return");
+            shared.link_metrics.malformed();
+        }
+    }
+}
+
+fn settle(shared: &Shared, token: Option<u64>, status: Status, wakes: &mut Wakes) {
+    let receipt = token.and_then(|token| shared.waiting().take(token));
+    if let Some(receipt) = receipt {
+        if status == Status::Unknown {
+            shared.link_metrics.outcomes_unknown(1);
+        }
+        receipt.settle(status, wakes);
+    }
+}
+
+/// Takes what comes for a block, until the block is retired or the link is lost.
+pub(super) async fn take_block(
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    block: u64,
+    mut subscriber: Subscriber,
+    retired: CancellationToken,
+) {
+    let mut block = Block {
+        shared,
+        link,
+        number: block,
+        known: None,
+    };
+    let mut wakes = Wakes::default();
+    let mut is_draining = false;
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = subscriber.next() => next,
+            () = retired.cancelled(), if !is_draining => {
+                is_draining = true;
+                // Fails where the connection has ended, which the next round finds.
+                let _ended = subscriber.drain().await.is_err();
+                continue;
+            }
+            () = block.link.lost.cancelled() => {
+                // What has arrived comes before whatever the next link will bring.
+                subscriber.next().now_or_never().flatten()
+            }
+        };
+        let Some(message) = next else {
+            return;
+        };
+        let now = block.shared.now();
+        block.on_message(&message, now, &mut wakes).await;
+        while let Some(Some(message)) = subscriber.next().now_or_never() {
+            block.on_message(&message, now, &mut wakes).await;
+        }
+        wakes.wake();
+    }
+}
+
+struct Block {
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    number: u64,
+    /// Whoever sent the last message: mostly, who sends the next one.
+    known: Option<(Node, Arc<Peer>)>,
+}
+
+impl Block {
+    async fn on_message(&mut self, message: &Message, now: u64, wakes: &mut Wakes) {
+        self.shared
+            .link_metrics
+            .bytes_received(message.payload.len());
+        match for_block(&message.subject) {
+            Some(ForBlock::Message(recipient)) => self.on_letter(message, recipient, now, wakes),
+            Some(ForBlock::Who) => self.on_who(message).await,
+            None => {
+                debug!(subject = %message.subject, "unknown message");
+                self.shared.link_metrics.malformed();
+            }
+        }
+    }
+
+    fn on_letter(&mut self, message: &Message, recipient: UserId, now: u64, wakes: &mut Wakes) {
+        let (Some(reply), Some((sender, text))) = (
+            message.reply.as_deref().and_then(reply_to),
+            decode_message(&message.payload),
+        ) else {
+            self.shared.link_metrics.malformed();
+            let in_hand = InHand::receive_from_cluster(&*self.shared.metrics);
+            return in_hand.dropped(DropReason::Internal);
+        };
+        let peer = self.peer(reply);
+        let in_hand = InHand::receive_from_cluster(&*self.shared.metrics);
+        peer.heard_at.store(now, Relaxed);
+        let receipt = reply
+            .token
+            .map(|token| Box::new(Receipt::to_node(peer.answers.clone(), token, now)));
+        // From a link that was given up before: behind what has come by a newer one it would be out of
+        // order.
+        if peer.link.fetch_max(reply.link.into(), Relaxed) > reply.link.into() {
+            in_hand.dropped(DropReason::Unavailable);
+            if let Some(receipt) = receipt {
+                receipt.settle(Status::Unavailable, wakes);
+            }
+            return;
+        }
+        let letter = Letter {
+            sender,
+            message: text,
+            read_at: now,
+            receipt,
+        };
+        self.shared.directory.with(recipient, |seat| {
+            if let Some(seat) = seat {
+                return seat.push(letter, in_hand, wakes);
+            }
+            in_hand.dropped(DropReason::Offline);
+            if let Some(receipt) = letter.receipt {
+                receipt.settle(Status::Offline, wakes);
+            }
+        });
+    }
+
+    fn peer(&mut self, ReplyTo { node, .. }: ReplyTo) -> Arc<Peer> {
+        match &self.known {
+            Some((known, peer)) if *known == node => peer.clone(),
+            _ => {
+                let peer = self.shared.peer(node);
+                self.known = Some((node, peer.clone()));
+                peer
+            }
+        }
+    }
+
+    /// Another node wants to know who holds the block.
+    async fn on_who(&self, message: &Message) {
+        let Some(reply) = message.reply.clone() else {
+            return self.shared.link_metrics.malformed();
+        };
+        if message.payload == HOLDER {
+            error!(
+                block = self.number,
+                "another node holds a block of this one"
+            );
+            self.shared.leases.close(self.number);
+        }
+        // Fails where the connection has ended, and then nobody is there to hear it.
+        let answered = self.link.client.publish(reply, HOLDER.into()).await;
+        let _ended = answered.is_err();
+    }
+}

@@ -1,0 +1,384 @@
+//! Past one machine: other nodes, through NATS. A block of ids is the route: this node listens to one
+//! subject for each block that it holds, so a message for an id that is not here is published to the
+//! subject of its block, and NATS knows where that leads, or says that it leads nowhere. What comes in is
+//! put into a mailbox here or dropped, never sent on.
+//!
+//! ```text
+//! relay → queue → outbound ══ NATS ══ inbound → directory
+//!           waiting ← inbound ══ NATS ══ outbound ← answers
+//! ```
+//!
+//! One connection is one `link`: it is made, used and given up as a whole, so that nothing which
+//! waited in a dead one is sent later. Between links nothing is queued.
+
+mod envelope;
+mod inbound;
+mod leases;
+mod link;
+mod nats;
+mod outbound;
+mod queue;
+mod waiting;
+mod window;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::BuildHasherDefault;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustc_hash::FxHasher;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::config;
+use crate::directory::{Answers, Bell, Directory, Letter, Wakes};
+use crate::identity::{Blocks, Leases, Sequence, UserId};
+use crate::ledger::InHand;
+use crate::lifecycle::Shutdown;
+use crate::protocol::Status;
+use crate::telemetry::link::{LinkCensus, LinkMetrics};
+use crate::telemetry::metrics::{DropReason, Metrics};
+use envelope::{Node, Subjects, encode_message};
+use nats::Access;
+pub use nats::AccessError;
+use queue::{Parcel, Queue};
+use waiting::Waiting;
+
+/// The other nodes: a cheap handle.
+#[derive(Clone)]
+pub struct Cluster {
+    shared: Arc<Shared>,
+}
+
+/// The tasks of a cluster. They end by [`Tasks::finish`], or when this is dropped.
+#[derive(Debug)]
+pub struct Tasks {
+    tracker: Shutdown,
+    stop: DropGuard,
+}
+
+/// Why a node in a cluster should get no new users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unready {
+    /// There is no id to give.
+    #[error("no id is left")]
+    NoId,
+    /// NATS is away, and `cluster.required` is set.
+    #[error("the cluster is away")]
+    Away,
+}
+
+struct Shared {
+    settings: config::Cluster,
+    subjects: Subjects,
+    leases: Arc<Leases>,
+    directory: Directory,
+    metrics: Arc<Metrics>,
+    link_metrics: LinkMetrics,
+    /// Time zero of the microseconds that messages are stamped with.
+    epoch: Instant,
+    /// Rung when there is something to publish.
+    bell: Arc<Bell>,
+    queue: Mutex<Queue>,
+    /// What other nodes owe.
+    waiting: Mutex<Waiting>,
+    /// What other nodes are owed.
+    peers: ArcSwap<Peers>,
+    is_up: AtomicBool,
+    /// The highest block that was ever leased here.
+    highest_block: AtomicU64,
+    tracker: Shutdown,
+    stop: CancellationToken,
+}
+
+/// Another node that has sent something here.
+#[derive(Debug)]
+struct Peer {
+    answers: Arc<Answers>,
+    /// Messages of which the node is to be told that they are still here.
+    held: Mutex<Vec<u64>>,
+    /// The newest of its links that a message has come by.
+    link: AtomicU64,
+    /// When it was last heard of, microseconds.
+    heard_at: AtomicU64,
+}
+
+type Peers = HashMap<Node, Arc<Peer>, BuildHasherDefault<FxHasher>>;
+
+/// What a node has that has not been heard of for so long, and is owed nothing, is forgotten.
+const PEER_FORGOTTEN: Duration = Duration::from_mins(10);
+
+impl Cluster {
+    /// Joins the cluster of these settings: the link is made, and made again, by a task. Until then
+    /// there is no id to give. Needs a tokio runtime.
+    pub fn join(
+        settings: &config::Cluster,
+        directory: Directory,
+        metrics: Arc<Metrics>,
+        epoch: Instant,
+    ) -> Result<(Self, Tasks), AccessError> {
+        // Read once here, so that a missing file is said at the start.
+        let access = Access::new(settings);
+        access.read()?;
+        let node = Node(fastrand::u64(..));
+        let blocks = Blocks::of_size(settings.block_size.into());
+        let bounds = queue::Bounds {
+            user_messages: settings.user_messages as usize,
+            user_bytes: settings.user_bytes,
+            total_bytes: settings.queue_bytes,
+        };
+        let stop = CancellationToken::new();
+        let tracker = Shutdown::new();
+        let shared = Arc::new(Shared {
+            subjects: Subjects::new(&settings.name, node, blocks),
+            leases: Arc::new(Leases::new(blocks)),
+            directory,
+            link_metrics: metrics.with_link(),
+            epoch,
+            bell: Arc::default(),
+            queue: Mutex::new(Queue::new(bounds, metrics.clone())),
+            waiting: Mutex::new(Waiting::new(settings.outcomes_pending)),
+            peers: ArcSwap::default(),
+            is_up: AtomicBool::new(false),
+            highest_block: AtomicU64::new(0),
+            tracker: tracker.clone(),
+            stop: stop.clone(),
+            metrics,
+            settings: settings.clone(),
+        });
+        tracker.spawn(link::keep(shared.clone(), access));
+        tracker.spawn(shared.clone().tidy());
+        let tasks = Tasks {
+            tracker,
+            stop: stop.drop_guard(),
+        };
+        Ok((Self { shared }, tasks))
+    }
+
+    /// Where new users' ids come from.
+    pub fn sequence(&self) -> Sequence {
+        Sequence::Leased(self.shared.leases.clone())
+    }
+
+    /// Sends a message to a user that is not here. It is settled from here on.
+    pub(crate) fn send<M: Deref<Target = Metrics>>(
+        &self,
+        recipient: UserId,
+        letter: Letter<'_>,
+        in_hand: InHand<M>,
+        wakes: &mut Wakes,
+    ) {
+        let shared = &self.shared;
+        let settled = if shared.leases.holds(recipient) {
+            in_hand.dropped(DropReason::Offline);
+            Err((Status::Offline, letter.receipt))
+        } else {
+            let parcel = Parcel {
+                recipient,
+                payload: encode_message(letter.sender, letter.message),
+                receipt: letter.receipt,
+            };
+            shared.queue().push(parcel, in_hand)
+        };
+        match settled {
+            Ok(()) => wakes.add(shared.bell.ring()),
+            Err((status, Some(receipt))) => receipt.settle(status, wakes),
+            Err((_, None)) => {}
+        }
+    }
+
+    /// Whether this node should get new users.
+    pub fn ready(&self) -> Result<(), Unready> {
+        let shared = &self.shared;
+        if shared.leases.unspent() == 0 {
+            Err(Unready::NoId)
+        } else if shared.settings.required && !shared.is_up() {
+            Err(Unready::Away)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The link and what waits at it.
+    pub fn census(&self) -> LinkCensus {
+        let shared = &self.shared;
+        let (queue_messages, queue_bytes) = {
+            let queue = shared.queue();
+            (queue.messages().into(), queue.bytes() as u64)
+        };
+        LinkCensus {
+            up: shared.is_up(),
+            blocks: shared.leases.list().len() as u64,
+            ids_left: shared.leases.unspent(),
+            outcomes_pending: shared.waiting().len() as u64,
+            queue_messages,
+            queue_bytes,
+        }
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("subjects", &self.shared.subjects)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tasks {
+    /// Sends what is queued, answers what has arrived, leaves the cluster, and waits for the end.
+    pub async fn finish(self) {
+        let Self { tracker, stop } = self;
+        stop.disarm().cancel();
+        tracker.stop();
+        tracker.finished().await;
+    }
+}
+
+impl Shared {
+    /// Microseconds of the app's clock.
+    fn now(&self) -> u64 {
+        micros(self.epoch.elapsed())
+    }
+
+    fn is_up(&self) -> bool {
+        self.is_up.load(Ordering::Acquire)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node of that number, known from now on.
+    fn peer(&self, node: Node) -> Arc<Peer> {
+        let known = self.peers.load().get(&node).cloned();
+        known.unwrap_or_else(|| self.meet(node))
+    }
+
+    #[cold]
+    fn meet(&self, node: Node) -> Arc<Peer> {
+        let peer = Arc::new(Peer {
+            answers: Arc::new(Answers::new(self.bell.clone())),
+            held: Mutex::default(),
+            link: AtomicU64::new(0),
+            heard_at: AtomicU64::new(self.now()),
+        });
+        self.peers.rcu(|peers| {
+            let mut peers = Peers::clone(peers);
+            peers.entry(node).or_insert_with(|| peer.clone());
+            peers
+        });
+        // Another task may have met it first.
+        self.peers.load().get(&node).cloned().unwrap_or(peer)
+    }
+
+    /// Opens the way out, and closes it again when the guard is dropped: what was queued is dropped
+    /// then.
+    fn come_up(self: &Arc<Self>) -> Up {
+        self.queue().open();
+        self.is_up.store(true, Ordering::Release);
+        Up(self.clone())
+    }
+
+    /// From time to time, until the end: gives up what waits for an answer that does not come, tells
+    /// other nodes what of theirs is still here, and forgets those that are gone.
+    async fn tidy(self: Arc<Self>) {
+        let timeout = self.settings.outcome_timeout;
+        let mut ticks = tokio::time::interval(timeout / TICKS);
+        let mut last_up = self.now();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            let now = self.now();
+            self.give_up(now);
+            if self.is_up() {
+                last_up = now;
+                self.remind(now.saturating_sub(micros(timeout / 4)));
+            } else if now > last_up + micros(timeout) {
+                // Nobody waits for these any more.
+                for peer in self.peers.load().values() {
+                    drop(peer.answers.take());
+                }
+            }
+            self.forget(now.saturating_sub(micros(PEER_FORGOTTEN)));
+        }
+    }
+
+    /// Settles what has waited until before `now` as unknown.
+    fn give_up(&self, now: u64) {
+        let expired = self.waiting().expire(now);
+        self.link_metrics.outcomes_unknown(expired.len());
+        let mut wakes = Wakes::default();
+        for receipt in expired {
+            receipt.settle(Status::Unknown, &mut wakes);
+        }
+    }
+
+    fn remind(&self, before: u64) {
+        let mut rung = None;
+        for peer in self.peers.load().values() {
+            let open = peer.answers.open_since(before);
+            if !open.is_empty() {
+                *peer.held() = open;
+                rung = rung.or(self.bell.ring());
+            }
+        }
+        if let Some(waker) = rung {
+            waker.wake();
+        }
+    }
+
+    fn forget(&self, before: u64) {
+        let is_gone = |peer: &Peer| {
+            peer.heard_at.load(Ordering::Relaxed) < before && peer.answers.is_settled()
+        };
+        if self.peers.load().values().any(|peer| is_gone(peer)) {
+            self.peers.rcu(|peers| {
+                let mut peers = Peers::clone(peers);
+                peers.retain(|_, peer| !is_gone(peer));
+                peers
+            });
+        }
+    }
+}
+
+/// How often in `cluster.outcome_timeout` it is looked at what waits.
+const TICKS: u32 = 8;
+
+impl Peer {
+    fn held(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While NATS can be reached.
+struct Up(Arc<Shared>);
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.0.is_up.store(false, Ordering::Release);
+        let receipts = {
+            let mut queue = self.0.queue();
+            queue.close();
+            queue.drop_queued(DropReason::Unavailable)
+        };
+        let mut wakes = Wakes::default();
+        for receipt in receipts {
+            receipt.settle(Status::Unavailable, &mut wakes);
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

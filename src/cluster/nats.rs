@@ -1,0 +1,300 @@
+//! A connection to NATS: which server, by what name, with what secrets. A client is one connection: the
+//! library would connect again by itself and then send what had waited, which may be minutes old and
+//! behind what was sent since by another, so that is ruled out.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::{Auth, AuthError, Client, ConnectError, ConnectOptions, Event};
+use nkeys::KeyPair;
+use tracing::warn;
+
+use super::envelope::Subjects;
+use crate::config::{self, Secret, SecretError};
+use crate::telemetry::link::LinkMetrics;
+
+/// What the channel of the client library has room for beside messages: answers, subscriptions, probes.
+const COMMANDS: usize = 1024;
+/// The least that a message counts for in `cluster.in_flight_bytes`.
+const MESSAGE_BYTES_MIN: usize = 128;
+
+/// Why the secrets for NATS cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    /// There is no secret in a file.
+    #[error("{} ({key})", path.display())]
+    Unreadable {
+        /// The setting that names it.
+        key: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: SecretError,
+    },
+    /// A file has not what it should have.
+    #[error("{} has no {expected} ({key})", path.display())]
+    Malformed {
+        /// The setting that names it.
+        key: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What it should have.
+        expected: &'static str,
+    },
+}
+
+/// Where NATS is, and what it wants to see.
+#[derive(Clone, Debug)]
+pub(super) struct Access {
+    settings: config::Cluster,
+}
+
+/// What NATS is told of who we are.
+enum Identity {
+    Nobody,
+    User { name: String, password: Text },
+    Token(Text),
+    Nkey(KeyPair),
+    Credentials { jwt: String, key: KeyPair },
+}
+
+impl Access {
+    pub(super) fn new(settings: &config::Cluster) -> Self {
+        Self {
+            settings: settings.clone(),
+        }
+    }
+
+    /// Reads the secrets, to find what is wrong with them.
+    pub(super) fn read(&self) -> Result<(), AccessError> {
+        self.identity().map(drop)
+    }
+
+    /// Connects to one of the servers.
+    pub(super) async fn connect(
+        &self,
+        subjects: &Subjects,
+        metrics: &LinkMetrics,
+    ) -> Result<Client, ConnectFailure> {
+        let identity = self.identity()?;
+        let urls = &self.settings.nats_url;
+        let url = &urls[fastrand::usize(..urls.len())];
+        let options = self.options(identity, subjects, metrics.clone());
+        let connected = options.connect(url.as_str()).await;
+        connected.map_err(|source| ConnectFailure::Refused {
+            url: url.clone(),
+            source,
+        })
+    }
+
+    fn options(
+        &self,
+        identity: Identity,
+        subjects: &Subjects,
+        metrics: LinkMetrics,
+    ) -> ConnectOptions {
+        let config::Cluster {
+            nats_url: _,
+            tls_ca_file,
+            tls_cert_file,
+            tls_key_file,
+            link_timeout,
+            in_flight_bytes,
+            inbound_messages,
+            ..
+        } = &self.settings;
+        let identity = Arc::new(identity);
+        let was_asked = AtomicBool::new(false);
+        let mut options = ConnectOptions::with_auth_callback(move |nonce| {
+            // The second time is the library's attempt to connect again.
+            let auth = if was_asked.swap(true, Ordering::Relaxed) {
+                Err(AuthError::new("a client is one connection"))
+            } else {
+                identity.sign(&nonce)
+            };
+            std::future::ready(auth)
+        })
+        .max_reconnects(1)
+        .reconnect_delay_callback(|_| Duration::ZERO)
+        .connection_timeout(*link_timeout)
+        .ping_interval(*link_timeout)
+        .request_timeout(Some(*link_timeout))
+        .name("switchboard")
+        // What this node publishes is never for itself.
+        .no_echo()
+        .custom_inbox_prefix(subjects.inbox_prefix())
+        // All are made here, of parts that were checked.
+        .skip_subject_validation(true)
+        .client_capacity(COMMANDS + in_flight_bytes / MESSAGE_BYTES_MIN)
+        .subscription_capacity(*inbound_messages as usize)
+        .event_callback(move |event| {
+            heed(&event, &metrics);
+            std::future::ready(())
+        })
+        .require_tls(tls_ca_file.is_some() || tls_cert_file.is_some());
+        if let Some(authorities) = tls_ca_file {
+            options = options.add_root_certificates(authorities.clone());
+        }
+        if let (Some(certificate), Some(key)) = (tls_cert_file, tls_key_file) {
+            options = options.add_client_certificate(certificate.clone(), key.clone());
+        }
+        options
+    }
+
+    fn identity(&self) -> Result<Identity, AccessError> {
+        let config::Cluster {
+            user,
+            password_file,
+            token_file,
+            nkey_file,
+            creds_file,
+            ..
+        } = &self.settings;
+        if let (Some(name), Some(path)) = (user, password_file) {
+            let password = secret("cluster.password_file", path)?;
+            let name = name.clone();
+            return Ok(Identity::User { name, password });
+        }
+        if let Some(path) = token_file {
+            return Ok(Identity::Token(secret("cluster.token_file", path)?));
+        }
+        if let Some(path) = nkey_file {
+            let key = "cluster.nkey_file";
+            let text = secret(key, path)?;
+            let mut lines = text.expose().lines().map(str::trim);
+            let seed = lines.find(|line| is_seed(line));
+            return Ok(Identity::Nkey(key_pair(key, path, seed)?));
+        }
+        if let Some(path) = creds_file {
+            let key = "cluster.creds_file";
+            let text = secret(key, path)?;
+            let jwt = inside(text.expose(), "NATS USER JWT");
+            let jwt = jwt.ok_or_else(|| malformed(key, path, "user JWT"))?;
+            let pair = key_pair(key, path, inside(text.expose(), "USER NKEY SEED"))?;
+            return Ok(Identity::Credentials {
+                jwt: jwt.to_owned(),
+                key: pair,
+            });
+        }
+        Ok(Identity::Nobody)
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectFailure {
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    #[error("cannot connect to {url}")]
+    Refused { url: String, source: ConnectError },
+}
+
+impl Identity {
+    /// What goes into the first words to the server, which has sent a nonce to be signed.
+    fn sign(&self, nonce: &[u8]) -> Result<Auth, AuthError> {
+        let mut auth = Auth::new();
+        let signing = match self {
+            Self::Nobody => return Ok(auth),
+            Self::User { name, password } => {
+                auth.username = Some(name.clone());
+                auth.password = Some(password.expose().to_owned());
+                return Ok(auth);
+            }
+            Self::Token(token) => {
+                auth.token = Some(token.expose().to_owned());
+                return Ok(auth);
+            }
+            Self::Nkey(key) => {
+                auth.nkey = Some(key.public_key());
+                key
+            }
+            Self::Credentials { jwt, key } => {
+                auth.jwt = Some(jwt.clone());
+                key
+            }
+        };
+        auth.signature = Some(signing.sign(nonce).map_err(AuthError::new)?);
+        Ok(auth)
+    }
+}
+
+/// What the library has to say that nothing else shows.
+fn heed(event: &Event, metrics: &LinkMetrics) {
+    match event {
+        Event::SlowConsumer(_) => metrics.overrun(),
+        Event::ServerError(error) => warn!(%error, "nats refuses something"),
+        Event::LameDuckMode => warn!("the nats server is about to end"),
+        Event::Connected
+        | Event::Disconnected
+        | Event::Draining
+        | Event::Closed
+        | Event::ClientError(_) => {}
+    }
+}
+
+/// The secret in a file; all of those that NATS takes are text.
+fn secret(key: &'static str, path: &Path) -> Result<Text, AccessError> {
+    let secret = Secret::read(path).map_err(|source| AccessError::Unreadable {
+        key,
+        path: path.to_owned(),
+        source,
+    })?;
+    match std::str::from_utf8(secret.expose()) {
+        Ok(_) => Ok(Text(secret)),
+        Err(_) => Err(malformed(key, path, "UTF-8")),
+    }
+}
+
+/// A secret that is text.
+struct Text(Secret);
+
+impl Text {
+    fn expose(&self) -> &str {
+        std::str::from_utf8(self.0.expose()).expect("it was text when it was read")
+    }
+}
+
+fn key_pair(key: &'static str, path: &Path, seed: Option<&str>) -> Result<KeyPair, AccessError> {
+    seed.and_then(|seed| KeyPair::from_seed(seed).ok())
+        .ok_or_else(|| malformed(key, path, "seed of an nkey"))
+}
+
+fn is_seed(line: &str) -> bool {
+    line.starts_with('S') && line.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+fn malformed(key: &'static str, path: &Path, expected: &'static str) -> AccessError {
+    AccessError::Malformed {
+        key,
+        path: path.to_owned(),
+        expected,
+    }
+}
+
+/// The line behind `-----BEGIN title-----` of a credentials file.
+fn inside<'a>(text: &'a str, title: &str) -> Option<&'a str> {
+    let mut lines = text.lines().map(str::trim);
+    lines.find(|line| line.starts_with("---") && line.contains(&format!("BEGIN {title}-")))?;
+    lines.next().filter(|line| !line.starts_with("---"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credentials_file_has_a_jwt_and_a_seed() {
+        let text = "-----BEGIN NATS USER JWT-----\neyJ0.eyJq.sig-_\n------END NATS USER JWT------\n\n\
+            ************************* IMPORTANT *************************\n\
+            -----BEGIN USER NKEY SEED-----\r\nSUAABC\r\n------END USER NKEY SEED------\r\n";
+        assert_eq!(inside(text, "NATS USER JWT"), Some("eyJ0.eyJq.sig-_"));
+        assert_eq!(inside(text, "USER NKEY SEED"), Some("SUAABC"));
+        assert_eq!(
+            inside("-----BEGIN USER NKEY SEED-----", "USER NKEY SEED"),
+            None
+        );
+        assert_eq!(inside("", "NATS USER JWT"), None);
+    }
+}

@@ -1,0 +1,182 @@
+//! What goes to NATS: answers to other nodes first, then messages, in batches and within the window. The
+//! only task that publishes either, so that what is for one recipient stays in order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_nats::Subject;
+use tracing::debug;
+
+use super::envelope::{ANSWERS_MAX, Answer, encode_answers};
+use super::link::{Link, Lost};
+use super::queue::Parcel;
+use super::{Shared, micros};
+use crate::directory::Wakes;
+use crate::identity::UserId;
+use crate::protocol::Status;
+use crate::telemetry::metrics::DropReason;
+
+/// Messages that are taken from the queue at once.
+const BATCH: usize = 128;
+
+/// Publishes whatever there is until the link is lost; or, once `finishing` is set and the bell was
+/// rung, until there is nothing.
+pub(super) async fn publish(shared: Arc<Shared>, link: Arc<Link>, finishing: Arc<AtomicBool>) {
+    let mut pump = Pump {
+        shared,
+        link,
+        batch: Vec::with_capacity(BATCH),
+        sent: 0,
+        wakes: Wakes::default(),
+        last: None,
+    };
+    loop {
+        let is_finishing = finishing.load(Ordering::Acquire);
+        match pump.turn().await {
+            Err(Lost) => return pump.link.lost.cancel(),
+            Ok(true) => continue,
+            Ok(false) => {}
+        }
+        if is_finishing && pump.shared.queue().is_empty() {
+            return;
+        }
+        tokio::select! {
+            () = std::future::poll_fn(|cx| pump.shared.bell.poll_rung(cx)) => {}
+            () = pump.link.lost.cancelled() => return,
+        }
+    }
+}
+
+struct Pump {
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    batch: Vec<Parcel>,
+    /// Messages that were published and are not settled yet.
+    sent: u32,
+    wakes: Wakes,
+    /// The last recipient and its subject: mostly, those of the next message.
+    last: Option<(UserId, Subject)>,
+}
+
+impl Pump {
+    /// Sends what there is room for; whether there was anything.
+    async fn turn(&mut self) -> Result<bool, Lost> {
+        let any_answers = self.answer().await?;
+        let sent = self.send().await;
+        self.shared.queue().sent(std::mem::take(&mut self.sent));
+        self.wakes.wake();
+        Ok(sent? || any_answers)
+    }
+
+    /// Sends the answers that other nodes are owed; whether there were any.
+    async fn answer(&mut self) -> Result<bool, Lost> {
+        let mut any = false;
+        for (node, peer) in &*self.shared.peers.load_full() {
+            let settled = peer.answers.take();
+            let held = std::mem::take(&mut *peer.held());
+            let settled = settled
+                .into_iter()
+                .map(|(token, status)| (token, Answer::Settled(status)));
+            let held = held.into_iter().map(|token| (token, Answer::Held));
+            let all: Vec<_> = settled.chain(held).collect();
+            for some in all.chunks(ANSWERS_MAX) {
+                let payload = encode_answers(some.iter().copied());
+                let bytes = payload.len();
+                self.shared.link_metrics.bytes_sent(bytes);
+                self.link
+                    .publish(self.shared.subjects.answers(*node), None, payload)
+                    .await?;
+                self.count(bytes).await?;
+                any = true;
+            }
+        }
+        Ok(any)
+    }
+
+    /// Sends a batch of messages; whether there was any and there was room for it.
+    async fn send(&mut self) -> Result<bool, Lost> {
+        let room = self.link.window().room();
+        let mut batch = std::mem::take(&mut self.batch);
+        self.shared.queue().take(&mut batch, BATCH, room);
+        let any = !batch.is_empty();
+        let mut sent = Ok(());
+        for parcel in batch.drain(..) {
+            if sent.is_err() {
+                self.drop_taken(parcel, DropReason::Unavailable, Status::Unavailable);
+            } else {
+                sent = self.send_one(parcel).await;
+            }
+        }
+        self.batch = batch;
+        sent.map(|()| any)
+    }
+
+    async fn send_one(&mut self, mut parcel: Parcel) -> Result<(), Lost> {
+        if parcel.payload.len() > self.link.client.max_payload() {
+            debug!(
+                bytes = parcel.payload.len(),
+                "a message is larger than nats takes"
+            );
+            self.drop_taken(parcel, DropReason::TooLarge, Status::TooLarge);
+            return Ok(());
+        }
+        let until = self.shared.now() + micros(self.shared.settings.outcome_timeout);
+        let receipt = parcel.receipt.take();
+        let token = receipt.map(|receipt| self.shared.waiting().insert(receipt, until));
+        let token = match token.transpose() {
+            Ok(token) => token,
+            Err(receipt) => {
+                parcel.receipt = Some(receipt);
+                self.drop_taken(parcel, DropReason::QueueFull, Status::QueueFull);
+                return Ok(());
+            }
+        };
+        let bytes = parcel.bytes();
+        self.shared.link_metrics.bytes_sent(parcel.payload.len());
+        let subject = self.subject(parcel.recipient);
+        let reply = self.shared.subjects.reply(self.link.number, token);
+        let Parcel { payload, .. } = parcel;
+        if self
+            .link
+            .publish(subject, Some(reply), payload)
+            .await
+            .is_err()
+        {
+            self.shared.queue().dropped(DropReason::Unavailable);
+            let receipt = token.and_then(|token| self.shared.waiting().take(token));
+            if let Some(receipt) = receipt {
+                receipt.settle(Status::Unavailable, &mut self.wakes);
+            }
+            return Err(Lost);
+        }
+        self.sent += 1;
+        self.count(bytes).await
+    }
+
+    /// Counts what was published, with a probe behind it if it is time for one.
+    async fn count(&self, bytes: usize) -> Result<(), Lost> {
+        let is_due = self.link.window().sent(bytes);
+        if is_due {
+            self.link.probe(&self.shared).await?;
+        }
+        Ok(())
+    }
+
+    fn drop_taken(&mut self, parcel: Parcel, reason: DropReason, status: Status) {
+        self.shared.queue().dropped(reason);
+        if let Some(receipt) = parcel.receipt {
+            receipt.settle(status, &mut self.wakes);
+        }
+    }
+
+    fn subject(&mut self, recipient: UserId) -> Subject {
+        match &self.last {
+            Some((last, subject)) if *last == recipient => subject.clone(),
+            _ => {
+                let subject = self.shared.subjects.user(recipient);
+                self.last = Some((recipient, subject.clone()));
+                subject
+            }
+        }
+    }
+}
