@@ -38,7 +38,18 @@ fn files(folder: &str) -> Vec<PathBuf> {
 
 /// A relay on a free port for as long as `f` runs.
 async fn with_relay<R>(f: impl AsyncFnOnce(SocketAddr) -> R) -> R {
+    with_relay_of(Settings::default(), f).await
+}
+
+/// Everything that is ever shown: the families of the link to other nodes, too, which are there while
+/// NATS is not.
+async fn whole_exposition() -> String {
     let mut settings = Settings::default();
+    settings.cluster.nats_url = vec!["nats://127.0.0.1:1".to_owned()];
+    with_relay_of(settings, exposition).await
+}
+
+async fn with_relay_of<R>(mut settings: Settings, f: impl AsyncFnOnce(SocketAddr) -> R) -> R {
     settings.server.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
     settings.drain.spread = Duration::ZERO;
     settings.keepalive.close_timeout = Duration::from_millis(100);
@@ -140,7 +151,7 @@ fn quoted(cell: &str) -> BTreeSet<String> {
 
 #[tokio::test]
 async fn readme_lists_exactly_the_families_that_are_shown() {
-    let shown = families(&with_relay(exposition).await);
+    let shown = families(&whole_exposition().await);
     let rows = readme_rows().into_iter().filter(|row| row.len() == 4);
     let listed: BTreeMap<_, _> = rows
         .filter(|row| row[0].starts_with('`'))
@@ -171,6 +182,7 @@ async fn readme_lists_exactly_the_label_values_that_are_shown() {
         "`code`" => ("switchboard_connections_closed_total", "code"),
         "`reason` of a drop" => ("switchboard_messages_dropped_total", "reason"),
         "`reason` of a refused handshake" => ("switchboard_handshakes_rejected_total", "reason"),
+        "`direction`" => ("switchboard_cluster_bytes_total", "direction"),
         "`reason` of a lost span" => ("switchboard_trace_spans_dropped_total", "reason"),
         other => panic!("no family for {other}"),
     };
@@ -189,7 +201,7 @@ async fn readme_lists_exactly_the_label_values_that_are_shown() {
         let (family, name) = of(&label);
         listed.insert((family, name, value.trim_matches('`').to_owned()));
     }
-    let exposition = with_relay(exposition).await;
+    let exposition = whole_exposition().await;
     let series = series(&exposition);
     let shown: BTreeSet<_> = series
         .iter()
@@ -401,7 +413,7 @@ fn asked_by_rules(text: &str) -> Vec<Asked> {
 
 #[tokio::test]
 async fn dashboards_and_rules_ask_only_for_what_is_shown() {
-    let families = families(&with_relay(exposition).await);
+    let families = families(&whole_exposition().await);
     let rules: Vec<_> = files("config/prometheus/rules")
         .iter()
         .flat_map(|path| asked_by_rules(&read(path)))
