@@ -9,7 +9,9 @@
 //! ```
 
 mod books;
+mod chart;
 mod codec;
+mod compare;
 mod connection;
 mod engine;
 mod faults;
@@ -18,6 +20,8 @@ mod label;
 mod number;
 mod options;
 mod outcome;
+mod own_server;
+mod page;
 mod process;
 mod progress;
 mod scenario;
@@ -28,7 +32,11 @@ mod track;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
+use std::{fmt, fs};
+
+use serde::Serialize;
 
 pub use books::Unread;
 pub use options::{Options, Scenario};
@@ -153,6 +161,12 @@ pub enum BenchError {
     /// The process that --pid names cannot be looked at.
     #[error("there is no process {0}, or it may not be looked at")]
     NoProcess(u32),
+    /// The server to compare does not start.
+    #[error("this program does not start as a server")]
+    OwnServer {
+        /// What went wrong.
+        source: io::Error,
+    },
     /// A result cannot be written.
     #[error("cannot write {what}")]
     Write {
@@ -172,22 +186,50 @@ impl BenchError {
 
 /// Measures what the options ask for, and writes what was found to `out`.
 pub fn run(options: &Options, out: &mut dyn Write) -> Result<Verdict, BenchError> {
+    if options.compare_strategies {
+        let comparison = compare::run(options)?;
+        if let Some(folder) = &options.svg {
+            comparison.write_svgs(folder)?;
+        }
+        publish(options, out, &comparison, || comparison.html())?;
+        return Ok(verdict(comparison.ok));
+    }
     let report = measure(options)?;
+    publish(options, out, &report, || report.html())?;
+    Ok(verdict(report.ok))
+}
+
+fn verdict(ok: bool) -> Verdict {
+    if ok { Verdict::Clean } else { Verdict::Faulty }
+}
+
+/// Prints what was found, and writes the page.
+fn publish<T: Serialize + fmt::Display>(
+    options: &Options,
+    out: &mut dyn Write,
+    found: &T,
+    html: impl Fn() -> String,
+) -> Result<(), BenchError> {
+    if let Some(path) = &options.report {
+        write_file(path, &html())?;
+    }
     let written = if options.json {
-        serde_json::to_writer_pretty(&mut *out, &report)
+        serde_json::to_writer_pretty(&mut *out, found)
             .map_err(io::Error::from)
             .and_then(|()| writeln!(out))
     } else {
-        write!(out, "{report}")
+        write!(out, "{found}")
     };
     written.map_err(|source| BenchError::Write {
         what: "the result".to_owned(),
         source,
-    })?;
-    Ok(if report.ok {
-        Verdict::Clean
-    } else {
-        Verdict::Faulty
+    })
+}
+
+fn write_file(path: &Path, text: &str) -> Result<(), BenchError> {
+    fs::write(path, text).map_err(|source| BenchError::Write {
+        what: path.display().to_string(),
+        source,
     })
 }
 

@@ -33,3 +33,28 @@ pub(super) fn rounded(number: f64, places: i32) -> f64 {
     let factor = 10_f64.powi(places);
     (number * factor).round() / factor
 }
+
+/// The one in the middle, or the mean of the two there; 0 of nothing.
+pub(super) fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    let middle = |numerator: usize| numbers.get(numerator / 2).copied();
+    let low = middle(numbers.len().saturating_sub(1)).unwrap_or(0.0);
+    f64::midpoint(low, middle(numbers.len()).unwrap_or(low))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_is_in_the_middle() {
+        for (numbers, expected) in [
+            (vec![], 0.0),
+            (vec![3.0], 3.0),
+            (vec![9.0, 1.0, 2.0], 2.0),
+            (vec![4.0, 1.0, 2.0, 9.0], 3.0),
+        ] {
+            assert!((median(numbers) - expected).abs() < 1e-9);
+        }
+    }
+}

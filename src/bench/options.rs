@@ -1,5 +1,6 @@
 //! The options of `switchboard bench`: what is measured where, how much and how long.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, value_parser};
@@ -10,6 +11,7 @@ use super::target::Url;
 use crate::config::{parse_duration, parse_size};
 
 /// What `switchboard bench` takes.
+#[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 #[derive(Clone, Debug, Args)]
 pub struct Options {
     /// What to measure, in this order
@@ -33,16 +35,17 @@ pub struct Options {
     #[arg(long, value_name = "ID", default_value_t = 1)]
     pub(super) first_id: u64,
 
-    /// How long each phase is measured
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = phase)]
-    pub(super) duration: Duration,
+    /// How long each phase is measured [2s; 1s to compare strategies]
+    #[arg(long, value_name = "TIME", value_parser = phase)]
+    duration: Option<Duration>,
     /// How long the load runs before it is measured
     #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = duration)]
     pub(super) warmup: Duration,
     /// Bytes of a message's text
     #[arg(long, value_name = "BYTES", default_value = "32", value_parser = size)]
     pub(super) size: usize,
-    /// Pairs that talk [pairs: 100; open-loop, slow-reader, churn: 10; idle, storm: 4]
+    /// Pairs that talk [pairs: 100; open-loop, slow-reader, churn: 10; idle, storm: 4]; the most of
+    /// them to compare strategies [128]
     #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
     pub(super) pairs: Option<u32>,
     /// Messages that each pair has under way [pairs, isolation: 64; fan-in: 4]
@@ -75,9 +78,25 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = duration)]
     pub(super) hold: Duration,
 
+    /// Start this program as the server, once for each routing strategy, and compare the two
+    #[arg(long, conflicts_with_all = ["scenarios", "url", "metrics", "pid", "i_own_this_server"])]
+    pub(super) compare_strategies: bool,
+    /// How often each strategy is measured; what is shown are medians
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=100))]
+    pub(super) rounds: u32,
+    /// Let the server use all CPUs, not all but the one that measures
+    #[arg(long)]
+    pub(super) unpinned: bool,
+
     /// Print JSON instead of a table
     #[arg(long)]
     pub(super) json: bool,
+    /// Write a page with pictures: one file, nothing in it comes from elsewhere
+    #[arg(long, value_name = "FILE")]
+    pub(super) report: Option<PathBuf>,
+    /// Write the pictures of --compare-strategies as SVG files
+    #[arg(long, value_name = "DIR", requires = "compare_strategies")]
+    pub(super) svg: Option<PathBuf>,
 }
 
 /// What is measured.
@@ -118,6 +137,12 @@ impl Scenario {
 }
 
 impl Options {
+    /// How long each phase is measured.
+    pub(super) fn duration(&self) -> Duration {
+        let default = if self.compare_strategies { 1 } else { 2 };
+        self.duration.unwrap_or(Duration::from_secs(default))
+    }
+
     /// The scenarios, with `all` spelt out.
     pub(super) fn scenarios(&self) -> Vec<Scenario> {
         let spelt = self.scenarios.iter().flat_map(|scenario| match scenario {

@@ -155,4 +155,9 @@ impl Outcome {
     pub(super) fn row(&self, label: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.label == label)
     }
+
+    pub(super) fn fact(&self, name: &str) -> Option<f64> {
+        let fact = self.facts.iter().find(|fact| fact.name == name)?;
+        Some(fact.value)
+    }
 }

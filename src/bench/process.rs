@@ -59,6 +59,15 @@ impl Process {
             .and_then(Self::of)
     }
 
+    /// Where this process listens.
+    pub(super) fn listens_on(self) -> Option<SocketAddr> {
+        let sockets: Vec<_> = descriptors(self.pid)?.collect();
+        listeners()
+            .into_iter()
+            .find(|(_, inode)| sockets.contains(&format!("socket:[{inode}]").into()))
+            .map(|(address, _)| address)
+    }
+
     pub(super) fn is_this_one(self) -> bool {
         self.pid == std::process::id()
     }
@@ -228,6 +237,7 @@ mod tests {
             let asked = SocketAddr::from(([127, 0, 0, 1], bound.port()));
             let process = Process::listening_on(asked).unwrap();
             assert!(process.is_this_one());
+            assert!(process.listens_on().is_some());
             assert!(listeners().iter().any(|(address, _)| *address == bound));
         }
         let free = TcpListener::bind("127.0.0.1:0").unwrap();

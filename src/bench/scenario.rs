@@ -47,7 +47,7 @@ pub(super) fn expected(options: &Options, scenario: Scenario) -> Duration {
         Scenario::Isolation => 4,
         Scenario::All => 0,
     };
-    options.warmup + SETTLE + options.duration * phases
+    options.warmup + SETTLE + options.duration() * phases
 }
 
 /// Two and two.
@@ -72,7 +72,7 @@ fn pairs(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     stage.engine.start_loops(&flows, window);
     stage.engine.run_for(options.warmup);
     let before = arrived(&stage, &flows);
-    stage.measure("steady", &[("steady", group)], options.duration);
+    stage.measure("steady", &[("steady", group)], options.duration());
     let after = arrived(&stage, &flows);
     fairness(&mut stage, "slowest_pair_to_fastest", &before, &after);
     Ok(stage.finish())
@@ -90,7 +90,7 @@ fn open_loop(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     let flows = stage.flows(paired(&slots), group, size)?;
     stage.engine.pace(&flows, rate);
     stage.engine.run_for(options.warmup);
-    stage.measure("steady", &[("steady", group)], options.duration);
+    stage.measure("steady", &[("steady", group)], options.duration());
     Ok(stage.finish())
 }
 
@@ -111,7 +111,7 @@ fn fan_in(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     stage.engine.start_loops(&flows, window);
     stage.engine.run_for(options.warmup);
     let before = arrived(&stage, &flows);
-    stage.measure("steady", &[("steady", group)], options.duration);
+    stage.measure("steady", &[("steady", group)], options.duration());
     let after = arrived(&stage, &flows);
     fairness(&mut stage, "slowest_sender_to_fastest", &before, &after);
     Ok(stage.finish())
@@ -135,7 +135,7 @@ fn idle(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
         "{crowd} silent users beside {pairs} pairs with {rate} messages/s in all"
     ));
     let others = bystanders(&mut stage, pairs, rate)?;
-    stage.measure("alone", &[("alone", others)], options.duration);
+    stage.measure("alone", &[("alone", others)], options.duration());
     let (memory, before) = (stage.server_memory(), stage.snapshot());
     stage.engine.progress.step("a crowd comes");
     let arrivals = stage
@@ -153,7 +153,7 @@ fn idle(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     stage.measure(
         "beside the crowd",
         &[("beside the crowd", others)],
-        options.duration,
+        options.duration(),
     );
     stage.engine.cut(&arrivals.slots);
     stage.engine.run_for(SETTLE);
@@ -175,7 +175,7 @@ fn storm(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
         .gather(crowd, Coming::Few(count(options.parallel)))?;
     all_came(&first, crowd)?;
     stage.engine.run_for(SETTLE);
-    stage.measure("before", &[("before", others)], options.duration);
+    stage.measure("before", &[("before", others)], options.duration());
     stage.engine.progress.step("all come back");
     let (phase, from) = (stage.engine.begin_phase(), stage.snapshot());
     stage.engine.cut(&first.slots);
@@ -185,7 +185,7 @@ fn storm(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     all_came(&again, crowd)?;
     came(&mut stage, &again, &from, &to);
     stage.fact("refused_and_tried_again", float(again.refused), "");
-    stage.measure("after", &[("after", others)], options.duration);
+    stage.measure("after", &[("after", others)], options.duration());
     stage.engine.cut(&again.slots);
     stage.engine.run_for(SETTLE);
     Ok(stage.finish())
@@ -205,14 +205,14 @@ fn slow_reader(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     let sender = stage.talkers(Role::Talker, 1)?[0];
     let flooding = stage.flows(&[[sender, reader]], flood, flood_size)?;
     stage.engine.flows[flooding[0]].backlog_bytes_max = FLOOD_BACKLOG_BYTES.min(BACKLOG_BYTES_MAX);
-    stage.measure("before", &[("before", others)], options.duration);
+    stage.measure("before", &[("before", others)], options.duration());
     let memory = stage.server_memory();
     stage.engine.hold(reader);
     stage.engine.pace(&flooding, flood_rate);
     stage.measure(
         "one does not read",
         &[("one does not read", others)],
-        options.duration,
+        options.duration(),
     );
     let grown = stage.server_memory().zip(memory);
     // The flood is the last pacer.
@@ -221,7 +221,7 @@ fn slow_reader(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     stage.measure(
         "it reads again",
         &[("it reads again", others)],
-        options.duration,
+        options.duration(),
     );
     if let Some((with, without)) = grown {
         stage.fact("server_memory_growth", with - without, "B");
@@ -245,14 +245,14 @@ fn churn(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
          messages/s in all"
     ));
     let others = bystanders(&mut stage, pairs, rate)?;
-    stage.measure("before", &[("before", others)], options.duration);
+    stage.measure("before", &[("before", others)], options.duration());
     let (memory, files) = (stage.server_memory(), open_files(&stage));
     let now = stage.engine.now();
     stage.engine.visitors = Some(Visitors::new(come, hold, now));
     stage.measure(
         "they come and go",
         &[("they come and go", others)],
-        options.duration,
+        options.duration(),
     );
     let patience = hold + Duration::from_secs(4);
     if let Some(visitors) = &mut stage.engine.visitors {
@@ -264,7 +264,7 @@ fn churn(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
             .as_ref()
             .is_none_or(|visitors| visitors.under_way() == 0)
     });
-    stage.measure("after", &[("after", others)], options.duration);
+    stage.measure("after", &[("after", others)], options.duration());
     let visitors = stage.engine.visitors.take().expect("set above");
     let left_behind = stage.server_memory().zip(memory);
     if let Some((after, before)) = left_behind {
@@ -306,18 +306,22 @@ fn isolation(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     }
     stage.engine.pace(&flows[..1], rate);
     stage.engine.run_for(options.warmup);
-    stage.measure("alone", &[("quiet, alone", quiet)], options.duration);
+    stage.measure("alone", &[("quiet, alone", quiet)], options.duration());
 
     stage.engine.pace(&flows[1..], flood_rate);
     stage.engine.run_for(SETTLE);
     let label = format!("quiet, beside {flood_rate}/s");
-    stage.measure("beside a fixed rate", &[(&label, quiet)], options.duration);
+    stage.measure(
+        "beside a fixed rate",
+        &[(&label, quiet)],
+        options.duration(),
+    );
     stage.engine.pacers.pop();
 
     stage.engine.start_loops(&flows[1..2], window);
     stage.engine.run_for(SETTLE);
     let rows = [("quiet, beside A", quiet), ("A, alone", a)];
-    stage.measure("beside A", &rows, options.duration);
+    stage.measure("beside A", &rows, options.duration());
 
     stage.engine.start_loops(&flows[2..], window);
     stage.engine.run_for(SETTLE);
@@ -326,10 +330,41 @@ fn isolation(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
         ("A, beside B", a),
         ("B, beside A", b),
     ];
-    stage.measure("beside A and B", &rows, options.duration);
+    stage.measure("beside A and B", &rows, options.duration());
     let mut outcome = stage.finish();
     compare(&mut outcome, ["quiet, alone", "quiet, beside A and B"]);
     Ok(outcome)
+}
+
+/// A quiet pair beside ever more pairs that flood; a row for each number of them.
+pub(super) fn beside_floods(mut stage: Stage<'_>, floods: &[u32]) -> Result<Outcome, BenchError> {
+    let options = stage.options;
+    let (rate, window) = (
+        options.rate.unwrap_or(QUIET_RATE),
+        options.window.unwrap_or(64),
+    );
+    stage.describe(format!(
+        "a quiet pair with {rate} messages/s beside pairs with {window} under way each"
+    ));
+    let groups = ["quiet", "flood"].map(|name| stage.engine.add_group(name));
+    let [quiet, flood] = groups;
+    let most = floods.iter().copied().max().unwrap_or(0);
+    let slots = stage.talkers(Role::Talker, 2 + 2 * count(most))?;
+    let (first, others) = paired(&slots).split_at(1);
+    let talk = stage.flows(first, quiet, options.size)?;
+    let flooding = stage.flows(others, flood, options.size)?;
+    stage.engine.pace(&talk, rate);
+    stage.engine.run_for(options.warmup);
+    let mut started = 0;
+    for &number in floods {
+        let more = &flooding[started..count(number)];
+        stage.engine.start_loops(more, window);
+        started = count(number);
+        stage.engine.run_for(SETTLE);
+        let label = format!("quiet, beside {number} floods");
+        stage.measure("floods", &[(&label, quiet)], options.duration());
+    }
+    Ok(stage.finish())
 }
 
 /// Numbers that have arrived on each flow.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::number::whole;
 use super::options::Scenario;
-use super::outcome::{Check, Outcome, Report, Row};
+use super::outcome::{Check, Fact, Outcome, Report, Row};
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,11 +42,7 @@ impl fmt::Display for Outcome {
         }
         for fact in &self.facts {
             let name = fact.name.replace('_', " ");
-            let value = match fact.unit {
-                "µs" => time(fact.value),
-                unit => format!("{} {unit}", number(fact.value)),
-            };
-            writeln!(f, "  {name:<36} {}", value.trim_end())?;
+            writeln!(f, "  {name:<36} {}", value(fact))?;
         }
         for note in &self.notes {
             writeln!(f, "  note: {note}")?;
@@ -56,7 +52,16 @@ impl fmt::Display for Outcome {
 }
 
 fn line(row: &Row) -> String {
-    let latencies = match row.latency_us {
+    let [label, rate, p50, p90, p99, p999, max, cpu, cores, busy] = cells(row);
+    let line = format!(
+        "{label:<24} {rate:>11} {p50:>8} {p90:>8} {p99:>8} {p999:>8} {max:>8}  {cpu:>11} {cores:>6} {busy:>6}"
+    );
+    line.trim_end().to_owned()
+}
+
+/// The figures of a row, written out.
+pub(super) fn cells(row: &Row) -> [String; 10] {
+    let [p50, p90, p99, p999, max] = match row.latency_us {
         Some(latency) => [
             latency.p50,
             latency.p90,
@@ -67,27 +72,33 @@ fn line(row: &Row) -> String {
         .map(time),
         None => [const { String::new() }; 5],
     };
-    let [p50, p90, p99, p999, max] = latencies;
-    let (cpu, cores) = match row.server {
-        Some(server) => (
-            server
-                .cpu_us_per_message
-                .map_or_else(String::new, |us| format!("{us:.2} µs/msg")),
-            format!("{:.2}", server.cores),
+    let cpu = row.server.and_then(|server| server.cpu_us_per_message);
+    [
+        row.label.clone(),
+        number(row.messages_per_second.round()),
+        p50,
+        p90,
+        p99,
+        p999,
+        max,
+        cpu.map_or_else(String::new, |us| format!("{us:.2} µs/msg")),
+        row.server
+            .map_or_else(String::new, |server| format!("{:.2}", server.cores)),
+        format!(
+            "{}%{}",
+            whole(row.bench_busy * 100.0),
+            if row.limited_by_bench { "*" } else { "" }
         ),
-        None => (String::new(), String::new()),
-    };
-    let rate = number(row.messages_per_second.round());
-    let busy = format!(
-        "{}%{}",
-        whole(row.bench_busy * 100.0),
-        if row.limited_by_bench { "*" } else { "" }
-    );
-    let label = &row.label;
-    let line = format!(
-        "{label:<24} {rate:>11} {p50:>8} {p90:>8} {p99:>8} {p999:>8} {max:>8}  {cpu:>11} {cores:>6} {busy:>6}"
-    );
-    line.trim_end().to_owned()
+    ]
+}
+
+/// A fact's value with its unit.
+pub(super) fn value(fact: &Fact) -> String {
+    match fact.unit {
+        "" => number(fact.value),
+        "µs" => time(fact.value),
+        unit => format!("{} {unit}", number(fact.value)),
+    }
 }
 
 /// Microseconds, in the unit that suits.

@@ -2,8 +2,10 @@
 //! of mistake that a relay can make.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -365,6 +367,88 @@ fn the_exit_code_and_the_table_say_what_was_found() {
         assert!(stdout.contains(line), "{stdout}");
         assert_eq!(stderr, "", "no progress bar where there is no terminal");
     }
+}
+
+/// A folder of this name, empty.
+fn folder(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    drop(fs::remove_dir_all(&path));
+    fs::create_dir(&path).unwrap();
+    path
+}
+
+/// Whether a document asks for anything from elsewhere. A namespace is a name.
+#[track_caller]
+fn assert_self_contained(document: &str) {
+    let document = document.replace("http://www.w3.org/2000/svg", "");
+    for reference in [
+        "http:", "https:", "src=", "href=", "url(", "@import", "<script", "<link",
+    ] {
+        assert!(!document.contains(reference), "{reference}");
+    }
+}
+
+#[test]
+fn the_report_is_one_page_with_a_picture_of_latency_and_one_of_throughput() {
+    let page = folder("bench-report").join("report.html");
+    let report = format!("--report={}", page.display());
+    let arguments = [BRIEF, &["pairs", "open-loop", &report]].concat();
+    let (verdict, _) = bench(TinyRelay::start(Fault::None), &arguments).unwrap();
+    assert_eq!(verdict, Verdict::Clean);
+    let html = fs::read_to_string(page).unwrap();
+    // Of the URL that was measured only the name is there.
+    assert_self_contained(&html.replace("ws://", ""));
+    assert_eq!(html.matches("<svg ").count(), 4);
+    assert_eq!(html.matches("<polyline ").count(), 4);
+    assert!(html.contains("prefers-color-scheme:dark"));
+    assert!(html.contains("each arrived once, in order, unaltered"));
+}
+
+#[test]
+fn the_strategies_are_compared_by_servers_of_its_own() {
+    let folder = folder("bench-compare");
+    let (svg, page) = (folder.to_str().unwrap(), folder.join("compare.html"));
+    let arguments = ["--compare-strategies", "--rounds=1", "--json", "--svg", svg];
+    let more = [
+        "--window=4",
+        "--unpinned",
+        "--report",
+        page.to_str().unwrap(),
+    ];
+    let (code, stdout, stderr) = outcome(&[BRIEF, &arguments, &more].concat());
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    let found: Value = serde_json::from_str(&stdout).unwrap();
+    for (figures, name) in found["strategies"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(["directory", "router"])
+    {
+        assert_eq!(figures["strategy"], name);
+        let counts = |list: &str, count: &str| -> Vec<u64> {
+            let points = figures[list].as_array().unwrap();
+            points
+                .iter()
+                .map(|point| point[count].as_u64().unwrap())
+                .collect()
+        };
+        assert_eq!(counts("by_pairs", "pairs"), [1, 2]);
+        assert_eq!(counts("beside_floods", "floods"), [0, 1, 2]);
+        let positive = |figure: &Value| figure.as_f64().unwrap() > 0.0;
+        for point in figures["by_pairs"].as_array().unwrap() {
+            assert!(positive(&point["messages_per_second"]), "{point}");
+            assert!(positive(&point["cpu_us_per_message"]), "{point}");
+        }
+        assert!(positive(&figures["slow_reader"]["p99_during_us"]));
+    }
+    for name in ["throughput", "cpu", "quiet-pair", "slow-reader"] {
+        let svg = fs::read_to_string(folder.join(format!("{name}.svg"))).unwrap();
+        assert_self_contained(&svg);
+        // Both strategies, and where there are two figures of each, both of these.
+        let lines = if name.contains('-') { 4 } else { 2 };
+        assert_eq!(svg.matches("<polyline ").count(), lines, "{name}");
+    }
+    assert_self_contained(&fs::read_to_string(page).unwrap());
 }
 
 #[test]

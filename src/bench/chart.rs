@@ -1,0 +1,482 @@
+//! Line charts as SVG: inside a page, or as a file that can be read on light and on dark.
+
+use std::fmt::Write as _;
+
+use super::number::rounded;
+use super::table;
+
+/// A picture of some lines.
+#[derive(Clone, Debug)]
+pub(super) struct Chart {
+    pub(super) title: String,
+    pub(super) x: Axis,
+    pub(super) y: Axis,
+    pub(super) lines: Vec<Line>,
+    /// Places on the x axis with a name.
+    pub(super) marks: Vec<(f64, String)>,
+}
+
+/// One line: the points where it bends.
+#[derive(Clone, Debug)]
+pub(super) struct Line {
+    pub(super) name: String,
+    pub(super) colour: usize,
+    pub(super) stroke: Stroke,
+    pub(super) points: Vec<(f64, f64)>,
+}
+
+/// How a line is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stroke {
+    Solid,
+    Dashed,
+}
+
+/// What an axis shows.
+#[derive(Clone, Debug)]
+pub(super) struct Axis {
+    pub(super) label: &'static str,
+    pub(super) scale: Scale,
+    pub(super) unit: Unit,
+}
+
+/// How values lie on an axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scale {
+    /// From zero.
+    Linear,
+    /// From one power of ten to another.
+    Log,
+    /// The values are those of the points: each has a tick, at the logarithm of it.
+    Each,
+    /// Shares that took longer: half, a tenth, a hundredth, … ever further right.
+    Rarity,
+}
+
+/// How values are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// Microseconds, in the unit that suits.
+    Time,
+    /// Thousands and millions.
+    Count,
+}
+
+/// Whether a picture stands by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In a page that has the style.
+    Page,
+    /// In a file, with a background of its own.
+    File,
+}
+
+const WIDTH: f64 = 720.0;
+const HEIGHT: f64 = 360.0;
+const LEFT: f64 = 72.0;
+const RIGHT: f64 = 18.0;
+const TOP: f64 = 40.0;
+const BOTTOM: f64 = 48.0;
+const LEGEND_LINE: f64 = 18.0;
+
+/// The style of all pictures: colours with enough contrast on light and on dark. Lines of one colour
+/// differ by their dashes.
+pub(super) const STYLE: &str = "\
+:root{--card:#ffffff;--ink:#1f2328;--dim:#59636e;--grid:#d1d9e0;\
+--c0:#0969da;--c1:#bc4c00;--c2:#1a7f37;--c3:#8250df;--c4:#bf3989;--c5:#57606a;--c6:#9a6700;--c7:#0e7c86}\
+@media (prefers-color-scheme:dark){:root{--card:#0d1117;--ink:#e6edf3;--dim:#9198a1;--grid:#3d444d;\
+--c0:#58a6ff;--c1:#f0883e;--c2:#3fb950;--c3:#bc8cff;--c4:#f778ba;--c5:#8b949e;--c6:#d29922;--c7:#39c5cf}}\
+.chart text{font:12px system-ui,-apple-system,'Segoe UI',sans-serif;fill:var(--dim)}\
+.chart .title{font-size:15px;font-weight:600;fill:var(--ink)}\
+.chart .card{fill:var(--card)}.chart .grid{stroke:var(--grid);stroke-width:1}\
+.chart .mark{stroke:var(--dim);stroke-width:1;stroke-dasharray:2 3}\
+.chart .line{fill:none;stroke-width:2;stroke-linejoin:round}.chart .dashed{stroke-dasharray:7 4}\
+.c0{stroke:var(--c0)}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}.c3{stroke:var(--c3)}\
+.c4{stroke:var(--c4)}.c5{stroke:var(--c5)}.c6{stroke:var(--c6)}.c7{stroke:var(--c7)}";
+
+const COLOURS: usize = 8;
+
+impl Chart {
+    pub(super) fn svg(&self, place: Place) -> String {
+        let frame = Frame::new(self);
+        let mut svg = String::new();
+        let title = escaped(&self.title);
+        let height = frame.bottom + BOTTOM;
+        write!(
+            svg,
+            "<svg class=\"chart\" xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+             role=\"img\" aria-label=\"{title}\">"
+        )
+        .expect(INTO_A_STRING);
+        if place == Place::File {
+            let radius = 6;
+            write!(
+                svg,
+                "<style>{STYLE}</style>\
+                 <rect class=\"card\" width=\"{WIDTH}\" height=\"{height}\" rx=\"{radius}\"/>"
+            )
+            .expect(INTO_A_STRING);
+        }
+        text(&mut svg, (LEFT, 22.0), Anchor::Start, "title", &title);
+        self.legend(&mut svg);
+        self.grid(&mut svg, &frame);
+        for line in &self.lines {
+            let points: Vec<_> = line
+                .points
+                .iter()
+                .map(|point| frame.place(*point))
+                .collect();
+            let colour = line.colour % COLOURS;
+            let dashed = match line.stroke {
+                Stroke::Solid => "",
+                Stroke::Dashed => " dashed",
+            };
+            let path = points.join(" ");
+            write!(
+                svg,
+                "<polyline class=\"line c{colour}{dashed}\" points=\"{path}\"/>"
+            )
+            .expect(INTO_A_STRING);
+        }
+        svg.push_str("</svg>\n");
+        svg
+    }
+
+    /// Where each entry of the legend stands, and below them all.
+    fn legend_places(&self) -> (Vec<(f64, f64)>, f64) {
+        /// Of a letter, on average.
+        const LETTER: f64 = 6.6;
+        const SWATCH: f64 = 44.0;
+        let (mut x, mut y) = (LEFT, TOP);
+        let mut places = Vec::new();
+        for line in &self.lines {
+            let letters = u32::try_from(line.name.chars().count()).unwrap_or(u32::MAX);
+            let width = SWATCH + f64::from(letters) * LETTER;
+            if x > LEFT && x + width > WIDTH - RIGHT {
+                (x, y) = (LEFT, y + LEGEND_LINE);
+            }
+            places.push((x, y));
+            x += width;
+        }
+        (places, y + LEGEND_LINE)
+    }
+
+    fn legend(&self, svg: &mut String) {
+        let (places, _) = self.legend_places();
+        for (line, (x, y)) in self.lines.iter().zip(places) {
+            let colour = line.colour % COLOURS;
+            let dashed = match line.stroke {
+                Stroke::Solid => "",
+                Stroke::Dashed => " dashed",
+            };
+            let (end, middle) = (x + 22.0, y - 4.0);
+            write!(
+                svg,
+                "<path class=\"line c{colour}{dashed}\" d=\"M{x} {middle}H{end}\"/>"
+            )
+            .expect(INTO_A_STRING);
+            text(svg, (x + 28.0, y), Anchor::Start, "", &escaped(&line.name));
+        }
+    }
+
+    fn grid(&self, svg: &mut String, frame: &Frame) {
+        let right = WIDTH - RIGHT;
+        for (value, label) in &frame.y.ticks {
+            let y = rounded(frame.y(*value), 1);
+            write!(svg, "<path class=\"grid\" d=\"M{LEFT} {y}H{right}\"/>").expect(INTO_A_STRING);
+            text(svg, (LEFT - 8.0, y + 4.0), Anchor::End, "", label);
+        }
+        for (value, label) in &frame.x.ticks {
+            let x = rounded(frame.x(*value), 1);
+            text(svg, (x, frame.bottom + 18.0), Anchor::Middle, "", label);
+        }
+        for (index, (value, name)) in (0_u8..).zip(&self.marks) {
+            let x = rounded(frame.x(*value), 1);
+            let (top, bottom) = (frame.top, frame.bottom);
+            write!(svg, "<path class=\"mark\" d=\"M{x} {top}V{bottom}\"/>").expect(INTO_A_STRING);
+            // On two heights, so that neighbours do not cover each other.
+            let y = top + 12.0 + f64::from(index % 2) * 14.0;
+            text(svg, (x + 4.0, y), Anchor::Start, "", &escaped(name));
+        }
+        let middle = f64::midpoint(LEFT, right);
+        text(
+            svg,
+            (middle, frame.bottom + 38.0),
+            Anchor::Middle,
+            "",
+            self.x.label,
+        );
+        text(
+            svg,
+            (LEFT - 8.0, frame.top - 6.0),
+            Anchor::End,
+            "",
+            self.y.label,
+        );
+    }
+}
+
+const INTO_A_STRING: &str = "a String takes all that is written to it";
+
+/// Where values are in the picture.
+struct Frame {
+    top: f64,
+    bottom: f64,
+    x: Span,
+    y: Span,
+}
+
+/// One axis: from where to where, on its scale.
+struct Span {
+    scale: Scale,
+    low: f64,
+    high: f64,
+    ticks: Vec<(f64, String)>,
+}
+
+impl Frame {
+    fn new(chart: &Chart) -> Self {
+        let all = || chart.lines.iter().flat_map(|line| &line.points);
+        let (_, legend) = chart.legend_places();
+        let top = legend + 14.0;
+        Self {
+            top,
+            bottom: top + HEIGHT - TOP - BOTTOM - LEGEND_LINE,
+            x: Span::new(&chart.x, all().map(|point| point.0).collect()),
+            y: Span::new(&chart.y, all().map(|point| point.1).collect()),
+        }
+    }
+
+    fn x(&self, value: f64) -> f64 {
+        LEFT + (WIDTH - LEFT - RIGHT) * self.x.share(value)
+    }
+
+    fn y(&self, value: f64) -> f64 {
+        self.bottom - (self.bottom - self.top) * self.y.share(value)
+    }
+
+    fn place(&self, (x, y): (f64, f64)) -> String {
+        format!("{},{}", rounded(self.x(x), 1), rounded(self.y(y), 1))
+    }
+}
+
+impl Span {
+    fn new(axis: &Axis, mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        values.dedup();
+        let least = values.first().copied().unwrap_or(0.0);
+        let most = values.last().copied().unwrap_or(1.0);
+        let name = |value| (value, axis.unit.name(value));
+        let scale = axis.scale;
+        let ticks: Vec<(f64, String)> = match scale {
+            Scale::Linear => steps(most).into_iter().map(name).collect(),
+            Scale::Log => {
+                let low = least.max(1.0).log10().floor();
+                let high = most.max(1.0).log10().ceil().max(low + 1.0);
+                decades(low, high).into_iter().map(name).collect()
+            }
+            Scale::Each => values.iter().copied().map(name).collect(),
+            Scale::Rarity => RARITIES
+                .iter()
+                .filter(|(share, _)| *share >= least)
+                .map(|(share, name)| (*share, (*name).to_owned()))
+                .collect(),
+        };
+        let (low, high) = match scale {
+            Scale::Linear => (0.0, ticks.last().map_or(1.0, |tick| tick.0)),
+            Scale::Log => (ticks[0].0.log10(), ticks[ticks.len() - 1].0.log10()),
+            Scale::Each => (place_of(least), place_of(most)),
+            Scale::Rarity => (0.0, -least.max(1e-9).log10()),
+        };
+        Self {
+            scale,
+            low,
+            high,
+            ticks,
+        }
+    }
+
+    /// How far along the axis a value is, from 0 to 1.
+    fn share(&self, value: f64) -> f64 {
+        let at = match self.scale {
+            Scale::Linear => value,
+            Scale::Log => value.max(1e-9).log10(),
+            Scale::Each => place_of(value),
+            Scale::Rarity => -value.max(1e-9).log10(),
+        };
+        let length = self.high - self.low;
+        if length > 0.0 {
+            ((at - self.low) / length).clamp(0.0, 1.0)
+        } else {
+            0.5
+        }
+    }
+}
+
+/// On a logarithmic axis that has a place for nothing, too.
+fn place_of(value: f64) -> f64 {
+    (value + 1.0).log2()
+}
+
+/// Shares that took longer, by the percentile that they are at.
+const RARITIES: [(f64, &str); 7] = [
+    (0.5, "50%"),
+    (0.1, "90%"),
+    (0.01, "99%"),
+    (0.001, "99.9%"),
+    (0.000_1, "99.99%"),
+    (0.000_01, "99.999%"),
+    (0.000_001, "99.9999%"),
+];
+
+/// Round numbers from 0 to at least `most`, four to eight of them.
+fn steps(most: f64) -> Vec<f64> {
+    let most = if most > 0.0 { most } else { 1.0 };
+    let power = 10_f64.powf((most / 4.0).log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .map(|factor| factor * power)
+        .into_iter()
+        .find(|step| most / step <= 6.0)
+        .unwrap_or(10.0 * power);
+    let mut ticks = vec![0.0];
+    while ticks[ticks.len() - 1] < most {
+        let next = ticks[ticks.len() - 1] + step;
+        ticks.push(rounded(next, 6));
+    }
+    ticks
+}
+
+fn decades(low: f64, high: f64) -> Vec<f64> {
+    let mut ticks = Vec::new();
+    let mut power = low;
+    while power <= high {
+        ticks.push(10_f64.powf(power).round());
+        power += 1.0;
+    }
+    ticks
+}
+
+impl Unit {
+    fn name(self, value: f64) -> String {
+        match self {
+            Self::Time if value < 1000.0 => format!("{value} µs"),
+            Self::Time if value < 1e6 => format!("{} ms", value / 1e3),
+            Self::Time => format!("{} s", value / 1e6),
+            Self::Count if value >= 1e6 => format!("{}M", rounded(value / 1e6, 2)),
+            Self::Count if value >= 1e4 => format!("{}k", rounded(value / 1e3, 2)),
+            Self::Count => table::number(value),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Anchor {
+    Start,
+    Middle,
+    End,
+}
+
+fn text(svg: &mut String, (x, y): (f64, f64), anchor: Anchor, class: &str, text: &str) {
+    let anchor = match anchor {
+        Anchor::Start => "start",
+        Anchor::Middle => "middle",
+        Anchor::End => "end",
+    };
+    let (x, y) = (rounded(x, 1), rounded(y, 1));
+    write!(
+        svg,
+        "<text class=\"{class}\" x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\">{text}</text>"
+    )
+    .expect(INTO_A_STRING);
+}
+
+/// As text of XML.
+pub(super) fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chart(x: Scale, y: Scale, points: Vec<(f64, f64)>) -> Chart {
+        let axis = |scale| Axis {
+            label: "",
+            scale,
+            unit: Unit::Count,
+        };
+        Chart {
+            title: "a < b".to_owned(),
+            x: axis(x),
+            y: axis(y),
+            lines: vec![Line {
+                name: "one".to_owned(),
+                colour: 9,
+                stroke: Stroke::Dashed,
+                points,
+            }],
+            marks: vec![(1.0, "here".to_owned())],
+        }
+    }
+
+    #[test]
+    fn points_lie_within_the_axes_in_their_order() {
+        for (x, y) in [
+            (Scale::Linear, Scale::Linear),
+            (Scale::Each, Scale::Log),
+            (Scale::Linear, Scale::Log),
+        ] {
+            let chart = chart(x, y, vec![(0.0, 3.0), (1.0, 40.0), (8.0, 900.0)]);
+            let frame = Frame::new(&chart);
+            let places: Vec<_> = chart.lines[0]
+                .points
+                .iter()
+                .map(|(x, y)| (frame.x(*x), frame.y(*y)))
+                .collect();
+            assert!(
+                places.is_sorted_by(|a, b| a.0 < b.0 && a.1 > b.1),
+                "{places:?}"
+            );
+            let within = |(x, y): &(f64, f64)| {
+                (LEFT..=WIDTH - RIGHT).contains(x) && (frame.top..=frame.bottom).contains(y)
+            };
+            assert!(places.iter().all(within), "{places:?}");
+        }
+    }
+
+    #[test]
+    fn rarer_is_further_right() {
+        let chart = chart(Scale::Rarity, Scale::Log, vec![(1.0, 10.0), (0.001, 99.0)]);
+        let frame = Frame::new(&chart);
+        assert!((frame.x(1.0) - LEFT).abs() < 1e-6);
+        assert!((frame.x(0.001) - (WIDTH - RIGHT)).abs() < 1e-6);
+        assert_eq!(frame.x.ticks.last().unwrap().1, "99.9%");
+    }
+
+    #[test]
+    fn ticks_are_round_numbers_that_reach_beyond_the_values() {
+        assert_eq!(steps(4_152_353.0), [0.0, 1e6, 2e6, 3e6, 4e6, 5e6]);
+        assert_eq!(steps(0.24), [0.0, 0.05, 0.1, 0.15, 0.2, 0.25]);
+        assert_eq!(decades(1.0, 3.0), [10.0, 100.0, 1000.0]);
+        assert_eq!(Unit::Count.name(4e6), "4M");
+        assert_eq!(Unit::Count.name(250_000.0), "250k");
+        assert_eq!(Unit::Time.name(100_000.0), "100 ms");
+    }
+
+    #[test]
+    fn a_file_has_its_style_and_a_page_has_not() {
+        let chart = chart(Scale::Linear, Scale::Linear, vec![(0.0, 1.0), (1.0, 2.0)]);
+        let (file, page) = (chart.svg(Place::File), chart.svg(Place::Page));
+        assert!(file.contains("prefers-color-scheme:dark") && file.contains("class=\"card\""));
+        assert!(!page.contains("<style>"));
+        for svg in [file, page] {
+            assert!(
+                svg.contains("a &lt; b") && svg.contains("class=\"line c1 dashed\""),
+                "{svg}"
+            );
+        }
+    }
+}

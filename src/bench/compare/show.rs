@@ -1,0 +1,269 @@
+//! The comparison for people: tables, pictures, a page.
+
+use std::fmt;
+use std::path::Path;
+
+use super::{BesideFloods, ByPairs, Comparison, Figures};
+use crate::bench::chart::{Axis, Chart, Line, Place, Scale, Stroke, Unit, escaped};
+use crate::bench::page::{html_table, latency_chart, page};
+use crate::bench::table::{number, time};
+use crate::bench::{BenchError, write_file};
+
+impl Comparison {
+    /// The pictures, by the names of their files.
+    fn charts(&self) -> [(&'static str, Chart); 4] {
+        let by_pairs = |title: &str, label, figure: fn(&ByPairs) -> f64| Chart {
+            title: title.to_owned(),
+            x: Axis {
+                label: "pairs, 64 messages of 32 B under way in each",
+                scale: Scale::Each,
+                unit: Unit::Count,
+            },
+            y: Axis {
+                label,
+                scale: Scale::Linear,
+                unit: Unit::Count,
+            },
+            lines: self.lines("", Stroke::Solid, |figures| {
+                let points = figures.by_pairs.iter();
+                points
+                    .map(|point| (f64::from(point.pairs), figure(point)))
+                    .collect()
+            }),
+            marks: Vec::new(),
+        };
+        let quiet = |figure: fn(&BesideFloods) -> f64| {
+            move |figures: &Figures| {
+                let points = figures.beside_floods.iter();
+                points
+                    .map(|point| (f64::from(point.floods), figure(point)))
+                    .collect()
+            }
+        };
+        let mut beside_floods = latency_chart(
+            "a quiet pair beside pairs that flood".to_owned(),
+            [
+                self.lines(", p50", Stroke::Solid, quiet(|point| point.p50_us)),
+                self.lines(", p99", Stroke::Dashed, quiet(|point| point.p99_us)),
+            ]
+            .concat(),
+        );
+        beside_floods.x = Axis {
+            label: "pairs that flood, 64 messages under way in each",
+            scale: Scale::Each,
+            unit: Unit::Count,
+        };
+        let slow_reader = latency_chart(
+            "the others, while one user does not read and is flooded".to_owned(),
+            [
+                self.lines(", before", Stroke::Solid, |figures| {
+                    figures.slow_reader.curve_before.clone()
+                }),
+                self.lines(", meanwhile", Stroke::Dashed, |figures| {
+                    figures.slow_reader.curve_during.clone()
+                }),
+            ]
+            .concat(),
+        );
+        [
+            (
+                "throughput",
+                by_pairs("messages a second", "msgs/s", |point| {
+                    point.messages_per_second
+                }),
+            ),
+            (
+                "cpu",
+                by_pairs("server CPU for one message", "µs", |point| {
+                    point.cpu_us_per_message
+                }),
+            ),
+            ("quiet-pair", beside_floods),
+            ("slow-reader", slow_reader),
+        ]
+    }
+
+    /// A line for each strategy.
+    fn lines(
+        &self,
+        suffix: &str,
+        stroke: Stroke,
+        points: impl Fn(&Figures) -> Vec<(f64, f64)>,
+    ) -> Vec<Line> {
+        let figures = self.strategies.iter().enumerate();
+        figures
+            .map(|(colour, figures)| Line {
+                name: format!("{}{suffix}", figures.strategy),
+                colour,
+                stroke,
+                points: points(figures),
+            })
+            .collect()
+    }
+
+    /// Writes the pictures into a folder.
+    pub(in crate::bench) fn write_svgs(&self, folder: &Path) -> Result<(), BenchError> {
+        for (name, chart) in self.charts() {
+            let path = folder.join(format!("{name}.svg"));
+            write_file(&path, &chart.svg(Place::File))?;
+        }
+        Ok(())
+    }
+
+    /// The whole comparison as one page.
+    pub(in crate::bench) fn html(&self) -> String {
+        let mut body = format!("<p class=\"load\">{}</p>\n", self.conditions());
+        for (heads, lines) in self.tables() {
+            body += &html_table(&heads, &lines);
+        }
+        for fault in &self.faults {
+            let fault = escaped(fault);
+            body += "<pre class=\"faulty\">";
+            body += &fault;
+            body += "</pre>\n";
+        }
+        for (_, chart) in self.charts() {
+            body += &chart.svg(Place::Page);
+        }
+        page("directory against router", &body)
+    }
+
+    fn conditions(&self) -> String {
+        let rounds = self.rounds;
+        let cpus = if self.cpus_apart {
+            "the load generator on a CPU of its own"
+        } else {
+            "the load generator on the same CPUs"
+        };
+        format!("medians of {rounds} rounds, {cpus}")
+    }
+
+    fn tables(&self) -> [Table; 3] {
+        let [directory, router] = &*self.strategies else {
+            unreachable!("two strategies");
+        };
+        [
+            by_pairs(directory, router),
+            beside_floods(directory, router),
+            slow_reader(&self.strategies),
+        ]
+    }
+}
+
+/// A table's heads and lines.
+type Table = (Vec<&'static str>, Vec<Vec<String>>);
+
+fn by_pairs(directory: &Figures, router: &Figures) -> Table {
+    let rate = |point: &ByPairs| {
+        let rate = number(point.messages_per_second.round());
+        format!("{rate}{}", if point.limited_by_bench { "*" } else { "" })
+    };
+    let cpu = |point: &ByPairs| format!("{:.2} µs", point.cpu_us_per_message);
+    let points = directory.by_pairs.iter().zip(&router.by_pairs);
+    let lines = points.map(|(directory, router)| {
+        vec![
+            directory.pairs.to_string(),
+            rate(directory),
+            rate(router),
+            cpu(directory),
+            cpu(router),
+            time(directory.p99_us),
+            time(router.p99_us),
+        ]
+    });
+    let heads = vec![
+        "pairs",
+        "msgs/s, directory",
+        "router",
+        "CPU/msg, directory",
+        "router",
+        "p99, directory",
+        "router",
+    ];
+    (heads, lines.collect())
+}
+
+fn beside_floods(directory: &Figures, router: &Figures) -> Table {
+    let points = directory.beside_floods.iter().zip(&router.beside_floods);
+    let lines = points.map(|(directory, router)| {
+        vec![
+            directory.floods.to_string(),
+            time(directory.p50_us),
+            time(router.p50_us),
+            time(directory.p99_us),
+            time(router.p99_us),
+        ]
+    });
+    let heads = vec![
+        "floods beside a quiet pair",
+        "its p50, directory",
+        "router",
+        "its p99, directory",
+        "router",
+    ];
+    (heads, lines.collect())
+}
+
+fn slow_reader(strategies: &[Figures]) -> Table {
+    let lines = strategies.iter().map(|figures| {
+        let slow = &figures.slow_reader;
+        vec![
+            figures.strategy.to_owned(),
+            time(slow.p50_before_us),
+            time(slow.p50_during_us),
+            time(slow.p99_before_us),
+            time(slow.p99_during_us),
+            number(slow.rate_during_to_before),
+            format!("{} B", number(slow.server_memory_growth_bytes)),
+        ]
+    });
+    let heads = vec![
+        "one does not read",
+        "p50 before",
+        "meanwhile",
+        "p99 before",
+        "meanwhile",
+        "rate kept",
+        "memory grows",
+    ];
+    (heads, lines.collect())
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "directory against router: {}", self.conditions())?;
+        for (heads, lines) in self.tables() {
+            writeln!(f)?;
+            let width = |column: usize| {
+                let cells = lines.iter().map(|cells| cells[column].chars().count());
+                cells.chain([heads[column].len()]).max().unwrap_or(0)
+            };
+            let widths: Vec<_> = (0..heads.len()).map(width).collect();
+            let mut line = |cells: &mut dyn Iterator<Item = &str>| {
+                for (cell, width) in cells.zip(&widths) {
+                    write!(f, "  {cell:>width$}")?;
+                }
+                writeln!(f)
+            };
+            line(&mut heads.iter().copied())?;
+            for cells in &lines {
+                line(&mut cells.iter().map(|cell| &**cell))?;
+            }
+        }
+        if self.strategies.iter().any(|figures| {
+            let points = &figures.by_pairs;
+            points.iter().any(|point| point.limited_by_bench)
+        }) {
+            writeln!(
+                f,
+                "\n  note: * is the limit of this load generator, not of the server: it can do more"
+            )?;
+        }
+        match &*self.faults {
+            [] => writeln!(f, "\n  ok: every message of every round is accounted for"),
+            faults => faults
+                .iter()
+                .try_for_each(|fault| writeln!(f, "\n  {fault}")),
+        }
+    }
+}
