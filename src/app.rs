@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use crate::relay::{Parts, Relay};
 use crate::session::{Common, Terms};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Traces;
+use crate::ticket::Tickets;
 use crate::tls::Tls;
 
 /// HTTP connections that the admin listener has for itself, so that probes and scrapes get through
@@ -121,6 +123,7 @@ impl App {
                 settings.server.forwarded_header,
             ),
             proxy_protocol: settings.server.proxy_protocol,
+            tickets: tickets(&settings.tickets)?,
             page: settings.ui.enabled,
             auth,
             tls,
@@ -268,6 +271,7 @@ pub fn check_files(settings: &Settings) -> anyhow::Result<()> {
     Tls::load(&settings.server.tls).context("no TLS (server.tls)")?;
     Tls::load(&settings.admin.tls).context("no TLS (admin.tls)")?;
     operator_token(&settings.admin)?;
+    tickets(&settings.tickets)?;
     Ok(())
 }
 
@@ -278,6 +282,22 @@ fn operator_token(settings: &config::Admin) -> anyhow::Result<Option<Secret>> {
     })
     .transpose()
 }
+
+fn tickets(settings: &config::Tickets) -> anyhow::Result<Tickets> {
+    let read = |path: &PathBuf| {
+        let what = format!("{} (tickets.secret_file)", path.display());
+        let secret = Secret::read(path).with_context(|| what.clone())?;
+        let is_long = secret.expose().len() >= SECRET_BYTES_MIN;
+        anyhow::ensure!(is_long, "{what} has less than {SECRET_BYTES_MIN} bytes");
+        Ok(secret)
+    };
+    let secret = settings.secret_file.as_ref().map(read).transpose()?;
+    let tickets = Tickets::new(secret.as_ref().map(Secret::expose), settings.ttl);
+    tickets.context("the system has no randomness")
+}
+
+/// As many as the hash has (RFC 2104 section 3).
+const SECRET_BYTES_MIN: usize = 32;
 
 fn bind_all(addrs: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let is_default = addrs == Settings::default().server.listen;

@@ -60,6 +60,35 @@ impl From<&str> for Subject {
     }
 }
 
+/// Tells apart whoever was given one id at different times: a random number that goes from each of
+/// their connections to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lineage(u64);
+
+impl Lineage {
+    /// A lineage that nobody else has.
+    pub fn new() -> Self {
+        Self(fastrand::u64(..))
+    }
+
+    /// The number itself.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl Default for Lineage {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl From<u64> for Lineage {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// Ids in blocks of one size: block n holds (n - 1) * size + 1 to n * size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocks(NonZeroU64);
@@ -107,6 +136,18 @@ impl Sequence {
         match self {
             Self::Local(next) => UserId::new(next.fetch_add(1, Ordering::Relaxed)),
             Self::Leased(leases) => leases.next(),
+        }
+    }
+
+    /// Somebody comes back with an id that it was given before: no new user gets that one any more.
+    /// Whether the id is this node's to give back; then [`Sequence::left`] is owed for it.
+    pub fn give_back(&self, id: UserId) -> bool {
+        match self {
+            Self::Local(next) => {
+                next.fetch_max(id.get() + 1, Ordering::Relaxed);
+                true
+            }
+            Self::Leased(leases) => leases.give_back(id),
         }
     }
 
@@ -228,6 +269,27 @@ impl Leases {
         id
     }
 
+    fn give_back(&self, id: UserId) -> bool {
+        let block = self.blocks.block_of(id);
+        let mut held = self.held();
+        let Some(lease) = held.leases.get_mut(&block) else {
+            return false;
+        };
+        lease.users += 1;
+        let given = lease.given.max((id.get() - 1) % self.blocks.size() + 1);
+        let skipped = given - std::mem::replace(&mut lease.given, given);
+        if skipped > 0 && given == self.blocks.size() {
+            held.open.retain(|open| *open != block);
+        }
+        held.unspent -= skipped;
+        let is_low = held.unspent < self.blocks.size();
+        drop(held);
+        if is_low && skipped > 0 {
+            self.changed.notify_one();
+        }
+        true
+    }
+
     fn left(&self, id: UserId) {
         let block = self.blocks.block_of(id);
         let mut held = self.held();
@@ -328,6 +390,30 @@ mod tests {
         assert!(leases.holds(third), "it still has an id to give");
         leases.close(2);
         assert_eq!((leases.unspent(), leases.take_retired()), (0, vec![2]));
+    }
+
+    #[test]
+    fn an_id_that_is_given_back_is_not_given_again() {
+        let sequence = Sequence::local();
+        assert_eq!(sequence.next(), UserId::new(1));
+        assert!(sequence.give_back(UserId::new(3).unwrap()));
+        assert!(sequence.give_back(UserId::new(2).unwrap()));
+        assert_eq!(sequence.next(), UserId::new(4));
+        assert!(sequence.give_back(UserId::new(UserId::MAX).unwrap()));
+        assert_eq!(sequence.next(), None);
+
+        let (leases, sequence) = leases(3);
+        leases.add(1);
+        leases.add(2);
+        assert!(!sequence.give_back(UserId::new(7).unwrap()));
+        assert!(sequence.give_back(UserId::new(2).unwrap()));
+        assert_eq!((leases.unspent(), sequence.next()), (4, UserId::new(3)));
+        let sixth = UserId::new(6).unwrap();
+        assert!(sequence.give_back(sixth));
+        assert_eq!((leases.unspent(), sequence.next()), (0, None));
+        sequence.left(sixth);
+        assert_eq!(leases.take_retired(), [2]);
+        assert_eq!(leases.list(), [1]);
     }
 
     #[test]

@@ -41,6 +41,7 @@
 //! | [`lifecycle`] | from ready to gone |
 //! | [`telemetry`] | logs and metrics |
 //! | [`identity`] | user ids and where they come from |
+//! | [`ticket`] | what lets a user come back with its id |
 //! | [`bench`] | loads a relay, measures it, checks every message |
 //! | [`cli`] | the command line |
 //!
@@ -75,4 +76,5 @@ pub mod relay;
 mod router;
 pub mod session;
 pub mod telemetry;
+pub mod ticket;
 pub mod tls;

@@ -12,9 +12,9 @@ use tokio::sync::Notify;
 
 use crate::cluster::{Cluster, Unready};
 use crate::directory::{Bounds, Directory, Entry, Letter, Receipt, Seat, Wakes};
-use crate::identity::{Sequence, Subject, UserId};
+use crate::identity::{Lineage, Sequence, Subject, UserId};
 use crate::ledger::InHand;
-use crate::protocol::{Dialect, Inbound, Status};
+use crate::protocol::{Dialect, Inbound, Status, close_code};
 use crate::router::{LeavePlace, Parcel, Port, Router};
 use crate::telemetry::metrics::{Census, CloseCode, DropReason, Initiator, Metrics};
 use crate::telemetry::trace::Traces;
@@ -161,25 +161,19 @@ impl Relay {
         }
     }
 
-    /// Seats a new user: letters for it queue from now on. It leaves when the membership is dropped.
+    /// Seats a user: letters for it queue from now on. It leaves when the membership is dropped.
     /// `subject` is whom its token is about.
+    ///
+    /// The id is a new one, or that of `claim` unless somebody of another lineage has it.
     pub async fn join(
         &self,
         dialect: Dialect,
         subject: Option<Subject>,
+        claim: Option<(UserId, Lineage)>,
     ) -> Result<Membership, Refused> {
         let shared = &self.shared;
         let place = Place::take(self).ok_or(Refused::Full)?;
-        let id = shared.sequence.next().ok_or(Refused::NoId)?;
-        let seat = Arc::new(Seat::new(
-            id,
-            dialect,
-            subject,
-            shared.bounds.clone(),
-            shared.metrics.clone(),
-        ));
-        shared.metrics.connection_opened();
-        shared.directory.join(seat.clone());
+        let seat = self.take_seat(dialect, subject.as_ref(), claim)?;
         let mut membership = Membership {
             ended: (Initiator::Client, CloseCode::Code(ABNORMAL)),
             seat,
@@ -192,6 +186,43 @@ impl Relay {
             membership.port = Some(Box::new(router.port()));
         }
         Ok(membership)
+    }
+
+    fn take_seat(
+        &self,
+        dialect: Dialect,
+        subject: Option<&Subject>,
+        claim: Option<(UserId, Lineage)>,
+    ) -> Result<Arc<Seat>, Refused> {
+        let shared = &self.shared;
+        let mut claim = claim.filter(|(id, _)| shared.sequence.give_back(*id));
+        let mut is_opened = false;
+        loop {
+            let new = || Some((shared.sequence.next()?, Lineage::new()));
+            let Some((id, lineage)) = claim.take().or_else(new) else {
+                if is_opened {
+                    let code = CloseCode::Code(close_code::TRY_AGAIN);
+                    shared.metrics.connection_closed(Initiator::Server, code);
+                }
+                return Err(Refused::NoId);
+            };
+            // Before the seat is there, so that no scrape finds more connections than were opened.
+            if !std::mem::replace(&mut is_opened, true) {
+                shared.metrics.connection_opened();
+            }
+            let seat = Arc::new(Seat::new(
+                (id, lineage),
+                dialect,
+                subject.cloned(),
+                shared.bounds.clone(),
+                shared.metrics.clone(),
+            ));
+            if shared.directory.join(&seat) {
+                return Ok(seat);
+            }
+            // A claim that somebody else holds, or a new id that somebody came back with just now.
+            shared.sequence.left(id);
+        }
     }
 
     /// Counts users and what their mailboxes hold.

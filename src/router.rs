@@ -170,8 +170,12 @@ async fn run(
 
 fn apply(users: &mut Users, change: Change) {
     match change {
+        // Of two that took the place one after the other, the later may come here first; by then the
+        // earlier is shut.
         Change::Join(seat) => {
-            users.insert(seat.id(), seat);
+            if seat.is_open() {
+                users.insert(seat.id(), seat);
+            }
         }
         Change::Leave(seat) => {
             if users
@@ -184,7 +188,7 @@ fn apply(users: &mut Users, change: Change) {
     }
 }
 
-fn deliver(seat: &Arc<Seat>, parcel: Parcel, wakes: &mut Wakes) {
+fn deliver(seat: &Seat, parcel: Parcel, wakes: &mut Wakes) {
     let Parcel {
         sender,
         recipient: _,
@@ -206,6 +210,7 @@ fn deliver(seat: &Arc<Seat>, parcel: Parcel, wakes: &mut Wakes) {
 mod tests {
     use super::*;
     use crate::directory::{Bounds, Budget, Overflow};
+    use crate::identity::Lineage;
     use crate::protocol::Dialect;
 
     fn seat(id: u64, metrics: &Arc<Metrics>) -> Arc<Seat> {
@@ -216,6 +221,7 @@ mod tests {
             budget: Budget::new(4096),
         });
         let id = UserId::new(id).unwrap();
+        let id = (id, Lineage::from(0));
         Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics.clone()))
     }
 
@@ -247,6 +253,25 @@ mod tests {
             task.await;
             assert_eq!(recipient.held().0, 1);
         }
+    }
+
+    /// Of two that took a place one after the other, the later may come to the router first.
+    #[tokio::test]
+    async fn whoever_has_given_way_does_not_come_back() {
+        let metrics = Arc::new(Metrics::new(1));
+        let (router, task) =
+            Router::new(3, 8, |parcel, _| panic!("{parcel:?} is for somebody here"));
+        let (earlier, later) = (seat(2, &metrics), seat(2, &metrics));
+        earlier.give_way();
+        let later_place = router.join(later.clone()).await.unwrap();
+        let earlier_place = router.join(earlier.clone()).await.unwrap();
+        earlier_place.leave(earlier.clone());
+        let mut port = router.port();
+        std::future::poll_fn(|cx| port.poll_ready(cx)).await;
+        port.send(parcel(&later, &metrics));
+        drop((router, port, later_place));
+        task.await;
+        assert_eq!((earlier.held().0, later.held().0), (0, 1));
     }
 
     /// A user that comes back under its id is not taken out by the leave of the connection before.

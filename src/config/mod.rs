@@ -58,6 +58,8 @@ pub struct Settings {
     pub cluster: Cluster,
     /// How the relay ends.
     pub drain: Drain,
+    /// How users keep their ids.
+    pub tickets: Tickets,
     /// What people see.
     pub ui: Ui,
     /// What is logged, and how.
@@ -294,6 +296,17 @@ pub struct Drain {
     /// Time from the signal to the end, at the latest; default 40 s.
     #[serde(with = "units::duration")]
     pub timeout: Duration,
+}
+
+/// `[tickets]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tickets {
+    /// A file with the secret that signs them; default none, a random one for this process.
+    pub secret_file: Option<PathBuf>,
+    /// How long one holds, from the beginning of the connection that it was given to; default 24 h.
+    #[serde(with = "units::duration")]
+    pub ttl: Duration,
 }
 
 /// `[ui]`

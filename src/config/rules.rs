@@ -11,7 +11,7 @@ use super::capacity::CONNECTIONS_MAX;
 use super::units::{duration_text, size_text};
 use super::{
     Admin, Auth, AuthMode, Cluster, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server,
-    Settings, Tls, Tracing, Ui, otel,
+    Settings, Tickets, Tls, Tracing, Ui, otel,
 };
 
 const KIB: u64 = 1 << 10;
@@ -23,6 +23,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
+const YEAR: Duration = Duration::from_hours(24 * 365);
 /// More than anything here needs, and small enough that what is reserved per piece cannot overflow.
 const COUNT_MAX: u64 = 1 << 20;
 /// Hyper's own minimum of a connection's buffer; it panics below.
@@ -58,11 +59,16 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
         routing,
         cluster,
         drain,
+        tickets,
         ui,
         log,
         tracing,
     } = settings;
     let Ui { enabled: _ } = ui;
+    let Tickets {
+        secret_file: _,
+        ttl,
+    } = tickets;
     let mut rules = listeners(server, admin);
     rules.extend(edge_rules(server, admin));
     rules.extend(auth_rules(auth));
@@ -72,6 +78,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     rules.extend(routing_rules(routing));
     rules.extend(cluster_rules(cluster, limits));
     rules.extend(drain_rules(drain));
+    rules.push(time("tickets.ttl", *ttl, SECOND..=YEAR));
     rules.extend(log_rules(log));
     rules.extend(tracing_rules(tracing));
     rules

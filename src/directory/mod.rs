@@ -8,13 +8,15 @@
 //! lone users who come and go do not make and retire it over and over. A claim cannot be had on a
 //! retired segment, so a join that comes too late makes a new one.
 //!
+//! Whoever comes back under an id while its earlier connection still stands takes the slot over; the
+//! earlier seat stands aside, in a list of its own, until its session is gone.
+//!
 //! The same table is the register that scrapes, the drain and the API walk.
 
 mod answers;
 mod mailbox;
 #[cfg(all(test, switchboard_loom))]
 mod model;
-mod relief;
 mod seat;
 #[cfg(all(test, not(switchboard_loom)))]
 mod stress;
@@ -61,6 +63,9 @@ struct Shared {
     segments: ArcSwap<Segments>,
     /// Guards changes of the map, and is the number of the segment that the directory itself claims.
     newest: Mutex<Option<u64>>,
+    /// Seats whose place was taken, by their addresses. Locked while a place is taken, so that whoever
+    /// finds its own gone finds itself here.
+    aside: Mutex<HashMap<usize, Arc<Seat>>>,
 }
 
 #[derive(Debug)]
@@ -113,7 +118,7 @@ impl Directory {
     }
 
     /// Runs `f` on the seat of `id`, or on nothing where nobody with that id is here.
-    pub fn with<R>(&self, id: UserId, f: impl FnOnce(Option<&Arc<Seat>>) -> R) -> R {
+    pub fn with<R>(&self, id: UserId, f: impl FnOnce(Option<&Seat>) -> R) -> R {
         let segments = self.shared.segments.load();
         let Some(segment) = segments.get(&segment_number(id)) else {
             return f(None);
@@ -121,11 +126,12 @@ impl Directory {
         let seat = segment.slot(id).load();
         // The id is checked again: arc-swap before 1.9.5 could load another cell's value, and a
         // message to the wrong user is the one fault that no counter would show.
-        f(seat.as_ref().filter(|seat| seat.id() == id))
+        f(seat.as_deref().filter(|seat| seat.id() == id))
     }
 
-    /// Seats a user, in the place of whoever had its id.
-    pub(crate) fn join(&self, seat: Arc<Seat>) {
+    /// Seats a user, in the place of one of the same lineage if there is one. Whether there was a
+    /// place: not where somebody of another lineage has the id.
+    pub(crate) fn join(&self, seat: &Arc<Seat>) -> bool {
         let id = seat.id();
         let number = segment_number(id);
         let known = self.shared.segments.load().get(&number).cloned();
@@ -133,25 +139,64 @@ impl Directory {
             Some(segment) if segment.claim() => segment,
             _ => self.claim_new(number),
         };
-        if segment.slot(id).swap(Some(seat)).is_some() {
-            // The claim of whoever was there, and not the last: this seat has one, too.
-            segment.release();
+        let slot = segment.slot(id);
+        loop {
+            let vacant: Option<Arc<Seat>> = None;
+            let previous = slot.compare_and_swap(&vacant, Some(seat.clone()));
+            let Some(previous) = previous.as_ref() else {
+                return true;
+            };
+            let may = previous.lineage() == seat.lineage();
+            if may && !self.take_over(slot, previous, seat) {
+                continue;
+            }
+            // The place comes with the claim of whoever had it.
+            self.give_up(number, &segment);
+            return may;
         }
+    }
+
+    /// Puts a seat into the place of another. Whether that one was still there.
+    #[cold]
+    fn take_over(
+        &self,
+        slot: &ArcSwapOption<Seat>,
+        previous: &Arc<Seat>,
+        seat: &Arc<Seat>,
+    ) -> bool {
+        let mut aside = self.aside();
+        let found = slot.compare_and_swap(previous, Some(seat.clone()));
+        let took = found
+            .as_ref()
+            .is_some_and(|found| Arc::ptr_eq(found, previous));
+        if took {
+            aside.insert(Arc::as_ptr(previous).addr(), previous.clone());
+            drop(aside);
+            previous.give_way();
+        }
+        took
+    }
+
+    fn aside(&self) -> MutexGuard<'_, HashMap<usize, Arc<Seat>>> {
+        self.shared
+            .aside
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes that very seat out; one that has taken its place stays.
     pub(crate) fn leave(&self, seat: &Arc<Seat>) {
         let number = segment_number(seat.id());
-        let Some(segment) = self.shared.segments.load().get(&number).cloned() else {
-            return;
-        };
-        let previous = segment.slot(seat.id()).compare_and_swap(seat, None);
-        let was_seated = previous
-            .as_ref()
-            .is_some_and(|previous| Arc::ptr_eq(previous, seat));
-        if was_seated && segment.release() {
-            let newest = self.newest();
-            self.take_out(&newest, number, &segment);
+        let segment = self.shared.segments.load().get(&number).cloned();
+        let seated_in = segment.filter(|segment| {
+            let previous = segment.slot(seat.id()).compare_and_swap(seat, None);
+            previous
+                .as_ref()
+                .is_some_and(|previous| Arc::ptr_eq(previous, seat))
+        });
+        match seated_in {
+            Some(segment) => self.give_up(number, &segment),
+            None => drop(self.aside().remove(&Arc::as_ptr(seat).addr())),
         }
     }
 
@@ -160,6 +205,14 @@ impl Directory {
             .newest
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a claim back.
+    fn give_up(&self, number: u64, segment: &Arc<Segment>) {
+        if segment.release() {
+            let newest = self.newest();
+            self.take_out(&newest, number, segment);
+        }
     }
 
     /// A claim on a segment that was not in the map, or was retired: one that another join has made
@@ -201,8 +254,12 @@ impl Directory {
         }
     }
 
-    /// Runs `f` on every seat. Who joins or leaves meanwhile may be seen or not.
+    /// Runs `f` on every seat, at most once. Who joins or leaves meanwhile, or loses its place, may be
+    /// seen or not.
     pub fn for_each(&self, mut f: impl FnMut(&Arc<Seat>)) {
+        // First, since seats go from the table to here and never back; and not under the lock.
+        let aside: Vec<_> = self.aside().values().cloned().collect();
+        aside.iter().for_each(&mut f);
         let segments = self.shared.segments.load_full();
         for slot in segments.values().flat_map(|segment| &segment.slots) {
             if let Some(seat) = slot.load().as_ref() {

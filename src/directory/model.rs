@@ -10,7 +10,7 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
 use super::{Bounds, Budget, Directory, Overflow, SLOTS, Seat};
-use crate::identity::UserId;
+use crate::identity::{Lineage, UserId};
 use crate::protocol::Dialect;
 use crate::telemetry::metrics::Metrics;
 
@@ -43,15 +43,20 @@ fn check(scenario: impl Fn(World) + Send + Sync + 'static) {
 
 impl World {
     fn seat(&self, id: u64) -> Arc<Seat> {
+        self.seat_of(id, 0)
+    }
+
+    fn seat_of(&self, id: u64, lineage: u64) -> Arc<Seat> {
         // Segments begin at odd ids.
         let id = UserId::new(id + 1).expect("a small id");
+        let id = (id, Lineage::from(lineage));
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
         Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics))
     }
 
     fn join(&self, id: u64) -> Arc<Seat> {
         let seat = self.seat(id);
-        self.directory.join(seat.clone());
+        assert!(self.directory.join(&seat));
         seat
     }
 
@@ -184,6 +189,69 @@ fn a_strangers_leave_takes_nobody_else_out() {
     });
 }
 
+/// Two come back at once. One of them stays, and all the others stand aside until they leave.
+#[test]
+fn of_two_that_take_a_place_at_once_one_stays() {
+    check(|world| {
+        let (first, four) = (world.join(2), world.join(4));
+        let second = world.beside(|world| world.join(2));
+        let third = world.join(2);
+        let second = second.join().unwrap();
+        assert!(!world.finds(&first));
+        assert!(world.finds(&second) != world.finds(&third));
+        assert_eq!(world.directory.census().connections, 4);
+        let (last, before) = if world.finds(&third) {
+            (third, second)
+        } else {
+            (second, third)
+        };
+        assert!(last.is_open() && !before.is_open() && !first.is_open());
+        world.directory.leave(&before);
+        world.directory.leave(&first);
+        assert_eq!(world.directory.census().connections, 2);
+        world.directory.leave(&last);
+        assert_eq!(world.directory.census().connections, 1);
+        world.everybody_leaves(&[&four]);
+    });
+}
+
+/// Whoever loses its place while it leaves is in no list afterwards.
+#[test]
+fn whoever_leaves_while_its_place_is_taken_is_gone() {
+    check(|world| {
+        let (first, four) = (world.join(2), world.join(4));
+        let second = world.beside(|world| world.join(2));
+        world.directory.leave(&first);
+        let second = second.join().unwrap();
+        assert!(world.finds(&second) && second.is_open());
+        assert_eq!(world.directory.census().connections, 2);
+        world.directory.leave(&second);
+        assert_eq!(world.directory.segments(), 1);
+        world.everybody_leaves(&[&four]);
+    });
+}
+
+/// A place is given to somebody of another lineage once whoever has it has left, and not before.
+#[test]
+fn a_stranger_gets_a_place_only_when_it_is_vacant() {
+    check(|world| {
+        let (first, four) = (world.join(2), world.join(4));
+        let stranger = world.seat_of(2, 1);
+        let joins = world.beside({
+            let stranger = stranger.clone();
+            move |world| world.directory.join(&stranger)
+        });
+        let was_here = world.finds(&first) && first.is_open();
+        world.directory.leave(&first);
+        let is_seated = joins.join().unwrap();
+        assert!(was_here, "nobody takes it away");
+        assert_eq!(world.finds(&stranger), is_seated);
+        world.directory.leave(&stranger);
+        assert_eq!(world.directory.segments(), 1);
+        world.everybody_leaves(&[&four]);
+    });
+}
+
 #[test]
 fn leaving_twice_at_once_counts_once() {
     check(|world| {
@@ -212,7 +280,7 @@ fn a_lookup_finds_whoever_has_joined_and_nobody_who_has_left() {
         let joins = world.beside({
             let (two, joined) = (two.clone(), joined.clone());
             move |world| {
-                world.directory.join(two);
+                world.directory.join(&two);
                 joined.store(true, Ordering::Release);
             }
         });

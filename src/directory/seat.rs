@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
 use super::answers::Answers;
-use super::mailbox::{Bounds, Entry, Letter, Mailbox, Overflow, Pushed, Starving};
-use super::relief::LARGE_BYTES;
-use crate::identity::{Subject, UserId};
+use super::mailbox::{Bounds, Entry, Letter, Mailbox, Overflow, Pushed};
+use crate::identity::{Lineage, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
@@ -151,6 +150,7 @@ pub(crate) struct Found {
 /// One user who is here.
 pub struct Seat {
     id: UserId,
+    lineage: Lineage,
     dialect: Dialect,
     subject: Option<Subject>,
     desk: Mutex<Desk>,
@@ -168,8 +168,6 @@ struct Desk {
     waker: Option<Waker>,
     /// The session has seen all there was and waits to be woken.
     parked: bool,
-    /// Among those that are asked for room when there is none.
-    noted_as_large: bool,
     door: Door,
 }
 
@@ -186,7 +184,7 @@ enum Door {
 
 impl Seat {
     pub(crate) fn new(
-        id: UserId,
+        (id, lineage): (UserId, Lineage),
         dialect: Dialect,
         subject: Option<Subject>,
         bounds: Arc<Bounds>,
@@ -194,6 +192,7 @@ impl Seat {
     ) -> Self {
         Self {
             id,
+            lineage,
             dialect,
             subject,
             desk: Mutex::new(Desk {
@@ -204,7 +203,6 @@ impl Seat {
                 order: None,
                 waker: None,
                 parked: false,
-                noted_as_large: false,
                 door: Door::Open,
             }),
         }
@@ -213,6 +211,11 @@ impl Seat {
     /// Whose it is.
     pub fn id(&self) -> UserId {
         self.id
+    }
+
+    /// Who may take it over: somebody of the same.
+    pub fn lineage(&self) -> Lineage {
+        self.lineage
     }
 
     /// What the connection speaks.
@@ -239,37 +242,11 @@ impl Seat {
 
     /// Puts a letter into the mailbox, or settles it otherwise at once.
     pub(crate) fn push<M: Deref<Target = Metrics>>(
-        self: &Arc<Self>,
+        &self,
         letter: Letter<'_>,
         in_hand: InHand<M>,
         wakes: &mut Wakes,
     ) {
-        if let Some((letter, in_hand, needed)) =
-            self.try_push(letter, in_hand, Starving::Ask, wakes)
-        {
-            self.ask_for_room(needed, wakes);
-            self.try_push(letter, in_hand, Starving::Settle, wakes);
-        }
-    }
-
-    /// Has the fullest mailbox make room for one more message here.
-    #[cold]
-    fn ask_for_room(&self, needed: usize, wakes: &mut Wakes) {
-        let (bounds, fill) = {
-            let desk = self.desk();
-            (desk.mailbox.bounds().clone(), desk.mailbox.bytes())
-        };
-        bounds.budget.large.relieve(needed, fill, wakes);
-    }
-
-    /// Gives the letter back where others have to be asked for room first, and how much.
-    fn try_push<'a, M: Deref<Target = Metrics>>(
-        self: &Arc<Self>,
-        letter: Letter<'a>,
-        in_hand: InHand<M>,
-        starving: Starving,
-        wakes: &mut Wakes,
-    ) -> Option<(Letter<'a>, InHand<M>, usize)> {
         let mut desk = self.desk();
         if desk.door != Door::Open {
             drop(desk);
@@ -277,55 +254,27 @@ impl Seat {
             if let Some(receipt) = letter.receipt {
                 receipt.settle(Status::Offline, wakes);
             }
-            return None;
+            return;
         }
-        let (refused, evicted) = match desk.mailbox.push(self.dialect, letter, in_hand, starving) {
-            Pushed::Starved(letter, in_hand, needed) => return Some((letter, in_hand, needed)),
+        let pushed = desk.mailbox.push(self.dialect, letter, in_hand);
+        let (refused, evicted) = match pushed {
             Pushed::Queued(evicted) => (None, evicted),
             Pushed::Refused(receipt, evicted) => {
                 desk.overflowed += 1;
-                desk.disconnect_if_that_is_the_policy();
+                if desk.mailbox.overflow() == Overflow::Disconnect {
+                    desk.order.get_or_insert(Order::Close {
+                        code: close_code::TRY_AGAIN,
+                        reason: "reads too slowly",
+                    });
+                }
                 (receipt, evicted)
             }
         };
         desk.overflowed += evicted.len() as u64;
         wakes.add(desk.unpark());
-        let grown = desk.mailbox.bytes() >= LARGE_BYTES && !desk.noted_as_large;
-        if grown {
-            desk.noted_as_large = true;
-            let bounds = desk.mailbox.bounds().clone();
-            drop(desk);
-            bounds.budget.large.note(self);
-        } else {
-            drop(desk);
-        }
+        drop(desk);
         let evicted = evicted.into_iter().filter_map(|entry| entry.receipt);
         for receipt in evicted.chain(refused) {
-            receipt.settle(Status::QueueFull, wakes);
-        }
-        None
-    }
-
-    /// Bytes that the mailbox could give up; nothing if it is no longer large, and not noted as such
-    /// from here on.
-    pub(super) fn can_give(&self) -> Option<usize> {
-        let mut desk = self.desk();
-        if desk.mailbox.bytes() < LARGE_BYTES / 2 {
-            desk.noted_as_large = false;
-            return None;
-        }
-        Some(desk.mailbox.queued_bytes())
-    }
-
-    /// Drops messages that were not taken, of so many bytes, to make room for others' mailboxes.
-    pub(super) fn give(&self, bytes: usize, wakes: &mut Wakes) {
-        let mut desk = self.desk();
-        let given = desk.mailbox.give(bytes, DropReason::QueueFull);
-        desk.overflowed += given.len() as u64;
-        desk.disconnect_if_that_is_the_policy();
-        wakes.add(desk.unpark());
-        drop(desk);
-        for receipt in given.into_iter().filter_map(|entry| entry.receipt) {
             receipt.settle(Status::QueueFull, wakes);
         }
     }
@@ -434,6 +383,25 @@ impl Seat {
         settle_all(taken.into_iter().chain(queued), reason, wakes);
     }
 
+    /// Somebody of the same lineage has this seat's place: it takes no more letters, and its session
+    /// is told to end.
+    pub(crate) fn give_way(&self) {
+        let mut desk = self.desk();
+        if desk.door == Door::Open {
+            desk.door = Door::Shut;
+        }
+        drop(desk);
+        self.order(Order::Close {
+            code: close_code::TAKEN_OVER,
+            reason: "taken over",
+        });
+    }
+
+    /// Whether letters are taken here; not from a while before the session is gone.
+    pub(crate) fn is_open(&self) -> bool {
+        self.desk().door == Door::Open
+    }
+
     /// Takes no more letters; what is queued stays to be written.
     pub(crate) fn shut(&self) {
         self.desk().door = Door::Shut;
@@ -463,15 +431,6 @@ fn settle_all(entries: impl Iterator<Item = Entry>, reason: DropReason, wakes: &
 }
 
 impl Desk {
-    fn disconnect_if_that_is_the_policy(&mut self) {
-        if self.mailbox.overflow() == Overflow::Disconnect {
-            self.order.get_or_insert(Order::Close {
-                code: close_code::TRY_AGAIN,
-                reason: "reads too slowly",
-            });
-        }
-    }
-
     fn unpark(&mut self) -> Option<Waker> {
         if std::mem::take(&mut self.parked) {
             self.waker.clone()

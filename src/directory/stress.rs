@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Bounds, Budget, Directory, Overflow, SLOTS, Seat};
-use crate::identity::UserId;
+use crate::identity::{Lineage, UserId};
 use crate::protocol::Dialect;
 use crate::telemetry::metrics::{Census, Metrics};
 
@@ -58,14 +58,16 @@ struct World {
 impl World {
     fn join(&self, id: UserId) -> Arc<Seat> {
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
+        let id = (id, Lineage::from(0));
         let seat = Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics));
-        self.directory.join(seat.clone());
+        assert!(self.directory.join(&seat));
+        let id = seat.id();
         assert!(self.finds(&seat), "{id} has joined and is not found");
         seat
     }
 
-    fn finds(&self, seat: &Arc<Seat>) -> bool {
-        let found = |found: Option<&Arc<Seat>>| found.is_some_and(|found| Arc::ptr_eq(found, seat));
+    fn finds(&self, seat: &Seat) -> bool {
+        let found = |found: Option<&Seat>| found.is_some_and(|found| std::ptr::eq(found, seat));
         self.directory.with(seat.id(), found)
     }
 
@@ -96,6 +98,10 @@ impl World {
                     // Its place is taken, and then it leaves.
                     let taker = self.join(seat.id());
                     assert!(!self.finds(&seat));
+                    assert!(
+                        !seat.is_open(),
+                        "nothing more is put into what nobody reads"
+                    );
                     self.directory.leave(&seat);
                     seats.push(taker);
                 } else {

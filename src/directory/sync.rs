@@ -84,6 +84,23 @@ mod modelled {
         }
     }
 
+    /// What a cell is compared with.
+    pub(in super::super) trait AsPointer<T> {
+        fn as_pointer(&self) -> *const T;
+    }
+
+    impl<T> AsPointer<T> for Arc<T> {
+        fn as_pointer(&self) -> *const T {
+            Arc::as_ptr(self)
+        }
+    }
+
+    impl<T> AsPointer<T> for Option<Arc<T>> {
+        fn as_pointer(&self) -> *const T {
+            self.as_ref().map_or(std::ptr::null(), Arc::as_ptr)
+        }
+    }
+
     #[derive(Debug)]
     pub(in super::super) struct ArcSwapOption<T>(Cell<Option<Arc<T>>>);
 
@@ -96,13 +113,9 @@ mod modelled {
             self.0.load()
         }
 
-        pub(in super::super) fn swap(&self, value: Option<Arc<T>>) -> Option<Arc<T>> {
-            self.0.swap(value)
-        }
-
         pub(in super::super) fn compare_and_swap(
             &self,
-            current: &Arc<T>,
+            current: &impl AsPointer<T>,
             new: Option<Arc<T>>,
         ) -> Option<Arc<T>> {
             let Self(cell) = self;
@@ -110,10 +123,7 @@ mod modelled {
             loop {
                 let at = cell.at.load(Ordering::Acquire);
                 let found = cell.value(at);
-                if !found
-                    .as_ref()
-                    .is_some_and(|found| Arc::ptr_eq(found, current))
-                {
+                if found.as_pointer() != current.as_pointer() {
                     return found;
                 }
                 let done = cell

@@ -134,10 +134,12 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
 fn begin(joined: Joined, io: Io, read: &[u8], host: &Host) {
     let Joined {
         membership,
+        arrival,
         visit,
         remaining,
     } = joined;
-    let mut session = Session::new(io, read, membership, host.sessions.clone());
+    let user = (membership, arrival);
+    let mut session = Session::new(io, read, user, host.sessions.clone());
     if let Some(remaining) = remaining {
         session.expire_in(remaining);
     }

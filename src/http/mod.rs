@@ -27,6 +27,7 @@ use crate::config::{OriginPattern, Secret};
 use crate::lifecycle::Shutdown;
 use crate::relay::Relay;
 use crate::session::Common;
+use crate::ticket::Tickets;
 use crate::tls::Tls;
 
 /// What a listener's connections may ask for.
@@ -59,6 +60,8 @@ pub struct Host {
     pub proxies: Proxies,
     /// `server.proxy_protocol`.
     pub proxy_protocol: bool,
+    /// What lets a user come back with its id.
+    pub tickets: Tickets,
     /// `ui.enabled`.
     pub page: bool,
     /// Who may come in.

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{
@@ -20,13 +20,23 @@ use super::routes::{Answer, text};
 use super::visitors::Visit;
 use crate::auth::{self, Denied, Pass};
 use crate::config::{Origin, OriginPattern};
+use crate::identity::Subject;
 use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
 use crate::relay::Membership;
+use crate::session::Arrival;
 use crate::telemetry::trace;
+use crate::ticket::{Claim, Invalid, Tickets};
 
 /// The response header that tells a user its id.
 const USER_ID: HeaderName = HeaderName::from_static("x-user-id");
+
+/// What a ticket's entry in the list of subprotocols starts with: the one list that a browser's page
+/// may write.
+const TICKET_ENTRY: &str = "ticket.";
+
+/// The request header for everybody else's.
+const TICKET: HeaderName = HeaderName::from_static("x-ticket");
 
 /// The request header that names the trace of whoever asks (W3C Trace Context section 3.2).
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -35,6 +45,8 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 #[derive(Debug)]
 pub(super) struct Joined {
     pub(super) membership: Membership,
+    /// What its user is told.
+    pub(super) arrival: Arrival,
     /// What counts it as one of its network's.
     pub(super) visit: Option<Visit>,
     /// How long its pass is good for.
@@ -183,9 +195,16 @@ async fn join(request: &Request<Incoming>, host: &Host, client: IpAddr) -> Resul
         None => None,
     };
     let dialect = if v1 { Dialect::V1 } else { Dialect::Bare };
-    let membership = host.relay.join(dialect, subject).await;
+    let claim = shown_ticket(headers).map(|ticket| {
+        let subject = subject.as_ref().map(Subject::as_str);
+        host.tickets.read(ticket, subject, SystemTime::now())
+    });
+    let identity = claim.and_then(Result::ok).map(|it| (it.id, it.lineage));
+    let membership = host.relay.join(dialect, subject, identity).await;
+    let membership = membership.map_err(Refusal::NoSeat)?;
     Ok(Joined {
-        membership: membership.map_err(Refusal::NoSeat)?,
+        arrival: arrival(&membership, claim, &host.tickets),
+        membership,
         visit,
         remaining,
     })
@@ -202,6 +221,39 @@ fn check_bearer(headers: &HeaderMap, v1: bool) -> Result<(), &'static str> {
             Err("Sec-WebSocket-Protocol: a bearer entry stands beside switchboard.v1 only")
         }
         (Some(_), Some(_)) => Err("Sec-WebSocket-Protocol: a bearer entry is given twice"),
+    }
+}
+
+/// The ticket of an earlier connection, among the subprotocols or in a header of its own.
+fn shown_ticket(headers: &HeaderMap) -> Option<&str> {
+    values(headers, &SEC_WEBSOCKET_PROTOCOL)
+        .find_map(|protocol| protocol.strip_prefix(TICKET_ENTRY))
+        .or_else(|| the_only(headers, &TICKET)?.to_str().ok())
+}
+
+/// What becomes of a ticket that was shown, and the one for the next time.
+fn arrival(
+    membership: &Membership,
+    claim: Option<Result<Claim, Invalid>>,
+    tickets: &Tickets,
+) -> Arrival {
+    let seat = membership.seat();
+    // A bare connection is told nothing.
+    if seat.dialect() == Dialect::Bare {
+        return Arrival::default();
+    }
+    let (id, lineage) = (seat.id(), seat.lineage());
+    let subject = seat.subject().map(Subject::as_str);
+    let reason = match claim {
+        Some(Ok(claim)) if claim.id != id => Some("id_in_use"),
+        Some(Err(Invalid::Expired)) => Some("ticket_expired"),
+        Some(Err(Invalid::Forged)) => Some("ticket_invalid"),
+        Some(Ok(_)) | None => None,
+    };
+    Arrival {
+        ticket: tickets.issue(Claim { id, lineage }, subject, SystemTime::now()),
+        resumed: claim.is_some() && reason.is_none(),
+        reason,
     }
 }
 

@@ -21,6 +21,12 @@ pub enum Outbound<'a> {
         heartbeat_ms: u64,
         /// `limits.message_bytes`.
         max_message_bytes: usize,
+        /// What to show in order to come back with this id. It needs no escapes.
+        ticket: &'a str,
+        /// Whether the id is the one of the ticket that was shown.
+        resumed: bool,
+        /// Why it is not, where a ticket was shown.
+        reason: Option<&'static str>,
     },
     /// Somebody's message; the only one that [`Dialect::Bare`] knows.
     Message {
@@ -88,9 +94,16 @@ fn notice_text(notice: Outbound<'_>) -> String {
             user_id,
             heartbeat_ms,
             max_message_bytes,
-        } => format!(
-            r#"{{"type":"welcome","user_id":{user_id},"heartbeat_ms":{heartbeat_ms},"max_message_bytes":{max_message_bytes}}}"#
-        ),
+            ticket,
+            resumed,
+            reason,
+        } => {
+            let reason =
+                reason.map_or_else(String::new, |reason| format!(r#","reason":"{reason}""#));
+            format!(
+                r#"{{"type":"welcome","user_id":{user_id},"heartbeat_ms":{heartbeat_ms},"max_message_bytes":{max_message_bytes},"ticket":"{ticket}","resumed":{resumed}{reason}}}"#
+            )
+        }
         Outbound::Error { code, detail } => {
             format!(r#"{{"type":"error","code":"{code}","detail":"{detail}"}}"#)
         }

@@ -101,4 +101,6 @@ pub mod close_code {
     pub const TRY_AGAIN: u16 = 1013;
     /// The token has expired.
     pub const EXPIRED: u16 = 4401;
+    /// The same user came back over another connection.
+    pub const TAKEN_OVER: u16 = 4409;
 }

@@ -57,6 +57,17 @@ pub struct Terms {
     pub byte_rate: Option<Rate>,
 }
 
+/// What a user is told when it has arrived, beside its id and the terms.
+#[derive(Clone, Debug, Default)]
+pub struct Arrival {
+    /// What to show in order to come back with the same id.
+    pub ticket: String,
+    /// Whether this id is the one of the ticket that was shown.
+    pub resumed: bool,
+    /// Why it is not, where a ticket was shown.
+    pub reason: Option<&'static str>,
+}
+
 /// What all sessions of an app share.
 #[derive(Debug)]
 pub struct Common {
@@ -243,7 +254,12 @@ impl Scratch {
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// A session over `io`, the socket of a handshake that is complete, of which `read` was read
     /// already.
-    pub fn new(io: S, read: &[u8], membership: Membership, common: Arc<Common>) -> Self {
+    pub fn new(
+        io: S,
+        read: &[u8],
+        (membership, arrival): (Membership, Arrival),
+        common: Arc<Common>,
+    ) -> Self {
         let now = common.now();
         let interval = micros(common.terms.ping_interval);
         // The first ping comes at a random point of the interval's second half, so that users who
@@ -259,6 +275,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 heartbeat_ms: u64::try_from(common.terms.ping_interval.as_millis())
                     .unwrap_or(u64::MAX),
                 max_message_bytes: common.terms.message_bytes,
+                ticket: &arrival.ticket,
+                resumed: arrival.resumed,
+                reason: arrival.reason,
             },
         );
         let core = Core {

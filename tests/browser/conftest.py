@@ -21,6 +21,13 @@ def browser():
 
 
 @pytest.fixture
+def secret_file(tmp_path) -> str:
+    path = tmp_path / "secret"
+    path.write_text("a secret of at least 32 bytes, yes\n")
+    return str(path)
+
+
+@pytest.fixture
 def start_relay():
     """Starts relays, which end with the test."""
     relays = []

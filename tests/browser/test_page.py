@@ -208,17 +208,54 @@ def forgive_failed_connections(tab):
     tab.complaints[:] = [text for text in tab.complaints if not text.startswith(failed)]
 
 
-def test_a_restart_is_waited_for(start_relay, open_tab):
-    relay = start_relay(DRAIN__DELAY="0s", DRAIN__SPREAD="3s", DRAIN__TIMEOUT="10s")
-    tabs = a, b = open_tab(relay), open_tab(relay)
-    relay.stop(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_both_come_back_as_who_they_were(start_relay, open_tab, secret_file, number):
+    drain = {"DRAIN__DELAY": "0s", "DRAIN__SPREAD": "2s", "DRAIN__TIMEOUT": "10s"}
+    relay = start_relay(TICKETS__SECRET_FILE=secret_file, **drain)
+    # Whoever was before them stays away, so that their ids would be others without tickets.
+    strangers, a, b = open_tab(relay), open_tab(relay), open_tab(relay)
+    ids = own_id(a), own_id(b)
+    strangers.close()
+    relay.stop(number)
     relay.restart()
-    for tab in tabs:
+    for tab, its_id in zip((a, b), ids):
         notices = tab.locator(".notice")
         until(lambda: notices.count() > 0, "the page says that it was away")
+        assert notices.first.text_content() == f"Connected again as {its_id}."
         tab.wait_for_selector("#state[data-phase=open]")
         forgive_failed_connections(tab)
-    expect_outcome(write(a, own_id(b), "still there?"), "delivered", "delivered")
+    assert (own_id(a), own_id(b)) == ids
+    expect_outcome(write(a, ids[1], "still there?"), "delivered", "delivered")
+
+
+def test_a_reload_keeps_the_id_and_a_second_window_takes_it(relay, open_tab):
+    open_tab(relay)
+    tab = open_tab(relay)
+    its_id = own_id(tab)
+    tab.reload()
+    tab.wait_for_selector("#state[data-phase=open]")
+    assert own_id(tab) == its_id
+    ticket = tab.evaluate("sessionStorage.getItem('switchboard.ticket')")
+    other = open_tab(relay)
+    other.evaluate("ticket => sessionStorage.setItem('switchboard.ticket', ticket)", ticket)
+    other.reload()
+    other.wait_for_selector("#state[data-phase=open]")
+    assert own_id(other) == its_id
+    tab.wait_for_selector("#state[data-phase=closed]")
+    assert tab.text_content("#phase") == "taken over: this id is open somewhere else"
+
+
+def test_a_restart_without_a_secret_says_what_has_changed(start_relay, open_tab):
+    relay = start_relay()
+    first = open_tab(relay)
+    tab = open_tab(relay)
+    first.close()
+    relay.stop()
+    relay.restart()
+    notice = tab.locator(".notice")
+    until(lambda: notice.count() > 0, "the page says that it was away")
+    assert notice.text_content() == "You were 2; you are 1 now."
+    forgive_failed_connections(tab)
 
 
 def test_the_wait_is_counted_down(start_relay, open_tab):

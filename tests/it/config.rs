@@ -68,6 +68,7 @@ fn the_documented_file_is_the_default() {
         drain,
         log,
         tracing,
+        tickets,
         ui,
     } = Settings::default();
     assert_eq!(
@@ -101,6 +102,10 @@ fn the_documented_file_is_the_default() {
     );
     assert_eq!((tracing.sample_ratio, tracing.queue_spans), (0.01, 2048));
     assert!(ui.enabled);
+    assert_eq!(
+        (tickets.secret_file, tickets.ttl.as_secs()),
+        (None, 24 * 3600)
+    );
     let seconds = [
         limits.header_timeout,
         limits.connection_age,
@@ -150,6 +155,10 @@ fn a_node_is_by_itself_unless_it_is_told_of_others() {
 }
 
 #[test]
+#[allow(
+    clippy::too_many_lines,
+    reason = "a line for each key without a default"
+)]
 fn the_documented_file_has_every_key_each_with_a_comment() {
     let mut documented = BTreeSet::new();
     let (mut section, mut last) = (String::new(), "");
@@ -207,13 +216,14 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
         settings.admin.tls.key_file = Some("/etc/switchboard/admin.key".into());
         settings.server.tls.cert_file = Some("/etc/switchboard/tls.crt".into());
         settings.server.tls.key_file = Some("/etc/switchboard/tls.key".into());
+        settings.tickets.secret_file = Some("/etc/switchboard/ticket-secret".into());
         settings.tracing.otlp_endpoint = Some("http://127.0.0.1:4318".to_owned());
         let auth = &mut settings.auth;
         auth.jwks_file = Some("/etc/switchboard/jwks.json".into());
         auth.jwks_url = Some("https://example.com/.well-known/jwks.json".to_owned());
         auth.algorithm = Some(Algorithm::HS512);
-        auth.issuer = Some("https://example.com".to_owned());
-        auth.audience = Some("switchboard".to_owned());
+        let said = |text: &str| Some(text.to_owned());
+        (auth.issuer, auth.audience) = (said("https://example.com"), said("switchboard"));
         let limits = &mut settings.limits;
         limits.connections = Some(10_000);
         (limits.message_rate, limits.byte_rate) = (Some(100), Some(1 << 20));

@@ -11,7 +11,7 @@ use switchboard::directory::{Bounds, Budget, Overflow};
 use switchboard::protocol::Dialect;
 use switchboard::rate::Rate;
 use switchboard::relay::{Parts, Relay};
-use switchboard::session::{Common, Session, Terms};
+use switchboard::session::{Arrival, Common, Session, Terms};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::trace::Traces;
 use tokio::io::{
@@ -77,7 +77,8 @@ impl Bench {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let membership = self.relay.join(dialect, None).await.unwrap();
+        let membership = self.relay.join(dialect, None, None).await.unwrap();
+        let membership = (membership, Arrival::default());
         tokio::spawn(Session::new(io, &[], membership, self.common.clone()))
     }
 
@@ -511,7 +512,8 @@ async fn frames_that_are_no_messages_count_and_too_many_of_them_close() {
 async fn a_pass_that_expires_closes_its_connection() {
     let bench = Bench::new(Overflow::DropNewest);
     let (ours, mut client) = duplex(4096);
-    let membership = bench.relay.join(Dialect::Bare, None).await.unwrap();
+    let membership = bench.relay.join(Dialect::Bare, None, None).await.unwrap();
+    let membership = (membership, Arrival::default());
     let mut session = Session::new(ours, &[], membership, bench.common.clone());
     session.expire_in(7 * SECOND);
     let begin = Instant::now();

@@ -2,6 +2,9 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
+import { mkdtempSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join as joinPath } from "node:path";
 import { after, afterEach, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
@@ -16,7 +19,11 @@ let connect;
 /** @type {import("../../src/ui/switchboard.js").Switchboard[]} */
 const clients = [];
 
+const secretFile = joinPath(mkdtempSync(joinPath(tmpdir(), "switchboard-")), "secret");
+writeFileSync(secretFile, "a secret of at least 32 bytes, yes\n");
+
 const SETTINGS = {
+  TICKETS__SECRET_FILE: secretFile,
   DRAIN__DELAY: "0s",
   DRAIN__SPREAD: "300ms",
   DRAIN__TIMEOUT: "3s",
@@ -155,6 +162,21 @@ test("waits grow from half a second to half a minute, at random", async (t) => {
   await client.opened();
 });
 
+test("a ticket that was kept brings its id back, and its first bearer does not fight for it", async () => {
+  const tickets = [];
+  const first = join({ onTicket: (ticket) => tickets.push(ticket) });
+  const id = await first.client.opened();
+  const second = join({ ticket: tickets[0] });
+  assert.equal(await second.client.opened(), id);
+  assert.ok(second.client.state.resumed);
+  await until(() => first.client.state.phase === "closed", "the earlier one is closed for good");
+  assert.deepEqual([first.client.state.code, first.client.state.reason], [4409, "taken over"]);
+  await assert.rejects(first.client.opened(), /taken over/);
+  const third = join({ ticket: "x" });
+  assert.notEqual(await third.client.opened(), id);
+  assert.deepEqual([third.client.state.resumed, third.client.state.reason], [false, "ticket_invalid"]);
+});
+
 test("a relay that has gone silent is given up", async () => {
   const { client } = join({ silenceMs: 300, connectMs: 300, random: () => 0.1 });
   const id = await client.opened();
@@ -180,7 +202,7 @@ test("drained, killed and restarted in a loop: every promise settles, and truly"
       onMessage: ({ message }) => received.set(message, (received.get(message) ?? 0) + 1),
     }),
   );
-  await Promise.all(people.map(({ client }) => client.opened()));
+  const ids = await Promise.all(people.map(({ client }) => client.opened()));
   let talking = true;
   let sent = 0;
   const outcomes = new Map();
@@ -202,7 +224,9 @@ test("drained, killed and restarted in a loop: every promise settles, and truly"
     await until(() => sent > before + 500, "some talk");
     await relay.stop(round % 2 === 0 ? "SIGKILL" : "SIGTERM");
     await relay.restart();
-    await Promise.all(people.map(({ client }) => client.opened()));
+    // Everybody is back, and is who it was.
+    assert.deepEqual(await Promise.all(people.map(({ client }) => client.opened())), ids);
+    assert.ok(people.every(({ client }) => client.state.resumed));
   }
   talking = false;
   await Promise.all(talks);

@@ -1,0 +1,250 @@
+// The id that survives a reconnect: tickets over real sockets, by both strategies of routing.
+
+import assert from "node:assert/strict";
+import { mkdtempSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, describe, test } from "node:test";
+
+import WebSocket from "ws";
+
+import { Relay, until } from "./relay.mjs";
+
+/** A connection, and all that it was told. */
+class Person {
+  /**
+   * @param {Relay} relay
+   * @param {{ ticket?: string, header?: boolean, bare?: boolean }} options
+   */
+  static async join(relay, { ticket, header = false, bare = false } = {}) {
+    const protocols = bare ? [] : ["switchboard.v1"];
+    const headers = {};
+    if (ticket !== undefined && header) headers["x-ticket"] = ticket;
+    else if (ticket !== undefined) protocols.push(`ticket.${ticket}`);
+    const person = new Person();
+    person.frames = [];
+    person.closed = null;
+    person.socket = new WebSocket(relay.url, protocols, { headers });
+    person.socket.on("message", (data) => person.frames.push(JSON.parse(String(data))));
+    person.socket.on("close", (code, reason) => (person.closed = { code, reason: String(reason) }));
+    person.socket.on("upgrade", (answer) => (person.id = Number(answer.headers["x-user-id"])));
+    await new Promise((resolve, reject) => {
+      person.socket.on("open", resolve);
+      person.socket.on("error", reject);
+    });
+    assert.equal(person.socket.protocol, bare ? "" : "switchboard.v1");
+    if (!bare) {
+      await until(() => person.frames.length > 0, "welcome");
+      person.welcome = person.frames.shift();
+      assert.equal(person.welcome.type, "welcome");
+      assert.equal(person.welcome.user_id, person.id);
+    }
+    return person;
+  }
+
+  send(recipientId, message, id) {
+    this.socket.send(JSON.stringify({ recipient_id: recipientId, message, id }));
+  }
+
+  async next() {
+    await until(() => this.frames.length > 0, "a frame");
+    return this.frames.shift();
+  }
+
+  /** Sends, and waits for the outcome. */
+  async outcome(recipientId, message) {
+    this.send(recipientId, message, 1);
+    for (;;) {
+      const frame = await this.next();
+      if (frame.type === "outcome") return frame.status;
+    }
+  }
+
+  async ended() {
+    await until(() => this.closed !== null, "the close");
+    return this.closed;
+  }
+
+  async leave() {
+    this.socket.close();
+    await this.ended();
+  }
+}
+
+/** The balance of messages and of connections, once nothing moves. */
+async function balance(relay) {
+  const names = ["received", "delivered", "dropped"].map((name) => `switchboard_messages_${name}_total`);
+  names.push("switchboard_mailbox_messages", "switchboard_connections");
+  names.push("switchboard_connections_opened_total", "switchboard_connections_closed_total");
+  const read = () => Promise.all(names.map((name) => relay.metric(name)));
+  let figures = await read();
+  await until(async () => {
+    const before = figures;
+    figures = await read();
+    return figures.every((figure, n) => figure === before[n]);
+  }, "figures that stay");
+  const [received, delivered, dropped, mailbox, connections, opened, closed] = figures;
+  return { gap: received - delivered - dropped - mailbox, missing: opened - closed - connections };
+}
+
+for (const strategy of ["directory", "router"]) {
+  describe(`tickets, by the ${strategy}`, () => {
+    const secretFile = join(mkdtempSync(join(tmpdir(), "switchboard-")), "secret");
+    writeFileSync(secretFile, "a secret of at least 32 bytes, yes\n");
+    /** @type {Relay} */
+    let relay;
+    before(async () => {
+      relay = await Relay.start({
+        ROUTING__STRATEGY: strategy,
+        TICKETS__SECRET_FILE: secretFile,
+        TICKETS__TTL: "2s",
+        KEEPALIVE__WRITE_TIMEOUT: "1s",
+      });
+    });
+    after(() => relay.stop());
+
+    test("whoever has left comes back with its id", async () => {
+      const first = await Person.join(relay);
+      assert.deepEqual([first.welcome.resumed, first.welcome.reason], [false, undefined]);
+      assert.match(first.welcome.ticket, /^[\w-]{75}$/);
+      const other = await Person.join(relay);
+      await first.leave();
+      await until(async () => (await other.outcome(first.id, "x")) === "offline", "offline");
+      for (const header of [false, true]) {
+        const again = await Person.join(relay, { ticket: first.welcome.ticket, header });
+        assert.equal(again.id, first.id);
+        assert.deepEqual([again.welcome.resumed, again.welcome.reason], [true, undefined]);
+        assert.equal(await other.outcome(first.id, "welcome back"), "delivered");
+        assert.equal((await again.next()).message, "welcome back");
+        await again.leave();
+      }
+      await other.leave();
+    });
+
+    test("a bare connection comes back by the header, and is told nothing", async () => {
+      const first = await Person.join(relay);
+      await first.leave();
+      const again = await Person.join(relay, { ticket: first.welcome.ticket, header: true, bare: true });
+      assert.equal(again.id, first.id);
+      again.send(again.id, "to myself");
+      assert.deepEqual(await again.next(), { sender_id: first.id, message: "to myself" });
+      await again.leave();
+    });
+
+    test("the later connection takes over, and the earlier cannot take it back by leaving", async () => {
+      const [first, other] = await Promise.all([Person.join(relay), Person.join(relay)]);
+      const second = await Person.join(relay, { ticket: first.welcome.ticket });
+      assert.deepEqual([second.id, second.welcome.resumed], [first.id, true]);
+      assert.deepEqual(await first.ended(), { code: 4409, reason: "taken over" });
+      assert.equal(await other.outcome(second.id, "for the later"), "delivered");
+      assert.equal((await second.next()).message, "for the later");
+      assert.deepEqual(first.frames, []);
+      assert.equal(await second.outcome(other.id, "and back"), "delivered");
+      assert.deepEqual(await balance(relay), { gap: 0, missing: 0 });
+      await Promise.all([second.leave(), other.leave()]);
+    });
+
+    test("an earlier connection that reads nothing stays in the books until it is gone", async () => {
+      const [deaf, other] = await Promise.all([Person.join(relay), Person.join(relay)]);
+      deaf.socket._socket.pause();
+      const text = "x".repeat(60_000);
+      for (let n = 0; n < 100; n += 1) other.send(deaf.id, text, n);
+      // Until it holds up, some is in the mailbox.
+      await until(async () => (await relay.metric("switchboard_mailbox_messages")) > 0, "a mailbox");
+      const second = await Person.join(relay, { ticket: deaf.welcome.ticket });
+      assert.equal(second.id, deaf.id);
+      for (let n = 0; n < 20; n += 1) {
+        const { gap, missing } = await balance(relay);
+        assert.deepEqual({ gap, missing }, { gap: 0, missing: 0 });
+      }
+      await until(() => other.frames.length >= 100, "every outcome");
+      assert.ok(other.frames.some(({ status }) => status === "disconnected"));
+      other.frames.length = 0;
+      assert.equal(await other.outcome(second.id, "afterwards"), "delivered");
+      await until(async () => (await relay.metric("switchboard_connections")) === 2, "the deaf one is gone");
+      assert.deepEqual(await balance(relay), { gap: 0, missing: 0 });
+      deaf.socket.terminate();
+      await Promise.all([second.leave(), other.leave()]);
+    });
+
+    test("of many that come at once one stays, and is found", async () => {
+      const other = await Person.join(relay);
+      const { welcome, id } = await Person.join(relay);
+      for (let round = 0; round < 10; round += 1) {
+        const { ticket } = welcome;
+        const many = await Promise.all(Array.from({ length: 8 }, () => Person.join(relay, { ticket })));
+        assert.ok(many.every((person) => person.id === id && person.welcome.resumed));
+        await until(() => many.filter(({ closed }) => closed === null).length === 1, "seven closed");
+        assert.ok(many.every(({ closed }) => closed === null || closed.code === 4409));
+        const [one] = many.filter(({ closed }) => closed === null);
+        assert.equal(await other.outcome(id, `round ${round}`), "delivered");
+        assert.equal((await one.next()).message, `round ${round}`);
+      }
+      assert.deepEqual(await balance(relay), { gap: 0, missing: 0 });
+      await other.leave();
+    });
+
+    test("what is forged, or of another deployment, gives a new id and says so", async () => {
+      const first = await Person.join(relay);
+      const { ticket } = first.welcome;
+      const elsewhere = await Relay.start({ ROUTING__STRATEGY: strategy });
+      const foreign = (await Person.join(elsewhere)).welcome.ticket;
+      await elsewhere.stop();
+      const forged = `${ticket.slice(0, 20)}${ticket[20] === "A" ? "B" : "A"}${ticket.slice(21)}`;
+      for (const bad of [foreign, forged, "x", "_".repeat(75), ticket.slice(1), `${ticket}AAAA`]) {
+        const person = await Person.join(relay, { ticket: bad });
+        assert.deepEqual([person.welcome.resumed, person.welcome.reason], [false, "ticket_invalid"], bad);
+        assert.notEqual(person.id, first.id);
+        await person.leave();
+      }
+      // Nobody was disturbed by any of it.
+      assert.equal(await first.outcome(first.id, "still here"), "delivered");
+      await first.leave();
+    });
+
+    test("what has expired gives a new id and says so", async () => {
+      const first = await Person.join(relay);
+      await first.leave();
+      let again;
+      await until(async () => {
+        again = await Person.join(relay, { ticket: first.welcome.ticket });
+        await again.leave();
+        return !again.welcome.resumed;
+      }, "the end of its time");
+      assert.equal(again.welcome.reason, "ticket_expired");
+      assert.notEqual(again.id, first.id);
+      // Its new ticket is as good as any.
+      const last = await Person.join(relay, { ticket: again.welcome.ticket });
+      assert.deepEqual([last.id, last.welcome.resumed], [again.id, true]);
+      await last.leave();
+    });
+
+    test("a restart changes no id, and gives none twice", async () => {
+      // Nobody's ticket may expire on the way.
+      relay.settings.TICKETS__TTL = "1h";
+      await relay.stop();
+      await relay.restart();
+      const people = [];
+      for (let n = 0; n < 5; n += 1) people.push(await Person.join(relay));
+      assert.deepEqual(people.map(({ id }) => id), [1, 2, 3, 4, 5]);
+      await relay.stop();
+      await relay.restart();
+      const second = await Person.join(relay, { ticket: people[1].welcome.ticket });
+      assert.deepEqual([second.id, second.welcome.resumed], [2, true]);
+      // New ids are beyond any that has come back.
+      assert.equal((await Person.join(relay)).id, 3);
+      const third = await Person.join(relay, { ticket: people[2].welcome.ticket });
+      assert.deepEqual([third.welcome.resumed, third.welcome.reason], [false, "id_in_use"]);
+      assert.equal(third.id, 4);
+      const fifth = await Person.join(relay, { ticket: people[4].welcome.ticket });
+      assert.deepEqual([fifth.id, fifth.welcome.resumed], [5, true]);
+      const first = await Person.join(relay, { ticket: people[0].welcome.ticket });
+      assert.deepEqual([first.id, first.welcome.resumed], [1, true]);
+      assert.equal((await Person.join(relay)).id, 6);
+      for (const person of [first, second, fifth]) {
+        assert.equal(await third.outcome(person.id, "hello"), "delivered");
+      }
+      assert.deepEqual(await balance(relay), { gap: 0, missing: 0 });
+    });
+  });
+}
