@@ -214,30 +214,26 @@ pub(crate) struct Tracker {
     /// A header that has not come whole.
     header: [u8; 14],
     have: u8,
-    in_close: bool,
+    /// Of the frame that is under way.
+    opcode: u8,
     in_message: bool,
-    state: State,
     /// Frames that do not end a message.
     asides: u32,
+    /// A close frame has come whole.
+    closed: bool,
+    /// A header has come that no client may send.
+    violated: bool,
     /// Payload bytes of the current frame that are still to come.
     left: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
-    #[default]
-    Open,
-    /// A close frame has come whole.
-    Closed,
-    /// A header has come that no client may send.
-    Violated,
-}
-
 impl Tracker {
-    /// Follows `bytes`; how many of them come before a header that no client may send.
+    /// Follows `bytes`; how many of them come before a header that no client may send. Behind such a
+    /// header it goes by what the header says, so that the peer's close is still found.
     fn feed(&mut self, bytes: &[u8]) -> usize {
+        let mut sound = None;
         let mut at = 0;
-        while at < bytes.len() && self.state != State::Violated {
+        while at < bytes.len() {
             if self.left > 0 {
                 let count = usize::try_from(self.left)
                     .map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
@@ -256,17 +252,16 @@ impl Tracker {
                     break;
                 }
                 if at == bytes.len() {
-                    return at;
+                    return sound.unwrap_or(at);
                 }
             }
-            if self.begin_frame() {
-                self.end_frame();
-            } else {
-                self.state = State::Violated;
-                return from;
+            if !self.begin_frame() {
+                self.violated = true;
+                sound.get_or_insert(from);
             }
+            self.end_frame();
         }
-        at
+        sound.unwrap_or(at)
     }
 
     /// Takes the header that is whole now; whether a client may send it.
@@ -290,23 +285,20 @@ impl Tracker {
             _ => false,
         };
         let masked = second & 0x80 != 0;
-        if !(minimal && known && masked && first & 0x70 == 0) {
-            return false;
-        }
         if opcode <= 2 {
             self.in_message = !fin;
         }
         if opcode > 2 || !fin {
             self.asides = self.asides.saturating_add(1);
         }
-        self.in_close = opcode == 8;
+        self.opcode = opcode;
         self.left = length;
-        true
+        minimal && known && masked && first & 0x70 == 0
     }
 
     fn end_frame(&mut self) {
-        if self.left == 0 && std::mem::take(&mut self.in_close) {
-            self.state = State::Closed;
+        if self.left == 0 && std::mem::take(&mut self.opcode) == 8 {
+            self.closed = true;
         }
     }
 
@@ -317,12 +309,12 @@ impl Tracker {
 
     /// Whether a header came that no client may send. What came before it is sound.
     pub(crate) fn violated(&self) -> bool {
-        self.state == State::Violated
+        self.violated
     }
 
     /// Whether a close frame has come whole.
     pub(crate) fn closed(&self) -> bool {
-        self.state == State::Closed
+        self.closed
     }
 
     /// Whether all that came ends with a whole message.
