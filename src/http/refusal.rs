@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper::header::{
-    HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE, WWW_AUTHENTICATE,
+    CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE,
+    WWW_AUTHENTICATE,
 };
 
 use super::routes::{Answer, text};
@@ -57,7 +58,11 @@ impl Refusal {
             Self::Version => with(
                 StatusCode::UPGRADE_REQUIRED,
                 "Sec-WebSocket-Version must be 13",
-                &[(SEC_WEBSOCKET_VERSION, "13"), (UPGRADE, "websocket")],
+                &[
+                    (SEC_WEBSOCKET_VERSION, "13"),
+                    (UPGRADE, "websocket"),
+                    (CONNECTION, "upgrade"),
+                ],
             ),
             Self::Malformed(fault) => with(StatusCode::BAD_REQUEST, fault, &[]),
             Self::Origin => with(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, UPGRADE, VARY};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE, VARY};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::refusal::Refusal;
@@ -75,6 +75,8 @@ async fn root(request: Request<Incoming>, host: &Arc<Host>, handshake: &Handshak
     );
     let headers = answer.headers_mut();
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    // RFC 9110 section 7.8 asks for the option wherever Upgrade is sent.
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(VARY, HeaderValue::from_static("accept"));
     answer
 }
