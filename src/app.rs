@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::auth::{Auth, Keeper};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
-use crate::directory::{Bounds, Budget, Directory, Order, Overflow, Seat, Wakes};
+use crate::directory::{Bounds, Budget, Directory, Order, Overflow, Seat};
 use crate::http::{self, Door, Host, Proxies, Visitors};
 use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
@@ -398,21 +398,28 @@ async fn drain(host: &Host, settings: &config::Drain, stop: Stop) -> u64 {
     }
     host.shutdown.advance(Stage::Draining);
 
-    // A little before the end, what is still queued is given up, so that its senders can be told.
+    // A little before the end, whoever still has messages to take is cut, so that their senders can be
+    // told and closed in order.
     let expiry = until - (settings.timeout / 10).min(EXPIRY_MARGIN);
     tokio::select! {
         () = async { send_away(relay, settings.spread).await; relay.emptied().await } => return 0,
         () = sleep_until(expiry) => {}
     }
-    let mut wakes = Wakes::default();
-    relay.directory().for_each(|seat| seat.expire(&mut wakes));
-    drop(wakes);
+    let mut left = 0;
+    relay.directory().for_each(|seat| {
+        if seat.held().0 > 0 {
+            left += 1;
+            seat.order(Order::Cut);
+        }
+    });
     tokio::select! {
-        () = relay.emptied() => return 0,
+        () = relay.emptied() => return left,
         () = sleep_until(until) => {}
     }
-    let left = relay.users() as u64;
-    relay.directory().for_each(|seat| seat.order(Order::Cut));
+    relay.directory().for_each(|seat| {
+        left += 1;
+        seat.order(Order::Cut);
+    });
     left
 }
 

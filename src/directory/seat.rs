@@ -407,12 +407,6 @@ impl Seat {
         self.desk().door = Door::Shut;
     }
 
-    /// Drops what is queued and not taken, since the drain timed out.
-    pub(crate) fn expire(&self, wakes: &mut Wakes) {
-        let queued = self.desk().mailbox.drop_queued(DropReason::Draining);
-        settle_all(queued.into_iter(), DropReason::Draining, wakes);
-    }
-
     /// Puts back what was taken and not begun to be written, so that it can make room.
     pub(crate) fn put_back(&self, frames: &[u8], entries: VecDeque<Entry>) {
         self.desk().mailbox.put_back(frames, entries);
