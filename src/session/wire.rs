@@ -317,9 +317,10 @@ impl Tracker {
         self.closed
     }
 
-    /// Whether all that came ends with a whole message.
+    /// Whether all that came ends with a whole message. Never behind a header that no client may
+    /// send: the part of it that came in an earlier gulp was passed on.
     pub(crate) fn is_between_messages(&self) -> bool {
-        self.have == 0 && self.left == 0 && !self.in_message
+        self.have == 0 && self.left == 0 && !self.in_message && !self.violated
     }
 }
 
