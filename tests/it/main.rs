@@ -1,7 +1,14 @@
-//! Everything that can be said as behaviour, in one binary: each integration test binary links alone.
+//! Everything that can be said as behaviour, in one binary: each integration test binary links
+//! alone. Most tests start a relay in process, on a port of its own, and speak to it through
+//! sockets: with a WebSocket library that shares no code with the server's (`harness::client`), or
+//! on a socket that carries any byte (`harness::raw`).
 #![cfg(test)]
 #![allow(clippy::disallowed_methods, reason = "a test may leave a task behind")]
 
+#[macro_use]
+mod harness;
+
+mod bare; // the essay's contract
 mod bench; // the yardstick: scenarios, and mistakes that it finds out
 mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
