@@ -17,3 +17,4 @@ mod operations; // image, compose, dashboard, alerts, as far as they can be read
 mod session; // one session by itself, on paused time
 mod tidy; // the shape of the sources
 mod tls; // certificates on either listener, and the operator's token
+mod v1; // outcomes, errors and notices

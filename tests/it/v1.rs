@@ -1,0 +1,707 @@
+//! `switchboard.v1`: the welcome, outcomes, errors and notices.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use switchboard::config::{Overflow, Strategy};
+
+use crate::harness::raw::{BINARY, CONTINUATION, PING, PONG, joined, message, question};
+use crate::harness::{
+    Client, Dialect, Handshake, Heard, PATIENCE, Raw, Relay, Seen, Wire, clog, eventually, within,
+};
+
+/// How often each outcome came, for each id.
+type Outcomes = BTreeMap<String, Vec<String>>;
+
+fn note(outcomes: &mut Outcomes, frame: &Value) {
+    assert_eq!(frame["type"], "outcome", "{frame}");
+    assert_eq!(frame.as_object().unwrap().len(), 3, "{frame}");
+    let status = frame["status"].as_str().expect("a status").to_owned();
+    outcomes
+        .entry(frame["id"].to_string())
+        .or_default()
+        .push(status);
+}
+
+/// Hears outcomes until there are `count`.
+async fn hear_outcomes(client: &mut Client, count: u64) -> Outcomes {
+    let mut outcomes = Outcomes::new();
+    for _ in 0..count {
+        note(&mut outcomes, &client.hear().await);
+    }
+    outcomes
+}
+
+both_strategies! {
+    async fn the_welcome_comes_first(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.keepalive.ping_interval = Duration::from_millis(23_456);
+            settings.limits.message_bytes = 12_345;
+        })
+        .await;
+        let mut eager = relay.raw_user(Dialect::Bare).await;
+        for id in 2..30 {
+            let flood: Vec<Wire> = (0..50).map(|n| message(id, &n.to_string())).collect();
+            let mut peer = relay.raw().await;
+            eager.write(&joined(&flood)).await;
+            peer.upgrade(&Handshake::new().dialect(Dialect::V1)).await;
+            assert_eq!(peer.id, id);
+            let welcome = json!({
+                "type": "welcome",
+                "user_id": id,
+                "heartbeat_ms": 23_456,
+                "max_message_bytes": 12_345,
+            });
+            assert_eq!(peer.json().await, welcome);
+        }
+        relay.stop().await;
+    }
+
+    async fn delivered_is_told_with_the_same_id(strategy) {
+        let relay = Relay::start(strategy, |_| ()).await;
+        let mut sender = relay.v1().await;
+        let mut friend = relay.bare().await;
+        let ids = [
+            json!("a"),
+            json!(""),
+            json!("x".repeat(64)),
+            json!("🎺".repeat(16)),
+            json!("\"\\\n\0\u{2028}é"),
+            json!(0),
+            json!(1),
+            json!(-1),
+            json!((1_u64 << 53) - 1),
+            json!(-((1_i64 << 53) - 1)),
+        ];
+        for id in ids {
+            sender.ask(friend.id, "did you get it?", id.clone()).await;
+            friend.hears(sender.id, "did you get it?").await;
+            sender.learns(id, "delivered").await;
+        }
+        let escaped = r#"{"\u0069d":"\u0061\ud83c\udfba","recipient_id":2,"message":"m"}"#;
+        sender.send_text(escaped).await;
+        sender.learns("a🎺", "delivered").await;
+        relay.stop().await;
+    }
+
+    async fn no_id_asks_for_no_outcome(strategy) {
+        let relay = Relay::start(strategy, |_| ()).await;
+        let mut sender = relay.v1().await;
+        for to in [1, 99] {
+            sender.say(to, "no answer, please").await;
+        }
+        sender.ask(99, "an answer, please", "last").await;
+        let frames = [sender.hear().await, sender.hear().await];
+        assert!(frames.contains(&Dialect::V1.message(1, "no answer, please")), "{frames:?}");
+        let offline = json!({"type": "outcome", "id": "last", "status": "offline"});
+        assert!(frames.contains(&offline), "{frames:?}");
+        assert_eq!(sender.leave().await, Vec::<Value>::new());
+        relay.stop().await;
+    }
+
+    /// One who writes to oneself hears both: the message and what became of it.
+    async fn a_message_to_oneself_has_its_outcome(strategy) {
+        let relay = Relay::start(strategy, |_| ()).await;
+        let mut user = relay.v1().await;
+        user.ask(1, "note to self", 1).await;
+        let frames = [user.hear().await, user.hear().await];
+        assert!(frames.contains(&Dialect::V1.message(1, "note to self")), "{frames:?}");
+        let delivered = json!({"type": "outcome", "id": 1, "status": "delivered"});
+        assert!(frames.contains(&delivered), "{frames:?}");
+        relay.stop().await;
+    }
+
+    async fn somebody_away_is_offline(strategy) {
+        let relay = Relay::start(strategy, |_| ()).await;
+        let mut sender = relay.v1().await;
+        let friend = relay.bare().await;
+        let gone = friend.id;
+        friend.leave().await;
+        for id in [gone, 77, (1 << 53) - 1] {
+            sender.ask(id, "anybody?", id).await;
+            sender.learns(id, "offline").await;
+        }
+        let scrape = relay.ledger().await;
+        assert_eq!(scrape.dropped("offline"), 3);
+        relay.stop().await;
+    }
+
+    async fn a_full_mailbox_is_told(strategy) {
+        let relay = Relay::start(strategy, |settings| settings.mailbox.messages = 4).await;
+        let mut sender = relay.v1().await;
+        let slow = relay.narrow_user(Dialect::Bare).await;
+        let sent = clog(&relay, &mut sender, slow.id, 60_000, 4).await;
+        for n in 0..50 {
+            sender.ask(slow.id, &"x".repeat(60_000), n).await;
+        }
+        // Whoever does not read costs himself alone.
+        let mut friend = relay.v1().await;
+        sender.ask(friend.id, "hello", "hello").await;
+        friend.hears(sender.id, "hello").await;
+        let mut outcomes = Outcomes::new();
+        let told = |outcomes: &Outcomes, status: &str| {
+            outcomes.values().filter(|told| **told == [status]).count() as u64
+        };
+        while told(&outcomes, "queue_full") == 0 || !outcomes.contains_key("\"hello\"") {
+            note(&mut outcomes, &sender.hear().await);
+        }
+        assert_eq!(outcomes["\"hello\""], ["delivered"]);
+        let slow = tokio::spawn(slow.drained());
+        while (outcomes.len() as u64) < sent + 51 {
+            note(&mut outcomes, &sender.hear().await);
+        }
+        let (full, delivered) = (told(&outcomes, "queue_full"), told(&outcomes, "delivered"));
+        assert_eq!(full + delivered, sent + 51, "{outcomes:?}");
+        let scrape = relay.ledger().await;
+        assert_eq!(scrape.dropped("queue_full"), full);
+        assert_eq!(scrape.ledger().delivered, delivered);
+        relay.stop().await;
+        assert_eq!(slow.await.unwrap(), Seen::End);
+    }
+
+    /// What the recipient did not take before it left is `disconnected`; once it has left, it is
+    /// `offline`.
+    async fn a_recipient_who_leaves_is_told(strategy) {
+        let relay = Relay::start(strategy, |_| ()).await;
+        let mut sender = relay.v1().await;
+        let slow = relay.narrow_user(Dialect::V1).await;
+        let id = slow.id;
+        let sent = clog(&relay, &mut sender, id, 60_000, 5).await;
+        slow.reset();
+        let outcomes = hear_outcomes(&mut sender, sent).await;
+        assert_eq!(outcomes.len() as u64, sent, "one outcome an id: {outcomes:?}");
+        let count = |status| outcomes.values().filter(|told| **told == [status]).count() as u64;
+        let (delivered, disconnected) = (count("delivered"), count("disconnected"));
+        assert_eq!(delivered + disconnected, sent, "{outcomes:?}");
+        assert!(disconnected >= 5, "{outcomes:?}");
+        sender.ask(id, "still there?", "late").await;
+        sender.learns("late", "offline").await;
+        let scrape = relay.ledger().await;
+        assert_eq!(scrape.dropped("disconnected"), disconnected);
+        relay.stop().await;
+    }
+
+    /// Up to `limits.frame_bytes` a message that is too large costs its sender no more than that.
+    async fn a_message_that_is_too_large_is_told(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.limits.message_bytes = 256;
+            settings.limits.frame_bytes = 512;
+        })
+        .await;
+        let mut sender = relay.v1().await;
+        let sized = |id: Option<&str>, bytes: usize| {
+            let mut frame = json!({"recipient_id": 1, "message": ""});
+            if let Some(id) = id {
+                frame["id"] = json!(id);
+            }
+            let missing = bytes - frame.to_string().len();
+            frame["message"] = json!("x".repeat(missing));
+            frame.to_string()
+        };
+        for bytes in [257, 400, 512] {
+            sender.send_text(&sized(Some("big"), bytes)).await;
+            sender.learns("big", "too_large").await;
+            sender.send_binary(sized(Some("big"), bytes).as_bytes()).await;
+            sender.learns("big", "too_large").await;
+            sender.send_text(&sized(None, bytes)).await;
+            sender.errs("too_large").await;
+        }
+        sender.send_text(&sized(None, 256)).await;
+        assert_eq!(sender.hear().await["type"], "message");
+        let scrape = relay.ledger().await;
+        assert_eq!(scrape.dropped("too_large"), 9);
+        assert_eq!(scrape.ledger().received, 10);
+
+        let mut peer = relay.raw_user(Dialect::V1).await;
+        let text = sized(Some("parts"), 512);
+        let (head, tail) = text.split_at(250);
+        peer.write(&joined(&[Wire::text(head).more(), Wire::new(CONTINUATION, tail)])).await;
+        let outcome = json!({"type": "outcome", "id": "parts", "status": "too_large"});
+        assert_eq!(peer.json().await, outcome);
+        sender.send_text(&sized(Some("bigger"), 513)).await;
+        sender.closed_with(1009).await;
+        relay.stop().await;
+    }
+
+    /// The recipient learns how much it missed, as soon as it reads again.
+    async fn an_overflow_is_told_to_the_recipient(strategy) {
+        for overflow in [Overflow::DropNewest, Overflow::DropOldest] {
+            let relay = Relay::start(strategy, |settings| {
+                settings.mailbox.messages = 6;
+                settings.mailbox.overflow = overflow;
+            })
+            .await;
+            let mut sender = relay.v1().await;
+            let mut slow = relay.narrow_user(Dialect::V1).await;
+            let clogged = clog(&relay, &mut sender, slow.id, 60_000, 6).await;
+            let sent = clogged + 30;
+            for n in clogged..sent {
+                sender.ask(slow.id, &"x".repeat(60_000), format!("clog-{n}")).await;
+            }
+            relay.until_metric("switchboard_messages_received_total", &[], sent).await;
+            let (mut messages, mut missed) = (0, 0);
+            while messages + missed < sent {
+                let frame = slow.json().await;
+                match frame["type"].as_str() {
+                    Some("message") => messages += 1,
+                    Some("dropped") => missed += frame["count"].as_u64().expect("a count"),
+                    _ => panic!("{frame}"),
+                }
+            }
+            assert_eq!(messages + missed, sent);
+            assert!(missed > 0, "{overflow:?}");
+            let outcomes = hear_outcomes(&mut sender, sent).await;
+            let full = outcomes.values().filter(|told| **told == ["queue_full"]).count();
+            assert_eq!(full as u64, missed, "{overflow:?}");
+            assert_eq!(outcomes.len() as u64, sent, "{overflow:?}");
+            relay.stop().await;
+        }
+    }
+
+    /// A mailbox that is full does not keep its owner from learning what became of its messages.
+    async fn outcomes_do_not_compete_with_messages(strategy) {
+        let relay = Relay::start(strategy, |settings| settings.mailbox.messages = 4).await;
+        let mut flooder = relay.v1().await;
+        let mut slow = relay.narrow_user(Dialect::V1).await;
+        let mut friend = relay.bare().await;
+        let sent = clog(&relay, &mut flooder, slow.id, 60_000, 4).await;
+        for n in 0..10 {
+            flooder.ask(slow.id, &"x".repeat(60_000), n).await;
+        }
+        let told = loop {
+            let frame = flooder.hear().await;
+            if frame["status"] == "queue_full" {
+                break frame;
+            }
+        };
+        assert_eq!(told["type"], "outcome");
+        let questions = [
+            question(friend.id, "hello", "friend"),
+            question(slow.id, "note to self", "self"),
+            question(99, "hello", "nobody"),
+            Wire::text("nonsense"),
+        ];
+        slow.write(&joined(&questions)).await;
+        friend.hears(slow.id, "hello").await;
+        let mut seen = BTreeMap::new();
+        while seen.len() < 4 {
+            let frame = slow.json().await;
+            match frame["type"].as_str() {
+                Some("outcome") => {
+                    let id = frame["id"].as_str().unwrap().to_owned();
+                    let before = seen.insert(id, frame["status"].as_str().unwrap().to_owned());
+                    assert_eq!(before, None, "{frame}");
+                }
+                Some("error") => {
+                    seen.insert("error".to_owned(), frame["code"].as_str().unwrap().to_owned());
+                }
+                Some("message" | "dropped") => {}
+                _ => panic!("{frame}"),
+            }
+        }
+        assert_eq!(seen["friend"], "delivered");
+        assert_eq!(seen["nobody"], "offline");
+        assert!(["queue_full", "delivered"].contains(&seen["self"].as_str()), "{seen:?}");
+        assert_eq!(seen["error"], "not_json");
+        assert!(sent > 0);
+        relay.stop().await;
+    }
+
+    /// Pipelined as fast as the socket takes them, to all sorts of recipients: exactly one
+    /// outcome an id.
+    async fn every_id_has_exactly_one_outcome(strategy) {
+        let relay = Relay::start(strategy, |_| ()).await;
+        let mut sender = relay.raw_user(Dialect::V1).await;
+        let mut friend = relay.bare().await;
+        let recipients = [friend.id, 99, friend.id, 1000];
+        let questions: Vec<Wire> = (0..4000_usize)
+            .map(|n| question(recipients[n % 4], "how is it?", n))
+            .collect();
+        let listen = tokio::spawn(async move {
+            let mut heard = 0;
+            while let Heard::Frame(_) = friend.next().await {
+                heard += 1;
+            }
+            heard
+        });
+        let mut outcomes = Outcomes::new();
+        for part in questions.chunks(500) {
+            sender.write(&joined(part)).await;
+            for _ in 0..400 {
+                note(&mut outcomes, &sender.json().await);
+            }
+        }
+        while outcomes.values().map(Vec::len).sum::<usize>() < 4000 {
+            note(&mut outcomes, &sender.json().await);
+        }
+        sender.write(&Wire::close(1000, "").bytes()).await;
+        assert_eq!(sender.answered().await.0, Vec::<Value>::new(), "no outcome comes twice");
+        assert!(outcomes.values().all(|told| told.len() == 1), "one outcome an id");
+        let scrape = relay.ledger().await;
+        let delivered = outcomes.values().filter(|told| **told == ["delivered"]).count() as u64;
+        assert_eq!(scrape.ledger().delivered, delivered);
+        relay.stop().await;
+        assert_eq!(listen.await.unwrap(), delivered, "delivered is what the friend has read");
+    }
+
+    /// A client that does not read its outcomes is not read from: it slows itself alone.
+    async fn whoever_does_not_read_outcomes_slows_itself_alone(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.limits.outcomes_pending = 16;
+            settings.keepalive.ping_interval = Duration::from_millis(500);
+            settings.keepalive.pong_timeout = Duration::from_secs(2);
+            settings.keepalive.write_timeout = PATIENCE * 2;
+        })
+        .await;
+        let mut deaf = relay.narrow_user(Dialect::V1).await;
+        let mut one = relay.v1().await;
+        let mut two = relay.bare().await;
+        let (asked, rest) = ask_until_stuck(&mut deaf, &mut one, &mut two).await;
+        let offline = relay.scrape().await.dropped("offline");
+        assert!(offline < asked, "{offline} of {asked} were read");
+
+        // Its pong clock has stopped: it stays while others are pinged many times.
+        let mut pinged = relay.raw_user(Dialect::Bare).await;
+        for _ in 0..8 {
+            let ping = pinged.frame().await;
+            assert_eq!(ping.opcode, PING);
+            pinged.write(&Wire::new(PONG, ping.payload).bytes()).await;
+            talk(&mut one, &mut two).await;
+        }
+        assert_eq!(relay.metric("switchboard_connections", &[]).await, 4);
+
+        // Now it reads, and has all its answers.
+        let mut outcomes = Outcomes::new();
+        read_outcomes(&mut deaf, rest, asked, &mut outcomes).await;
+        assert!(outcomes.values().all(|told| **told == ["offline"]), "one outcome an id");
+        relay.stop().await;
+    }
+}
+
+/// A question, heard and answered by its outcome.
+async fn talk(one: &mut Client, two: &mut Client) {
+    one.ask(two.id, "and how are you?", 0).await;
+    two.hears(one.id, "and how are you?").await;
+    one.learns(0, "delivered").await;
+}
+
+/// Asks and asks, until the relay takes no more for as long as two others talk three times. How
+/// many questions there are, and what is not written of them.
+async fn ask_until_stuck(deaf: &mut Raw, one: &mut Client, two: &mut Client) -> (u64, Vec<u8>) {
+    let mut asked: u64 = 0;
+    let mut stuck = 0;
+    let mut rest = Vec::new();
+    while stuck < 3 {
+        assert!(asked < 300_000, "the relay reads on");
+        if rest.is_empty() {
+            let batch = (asked..asked + 100).map(|n| question(99, "anybody?", n));
+            rest = joined(&batch.collect::<Vec<_>>());
+            asked += 100;
+        }
+        match deaf.stream.try_write(&rest) {
+            Ok(written) => {
+                rest.drain(..written);
+                stuck = 0;
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                for _ in 0..20 {
+                    talk(one, two).await;
+                }
+                stuck += 1;
+            }
+        }
+    }
+    (asked, rest)
+}
+
+/// Writes what is left, and reads outcomes until there are `count`, answering pings.
+async fn read_outcomes(peer: &mut Raw, rest: Vec<u8>, count: u64, outcomes: &mut Outcomes) {
+    let mut unwritten = &rest[..];
+    while (outcomes.len() as u64) < count {
+        if let Ok(written) = peer.stream.try_write(unwritten) {
+            unwritten = &unwritten[written..];
+        }
+        let frame = peer.frame().await;
+        match frame.opcode {
+            PING if unwritten.is_empty() => {
+                peer.write(&Wire::new(PONG, frame.payload).bytes()).await;
+            }
+            PING => {}
+            _ => note(outcomes, &frame.json()),
+        }
+    }
+    assert!(unwritten.is_empty());
+}
+
+/// Bad input, the code of its error, and what the detail names.
+const BAD_INPUT: [(&str, &str, &str); 25] = [
+    ("nonsense", "not_json", ""),
+    ("", "not_json", ""),
+    (r#"{"recipient_id":1,"message":"m""#, "not_json", ""),
+    (r#"{"recipient_id":1,"message":"m"}}"#, "not_json", ""),
+    (r#"{"message":"m"}"#, "missing_field", "recipient_id"),
+    (r#"{"recipient_id":1}"#, "missing_field", "message"),
+    (
+        r#"{"recipient_id":1,"message":"m","recipient_id":1}"#,
+        "duplicate_field",
+        "recipient_id",
+    ),
+    (
+        r#"{"recipient_id":1,"message":"m","message":"m"}"#,
+        "duplicate_field",
+        "message",
+    ),
+    (
+        r#"{"recipient_id":1,"message":"m","id":1,"id":1}"#,
+        "duplicate_field",
+        "id",
+    ),
+    (
+        r#"{"recipient_id":0,"message":"m"}"#,
+        "invalid_field",
+        "recipient_id",
+    ),
+    (
+        r#"{"recipient_id":-3,"message":"m"}"#,
+        "invalid_field",
+        "recipient_id",
+    ),
+    (
+        r#"{"recipient_id":1.5,"message":"m"}"#,
+        "invalid_field",
+        "recipient_id",
+    ),
+    (
+        r#"{"recipient_id":9007199254740992,"message":"m"}"#,
+        "invalid_field",
+        "recipient_id",
+    ),
+    (
+        r#"{"recipient_id":"1","message":"m"}"#,
+        "invalid_field",
+        "recipient_id",
+    ),
+    (
+        r#"{"recipient_id":null,"message":"m"}"#,
+        "invalid_field",
+        "recipient_id",
+    ),
+    (
+        r#"{"recipient_id":1,"message":7}"#,
+        "invalid_field",
+        "message",
+    ),
+    (
+        r#"{"recipient_id":1,"message":null}"#,
+        "invalid_field",
+        "message",
+    ),
+    (
+        r#"{"recipient_id":1,"message":"\ud83c"}"#,
+        "invalid_field",
+        "message",
+    ),
+    (
+        r#"{"recipient_id":1,"message":"m","id":1.5}"#,
+        "invalid_field",
+        "id",
+    ),
+    (
+        r#"{"recipient_id":1,"message":"m","id":true}"#,
+        "invalid_field",
+        "id",
+    ),
+    (
+        r#"{"recipient_id":1,"message":"m","id":[1]}"#,
+        "invalid_field",
+        "id",
+    ),
+    (
+        r#"{"recipient_id":1,"message":"m","id":{}}"#,
+        "invalid_field",
+        "id",
+    ),
+    (
+        r#"{"recipient_id":1,"message":"m","id":"\ud83c"}"#,
+        "invalid_field",
+        "id",
+    ),
+    (
+        r#"{"recipient_id":1,"message":"m","id":9007199254740992}"#,
+        "invalid_field",
+        "id",
+    ),
+    (
+        r#"{"recipient_id":1,"message":"m","id":-9007199254740992}"#,
+        "invalid_field",
+        "id",
+    ),
+];
+
+#[tokio::test]
+async fn an_error_has_a_code_and_names_the_field() {
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.limits.bad_messages = 1000;
+    })
+    .await;
+    let mut user = relay.v1().await;
+    for (text, code, field) in BAD_INPUT {
+        user.send_text(text).await;
+        let detail = user.errs(code).await;
+        assert!(
+            !detail.is_empty() && detail.contains(field),
+            "{text}: {detail}"
+        );
+        user.send_binary(text.as_bytes()).await;
+        user.errs(code).await;
+    }
+    for id in ["x".repeat(65), "🎺".repeat(17)] {
+        user.ask(1, "m", id).await;
+        let detail = user.errs("invalid_field").await;
+        assert!(detail.contains("id"), "{detail}");
+    }
+    user.say(1, "still here").await;
+    user.hears(1, "still here").await;
+    let scrape = relay.ledger().await;
+    assert_eq!(scrape.ledger().received, 1, "bad input is not received");
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn json_that_is_no_object_is_an_error() {
+    let relay = Relay::plain().await;
+    let mut user = relay.v1().await;
+    for text in ["[]", r#"[1,"m"]"#, "null", "7", r#""m""#] {
+        user.send_text(text).await;
+        let frame = user.hear().await;
+        assert_eq!(frame["type"], "error", "{text}: {frame}");
+    }
+    user.send_text("{}").await;
+    user.errs("missing_field").await;
+    relay.stop().await;
+}
+
+/// Only a text frame has to be UTF-8 as a frame.
+#[tokio::test]
+async fn a_binary_frame_that_is_not_utf8_is_an_error_and_no_more() {
+    let relay = Relay::plain().await;
+    let mut peer = relay.raw_user(Dialect::V1).await;
+    peer.write(&Wire::new(BINARY, b"{\"recipient_id\":1,\"message\":\"\xFF\"}").bytes())
+        .await;
+    let frame = peer.json().await;
+    assert_eq!(frame["type"], "error", "{frame}");
+    assert_eq!(frame["code"], "not_json", "{frame}");
+    peer.say(1, "still here").await;
+    assert_eq!(peer.json().await, Dialect::V1.message(1, "still here"));
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn the_last_of_too_many_bad_messages_closes_with_1008() {
+    let relay = Relay::plain().await;
+    let mut user = relay.v1().await;
+    for _ in 0..15 {
+        user.send_text("nonsense").await;
+        user.errs("not_json").await;
+    }
+    user.say(1, "sorry").await;
+    user.hears(1, "sorry").await;
+    user.send_text("nonsense").await;
+    user.errs("not_json").await;
+    user.closed_with(1008).await;
+    relay.until_closed("server", "1008", 1).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn bad_messages_in_one_gulp_are_all_answered_before_the_1008() {
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.limits.bad_messages = 3;
+    })
+    .await;
+    let mut peer = relay.raw_user(Dialect::V1).await;
+    let mut frames = vec![question(1, "good", "good")];
+    frames.extend(vec![Wire::text("nonsense"); 50]);
+    frames.push(question(1, "too late", "too late"));
+    peer.write(&joined(&frames)).await;
+    let (heard, code, _) = peer.rest().await;
+    assert_eq!(code, 1008);
+    let of_type = |kind: &str| heard.iter().filter(|frame| frame["type"] == kind).count();
+    assert_eq!(of_type("error"), 3, "{heard:?}");
+    assert_eq!(of_type("message"), 1, "{heard:?}");
+    assert_eq!(of_type("outcome"), 1, "{heard:?}");
+    assert_eq!(heard.len(), 5, "{heard:?}");
+    relay.stop().await;
+}
+
+/// An outcome that becomes known behind the close frame is not sent any more: nothing may follow it.
+#[tokio::test]
+async fn no_outcome_follows_a_close() {
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.limits.bad_messages = 1;
+        settings.keepalive.close_timeout = PATIENCE * 2;
+    })
+    .await;
+    let mut flooder = relay.bare().await;
+    let mut slow = relay.narrow_user(Dialect::Bare).await;
+    let mut peer = relay.raw_user(Dialect::V1).await;
+    clog(&relay, &mut flooder, slow.id, 60_000, 5).await;
+    let frames = [question(slow.id, "late", "late"), Wire::text("nonsense")];
+    peer.write(&joined(&frames)).await;
+    assert_eq!(peer.json().await["type"], "error");
+    assert_eq!(peer.close().await.0, 1008);
+    while slow.json().await["message"] != "late" {}
+    relay
+        .until_metric("switchboard_mailbox_messages", &[], 0)
+        .await;
+    peer.write(&Wire::close(1008, "").bytes()).await;
+    assert_eq!(peer.next().await, Seen::End);
+    slow.write(&Wire::close(1000, "").bytes()).await;
+    slow.answered().await;
+    flooder.leave().await;
+    relay.stop().await;
+}
+
+/// A flood of nonsense to somebody who reads nothing ends, too.
+#[tokio::test]
+async fn errors_are_bounded() {
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.limits.bad_messages = u32::MAX;
+        settings.limits.outcomes_pending = 16;
+        settings.keepalive.write_timeout = Duration::from_millis(500);
+    })
+    .await;
+    let mut deaf = relay.narrow_user(Dialect::V1).await;
+    let nonsense = Wire::text("nonsense").bytes().repeat(1000);
+    let flood = async { while deaf.try_write(&nonsense).await.is_ok() {} };
+    within("the relay gives up on it", flood).await;
+    relay.until_closed("server", "write_timeout", 1).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_user_who_asks_and_leaves_takes_the_answer_along_or_not() {
+    let relay = Relay::plain().await;
+    let friend = relay.bare().await;
+    for _ in 0..20 {
+        let mut user = relay.v1().await;
+        for n in 0..10 {
+            user.ask(friend.id, "bye", n).await;
+        }
+        let mut outcomes = Outcomes::new();
+        for frame in user.leave().await {
+            note(&mut outcomes, &frame);
+        }
+        assert!(
+            outcomes.values().all(|told| told.len() == 1),
+            "{outcomes:?}"
+        );
+    }
+    eventually("everybody has left", async || {
+        (relay.metric("switchboard_connections", &[]).await == 1).then_some(())
+    })
+    .await;
+    relay.stop().await;
+}
