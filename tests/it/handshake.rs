@@ -1,0 +1,466 @@
+//! Who gets a 101, and what the others are told (RFC 6455 section 4.2, RFC 9110 section 7.8).
+
+use std::time::Duration;
+
+use serde_json::json;
+use switchboard::config::Strategy;
+use tokio::time::sleep;
+
+use crate::harness::raw::message;
+use crate::harness::{Answer, Dialect, Handshake, Raw, Relay, Seen, Wire, eventually};
+
+/// Sends a handshake that is refused with `status`. What is said names `word`.
+async fn check_refused(relay: &Relay, what: &str, handshake: Handshake, status: u16, word: &str) {
+    let answer = relay.raw().await.ask(&handshake).await;
+    assert_eq!(answer.status, status, "{what}: {answer:?}");
+    let said = format!("{:?} {}", answer.headers, answer.body).to_ascii_lowercase();
+    assert!(
+        said.contains(&word.to_ascii_lowercase()),
+        "{what}: {answer:?}"
+    );
+}
+
+/// Stops a relay that has not let anybody in.
+async fn stop_untouched(relay: Relay) {
+    let mut user = relay.raw_user(Dialect::Bare).await;
+    assert_eq!(user.id, 1, "a refusal spends no id");
+    user.write(&Wire::close(1000, "").bytes()).await;
+    user.answered().await;
+    let scrape = relay.ledger().await;
+    assert_eq!(scrape.value("switchboard_connections_opened_total", &[]), 1);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_broken_key_is_refused_and_named() {
+    let relay = Relay::plain().await;
+    let key = "Sec-WebSocket-Key";
+    let good = Handshake::new();
+    let broken = [
+        ("no key", good.clone().without(key)),
+        ("an empty key", good.clone().but(key, "")),
+        ("15 bytes", good.clone().but(key, "AAAAAAAAAAAAAAAAAAAA")),
+        (
+            "17 bytes",
+            good.clone().but(key, "AAAAAAAAAAAAAAAAAAAAAAA="),
+        ),
+        (
+            "18 bytes",
+            good.clone().but(key, "AAAAAAAAAAAAAAAAAAAAAAAA"),
+        ),
+        (
+            "no padding",
+            good.clone().but(key, "dGhlIHNhbXBsZSBub25jZQ"),
+        ),
+        (
+            "not base64",
+            good.clone().but(key, "!!!!!!!!!!!!!!!!!!!!!!=="),
+        ),
+        (
+            "two keys",
+            good.clone().with(key, "AQIDBAUGBwgJCgsMDQ4PEA=="),
+        ),
+    ];
+    for (what, handshake) in broken {
+        check_refused(&relay, what, handshake, 400, key).await;
+    }
+    stop_untouched(relay).await;
+}
+
+#[tokio::test]
+async fn another_version_is_told_ours() {
+    let relay = Relay::plain().await;
+    let version = "Sec-WebSocket-Version";
+    for other in ["0", "7", "8", "14", "255", "thirteen", ""] {
+        let handshake = Handshake::new().but(version, other);
+        let answer = relay.raw().await.ask(&handshake).await;
+        assert_eq!(answer.status, 426, "{other}: {answer:?}");
+        assert_eq!(
+            answer.header("sec-websocket-version"),
+            Some("13"),
+            "{other}"
+        );
+    }
+    let answer = relay
+        .raw()
+        .await
+        .ask(&Handshake::new().without(version))
+        .await;
+    assert!([400, 426].contains(&answer.status), "{answer:?}");
+    assert_eq!(answer.header("sec-websocket-version"), Some("13"));
+    stop_untouched(relay).await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_no_handshake_gets_no_101() {
+    let relay = Relay::plain().await;
+    let good = Handshake::new();
+    let upgrade = "upgrade";
+    let cases = [
+        (
+            "no Connection",
+            good.clone().without("Connection"),
+            400,
+            "connection",
+        ),
+        ("no Upgrade", good.clone().without("Upgrade"), 426, upgrade),
+        (
+            "another Connection",
+            good.clone().but("Connection", "keep-alive"),
+            400,
+            "connection",
+        ),
+        (
+            "another Upgrade",
+            good.clone().but("Upgrade", "h2c"),
+            426,
+            upgrade,
+        ),
+        ("no Host", good.clone().without("Host"), 400, "host"),
+        ("POST", good.clone().method("POST"), 405, "allow"),
+        ("PUT", good.clone().method("PUT"), 405, "allow"),
+        ("another path", good.clone().target("/chat"), 404, ""),
+        ("a path below", good.clone().target("//"), 404, ""),
+    ];
+    for (what, handshake, status, word) in cases {
+        check_refused(&relay, what, handshake, status, word).await;
+    }
+    stop_untouched(relay).await;
+}
+
+#[tokio::test]
+async fn http_1_0_cannot_upgrade() {
+    let relay = Relay::plain().await;
+    let answer = relay
+        .raw()
+        .await
+        .ask(&Handshake::new().version("HTTP/1.0"))
+        .await;
+    assert!([400, 426, 505].contains(&answer.status), "{answer:?}");
+    stop_untouched(relay).await;
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_not_answered_with_a_101() {
+    let relay = Relay::plain().await;
+    let handshake = String::from_utf8(Handshake::new().bytes()).unwrap();
+    let broken = [
+        "\r\n\r\n".to_owned(),
+        "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0".repeat(64),
+        handshake.replacen("GET / HTTP/1.1", "GET /", 1),
+        handshake.replacen("Host:", "Ho st:", 1),
+        handshake.replacen("Host:", "Host", 1),
+        handshake.replacen("GET / HTTP/1.1", "GET / HTTP/9.9", 1),
+    ];
+    for bytes in broken {
+        let mut peer = relay.raw().await;
+        drop(peer.try_write(bytes.as_bytes()).await);
+        peer.half_close().await;
+        if let Some(answer) = peer.answer(true).await {
+            assert!(
+                (400..=505).contains(&answer.status),
+                "{bytes:?}: {answer:?}"
+            );
+        }
+    }
+    stop_untouched(relay).await;
+}
+
+#[tokio::test]
+async fn a_get_without_an_upgrade_says_how_to_connect() {
+    let relay = Relay::plain().await;
+    let answer = relay.http("GET", "/").await;
+    assert_eq!(answer.status, 426, "{answer:?}");
+    assert_eq!(answer.header("upgrade"), Some("websocket"));
+    let connection = answer.header("connection").unwrap_or_default();
+    assert!(
+        connection.to_ascii_lowercase().contains("upgrade"),
+        "{answer:?}"
+    );
+    assert_eq!(answer.body.trim_end().lines().count(), 1, "{answer:?}");
+    assert!(answer.body.contains("WebSocket"), "{answer:?}");
+
+    let mut peer = relay.raw().await;
+    let head = peer.http("HEAD", "/").await;
+    assert_eq!(head.status, 426, "{head:?}");
+    let next = peer.http("GET", "/livez").await;
+    assert_eq!(next.status, 200, "no body follows the answer to a HEAD");
+    stop_untouched(relay).await;
+}
+
+#[tokio::test]
+async fn a_101_proves_that_the_key_was_read_and_carries_the_id() {
+    let relay = Relay::plain().await;
+    for id in ["1", "2", "3"] {
+        let answer = relay.raw().await.upgrade(&Handshake::new()).await;
+        let accept = answer.header("sec-websocket-accept");
+        assert_eq!(accept, Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+        assert_eq!(
+            answer.header("x-user-id"),
+            Some(id),
+            "an id is never used again"
+        );
+        let upgrade = answer.header("upgrade").expect("an Upgrade header");
+        assert!(upgrade.eq_ignore_ascii_case("websocket"), "{answer:?}");
+        let connection = answer.header("connection").expect("a Connection header");
+        assert!(connection.eq_ignore_ascii_case("upgrade"), "{answer:?}");
+    }
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn names_and_lists_are_read_as_http_has_them() {
+    let relay = Relay::plain().await;
+    let good = Handshake::new();
+    let accepted = [
+        good.clone().but("Connection", "keep-alive, Upgrade"),
+        good.clone().but("Connection", "UPGRADE"),
+        good.clone()
+            .but("Connection", "keep-alive")
+            .with("Connection", "upgrade"),
+        good.clone().but("Upgrade", "WebSocket"),
+        good.clone().but("Upgrade", "h2c, websocket"),
+        good.clone()
+            .without("Sec-WebSocket-Key")
+            .with("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        good.clone().with("Cookie", "a=b"),
+        good.clone().target("/?from=here"),
+    ];
+    for handshake in accepted {
+        relay.raw().await.upgrade(&handshake).await;
+    }
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn only_our_subprotocol_is_echoed() {
+    async fn check(relay: &Relay, offers: &[&str], echoed: Option<&str>) {
+        let mut peer = relay.raw().await;
+        let handshake = offers.iter().fold(Handshake::new(), |handshake, offer| {
+            handshake.with("Sec-WebSocket-Protocol", offer)
+        });
+        let answer = peer.upgrade(&handshake).await;
+        assert_eq!(
+            answer.header("sec-websocket-protocol"),
+            echoed,
+            "{offers:?}"
+        );
+        peer.say(peer.id, "who am I?").await;
+        let dialect = match echoed {
+            Some(_) => {
+                assert_eq!(peer.json().await["type"], "welcome");
+                Dialect::V1
+            }
+            None => Dialect::Bare,
+        };
+        assert_eq!(
+            peer.json().await,
+            dialect.message(peer.id, "who am I?"),
+            "{offers:?}"
+        );
+    }
+
+    let relay = Relay::plain().await;
+    let v1 = Some("switchboard.v1");
+    check(&relay, &[], None).await;
+    check(&relay, &["switchboard.v1"], v1).await;
+    check(&relay, &["chat, switchboard.v1"], v1).await;
+    check(&relay, &["switchboard.v1,chat"], v1).await;
+    check(&relay, &["chat", "switchboard.v1"], v1).await;
+    check(&relay, &["chat"], None).await;
+    check(&relay, &["switchboard.v2"], None).await;
+    check(&relay, &["switchboard.v10"], None).await;
+    check(&relay, &["xswitchboard.v1"], None).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn no_extension_is_ever_claimed() {
+    let relay = Relay::plain().await;
+    let offers = [
+        "permessage-deflate",
+        "permessage-deflate; client_max_window_bits, x-webkit-deflate-frame",
+        "unheard-of",
+    ];
+    for offer in offers {
+        let handshake = Handshake::new().with("Sec-WebSocket-Extensions", offer);
+        let answer = relay.raw().await.upgrade(&handshake).await;
+        assert_eq!(answer.header("sec-websocket-extensions"), None, "{offer}");
+    }
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_handshake_may_come_byte_by_byte() {
+    let relay = Relay::plain().await;
+    let mut peer = relay.raw().await;
+    peer.trickle(&Handshake::new().bytes()).await.unwrap();
+    let answer = peer.answer(false).await.expect("an answer");
+    assert_eq!(answer.status, 101, "{answer:?}");
+    relay.stop().await;
+}
+
+both_strategies! {
+    /// A client may know its id, and send before it has read the answer.
+    async fn frames_behind_the_handshake_are_read(strategy) {
+        let relay = Relay::start(strategy, |_| ()).await;
+        for id in 1..=20 {
+            let mut peer = relay.raw().await;
+            let mut bytes = Handshake::new().bytes();
+            bytes.extend(message(id, "first").bytes());
+            bytes.extend(message(id, "second").bytes());
+            peer.write(&bytes).await;
+            assert_eq!(peer.answer(false).await.map(|answer| answer.status), Some(101));
+            assert_eq!(peer.json().await, json!({"sender_id": id, "message": "first"}));
+            assert_eq!(peer.json().await, json!({"sender_id": id, "message": "second"}));
+        }
+        relay.stop().await;
+    }
+
+    /// The essay's programs lose what is sent to somebody at once after the upgrade.
+    async fn whoever_has_a_101_can_be_written_to(strategy) {
+        let relay = Relay::start(strategy, |_| ()).await;
+        let mut sender = relay.v1().await;
+        for round in 0..100 {
+            let mut peer = relay.raw().await;
+            peer.upgrade(&Handshake::new()).await;
+            sender.ask(peer.id, "welcome", round).await;
+            assert_eq!(peer.json().await, json!({"sender_id": 1, "message": "welcome"}));
+            sender.learns(round, "delivered").await;
+        }
+        relay.stop().await;
+    }
+
+    /// Nobody is left in a seat whose owner never came.
+    async fn a_seat_whose_upgrade_failed_is_given_back(strategy) {
+        let relay = Relay::start(strategy, |_| ()).await;
+        for _ in 0..50 {
+            let mut peer = relay.raw().await;
+            peer.write(&Handshake::new().bytes()).await;
+            peer.reset();
+        }
+        let mut last = relay.bare().await;
+        for id in 1..last.id {
+            last.say(id, "is anybody there?").await;
+        }
+        eventually("all but one are gone", async || {
+            (relay.metric("switchboard_connections", &[]).await == 1).then_some(())
+        })
+        .await;
+        let scrape = relay.ledger().await;
+        assert_eq!(scrape.value("switchboard_connections_opened_total", &[]), last.id);
+        relay.stop().await;
+    }
+}
+
+/// A relay that waits a quarter of a second for a request.
+async fn impatient() -> Relay {
+    Relay::start(Strategy::Directory, |settings| {
+        settings.limits.header_timeout = Duration::from_millis(250);
+    })
+    .await
+}
+
+/// The relay ends the connection, with or without a word, and lets nobody in.
+fn assert_timed_out(answer: Option<&Answer>) {
+    if let Some(answer) = answer {
+        assert_eq!(answer.status, 408, "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_closed_after_the_header_timeout() {
+    let relay = impatient().await;
+    let mut peer = relay.raw().await;
+    assert_timed_out(peer.answer(true).await.as_ref());
+    stop_untouched(relay).await;
+}
+
+#[tokio::test]
+async fn half_a_request_is_closed_after_the_header_timeout() {
+    let relay = impatient().await;
+    let mut peer = relay.raw().await;
+    let handshake = Handshake::new().bytes();
+    peer.write(&handshake[..handshake.len() - 2]).await;
+    assert_timed_out(peer.answer(true).await.as_ref());
+    stop_untouched(relay).await;
+}
+
+/// Slowloris: a byte now and then must not buy more time.
+#[tokio::test]
+async fn a_request_that_trickles_is_closed_after_the_header_timeout() {
+    let relay = impatient().await;
+    let mut peer = relay.raw().await;
+    let head = String::from_utf8(Handshake::new().bytes()).unwrap();
+    peer.write(head.trim_end().as_bytes()).await;
+    let drip = async {
+        loop {
+            let (_, mut tx) = peer.stream.split();
+            let header = tokio::io::AsyncWriteExt::write_all(&mut tx, b"\r\nX-Drip: drop").await;
+            if header.is_err() {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    crate::harness::within("the relay loses patience", drip).await;
+    stop_untouched(relay).await;
+}
+
+/// A connection that is kept alive between two requests is no user, and not kept for ever.
+#[tokio::test]
+async fn an_idle_http_connection_is_closed_after_the_header_timeout() {
+    let relay = impatient().await;
+    let mut peer = relay.raw().await;
+    assert_eq!(peer.http("GET", "/livez").await.status, 200);
+    assert_timed_out(peer.answer(true).await.as_ref());
+    stop_untouched(relay).await;
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.limits.header_bytes = 8192;
+    })
+    .await;
+    let mut peer = relay.raw().await;
+    let large = Handshake::new().with("X-Filler", &"f".repeat(9000));
+    peer.write(&large.bytes()).await;
+    let answer = peer.answer(true).await.expect("an answer");
+    assert_eq!(answer.status, 431, "{answer:?}");
+    let fits = Handshake::new().with("X-Filler", &"f".repeat(7000));
+    relay.raw().await.upgrade(&fits).await;
+    relay.stop().await;
+}
+
+/// However large, and however it ends: the relay neither reads it all nor lets it in.
+#[tokio::test]
+async fn an_endless_head_is_cut_off() {
+    let relay = Relay::plain().await;
+    let mut peer = relay.raw().await;
+    peer.write(b"GET / HTTP/1.1\r\nX-Filler: ").await;
+    let filler = vec![b'f'; 64 * 1024];
+    let mut cut_off = false;
+    for _ in 0..1024 {
+        if peer.try_write(&filler).await.is_err() {
+            cut_off = true;
+            break;
+        }
+    }
+    assert!(cut_off, "64 MiB of one header were taken");
+    stop_untouched(relay).await;
+}
+
+/// The welcome is not the only thing that waits for the client's first read.
+#[tokio::test]
+async fn a_user_who_never_says_a_word_leaves_in_order() {
+    let relay = Relay::plain().await;
+    for dialect in Dialect::BOTH {
+        let peer: Raw = relay.raw_user(dialect).await;
+        let mut peer = peer;
+        peer.half_close().await;
+        assert_eq!(peer.drained().await, Seen::End);
+    }
+    relay.until_closed("client", "1006", 2).await;
+    relay.stop().await;
+}
