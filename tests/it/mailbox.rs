@@ -1,0 +1,337 @@
+//! What a recipient who does not read costs, and whom: the bounds of a mailbox, of all mailboxes
+//! together, and what happens at them.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use switchboard::config::{Overflow, Strategy};
+
+use crate::harness::{Client, Dialect, Raw, Relay, Seen, clog, eventually};
+
+const MAILBOX: &str = "switchboard_mailbox_messages";
+
+/// Sends until one message is refused, and returns how many were sent and what became of those
+/// that are settled. `to` does not read.
+async fn overfill(sender: &mut Client, to: u64, bytes: usize) -> (u64, Vec<(u64, String)>) {
+    let text = "x".repeat(bytes);
+    let mut outcomes = Vec::new();
+    for sent in 0..2000 {
+        sender.ask(to, &text, sent).await;
+        // An outcome from somebody who is away comes at once, and shows that the relay got here.
+        sender.ask(u64::from(u32::MAX), "", "barrier").await;
+        loop {
+            let (id, status) = outcome(&sender.hear().await);
+            match id.as_u64() {
+                None => break,
+                Some(id) => outcomes.push((id, status)),
+            }
+        }
+        if outcomes.iter().any(|(_, status)| status != "delivered") {
+            return (sent + 1, outcomes);
+        }
+    }
+    panic!("{to} takes everything, though it does not read");
+}
+
+fn outcome(frame: &Value) -> (Value, String) {
+    assert_eq!(frame["type"], "outcome", "{frame}");
+    let status = frame["status"].as_str().expect("a status");
+    (frame["id"].clone(), status.to_owned())
+}
+
+/// Hears outcomes until `sent` are known, and returns them by id. There is one for each.
+async fn settle(sender: &mut Client, sent: u64, mut outcomes: Vec<(u64, String)>) -> Vec<String> {
+    while (outcomes.len() as u64) < sent {
+        let (id, status) = outcome(&sender.hear().await);
+        outcomes.push((id.as_u64().expect("a number"), status));
+    }
+    outcomes.sort();
+    let ids: Vec<u64> = outcomes.iter().map(|(id, _)| *id).collect();
+    assert_eq!(ids, (0..sent).collect::<Vec<_>>(), "one outcome an id");
+    outcomes.into_iter().map(|(_, status)| status).collect()
+}
+
+/// The texts that a raw user hears, with what it is told to have missed.
+async fn hear_all(peer: &mut Raw, sent: u64) -> (Vec<String>, u64) {
+    let (mut texts, mut missed) = (Vec::new(), 0);
+    while texts.len() as u64 + missed < sent {
+        let frame = peer.json().await;
+        match frame["type"].as_str() {
+            Some("message") => texts.push(frame["message"].as_str().unwrap().to_owned()),
+            Some("dropped") => missed += frame["count"].as_u64().expect("a count"),
+            _ => panic!("{frame}"),
+        }
+    }
+    (texts, missed)
+}
+
+both_strategies! {
+    async fn a_mailbox_is_bounded_by_messages(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.mailbox.messages = 8;
+            settings.mailbox.bytes = 1 << 30;
+            settings.mailbox.total_bytes = 1 << 30;
+        })
+        .await;
+        let mut sender = relay.v1().await;
+        let slow = relay.narrow_user(Dialect::Bare).await;
+        let (sent, outcomes) = overfill(&mut sender, slow.id, 60_000).await;
+        let held = relay.metric(MAILBOX, &[]).await;
+        // One or two may be on their way, in the write buffer.
+        assert!((8..=12).contains(&held), "{held} of 8");
+        let slow = tokio::spawn(slow.drained());
+        let outcomes = settle(&mut sender, sent, outcomes).await;
+        assert_eq!(outcomes.iter().filter(|status| *status == "queue_full").count(), 1);
+        relay.stop().await;
+        assert_eq!(slow.await.unwrap(), Seen::End);
+    }
+
+    async fn a_mailbox_is_bounded_by_bytes(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.mailbox.messages = 1 << 20;
+            settings.mailbox.bytes = 600_000;
+        })
+        .await;
+        let mut sender = relay.v1().await;
+        let slow = relay.narrow_user(Dialect::Bare).await;
+        let (sent, outcomes) = overfill(&mut sender, slow.id, 60_000).await;
+        let held = relay.metric(MAILBOX, &[]).await;
+        assert!((5..=14).contains(&held), "{held} of 60,000 bytes each in 600,000");
+        let slow = tokio::spawn(slow.drained());
+        let outcomes = settle(&mut sender, sent, outcomes).await;
+        assert_eq!(outcomes.iter().filter(|status| *status == "queue_full").count(), 1);
+        relay.stop().await;
+        assert_eq!(slow.await.unwrap(), Seen::End);
+    }
+
+    /// The room for all mailboxes is one room: who fills it, fills it for all, and who reads
+    /// gives it back to all.
+    async fn all_mailboxes_together_are_bounded_by_bytes(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.mailbox.messages = 1 << 20;
+            settings.mailbox.bytes = 1 << 30;
+            settings.mailbox.total_bytes = 600_000;
+        })
+        .await;
+        let mut sender = relay.v1().await;
+        let slow = relay.narrow_user(Dialect::Bare).await;
+        let mut friend = relay.bare().await;
+        let (sent, outcomes) = overfill(&mut sender, slow.id, 60_000).await;
+        let held = relay.metric(MAILBOX, &[]).await;
+        assert!((5..=14).contains(&held), "{held} of 60,000 bytes each in 600,000");
+        sender.ask(friend.id, &"x".repeat(60_000), "no room").await;
+        sender.learns("no room", "queue_full").await;
+        let slow = tokio::spawn(slow.drained());
+        settle(&mut sender, sent, outcomes).await;
+        relay.until_metric(MAILBOX, &[], 0).await;
+        sender.ask(friend.id, &"x".repeat(60_000), "room").await;
+        friend.hears(sender.id, &"x".repeat(60_000)).await;
+        sender.learns("room", "delivered").await;
+        relay.stop().await;
+        assert_eq!(slow.await.unwrap(), Seen::End);
+    }
+
+    /// Room is given back by those who leave, not only by those who read.
+    async fn the_room_of_one_who_leaves_is_given_back(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.mailbox.messages = 1 << 20;
+            settings.mailbox.bytes = 1 << 30;
+            settings.mailbox.total_bytes = 600_000;
+        })
+        .await;
+        let mut sender = relay.v1().await;
+        let mut friend = relay.bare().await;
+        for round in 0..3 {
+            let slow = relay.narrow_user(Dialect::Bare).await;
+            let (sent, outcomes) = overfill(&mut sender, slow.id, 60_000).await;
+            slow.reset();
+            settle(&mut sender, sent, outcomes).await;
+            relay.until_metric(MAILBOX, &[], 0).await;
+            let text = format!("{round} {}", "x".repeat(60_000));
+            sender.ask(friend.id, &text, "room").await;
+            friend.hears(sender.id, &text).await;
+            sender.learns("room", "delivered").await;
+        }
+        assert_eq!(relay.metric("switchboard_mailbox_bytes", &[]).await, 0);
+        relay.stop().await;
+    }
+
+    async fn drop_newest_refuses_what_comes(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.mailbox.messages = 8;
+            settings.mailbox.overflow = Overflow::DropNewest;
+        })
+        .await;
+        let mut sender = relay.v1().await;
+        let mut slow = relay.narrow_user(Dialect::V1).await;
+        let sent = numbered(&mut sender, slow.id, 150).await;
+        let outcomes = until_settled_but(&mut sender, sent, 12).await;
+        let (texts, missed) = hear_all(&mut slow, sent).await;
+        let outcomes = settle(&mut sender, sent, outcomes).await;
+        assert!(missed > 0);
+        let delivered = with_status(&outcomes, "delivered");
+        assert_eq!(numbers(&texts), delivered, "delivered is what arrived, in order");
+        assert_eq!(with_status(&outcomes, "queue_full").len() as u64, missed);
+        let first_refused = outcomes.iter().position(|status| status == "queue_full").unwrap();
+        assert!(outcomes[first_refused..].iter().all(|status| status == "queue_full"));
+        relay.stop().await;
+    }
+
+    async fn drop_oldest_refuses_what_waits(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.mailbox.messages = 8;
+            settings.mailbox.overflow = Overflow::DropOldest;
+        })
+        .await;
+        let mut sender = relay.v1().await;
+        let mut slow = relay.narrow_user(Dialect::V1).await;
+        let sent = numbered(&mut sender, slow.id, 150).await;
+        let outcomes = until_settled_but(&mut sender, sent, 12).await;
+        let (texts, missed) = hear_all(&mut slow, sent).await;
+        let outcomes = settle(&mut sender, sent, outcomes).await;
+        assert!(missed > 0);
+        let delivered = with_status(&outcomes, "delivered");
+        assert_eq!(numbers(&texts), delivered, "delivered is what arrived, in order");
+        assert_eq!(with_status(&outcomes, "queue_full").len() as u64, missed);
+        // One or two of the eight may be on their way, and old.
+        let newest = &outcomes[outcomes.len() - 4..];
+        assert!(newest.iter().all(|status| status == "delivered"), "{newest:?}");
+        relay.stop().await;
+    }
+
+    /// A message that is larger than the mailbox may hold pushes nobody out.
+    async fn drop_oldest_keeps_to_the_bytes(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.mailbox.messages = 1 << 20;
+            settings.mailbox.bytes = 600_000;
+            settings.mailbox.overflow = Overflow::DropOldest;
+        })
+        .await;
+        let mut sender = relay.v1().await;
+        let mut slow = relay.narrow_user(Dialect::V1).await;
+        let sent = numbered(&mut sender, slow.id, 150).await;
+        let outcomes = until_settled_but(&mut sender, sent, 14).await;
+        let (texts, missed) = hear_all(&mut slow, sent).await;
+        let outcomes = settle(&mut sender, sent, outcomes).await;
+        assert_eq!(numbers(&texts), with_status(&outcomes, "delivered"));
+        assert_eq!(with_status(&outcomes, "queue_full").len() as u64, missed);
+        relay.stop().await;
+    }
+
+    async fn disconnect_closes_with_1013(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.mailbox.messages = 8;
+            settings.mailbox.overflow = Overflow::Disconnect;
+        })
+        .await;
+        for dialect in Dialect::BOTH {
+            let mut sender = relay.v1().await;
+            let mut slow = relay.narrow_user(dialect).await;
+            let (sent, outcomes) = overfill(&mut sender, slow.id, 60_000).await;
+            let (frames, code, _) = slow.rest().await;
+            assert_eq!(code, 1013, "{dialect:?}");
+            let outcomes = settle(&mut sender, sent, outcomes).await;
+            let heard = frames.iter().filter(|frame| frame.get("message").is_some()).count();
+            // A message that is `disconnected` may have arrived.
+            assert!(with_status(&outcomes, "delivered").len() <= heard, "{outcomes:?}");
+            let refused = with_status(&outcomes, "delivered").len()
+                + with_status(&outcomes, "queue_full").len()
+                + with_status(&outcomes, "disconnected").len();
+            assert_eq!(refused as u64, sent, "{outcomes:?}");
+            sender.ask(slow.id, "still there?", "late").await;
+            sender.learns("late", "offline").await;
+        }
+        relay.until_closed("server", "1013", 2).await;
+        relay.stop().await;
+    }
+
+    /// Nobody waits for one who does not read.
+    async fn a_sender_never_waits_for_a_recipient(strategy) {
+        let relay = Relay::start(strategy, |settings| settings.mailbox.messages = 8).await;
+        let mut sender = relay.bare().await;
+        let mut friend = relay.bare().await;
+        let slow = relay.narrow_user(Dialect::Bare).await;
+        clog(&relay, &mut sender, slow.id, 60_000, 8).await;
+        for n in 0..200 {
+            sender.say(slow.id, &"x".repeat(60_000)).await;
+            sender.say(friend.id, &n.to_string()).await;
+            friend.hears(sender.id, &n.to_string()).await;
+        }
+        let scrape = relay.ledger().await;
+        assert!(scrape.dropped("queue_full") >= 190, "{:?}", scrape.ledger());
+        slow.reset();
+        relay.stop().await;
+    }
+
+    /// A burst that fits arrives whole, though nobody reads at first.
+    async fn a_burst_that_fits_is_not_dropped(strategy) {
+        let relay = Relay::start(strategy, |_| ()).await;
+        let mut sender = relay.v1().await;
+        let mut friend = relay.raw_user(Dialect::Bare).await;
+        for n in 0..256 {
+            sender.ask(friend.id, &n.to_string(), n).await;
+        }
+        for n in 0..256 {
+            assert_eq!(friend.json().await, Dialect::Bare.message(1, &n.to_string()));
+        }
+        let outcomes = settle(&mut sender, 256, Vec::new()).await;
+        assert!(outcomes.iter().all(|status| status == "delivered"));
+        relay.stop().await;
+    }
+}
+
+/// A sender that does not read either: still nobody waits.
+#[tokio::test]
+async fn a_mailbox_is_emptied_when_its_owner_times_out() {
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.keepalive.write_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let mut sender = relay.v1().await;
+    let slow = relay.narrow_user(Dialect::Bare).await;
+    let (sent, outcomes) = overfill(&mut sender, slow.id, 60_000).await;
+    let outcomes = settle(&mut sender, sent, outcomes).await;
+    assert!(
+        !with_status(&outcomes, "disconnected").is_empty(),
+        "{outcomes:?}"
+    );
+    eventually("the mailbox is gone", async || {
+        (relay.metric(MAILBOX, &[]).await == 0).then_some(())
+    })
+    .await;
+    drop(slow);
+    relay.stop().await;
+}
+
+/// Sends messages that begin with their number, far more than fit.
+async fn numbered(sender: &mut Client, to: u64, count: u64) -> u64 {
+    for n in 0..count {
+        sender
+            .ask(to, &format!("{n} {}", "x".repeat(60_000)), n)
+            .await;
+    }
+    count
+}
+
+/// Hears outcomes until all but at most `held` of them are known: the rest waits in the mailbox.
+async fn until_settled_but(sender: &mut Client, sent: u64, held: u64) -> Vec<(u64, String)> {
+    let mut outcomes = Vec::new();
+    while (outcomes.len() as u64) < sent - held {
+        let (id, status) = outcome(&sender.hear().await);
+        outcomes.push((id.as_u64().expect("a number"), status));
+    }
+    outcomes
+}
+
+fn numbers(texts: &[String]) -> Vec<usize> {
+    let number = |text: &String| text.split_once(' ').unwrap().0.parse().unwrap();
+    texts.iter().map(number).collect()
+}
+
+fn with_status(outcomes: &[String], status: &str) -> Vec<usize> {
+    let found = outcomes
+        .iter()
+        .enumerate()
+        .filter(|(_, has)| *has == status);
+    found.map(|(id, _)| id).collect()
+}
