@@ -1,0 +1,215 @@
+//! Pings, and the peers that do not answer or do not read. The settings are short; what is waited
+//! for is what happens, not how long it took.
+
+use std::time::Duration;
+
+use switchboard::config::Strategy;
+use tokio::io::AsyncReadExt;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::harness::raw::{PING, PONG};
+use crate::harness::{Dialect, Relay, Seen, Wire, clog, within};
+
+/// A relay that pings every `interval` and waits `timeout` for the pong.
+async fn pinging(strategy: Strategy, interval: Duration, timeout: Duration) -> Relay {
+    Relay::start(strategy, |settings| {
+        settings.keepalive.ping_interval = interval;
+        settings.keepalive.pong_timeout = timeout;
+    })
+    .await
+}
+
+const SOON: Duration = Duration::from_millis(200);
+const LATE: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn a_silent_user_is_pinged_and_stays_while_it_answers() {
+    let relay = pinging(Strategy::Directory, SOON, Duration::from_secs(5)).await;
+    for dialect in Dialect::BOTH {
+        let mut peer = relay.raw_user(dialect).await;
+        for _ in 0..6 {
+            let ping = peer.frame().await;
+            assert_eq!(ping.opcode, PING);
+            assert!(ping.payload.len() <= 125);
+            peer.write(&Wire::new(PONG, ping.payload).bytes()).await;
+        }
+        peer.write(&Wire::close(1000, "").bytes()).await;
+        assert_eq!(peer.answered().await.1, 1000);
+    }
+    relay.until_closed("client", "1000", 2).await;
+    relay.stop().await;
+}
+
+both_strategies! {
+    async fn a_user_who_answers_no_ping_is_closed(strategy) {
+        let relay = pinging(strategy, SOON, SOON).await;
+        let mut friend = relay.v1().await;
+        for dialect in Dialect::BOTH {
+            let peer = relay.raw_user(dialect).await;
+            let id = peer.id;
+            let ended = tokio::spawn(peer.drained());
+            // The friend's library answers pings while it listens.
+            let labels = [("initiator", "server"), ("code", "pong_timeout")];
+            let closed = u64::from(dialect == Dialect::V1) + 1;
+            let name = "switchboard_connections_closed_total";
+            let wait = relay.until_metric(name, &labels, closed);
+            tokio::select! {
+                () = wait => {}
+                heard = friend.next() => panic!("{heard:?}"),
+            }
+            within("the end", ended).await.unwrap();
+            friend.ask(id, "are you asleep?", id).await;
+            friend.learns(id, "offline").await;
+        }
+        relay.stop().await;
+    }
+
+    /// The peer is there, but takes nothing.
+    async fn a_user_who_never_reads_is_closed(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.keepalive.write_timeout = Duration::from_millis(500);
+        })
+        .await;
+        let mut sender = relay.v1().await;
+        for times in 1..=2 {
+            let slow = relay.narrow_user(Dialect::BOTH[times - 1]).await;
+            let sent = clog(&relay, &mut sender, slow.id, 60_000, 3).await;
+            relay.until_closed("server", "write_timeout", times as u64).await;
+            let mut disconnected = 0;
+            for _ in 0..sent {
+                let outcome = sender.hear().await;
+                disconnected += u64::from(outcome["status"] == "disconnected");
+            }
+            assert!(disconnected >= 3, "{disconnected} of {sent}");
+            sender.ask(slow.id, "are you asleep?", "late").await;
+            sender.learns("late", "offline").await;
+        }
+        relay.stop().await;
+    }
+}
+
+/// A pong that nobody asked for is no answer to a ping that came later.
+#[tokio::test]
+async fn a_user_who_talks_but_answers_no_ping_is_closed() {
+    let relay = pinging(Strategy::Directory, SOON, SOON).await;
+    let mut peer = relay.raw_user(Dialect::Bare).await;
+    let id = peer.id;
+    let talk = async {
+        loop {
+            let message = crate::harness::raw::message(id, "I am so busy").bytes();
+            if peer.try_write(&message).await.is_err() {
+                break;
+            }
+            match peer.next().await {
+                Seen::Frame(_) => {}
+                Seen::End | Seen::Reset => break,
+            }
+        }
+    };
+    within("the relay hangs up", talk).await;
+    relay.until_closed("server", "pong_timeout", 1).await;
+    relay.stop().await;
+}
+
+/// Every user has a clock of its own: nobody is pinged before half of the interval, and not all
+/// at once.
+#[tokio::test]
+async fn first_pings_are_spread_over_the_second_half_of_the_interval() {
+    let interval = Duration::from_secs(2);
+    let relay = pinging(Strategy::Directory, interval, LATE).await;
+    let mut tasks = JoinSet::new();
+    for _ in 0..40 {
+        let mut peer = relay.raw().await;
+        let before = Instant::now();
+        peer.upgrade(&crate::harness::Handshake::new()).await;
+        tasks.spawn(async move {
+            assert_eq!(peer.frame().await.opcode, PING);
+            before.elapsed()
+        });
+    }
+    let waited = within("everybody is pinged", tasks.join_all()).await;
+    let (least, most) = (waited.iter().min().unwrap(), waited.iter().max().unwrap());
+    assert!(*least >= interval / 2, "a ping after {least:?}");
+    assert!(
+        *most > *least + interval / 20,
+        "all pings between {least:?} and {most:?}"
+    );
+    relay.stop().await;
+}
+
+/// The write clock starts again with every byte that goes out.
+#[tokio::test]
+async fn a_user_who_reads_slowly_stays() {
+    let write_timeout = Duration::from_secs(2);
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.keepalive.write_timeout = write_timeout;
+    })
+    .await;
+    let mut sender = relay.v1().await;
+    let mut slow = relay.narrow_user(Dialect::Bare).await;
+    let sent = clog(&relay, &mut sender, slow.id, 60_000, 10).await;
+    let begun = Instant::now();
+    let mut sip = [0; 16 * 1024];
+    let mut taken = Vec::new();
+    while begun.elapsed() < write_timeout * 2 {
+        let sip = slow.stream.read(&mut sip).await.map(|read| &sip[..read]);
+        taken.extend_from_slice(sip.expect("the relay waits"));
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(relay.metric("switchboard_connections", &[]).await, 2);
+    // All of it arrives, and the sender learns so.
+    let all = tokio::spawn(async move {
+        let (_, code, _) = slow.after(&taken).rest().await;
+        code
+    });
+    for n in 0..sent {
+        sender.learns(format!("clog-{n}"), "delivered").await;
+    }
+    relay.stop().await;
+    assert_eq!(all.await.unwrap(), 1012);
+}
+
+#[tokio::test]
+async fn a_client_with_a_library_needs_to_do_nothing() {
+    let relay = pinging(
+        Strategy::Directory,
+        Duration::from_millis(100),
+        Duration::from_secs(5),
+    )
+    .await;
+    let mut user = relay.v1().await;
+    let mut counted = relay.raw_user(Dialect::Bare).await;
+    let count = async {
+        for _ in 0..20 {
+            let ping = counted.frame().await;
+            counted.write(&Wire::new(PONG, ping.payload).bytes()).await;
+        }
+    };
+    tokio::select! {
+        () = count => {}
+        heard = user.next() => panic!("{heard:?}"),
+    }
+    user.say(user.id, "still here").await;
+    user.hears(user.id, "still here").await;
+    relay.stop().await;
+}
+
+/// The peer is gone without a word, as behind a cable that was cut: it is the pong that is missed.
+#[tokio::test]
+async fn a_user_who_reads_but_does_not_answer_sees_the_end() {
+    let relay = pinging(Strategy::Directory, SOON, SOON).await;
+    let mut peer = relay.raw_user(Dialect::V1).await;
+    let mut pings = 0;
+    let end = loop {
+        match peer.next().await {
+            Seen::Frame(frame) if frame.opcode == PING => pings += 1,
+            Seen::Frame(frame) => assert_eq!(frame.opcode, crate::harness::raw::CLOSE, "{frame:?}"),
+            end => break end,
+        }
+    };
+    assert!(pings >= 1);
+    assert_eq!(end, Seen::End);
+    relay.until_closed("server", "pong_timeout", 1).await;
+    relay.stop().await;
+}
