@@ -15,6 +15,7 @@ mod config; // where settings come from, and what is refused
 mod framing; // RFC 6455 sections 5 and 7, byte by byte
 mod handshake; // who gets a 101, and what the others are told
 mod keepalive; // pings, and the peers that do not answer or do not read
+mod limits; // a full node
 mod mailbox; // what a recipient who does not read costs, and whom
 mod metrics; // the contract with operators: families, labels, dashboards, rules
 mod operations; // image, compose, dashboard, alerts, as far as they can be read
