@@ -14,6 +14,7 @@ mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
 mod framing; // RFC 6455 sections 5 and 7, byte by byte
 mod handshake; // who gets a 101, and what the others are told
+mod http; // metrics, health, and where they are served
 mod keepalive; // pings, and the peers that do not answer or do not read
 mod limits; // a full node
 mod mailbox; // what a recipient who does not read costs, and whom
