@@ -12,6 +12,7 @@ mod bare; // the essay's contract
 mod bench; // the yardstick: scenarios, and mistakes that it finds out
 mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
+mod drain; // what a stop does to users, to HTTP and to the messages under way
 mod framing; // RFC 6455 sections 5 and 7, byte by byte
 mod handshake; // who gets a 101, and what the others are told
 mod http; // metrics, health, and where they are served
