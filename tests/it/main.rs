@@ -22,6 +22,7 @@ mod mailbox; // what a recipient who does not read costs, and whom
 mod metrics; // the contract with operators: families, labels, dashboards, rules
 mod operations; // image, compose, dashboard, alerts, as far as they can be read
 mod order; // the order within a pair, and fairness between pairs
+mod same_string; // any JSON string arrives as the same string
 mod session; // one session by itself, on paused time
 mod tidy; // the shape of the sources
 mod tls; // certificates on either listener, and the operator's token
