@@ -10,6 +10,7 @@ mod harness;
 
 mod bare; // the essay's contract
 mod bench; // the yardstick: scenarios, and mistakes that it finds out
+mod chaos; // hundreds of clients that do as they like, and a ledger that balances
 mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
 mod drain; // what a stop does to users, to HTTP and to the messages under way
