@@ -39,7 +39,7 @@
 //! | [`cluster`] | other nodes, through NATS |
 //! | [`ledger`] | each message received once and settled once, by type |
 //! | [`lifecycle`] | from ready to gone |
-//! | [`telemetry`] | logs and metrics |
+//! | [`telemetry`] | logs, metrics and traces |
 //! | [`identity`] | user ids and where they come from |
 //! | [`ticket`] | what lets a user come back with its id |
 //! | [`bench`] | loads a relay, measures it, checks every message |

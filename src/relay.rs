@@ -350,10 +350,13 @@ impl Membership {
             recipient,
             message,
             id,
+            traceparent,
         } = inbound;
         let shared = &self.place.0.shared;
         let in_hand = InHand::receive(&*shared.metrics);
-        let receipt = id.map(|id| Box::new(Receipt::new(self.seat.clone(), id)));
+        // Without the quotes of the literal.
+        let trace = shared.traces.message(traceparent, Some(message.len() - 2));
+        let receipt = Receipt::to_user(&self.seat, id, trace);
         let sender = self.seat.id();
         if let Some(port) = &mut self.port {
             let in_hand = in_hand.carry(shared.metrics.clone());
@@ -387,9 +390,11 @@ impl Membership {
         status: Status,
         wakes: &mut Wakes,
     ) {
-        InHand::receive(&*self.place.0.shared.metrics).dropped(reason);
-        if let Some(id) = id {
-            Receipt::new(self.seat.clone(), id).settle(status, wakes);
+        let shared = &self.place.0.shared;
+        InHand::receive(&*shared.metrics).dropped(reason);
+        let trace = shared.traces.message(None, None);
+        if let Some(receipt) = Receipt::to_user(&self.seat, id, trace) {
+            receipt.settle(status, wakes);
         }
     }
 

@@ -173,17 +173,27 @@ impl Cluster {
         wakes: &mut Wakes,
     ) {
         let shared = &self.shared;
+        // What becomes of the message elsewhere is for the trace to say there.
+        let (receipt, trace) = match letter.receipt {
+            Some(receipt) => receipt.without_trace(),
+            None => (None, None),
+        };
         let settled = if shared.leases.holds(recipient) {
             in_hand.dropped(DropReason::Offline);
-            Err((Status::Offline, letter.receipt))
+            Err((Status::Offline, receipt))
         } else {
             let parcel = Parcel {
                 recipient,
                 payload: encode_message(letter.sender, letter.message),
-                receipt: letter.receipt,
+                receipt,
             };
             shared.queue().push(parcel, in_hand)
         };
+        match (trace, &settled) {
+            (None, _) => {}
+            (Some(mut trace), Ok(())) => trace.queued(),
+            (Some(trace), Err((status, _))) => trace.dropped(status.as_str()),
+        }
         match settled {
             Ok(()) => wakes.add(shared.bell.ring()),
             Err((status, Some(receipt))) => receipt.settle(status, wakes),

@@ -12,6 +12,7 @@ use crate::identity::UserId;
 use crate::ledger::{Held, InHand};
 use crate::protocol::{Dialect, Outbound, message_frame_bytes, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
+use crate::telemetry::trace::Traced;
 
 /// What happens to a message that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,7 +155,11 @@ impl Mailbox {
         letter: Letter<'_>,
         in_hand: InHand<M>,
     ) -> Pushed {
-        let bytes = message_frame_bytes(dialect, letter.sender, letter.message.len());
+        let trace = letter.receipt.as_ref().and_then(|receipt| receipt.trace());
+        let traceparent = trace.map(Traced::traceparent);
+        let traceparent = traceparent.as_deref();
+        let message = letter.message;
+        let bytes = message_frame_bytes(dialect, letter.sender, message.len(), traceparent);
         let mut evicted = Vec::new();
         while !self.make_room(bytes) {
             let oldest = match self.bounds.overflow {
@@ -172,12 +177,17 @@ impl Mailbox {
         }
         let outbound = Outbound::Message {
             sender_id: letter.sender,
-            message: letter.message,
+            message,
+            traceparent,
         };
         push_frame(&mut self.frames, dialect, outbound);
+        let mut receipt = letter.receipt;
+        if let Some(trace) = receipt.as_mut().and_then(|receipt| receipt.trace_mut()) {
+            trace.queued();
+        }
         self.entries.push_back(Entry {
             read_at: letter.read_at,
-            receipt: letter.receipt,
+            receipt,
             bytes: u32::try_from(bytes).expect("limits.frame_bytes is far below 4 GiB"),
             end: 0,
         });

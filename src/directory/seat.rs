@@ -13,6 +13,7 @@ use crate::identity::{Lineage, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
+use crate::telemetry::trace::Traced;
 
 /// Why a session has to end, as others tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +73,12 @@ impl ClientId {
     }
 }
 
-/// The duty to tell a sender what became of one message. Dropping it tells `disconnected`.
+/// What is owed for one message once it is known what became of it: the outcome to whoever asked, and
+/// the end of its trace. Dropping it says `disconnected`.
 #[derive(Debug)]
 pub struct Receipt {
-    to: Addressee,
-    open: bool,
+    to: Option<Addressee>,
+    trace: Option<Box<Traced>>,
 }
 
 /// Who is told.
@@ -89,40 +91,65 @@ enum Addressee {
 }
 
 impl Receipt {
-    pub(crate) fn new(sender: Arc<Seat>, id: &str) -> Self {
-        Self {
-            to: Addressee::User(sender, ClientId::new(id)),
-            open: true,
+    /// For a message of a user who is here; nothing is owed for nearly every one.
+    pub(crate) fn to_user(
+        sender: &Arc<Seat>,
+        id: Option<&str>,
+        trace: Option<Box<Traced>>,
+    ) -> Option<Box<Self>> {
+        if id.is_none() && trace.is_none() {
+            return None;
         }
+        let to = id.map(|id| Addressee::User(sender.clone(), ClientId::new(id)));
+        Some(Box::new(Self { to, trace }))
     }
 
     /// For a message that another node has sent here; owed from `now`, microseconds.
     pub(crate) fn to_node(answers: Arc<Answers>, token: u64, now: u64) -> Self {
         answers.open(token, now);
         Self {
-            to: Addressee::Node(answers, token),
-            open: true,
+            to: Some(Addressee::Node(answers, token)),
+            trace: None,
         }
     }
 
+    /// The trace of the message.
+    pub(crate) fn trace(&self) -> Option<&Traced> {
+        self.trace.as_deref()
+    }
+
+    /// The trace of the message, to go on with.
+    pub(crate) fn trace_mut(&mut self) -> Option<&mut Traced> {
+        self.trace.as_deref_mut()
+    }
+
+    /// Takes the trace out; what is still owed then, if anything.
+    pub(crate) fn without_trace(mut self: Box<Self>) -> (Option<Box<Self>>, Option<Box<Traced>>) {
+        let trace = self.trace.take();
+        (self.to.is_some().then_some(self), trace)
+    }
+
     pub(crate) fn settle(mut self, status: Status, wakes: &mut Wakes) {
-        self.open = false;
         wakes.add(self.tell(status));
     }
 
-    fn tell(&self, status: Status) -> Option<Waker> {
-        match &self.to {
-            Addressee::User(seat, id) => seat.reply(id, status),
-            Addressee::Node(answers, token) => answers.settle(*token, status),
+    fn tell(&mut self, status: Status) -> Option<Waker> {
+        if let Some(trace) = self.trace.take() {
+            match status {
+                Status::Delivered => trace.delivered(),
+                lost => trace.dropped(lost.as_str()),
+            }
+        }
+        match self.to.take()? {
+            Addressee::User(seat, id) => seat.reply(&id, status),
+            Addressee::Node(answers, token) => answers.settle(token, status),
         }
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        if self.open
-            && let Some(waker) = self.tell(Status::Disconnected)
-        {
+        if let Some(waker) = self.tell(Status::Disconnected) {
             waker.wake();
         }
     }

@@ -118,6 +118,7 @@ pub(super) async fn upgrade(
     let traceparent = the_only(request.headers(), &TRACEPARENT);
     let span = host.relay.traces().handshake(
         request.method().as_str(),
+        if host.tls.is_some() { "https" } else { "http" },
         request.uri().path(),
         traceparent.and_then(|value| value.to_str().ok()),
     );

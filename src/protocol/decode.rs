@@ -23,6 +23,9 @@ pub struct Inbound<'a> {
     pub message: &'a str,
     /// The sender's own name for it, a JSON string or integer, where it asks for an outcome.
     pub id: Option<&'a str>,
+    /// What is between the quotes of its `traceparent`, well formed or not: a bad one counts as none
+    /// (W3C Trace Context section 4.3), so it is for whoever wants a trace to look at.
+    pub traceparent: Option<&'a str>,
 }
 
 /// The fields of a client's message.
@@ -120,6 +123,7 @@ fn short(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
             recipient,
             message,
             id: None,
+            traceparent: None,
         });
     }
     if dialect == Dialect::Bare {
@@ -138,6 +142,7 @@ fn short(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
         recipient,
         message,
         id: Some(id),
+        traceparent: None,
     })
 }
 
@@ -160,7 +165,10 @@ fn digits(text: &str) -> Option<(u64, &str)> {
 }
 
 fn general(text: &str, dialect: Dialect) -> Result<Inbound<'_>, BadInput> {
-    let Fields(fields) = serde_json::from_str(text).map_err(|_| BadInput::NotJson)?;
+    let Members {
+        fields,
+        traceparent,
+    } = serde_json::from_str(text).map_err(|_| BadInput::NotJson)?;
     let one = |field: Field| match fields[field as usize] {
         Occurrence::None => Err(BadInput::Missing(field)),
         Occurrence::Once(value) => Ok(value.get()),
@@ -175,10 +183,15 @@ fn general(text: &str, dialect: Dialect) -> Result<Inbound<'_>, BadInput> {
         (Dialect::Bare, _) | (Dialect::V1, Occurrence::None) => None,
         (Dialect::V1, _) => Some(client_id(one(Field::Id)?)?),
     };
+    let traceparent = match (dialect, traceparent) {
+        (Dialect::V1, Occurrence::Once(value)) => text_of(value.get()),
+        _ => None,
+    };
     Ok(Inbound {
         recipient,
         message,
         id,
+        traceparent,
     })
 }
 
@@ -210,6 +223,11 @@ fn is_sound_string(raw: &str) -> bool {
         && (memmem::find(raw.as_bytes(), b"\\u").is_none() || decoded_len(raw).is_some())
 }
 
+/// What is between the quotes of a JSON string.
+fn text_of(raw: &str) -> Option<&str> {
+    raw.strip_prefix('"')?.strip_suffix('"')
+}
+
 fn decoded_len(raw: &str) -> Option<usize> {
     serde_json::from_str::<Text<'_>>(raw)
         .ok()
@@ -226,42 +244,55 @@ enum Occurrence<'a> {
     More,
 }
 
-/// How often each [`Field`] came, and its value. A visitor by hand, since a derived struct also
-/// takes an array, and says nothing of the field where it fails.
-struct Fields<'a>([Occurrence<'a>; 3]);
+/// How often each [`Field`] and a `traceparent` came, and their values. A visitor by hand, since a
+/// derived struct also takes an array, and says nothing of the field where it fails.
+struct Members<'a> {
+    fields: [Occurrence<'a>; 3],
+    traceparent: Occurrence<'a>,
+}
 
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Fields<'de>;
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a JSON object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-                let mut fields = [Occurrence::None; 3];
-                while let Some(Key(field)) = map.next_key()? {
-                    let Some(field) = field else {
-                        map.next_value::<IgnoredAny>()?;
-                        continue;
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Members {
+                    fields: [Occurrence::None; 3],
+                    traceparent: Occurrence::None,
+                };
+                while let Some(key) = map.next_key()? {
+                    let seen = match key {
+                        Key::Field(field) => &mut members.fields[field as usize],
+                        Key::Traceparent => &mut members.traceparent,
+                        Key::Other => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
                     };
                     let value = map.next_value()?;
-                    let seen = &mut fields[field as usize];
                     *seen = match seen {
                         Occurrence::None => Occurrence::Once(value),
                         _ => Occurrence::More,
                     };
                 }
-                Ok(Fields(fields))
+                Ok(members)
             }
         }
-        deserializer.deserialize_map(Members)
+        deserializer.deserialize_map(Object)
     }
 }
 
-struct Key(Option<Field>);
+enum Key {
+    Field(Field),
+    Traceparent,
+    Other,
+}
 
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -274,12 +305,13 @@ impl<'de> Deserialize<'de> for Key {
             }
 
             fn visit_str<E>(self, name: &str) -> Result<Key, E> {
-                Ok(Key(match name {
-                    "recipient_id" => Some(Field::RecipientId),
-                    "message" => Some(Field::Message),
-                    "id" => Some(Field::Id),
-                    _ => None,
-                }))
+                Ok(match name {
+                    "recipient_id" => Key::Field(Field::RecipientId),
+                    "message" => Key::Field(Field::Message),
+                    "id" => Key::Field(Field::Id),
+                    "traceparent" => Key::Traceparent,
+                    _ => Key::Other,
+                })
             }
         }
         deserializer.deserialize_str(Name)
@@ -423,6 +455,31 @@ mod tests {
     }
 
     #[test]
+    fn a_traceparent_is_never_at_fault() {
+        let traceparent = |field: &str, dialect| {
+            let text = format!(r#"{{"recipient_id":2,"message":""{field}}}"#);
+            decode(&text, dialect)
+                .unwrap()
+                .traceparent
+                .map(str::to_owned)
+        };
+        for (field, expected) in [
+            ("", None),
+            (r#","traceparent":"00-af-b7-01""#, Some("00-af-b7-01")),
+            (r#","id":7,"traceparent":"""#, Some("")),
+            (r#","traceparent":"\ud800""#, Some(r"\ud800")),
+            (r#","traceparent":7"#, None),
+            (r#","traceparent":null"#, None),
+            (r#","traceparent":["00-af-b7-01"]"#, None),
+            (r#","traceparent":"a","traceparent":"a""#, None),
+        ] {
+            let found = traceparent(field, Dialect::V1);
+            assert_eq!(found.as_deref(), expected, "{field}");
+            assert_eq!(traceparent(field, Dialect::Bare), None, "{field}");
+        }
+    }
+
+    #[test]
     fn every_detail_fits_a_close_frame() {
         for field in [Field::RecipientId, Field::Message, Field::Id] {
             for bad in [
@@ -444,6 +501,7 @@ mod tests {
             Just("\"recipient_id\""),
             Just("\"message\""),
             Just("\"id\""),
+            Just("\"traceparent\""),
             Just(":"),
             Just(","),
             Just(" "),

@@ -34,6 +34,8 @@ pub enum Outbound<'a> {
         sender_id: UserId,
         /// A JSON string literal.
         message: &'a str,
+        /// The trace that it is part of, in `switchboard.v1`.
+        traceparent: Option<&'a str>,
     },
     /// What became of the message that the client called `id`.
     Outcome {
@@ -66,10 +68,33 @@ pub enum Outbound<'a> {
 pub fn push_frame(buffer: &mut Vec<u8>, dialect: Dialect, outbound: Outbound<'_>) {
     let mut number = itoa::Buffer::new();
     match (dialect, outbound) {
-        (_, Outbound::Message { sender_id, message }) => {
+        (
+            _,
+            Outbound::Message {
+                sender_id,
+                message,
+                traceparent,
+            },
+        ) => {
             let [head, middle, tail] = message_parts(dialect);
             let sender = number.format(sender_id.get());
-            text_frame(buffer, &[head, sender, middle, message, tail]);
+            let [before, after] = TRACEPARENT_PARTS;
+            match (dialect, traceparent) {
+                (Dialect::V1, Some(traceparent)) => {
+                    let parts = [
+                        head,
+                        sender,
+                        middle,
+                        message,
+                        before,
+                        traceparent,
+                        after,
+                        tail,
+                    ];
+                    text_frame(buffer, &parts);
+                }
+                _ => text_frame(buffer, &[head, sender, middle, message, tail]),
+            }
         }
         (Dialect::Bare, _) => {}
         (Dialect::V1, Outbound::Outcome { id, status }) => {
@@ -125,11 +150,23 @@ fn message_parts(dialect: Dialect) -> [&'static str; 3] {
     }
 }
 
+/// What stands around a traceparent, between the message and the end.
+const TRACEPARENT_PARTS: [&str; 2] = [",\"traceparent\":\"", "\""];
+
 /// The length of the whole frame that [`push_frame`] appends for a message whose JSON literal has
 /// `message` bytes: known before it is made, so that what does not fit is never made.
-pub fn message_frame_bytes(dialect: Dialect, sender: UserId, message: usize) -> usize {
+pub fn message_frame_bytes(
+    dialect: Dialect,
+    sender: UserId,
+    message: usize,
+    traceparent: Option<&str>,
+) -> usize {
     let fixed: usize = message_parts(dialect).iter().map(|part| part.len()).sum();
-    let payload = fixed + sender.get().ilog10() as usize + 1 + message;
+    let mut payload = fixed + sender.get().ilog10() as usize + 1 + message;
+    if let (Dialect::V1, Some(traceparent)) = (dialect, traceparent) {
+        let [before, after] = TRACEPARENT_PARTS;
+        payload += before.len() + traceparent.len() + after.len();
+    }
     let header = match payload {
         0..=125 => 2,
         126..=0xffff => 4,
@@ -184,27 +221,48 @@ mod tests {
 
     #[test]
     fn a_message_frame_has_the_length_that_was_foretold() {
+        let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         for dialect in [Dialect::Bare, Dialect::V1] {
             for sender in [1, 9, 10, 99_999, UserId::MAX] {
                 let sender_id = UserId::new(sender).unwrap();
-                for length in [0, 60, 61, 98, 99, 100, 65_480, 65_500, 65_536] {
+                for length in [
+                    0, 13, 14, 60, 61, 98, 99, 100, 65_420, 65_480, 65_500, 65_536,
+                ] {
                     let message = format!("\"{}\"", "x".repeat(length));
-                    let mut buffer = Vec::new();
-                    push_frame(
-                        &mut buffer,
-                        dialect,
-                        Outbound::Message {
+                    for traceparent in [None, Some(traceparent)] {
+                        let mut buffer = Vec::new();
+                        let outbound = Outbound::Message {
                             sender_id,
                             message: &message,
-                        },
-                    );
-                    assert_eq!(
-                        buffer.len(),
-                        message_frame_bytes(dialect, sender_id, message.len())
-                    );
+                            traceparent,
+                        };
+                        push_frame(&mut buffer, dialect, outbound);
+                        let foretold =
+                            message_frame_bytes(dialect, sender_id, message.len(), traceparent);
+                        assert_eq!(buffer.len(), foretold);
+                    }
                 }
             }
         }
+    }
+
+    #[test]
+    fn only_switchboard_v1_is_told_of_a_trace() {
+        let frame = |dialect| {
+            let mut buffer = Vec::new();
+            let outbound = Outbound::Message {
+                sender_id: UserId::new(1).unwrap(),
+                message: "\"hi\"",
+                traceparent: Some("00-af-b7-01"),
+            };
+            push_frame(&mut buffer, dialect, outbound);
+            String::from_utf8(buffer.split_off(2)).unwrap()
+        };
+        assert_eq!(
+            frame(Dialect::V1),
+            r#"{"type":"message","sender_id":1,"message":"hi","traceparent":"00-af-b7-01"}"#
+        );
+        assert_eq!(frame(Dialect::Bare), r#"{"sender_id":1,"message":"hi"}"#);
     }
 
     #[test]

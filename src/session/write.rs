@@ -108,6 +108,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         for entry in self.flights.range_mut(before..) {
             end += entry.bytes as usize;
             entry.end = u32::try_from(end).expect("a write buffer is far below 4 GiB");
+            if let Some(trace) = entry
+                .receipt
+                .as_mut()
+                .and_then(|receipt| receipt.trace_mut())
+            {
+                trace.taken();
+            }
         }
         for (read_at, count) in runs(self.flights.range(before..)) {
             self.common

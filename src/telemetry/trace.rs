@@ -76,7 +76,13 @@ impl Traces {
     }
 
     /// The span of a handshake for `path`, where it has one: open until it is dropped.
-    pub fn handshake(&self, method: &str, path: &str, traceparent: Option<&str>) -> Option<Span> {
+    pub fn handshake(
+        &self,
+        method: &str,
+        scheme: &str,
+        path: &str,
+        traceparent: Option<&str>,
+    ) -> Option<Span> {
         let parent = self.trusted(traceparent);
         let sampled = match &parent {
             Some(parent) => parent.is_sampled(),
@@ -97,16 +103,20 @@ impl Traces {
             "http.response.status_code" = Empty,
             "network.protocol.version" = "1.1",
             "url.path" = path,
-            "url.scheme" = "http",
+            "url.scheme" = scheme,
             "error.type" = Empty,
         );
         continue_from(&span, parent);
         Some(span)
     }
 
-    /// The trace of a message of `body_bytes`, where it has one.
+    /// The trace of a message, of `body_bytes` where that is known, if it has one.
     #[inline]
-    pub fn message(&self, traceparent: Option<&str>, body_bytes: usize) -> Option<Box<Traced>> {
+    pub fn message(
+        &self,
+        traceparent: Option<&str>,
+        body_bytes: Option<usize>,
+    ) -> Option<Box<Traced>> {
         if traceparent.is_none() && !self.by_chance() {
             return None;
         }
@@ -114,14 +124,14 @@ impl Traces {
     }
 
     #[cold]
-    fn begin(&self, traceparent: Option<&str>, body_bytes: usize) -> Option<Box<Traced>> {
+    fn begin(&self, traceparent: Option<&str>, body_bytes: Option<usize>) -> Option<Box<Traced>> {
         let parent = self.trusted(traceparent);
         match parent {
             Some(parent) if !parent.is_sampled() => return Some(Box::new(Traced::untold(parent))),
             None if traceparent.is_some() && !self.by_chance() => return None,
             _ => {}
         }
-        let body_bytes = i64::try_from(body_bytes).unwrap_or(i64::MAX);
+        let body_bytes = body_bytes.map(attribute);
         let span = tracing::info_span!(
             target: TARGET,
             parent: None,
@@ -154,6 +164,11 @@ const SYSTEM: &str = "switchboard";
 /// In place of the user's id, which is nobody's business.
 const DESTINATION: &str = "users/{id}";
 
+/// An attribute has no other integers.
+fn attribute(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
 fn continue_from(span: &Span, parent: Option<SpanContext>) {
     if let Some(parent) = parent {
         let context = opentelemetry::Context::new().with_remote_span_context(parent);
@@ -179,7 +194,7 @@ pub fn answered(span: &Span, status: u16) {
 pub struct Traced {
     /// The context that the message was created in, and takes along.
     context: SpanContext,
-    body_bytes: i64,
+    body_bytes: Option<i64>,
     span: Span,
     stage: Stage,
 }
@@ -201,7 +216,7 @@ impl Traced {
     fn untold(context: SpanContext) -> Self {
         Self {
             context,
-            body_bytes: 0,
+            body_bytes: None,
             span: Span::none(),
             stage: Stage::Untold,
         }
@@ -216,7 +231,7 @@ impl Traced {
         }
         Some(Box::new(Self {
             context,
-            body_bytes: i64::try_from(body_bytes).unwrap_or(i64::MAX),
+            body_bytes: Some(attribute(body_bytes)),
             span: Span::none(),
             stage: Stage::Queued,
         }))
