@@ -49,18 +49,27 @@ pub(super) enum ForNode {
     Answers,
     /// The probe of this number has been at the server.
     Probe(u64),
-    /// A message, which nobody takes; the token where an outcome is wanted.
-    Message(Option<u64>),
+    /// A message, which nobody takes.
+    Message(ReplyTo),
 }
 
-/// Where the answer to a message is to go.
+/// Where the answer to a message is to go, and what it is an answer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReplyTo {
     pub(super) node: Node,
     /// The number of the node's link to NATS that the message went out on.
     pub(super) link: u32,
+    /// How much the node has sent to this block by that link.
+    pub(super) seen: Seen,
     /// The node's name for the message, where an outcome is wanted.
     pub(super) token: Option<u64>,
+}
+
+/// Up to which mark somebody has seen what went to a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) block: u64,
+    pub(super) mark: u64,
 }
 
 impl Subjects {
@@ -116,11 +125,12 @@ impl Subjects {
     }
 
     /// Where a message comes back that nobody takes, and its outcome is to go.
-    pub(super) fn reply(&self, link: u32, token: Option<u64>) -> Subject {
-        let mut subject = String::with_capacity(self.name.len() + 56);
+    pub(super) fn reply(&self, link: u32, seen: Seen, token: Option<u64>) -> Subject {
+        let mut subject = String::with_capacity(self.name.len() + 80);
         let (name, node) = (&self.name, self.node.0);
+        let Seen { block, mark } = seen;
         let token = token.unwrap_or(NO_TOKEN);
-        let written = write!(subject, "{name}.n.{node}.{link}.{token}");
+        let written = write!(subject, "{name}.n.{node}.{link}.{block}.{mark}.{token}");
         written.expect("a String takes all that is written to it");
         subject.into()
     }
@@ -143,21 +153,24 @@ pub(super) fn for_node(subject: &str) -> Option<ForNode> {
     }
     match parts.next()? {
         PROBE => Some(ForNode::Probe(last.parse().ok()?)),
-        _link => Some(ForNode::Message(token(last.parse().ok()?))),
+        _mark => Some(ForNode::Message(reply_to(subject)?)),
     }
 }
 
 /// Where the answer to a message goes, by its reply subject.
 pub(super) fn reply_to(subject: &str) -> Option<ReplyTo> {
     let mut parts = subject.rsplit('.');
-    let token = token(parts.next()?.parse().ok()?);
-    let link = parts.next()?.parse().ok()?;
-    let node = Node(parts.next()?.parse().ok()?);
-    Some(ReplyTo { node, link, token })
-}
-
-fn token(number: u64) -> Option<u64> {
-    (number != NO_TOKEN).then_some(number)
+    let mut number = || parts.next()?.parse::<u64>().ok();
+    let token = number()?;
+    let mark = number()?;
+    let block = number()?;
+    let link = u32::try_from(number()?).ok()?;
+    Some(ReplyTo {
+        node: Node(number()?),
+        link,
+        seen: Seen { block, mark },
+        token: (token != NO_TOKEN).then_some(token),
+    })
 }
 
 /// A message as it crosses: who wrote it, and the JSON string literal.
@@ -180,64 +193,86 @@ pub(super) fn decode_message(mut bytes: &[u8]) -> Option<(UserId, &str)> {
     is_literal.then_some((sender, message))
 }
 
-/// What a node says of a message that it was sent.
+/// What a node says of what it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It is here, and not settled.
-    Held,
-    /// This became of it.
-    Settled(Status),
+    /// The message of this token is here, and not settled.
+    Held(u64),
+    /// This became of the message of this token.
+    Settled(u64, Status),
+    /// All was seen that went by the link of this number to this block.
+    Seen(u32, Seen),
 }
 
-/// Answers as they cross, each to a token.
-pub(super) fn encode_answers(answers: impl Iterator<Item = (u64, Answer)>) -> Bytes {
-    let mut bytes = BytesMut::new();
+/// Answers as they cross.
+pub(super) fn encode_answers(answers: &[Answer]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(1 + 8 * answers.len());
     bytes.put_u8(VERSION);
-    for (token, answer) in answers {
-        push_number(&mut bytes, token);
-        bytes.put_u8(code(answer));
+    for answer in answers {
+        match *answer {
+            Answer::Held(token) => {
+                bytes.put_u8(HELD);
+                push_number(&mut bytes, token);
+            }
+            Answer::Settled(token, status) => {
+                bytes.put_u8(code(status));
+                push_number(&mut bytes, token);
+            }
+            Answer::Seen(link, Seen { block, mark }) => {
+                bytes.put_u8(SEEN);
+                for number in [link.into(), block, mark] {
+                    push_number(&mut bytes, number);
+                }
+            }
+        }
     }
     bytes.freeze()
 }
 
 /// Reads what [`encode_answers`] wrote; what does not belong there ends it.
-pub(super) fn decode_answers(bytes: &[u8]) -> impl Iterator<Item = (u64, Answer)> {
+pub(super) fn decode_answers(bytes: &[u8]) -> impl Iterator<Item = Answer> {
     let mut rest = bytes.strip_prefix(&[VERSION]).unwrap_or_default();
     std::iter::from_fn(move || {
-        let token = take_number(&mut rest)?;
         let (&code, behind) = rest.split_first()?;
         rest = behind;
-        Some((token, answer(code)))
+        let mut number = || take_number(&mut rest);
+        Some(match code {
+            HELD => Answer::Held(number()?),
+            SEEN => {
+                let link = u32::try_from(number()?).ok()?;
+                let (block, mark) = (number()?, number()?);
+                Answer::Seen(link, Seen { block, mark })
+            }
+            code => Answer::Settled(number()?, status(code)),
+        })
     })
 }
+
+const HELD: u8 = 0;
+const SEEN: u8 = 255;
 
 /// Answers that go into one message.
 pub(super) const ANSWERS_MAX: usize = 1024;
 
-fn code(answer: Answer) -> u8 {
-    match answer {
-        Answer::Held => 0,
-        Answer::Settled(Status::Delivered) => 1,
-        Answer::Settled(Status::Offline) => 2,
-        Answer::Settled(Status::QueueFull) => 3,
-        Answer::Settled(Status::Disconnected) => 4,
-        Answer::Settled(Status::TooLarge) => 5,
-        Answer::Settled(Status::RateLimited) => 6,
-        Answer::Settled(Status::Draining) => 7,
-        Answer::Settled(Status::Unavailable) => 8,
-        Answer::Settled(Status::Unknown) => 9,
+fn code(status: Status) -> u8 {
+    match status {
+        Status::Delivered => 1,
+        Status::Offline => 2,
+        Status::QueueFull => 3,
+        Status::Disconnected => 4,
+        Status::TooLarge => 5,
+        Status::RateLimited => 6,
+        Status::Draining => 7,
+        Status::Unavailable => 8,
+        Status::Unknown => 9,
     }
 }
 
-fn answer(code: u8) -> Answer {
-    if code == 0 {
-        return Answer::Held;
-    }
-    let status = Status::ALL
-        .into_iter()
-        .find(|status| self::code(Answer::Settled(*status)) == code);
+fn status(code: u8) -> Status {
+    let known = Status::ALL.into_iter();
+    let mut of_code = known.filter(|status| self::code(*status) == code);
     // A later version may know more.
-    Answer::Settled(status.unwrap_or(Status::Unknown))
+    of_code.next().unwrap_or(Status::Unknown)
 }
 
 /// Seven bits a byte, the lowest first, the top bit where more follow.
@@ -279,6 +314,11 @@ mod tests {
         Subjects::new("chat", Node(77), blocks)
     }
 
+    const SEEN_SOME: Seen = Seen {
+        block: 3,
+        mark: 70_000,
+    };
+
     fn user(id: u64) -> UserId {
         UserId::new(id).unwrap()
     }
@@ -298,16 +338,18 @@ mod tests {
         let probed = subjects.probed(5);
         assert_eq!(for_node(&probed), Some(ForNode::Probe(5)));
         for token in [None, Some(9)] {
-            let reply = subjects.reply(4, token);
-            assert_eq!(for_node(&reply), Some(ForNode::Message(token)));
+            let reply = subjects.reply(4, SEEN_SOME, token);
             let expected = ReplyTo {
                 node: Node(77),
                 link: 4,
+                seen: SEEN_SOME,
                 token,
             };
+            assert_eq!(for_node(&reply), Some(ForNode::Message(expected)));
             assert_eq!(reply_to(&reply), Some(expected));
         }
         assert_eq!(reply_to("chat.n.77.probe.5"), None);
+        assert_eq!(reply_to("chat.n.77.1.2.3.x"), None);
         assert_eq!(reply_to("elsewhere"), None);
         assert_eq!(for_node("elsewhere"), None);
     }
@@ -324,7 +366,7 @@ mod tests {
             subjects.nobody(),
             subjects.probed(1),
             subjects.answers(Node(1)),
-            subjects.reply(1, None),
+            subjects.reply(1, SEEN_SOME, None),
             subjects.inbox_prefix().into(),
         ] {
             assert!(subject.starts_with("chat."), "{subject}");
@@ -353,13 +395,15 @@ mod tests {
 
     #[test]
     fn every_answer_has_a_code_of_its_own() {
-        let all = Status::ALL.map(Answer::Settled);
-        let sent: Vec<_> = (100..).zip(all.into_iter().chain([Answer::Held])).collect();
-        let bytes = encode_answers(sent.iter().copied());
+        let settled = Status::ALL.map(|status| Answer::Settled(100, status));
+        let others = [Answer::Held(7), Answer::Seen(3, SEEN_SOME)];
+        let sent = [&settled[..], &others].concat();
+        let bytes = encode_answers(&sent);
         assert_eq!(decode_answers(&bytes).collect::<Vec<_>>(), sent);
-        assert_eq!(answer(200), Answer::Settled(Status::Unknown));
+        assert_eq!(status(200), Status::Unknown);
         assert_eq!(decode_answers(b"\x02\x01\x01").count(), 0);
-        assert_eq!(decode_answers(b"\x01\x80").count(), 0);
+        assert_eq!(decode_answers(b"\x01\x01\x80").count(), 0);
+        assert_eq!(decode_answers(b"\x01\xff\x01\x01").count(), 0);
     }
 
     proptest! {
@@ -373,8 +417,8 @@ mod tests {
             let bytes = encode_message(user(sender), &literal);
             prop_assert_eq!(decode_message(&bytes), Some((user(sender), literal.as_str())));
 
-            let held = tokens.iter().map(|token| (*token, Answer::Held));
-            let bytes = encode_answers(held.clone());
+            let held: Vec<_> = tokens.into_iter().map(Answer::Held).collect();
+            let bytes = encode_answers(&held);
             prop_assert!(decode_answers(&bytes).eq(held));
         }
 

@@ -2,6 +2,7 @@
 //! dropped, never out again; and what comes back to this node: answers, probes, and messages that nobody
 //! takes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::envelope::{
-    Answer, ForBlock, ForNode, Node, ReplyTo, decode_answers, decode_message, for_block, for_node,
-    reply_to,
+    Answer, ForBlock, ForNode, Node, ReplyTo, Seen, decode_answers, decode_message, for_block,
+    for_node, reply_to,
 };
 use super::leases::HOLDER;
 use super::link::Link;
@@ -23,6 +24,10 @@ use crate::identity::UserId;
 use crate::ledger::InHand;
 use crate::protocol::Status;
 use crate::telemetry::metrics::DropReason;
+
+/// What a sender's node may send more before it is told that this much was seen, bytes: less than half
+/// of the least that `cluster.in_flight_bytes` can be.
+const SEEN_BYTES: u64 = 16 * 1024;
 
 /// Takes what comes back to this node, until the link is lost.
 pub(super) async fn take_returns(shared: Arc<Shared>, link: Arc<Link>, mut subscriber: Subscriber) {
@@ -54,20 +59,33 @@ fn on_return(shared: &Shared, link: &Link, message: &Message, now: u64, wakes: &
             }
             wakes.add(shared.bell.ring());
         }
-        Some(ForNode::Message(token)) if message.status == Some(StatusCode::NO_RESPONDERS) => {
+        Some(ForNode::Message(to)) if message.status == Some(StatusCode::NO_RESPONDERS) => {
             // It has come back, so it was received, and it can go nowhere from here.
             let in_hand = InHand::receive_from_cluster(&*shared.metrics);
             in_hand.dropped(DropReason::Offline);
-            settle(shared, token, Status::Offline, wakes);
+            if to.link == link.number {
+                let Seen { block, mark } = to.seen;
+                if shared.queue().returned(block, mark, now) {
+                    wakes.add(shared.bell.ring());
+                }
+            }
+            if let Some(token) = to.token {
+                settle(shared, token, Status::Offline, wakes);
+            }
         }
         Some(ForNode::Answers) => {
             shared.link_metrics.bytes_received(message.payload.len());
-            for (token, answer) in decode_answers(&message.payload) {
+            for answer in decode_answers(&message.payload) {
                 match answer {
-                    Answer::Settled(status) => settle(shared, Some(token), status, wakes),
-                    Answer::Held => {
+                    Answer::Settled(token, status) => settle(shared, token, status, wakes),
+                    Answer::Held(token) => {
                         let until = now + micros(shared.settings.outcome_timeout);
                         shared.waiting().extend(token, until);
+                    }
+                    Answer::Seen(by, Seen { block, mark }) => {
+                        if by == link.number && shared.queue().seen(block, mark, now) {
+                            wakes.add(shared.bell.ring());
+                        }
                     }
                 }
             }
@@ -79,8 +97,8 @@ fn on_return(shared: &Shared, link: &Link, message: &Message, now: u64, wakes: &
     }
 }
 
-fn settle(shared: &Shared, token: Option<u64>, status: Status, wakes: &mut Wakes) {
-    let receipt = token.and_then(|token| shared.waiting().take(token));
+fn settle(shared: &Shared, token: u64, status: Status, wakes: &mut Wakes) {
+    let receipt = shared.waiting().take(token);
     if let Some(receipt) = receipt {
         if status == Status::Unknown {
             shared.link_metrics.outcomes_unknown(1);
@@ -102,6 +120,7 @@ pub(super) async fn take_block(
         link,
         number: block,
         known: None,
+        noted: HashMap::new(),
     };
     let mut wakes = Wakes::default();
     let mut is_draining = false;
@@ -138,6 +157,8 @@ struct Block {
     number: u64,
     /// Whoever sent the last message: mostly, who sends the next one.
     known: Option<(Node, Arc<Peer>)>,
+    /// The link and the mark that each sender was last told of.
+    noted: HashMap<Node, (u32, u64)>,
 }
 
 impl Block {
@@ -165,6 +186,7 @@ impl Block {
             return in_hand.dropped(DropReason::Internal);
         };
         let peer = self.peer(reply);
+        self.note_seen(reply, &peer, wakes);
         let in_hand = InHand::receive_from_cluster(&*self.shared.metrics);
         peer.heard_at.store(now, Relaxed);
         let receipt = reply
@@ -194,6 +216,18 @@ impl Block {
                 receipt.settle(Status::Offline, wakes);
             }
         });
+    }
+
+    /// Lets the sender's node send more, from time to time.
+    fn note_seen(&mut self, reply: ReplyTo, peer: &Peer, wakes: &mut Wakes) {
+        let ReplyTo { link, seen, .. } = reply;
+        let noted = self.noted.entry(reply.node).or_default();
+        // By another link the marks begin anew.
+        if noted.0 != link || seen.mark >= noted.1 + SEEN_BYTES {
+            *noted = (link, seen.mark);
+            peer.notes().push(Answer::Seen(link, seen));
+            wakes.add(self.shared.bell.ring());
+        }
     }
 
     fn peer(&mut self, ReplyTo { node, .. }: ReplyTo) -> Arc<Peer> {

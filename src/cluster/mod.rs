@@ -42,7 +42,7 @@ use crate::lifecycle::Shutdown;
 use crate::protocol::Status;
 use crate::telemetry::link::{LinkCensus, LinkMetrics};
 use crate::telemetry::metrics::{DropReason, Metrics};
-use envelope::{Node, Subjects, encode_message};
+use envelope::{Answer, Node, Subjects, encode_message};
 use nats::Access;
 pub use nats::AccessError;
 use queue::{Parcel, Queue};
@@ -99,8 +99,8 @@ struct Shared {
 #[derive(Debug)]
 struct Peer {
     answers: Arc<Answers>,
-    /// Messages of which the node is to be told that they are still here.
-    held: Mutex<Vec<u64>>,
+    /// What else the node is to be told: what of its messages is still here, and what was seen.
+    notes: Mutex<Vec<Answer>>,
     /// The newest of its links that a message has come by.
     link: AtomicU64,
     /// When it was last heard of, microseconds.
@@ -124,12 +124,13 @@ impl Cluster {
         // Read once here, so that a missing file is said at the start.
         let access = Access::new(settings);
         access.read()?;
-        let node = Node(fastrand::u64(..));
+        let node = Node(fastrand::u64(..1 << 48));
         let blocks = Blocks::of_size(settings.block_size.into());
         let bounds = queue::Bounds {
             user_messages: settings.user_messages as usize,
             user_bytes: settings.user_bytes,
             total_bytes: settings.queue_bytes,
+            block_bytes: settings.in_flight_bytes,
         };
         let stop = CancellationToken::new();
         let tracker = Shutdown::new();
@@ -140,7 +141,7 @@ impl Cluster {
             link_metrics: metrics.with_link(),
             epoch,
             bell: Arc::default(),
-            queue: Mutex::new(Queue::new(bounds, metrics.clone())),
+            queue: Mutex::new(Queue::new(bounds, blocks, metrics.clone())),
             waiting: Mutex::new(Waiting::new(settings.outcomes_pending)),
             peers: ArcSwap::default(),
             is_up: AtomicBool::new(false),
@@ -277,7 +278,7 @@ impl Shared {
     fn meet(&self, node: Node) -> Arc<Peer> {
         let peer = Arc::new(Peer {
             answers: Arc::new(Answers::new(self.bell.clone())),
-            held: Mutex::default(),
+            notes: Mutex::default(),
             link: AtomicU64::new(0),
             heard_at: AtomicU64::new(self.now()),
         });
@@ -314,10 +315,15 @@ impl Shared {
             if self.is_up() {
                 last_up = now;
                 self.remind(now.saturating_sub(micros(timeout / 4)));
+                let patience = micros(self.settings.link_timeout);
+                let unparked = self.queue().unpark(now, patience);
+                if unparked && let Some(waker) = self.bell.ring() {
+                    waker.wake();
+                }
             } else if now > last_up + micros(timeout) {
                 // Nobody waits for these any more.
                 for peer in self.peers.load().values() {
-                    drop(peer.answers.take());
+                    drop(peer.take_answers());
                 }
             }
             self.forget(now.saturating_sub(micros(PEER_FORGOTTEN)));
@@ -339,7 +345,7 @@ impl Shared {
         for peer in self.peers.load().values() {
             let open = peer.answers.open_since(before);
             if !open.is_empty() {
-                *peer.held() = open;
+                peer.notes().extend(open.into_iter().map(Answer::Held));
                 rung = rung.or(self.bell.ring());
             }
         }
@@ -366,8 +372,16 @@ impl Shared {
 const TICKS: u32 = 8;
 
 impl Peer {
-    fn held(&self) -> MutexGuard<'_, Vec<u64>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn notes(&self) -> MutexGuard<'_, Vec<Answer>> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All that the node is to be told.
+    fn take_answers(&self) -> Vec<Answer> {
+        let mut answers = std::mem::take(&mut *self.notes());
+        let settled = self.answers.take().into_iter();
+        answers.extend(settled.map(|(token, status)| Answer::Settled(token, status)));
+        answers
     }
 }
 

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_nats::Subject;
 use tracing::debug;
 
-use super::envelope::{ANSWERS_MAX, Answer, encode_answers};
+use super::envelope::{ANSWERS_MAX, Seen, encode_answers};
 use super::link::{Link, Lost};
-use super::queue::Parcel;
+use super::queue::{Parcel, Taken};
 use super::{Shared, micros};
 use crate::directory::Wakes;
 use crate::identity::UserId;
@@ -50,7 +50,7 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Arc<Link>, finishing: Arc
 struct Pump {
     shared: Arc<Shared>,
     link: Arc<Link>,
-    batch: Vec<Parcel>,
+    batch: Vec<Taken>,
     /// Messages that were published and are not settled yet.
     sent: u32,
     wakes: Wakes,
@@ -72,15 +72,8 @@ impl Pump {
     async fn answer(&mut self) -> Result<bool, Lost> {
         let mut any = false;
         for (node, peer) in &*self.shared.peers.load_full() {
-            let settled = peer.answers.take();
-            let held = std::mem::take(&mut *peer.held());
-            let settled = settled
-                .into_iter()
-                .map(|(token, status)| (token, Answer::Settled(status)));
-            let held = held.into_iter().map(|token| (token, Answer::Held));
-            let all: Vec<_> = settled.chain(held).collect();
-            for some in all.chunks(ANSWERS_MAX) {
-                let payload = encode_answers(some.iter().copied());
+            for some in peer.take_answers().chunks(ANSWERS_MAX) {
+                let payload = encode_answers(some);
                 let bytes = payload.len();
                 self.shared.link_metrics.bytes_sent(bytes);
                 self.link
@@ -97,21 +90,27 @@ impl Pump {
     async fn send(&mut self) -> Result<bool, Lost> {
         let room = self.link.window().room();
         let mut batch = std::mem::take(&mut self.batch);
-        self.shared.queue().take(&mut batch, BATCH, room);
+        let now = self.shared.now();
+        self.shared.queue().take(&mut batch, BATCH, room, now);
         let any = !batch.is_empty();
         let mut sent = Ok(());
-        for parcel in batch.drain(..) {
+        for taken in batch.drain(..) {
             if sent.is_err() {
-                self.drop_taken(parcel, DropReason::Unavailable, Status::Unavailable);
+                self.drop_taken(taken.parcel, DropReason::Unavailable, Status::Unavailable);
             } else {
-                sent = self.send_one(parcel).await;
+                sent = self.send_one(taken, now).await;
             }
         }
         self.batch = batch;
         sent.map(|()| any)
     }
 
-    async fn send_one(&mut self, mut parcel: Parcel) -> Result<(), Lost> {
+    async fn send_one(&mut self, next: Taken, now: u64) -> Result<(), Lost> {
+        let Taken {
+            mut parcel,
+            block,
+            mark,
+        } = next;
         if parcel.payload.len() > self.link.client.max_payload() {
             debug!(
                 bytes = parcel.payload.len(),
@@ -120,7 +119,7 @@ impl Pump {
             self.drop_taken(parcel, DropReason::TooLarge, Status::TooLarge);
             return Ok(());
         }
-        let until = self.shared.now() + micros(self.shared.settings.outcome_timeout);
+        let until = now + micros(self.shared.settings.outcome_timeout);
         let receipt = parcel.receipt.take();
         let token = receipt.map(|receipt| self.shared.waiting().insert(receipt, until));
         let token = match token.transpose() {
@@ -134,7 +133,8 @@ impl Pump {
         let bytes = parcel.bytes();
         self.shared.link_metrics.bytes_sent(parcel.payload.len());
         let subject = self.subject(parcel.recipient);
-        let reply = self.shared.subjects.reply(self.link.number, token);
+        let seen = Seen { block, mark };
+        let reply = self.shared.subjects.reply(self.link.number, seen, token);
         let Parcel { payload, .. } = parcel;
         if self
             .link

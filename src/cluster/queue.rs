@@ -1,6 +1,8 @@
 //! What waits to be published: one line for each remote user, served in turns, so that a flood to one
-//! does not hold up the others. A sender never waits for room; what does not fit is an answer. Must not
-//! know of NATS or of locks.
+//! does not hold up the others. A sender never waits for room; what does not fit is an answer. And no
+//! more goes to a block than its holder takes: it says up to which mark it has seen what was sent, so what
+//! is too much for it waits here, line by line, and not there, where one line would hold up the next.
+//! Must not know of NATS or of locks.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Deref;
@@ -9,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::directory::Receipt;
-use crate::identity::UserId;
+use crate::identity::{Blocks, UserId};
 use crate::ledger::{Held, InHand};
 use crate::protocol::Status;
 use crate::telemetry::metrics::{DropReason, Metrics};
@@ -29,6 +31,8 @@ pub(super) struct Bounds {
     pub(super) user_bytes: usize,
     /// The most bytes for all.
     pub(super) total_bytes: usize,
+    /// The most bytes on their way to one block.
+    pub(super) block_bytes: usize,
 }
 
 /// A message on its way to another node.
@@ -46,6 +50,27 @@ impl Parcel {
     }
 }
 
+/// A message that was taken, and where it is in what goes to its block.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) parcel: Parcel,
+    pub(super) block: u64,
+    /// All bytes that have gone to the block by this link, up to the end of this message.
+    pub(super) mark: u64,
+}
+
+/// What has gone to one block by the present link.
+#[derive(Debug)]
+struct Flow {
+    sent: u64,
+    /// The mark up to which its holder, or nobody, has seen it.
+    seen: u64,
+    /// When it was last heard of, microseconds.
+    heard_at: u64,
+    /// Users whose turn has come while there was no room.
+    parked: VecDeque<UserId>,
+}
+
 #[derive(Debug, Default)]
 struct Line {
     parcels: VecDeque<Parcel>,
@@ -60,6 +85,8 @@ pub(super) struct Queue {
     // Recipients are any numbers that peers write: the map's keys are hashed with a secret.
     lines: HashMap<UserId, Line>,
     turns: VecDeque<UserId>,
+    flows: HashMap<u64, Flow>,
+    blocks: Blocks,
     bytes: usize,
     /// Counts those that were taken, too, until they are settled.
     held: Held,
@@ -68,10 +95,12 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(bounds: Bounds, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(bounds: Bounds, blocks: Blocks, metrics: Arc<Metrics>) -> Self {
         Self {
             lines: HashMap::new(),
             turns: VecDeque::new(),
+            flows: HashMap::new(),
+            blocks,
             bytes: 0,
             held: Held::new(metrics),
             bounds,
@@ -94,8 +123,10 @@ impl Queue {
         self.messages() == 0
     }
 
+    /// Takes messages from now on, for a new link.
     pub(super) fn open(&mut self) {
         self.is_open = true;
+        self.flows.clear();
     }
 
     /// Takes no more.
@@ -135,13 +166,31 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes up to `count` messages of about `bytes_max` bytes, turn by turn. They count as held until [`Queue::sent`] or [`Queue::dropped`].
-    pub(super) fn take(&mut self, batch: &mut Vec<Parcel>, count: usize, bytes_max: usize) {
+    /// Takes up to `count` messages of about `bytes_max` bytes, turn by turn. They count as held until
+    /// [`Queue::sent`] or [`Queue::dropped`].
+    pub(super) fn take(
+        &mut self,
+        batch: &mut Vec<Taken>,
+        count: usize,
+        bytes_max: usize,
+        now: u64,
+    ) {
         let mut taken = 0;
         while batch.len() < count && taken < bytes_max {
             let Some(recipient) = self.turns.pop_front() else {
                 return;
             };
+            let block = self.blocks.block_of(recipient);
+            let flow = self.flows.entry(block).or_insert_with(|| Flow {
+                sent: 0,
+                seen: 0,
+                heard_at: now,
+                parked: VecDeque::new(),
+            });
+            if flow.sent - flow.seen >= self.bounds.block_bytes as u64 {
+                flow.parked.push_back(recipient);
+                continue;
+            }
             let line = self.lines.get_mut(&recipient).expect("a turn is a line's");
             line.credit += TURN_BYTES;
             while batch.len() < count
@@ -154,7 +203,12 @@ impl Queue {
                 line.bytes -= bytes;
                 self.bytes -= bytes;
                 taken += bytes;
-                batch.push(parcel);
+                flow.sent += bytes as u64;
+                batch.push(Taken {
+                    parcel,
+                    block,
+                    mark: flow.sent,
+                });
             }
             if line.parcels.is_empty() {
                 self.lines.remove(&recipient);
@@ -162,6 +216,49 @@ impl Queue {
                 self.turns.push_back(recipient);
             }
         }
+    }
+
+    /// What went to a block was seen up to this mark. Whether somebody has waited for that.
+    pub(super) fn seen(&mut self, block: u64, mark: u64, now: u64) -> bool {
+        let Some(flow) = self.flows.get_mut(&block) else {
+            return false;
+        };
+        if mark > flow.sent || mark < flow.seen {
+            return false;
+        }
+        flow.seen = mark;
+        flow.heard_at = now;
+        let had_waited = !flow.parked.is_empty();
+        self.turns.append(&mut flow.parked);
+        had_waited
+    }
+
+    /// What went to a block came back: nobody holds it, so nothing has to be known of it.
+    pub(super) fn returned(&mut self, block: u64, mark: u64, now: u64) -> bool {
+        let had_waited = self.seen(block, mark, now);
+        if self
+            .flows
+            .get(&block)
+            .is_some_and(|flow| flow.seen == flow.sent)
+        {
+            self.flows.remove(&block);
+        }
+        had_waited
+    }
+
+    /// Gives up waiting for holders of blocks that were not heard of for so long: what was under way to
+    /// them is lost. Whether there was any.
+    pub(super) fn unpark(&mut self, now: u64, patience: u64) -> bool {
+        let mut any = false;
+        for flow in self.flows.values_mut() {
+            if now >= flow.heard_at + patience && !flow.parked.is_empty() {
+                flow.seen = flow.sent;
+                flow.heard_at = now;
+                self.turns.append(&mut flow.parked);
+                any = true;
+            }
+        }
+        any
     }
 
     /// Settles taken messages as sent to other nodes.
@@ -177,6 +274,7 @@ impl Queue {
     /// Drops all that was not taken; the receipts.
     pub(super) fn drop_queued(&mut self, reason: DropReason) -> Vec<Receipt> {
         self.turns.clear();
+        self.flows.clear();
         self.bytes = 0;
         let lines = std::mem::take(&mut self.lines);
         let mut receipts = Vec::new();
@@ -190,6 +288,8 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use super::*;
     use crate::ledger::Figures;
 
@@ -197,11 +297,13 @@ mod tests {
         user_messages: 100,
         user_bytes: 200_000,
         total_bytes: 300_000,
+        block_bytes: 1_000_000,
     };
 
     fn queue(bounds: Bounds) -> (Arc<Metrics>, Queue) {
         let metrics = Arc::new(Metrics::new(1));
-        let mut queue = Queue::new(bounds, metrics.clone());
+        let blocks = Blocks::of_size(NonZeroU64::new(10).unwrap());
+        let mut queue = Queue::new(bounds, blocks, metrics.clone());
         queue.open();
         (metrics, queue)
     }
@@ -218,8 +320,8 @@ mod tests {
 
     fn take(queue: &mut Queue, count: usize, bytes_max: usize) -> Vec<u64> {
         let mut batch = Vec::new();
-        queue.take(&mut batch, count, bytes_max);
-        let recipients = batch.iter().map(|parcel| parcel.recipient.get());
+        queue.take(&mut batch, count, bytes_max, 0);
+        let recipients = batch.iter().map(|taken| taken.parcel.recipient.get());
         recipients.collect()
     }
 
@@ -261,11 +363,57 @@ mod tests {
         let mut batch = Vec::new();
         while batch.len() < 6 {
             let count = batch.len() + 1;
-            queue.take(&mut batch, count, 1);
+            queue.take(&mut batch, count, 1, 0);
         }
-        let sizes: Vec<_> = batch.iter().map(|parcel| parcel.payload.len()).collect();
+        let sizes = batch.iter().map(|taken| taken.parcel.payload.len());
+        let sizes: Vec<_> = sizes.collect();
         assert_eq!(sizes, [1, 20_000, 2, 3, 9000, 4]);
         assert_eq!((queue.bytes(), queue.messages()), (0, 6));
+    }
+
+    #[test]
+    fn a_block_gets_no_more_than_its_holder_takes() {
+        let bounds = Bounds {
+            block_bytes: 3000,
+            ..BOUNDS
+        };
+        let (metrics, mut queue) = queue(bounds);
+        // Users 1 and 2 are of block 1, user 11 of block 2.
+        for recipient in [1, 1, 1, 1, 1, 1, 2, 11] {
+            push(&mut queue, &metrics, recipient, 4000);
+        }
+        let mut batch = Vec::new();
+        queue.take(&mut batch, 100, 1_000_000, 0);
+        let taken: Vec<_> = batch
+            .iter()
+            .map(|taken| (taken.parcel.recipient.get(), taken.block, taken.mark))
+            .collect();
+        // One user's turn is more than the block may have, and one message of it was over that.
+        assert_eq!(taken, [(1, 1, 4128), (11, 2, 4128)]);
+        assert!(take(&mut queue, 100, 1_000_000).is_empty());
+        assert!(!queue.seen(2, 4128, 10), "nobody waits there");
+        assert!(!queue.seen(1, 9999, 10), "that was never sent");
+        assert!(queue.seen(1, 4128, 10));
+        // Whoever waited for the first time goes before whoever comes again.
+        assert_eq!(take(&mut queue, 100, 1_000_000), [2]);
+        assert!(!queue.unpark(15, 10));
+        assert!(queue.unpark(20, 10), "what was under way is given up");
+        assert_eq!(take(&mut queue, 1, 1_000_000), [1]);
+    }
+
+    #[test]
+    fn a_block_that_nobody_holds_is_forgotten() {
+        let (metrics, mut queue) = queue(BOUNDS);
+        for recipient in 1..=100 {
+            push(&mut queue, &metrics, recipient * 10, 0);
+        }
+        let mut batch = Vec::new();
+        queue.take(&mut batch, 100, 1_000_000, 0);
+        assert_eq!(queue.flows.len(), 100);
+        for taken in batch {
+            assert!(!queue.returned(taken.block, taken.mark, 0));
+        }
+        assert!(queue.flows.is_empty());
     }
 
     #[test]
@@ -274,6 +422,7 @@ mod tests {
             user_messages: 2,
             user_bytes: 2000,
             total_bytes: 3000,
+            block_bytes: 3000,
         };
         let (metrics, mut queue) = queue(bounds);
         let full = Some(Status::QueueFull);

@@ -276,10 +276,10 @@ pub struct Cluster {
     /// Bytes that wait to go to all remote users together; default 64 MiB.
     #[serde(with = "units::size")]
     pub queue_bytes: usize,
-    /// Bytes between this node and NATS; default 256 KiB.
+    /// Bytes between this node and NATS, or the holder of a block; default 256 KiB.
     #[serde(with = "units::size")]
     pub in_flight_bytes: usize,
-    /// Messages from NATS for one block that wait to be looked at; default 8192.
+    /// Messages from NATS for one block that wait to be looked at; default 65536.
     pub inbound_messages: u32,
 }
 

@@ -405,7 +405,7 @@ fn cluster_queues(cluster: &Cluster, limits: &Limits) -> [Rule; 7] {
         size(
             "cluster.in_flight_bytes",
             *in_flight_bytes as u64,
-            16 * KIB..=GIB,
+            64 * KIB..=GIB,
         ),
         count(
             "cluster.inbound_messages",

@@ -147,7 +147,7 @@ fn a_node_is_by_itself_unless_it_is_told_of_others() {
     );
     assert_eq!(
         (cluster.in_flight_bytes, cluster.inbound_messages),
-        (256 << 10, 8192)
+        (256 << 10, 65536)
     );
     assert_eq!(cluster.outcomes_pending, 65536);
     let seconds = [cluster.outcome_timeout, cluster.link_timeout];

@@ -1,0 +1,139 @@
+//! NATS is not there: what goes on without it, what does not, and what happens when it is back.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::nats::Nats;
+use crate::node::Node;
+
+crate::tests!("away":
+    a_node_waits_for_nats_and_then_gets_users,
+    local_messages_go_on_and_remote_ones_are_unavailable_at_once,
+    users_come_in_while_there_are_ids,
+    a_node_that_needs_nats_is_not_ready_without_it,
+);
+
+const TINY: (&str, &str) = ("CLUSTER__BLOCK_SIZE", "4");
+
+async fn a_node_waits_for_nats_and_then_gets_users() {
+    let mut nats = Nats::stopped("");
+    let node = Node::begin(&nats.url(), &[]).await;
+    assert_eq!(
+        node.get("/readyz").await,
+        (503, "no id is left\n".to_owned())
+    );
+    assert_eq!(node.get("/livez").await.0, 200);
+    let refused = crate::user::User::try_connect(node.port, crate::user::Dialect::V1).await;
+    let refused = format!("{:?}", refused.unwrap_err());
+    assert!(refused.contains("503"), "{refused}");
+    let rejected = "switchboard_handshakes_rejected_total";
+    assert_eq!(node.metric(rejected).await, 1);
+    nats.run().await;
+    node.until_ready().await;
+    let mut alice = node.user().await;
+    assert_eq!(alice.id, 1);
+    alice.ask(1, "to myself", 1).await;
+    assert_eq!(alice.outcome(1).await, "delivered");
+    drop(alice);
+    node.stop().await;
+}
+
+async fn local_messages_go_on_and_remote_ones_are_unavailable_at_once() {
+    let mut nats = Nats::start().await;
+    let nodes = [
+        Node::start(&nats.url(), &[]).await,
+        Node::start(&nats.url(), &[]).await,
+    ];
+    let (mut alice, mut bob) = (nodes[0].user().await, nodes[0].user().await);
+    let mut carol = nodes[1].user().await;
+    alice.ask(carol.id, "before", 1).await;
+    assert_eq!(alice.outcome(1).await, "delivered");
+    nats.kill();
+    nodes[0].until_up(false).await;
+
+    alice.ask(bob.id, "meanwhile", 2).await;
+    assert_eq!(alice.outcome(2).await, "delivered");
+    let begin = Instant::now();
+    for id in 100..200 {
+        alice.ask(carol.id, "meanwhile", id).await;
+    }
+    for id in 100..200 {
+        assert_eq!(alice.outcome(id).await, "unavailable");
+    }
+    assert!(
+        begin.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert_eq!(nodes[0].scrape().await.dropped("unavailable"), 100);
+    // Ids of this node's own need nobody.
+    alice.ask(alice.id + 500, "anybody?", 3).await;
+    assert_eq!(alice.outcome(3).await, "offline");
+    nodes[0].ledger().await;
+
+    nats.run().await;
+    for node in &nodes {
+        node.until_up(true).await;
+    }
+    alice.ask(carol.id, "afterwards", 4).await;
+    assert_eq!(alice.outcome(4).await, "delivered");
+    carol.ask(alice.id, "and back", 5).await;
+    assert_eq!(carol.outcome(5).await, "delivered");
+    let told = carol.told();
+    let texts: Vec<_> = told
+        .messages
+        .iter()
+        .map(|(_, text)| text.as_str())
+        .collect();
+    assert_eq!(texts, ["before", "afterwards"], "nothing is sent later");
+    bob.hears(alice.id, "meanwhile").await;
+    for node in &nodes {
+        let connects = node.metric("switchboard_cluster_connects_total").await;
+        assert_eq!(connects, 2, "once, and again once");
+    }
+    drop((alice, bob, carol));
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+async fn users_come_in_while_there_are_ids() {
+    let mut nats = Nats::start().await;
+    let node = Node::start(&nats.url(), &[TINY]).await;
+    let first = node.user().await;
+    // One block begun, and one ahead of need.
+    node.until("switchboard_cluster_ids_left", |left| left == 7)
+        .await;
+    nats.kill();
+    node.until_up(false).await;
+    let mut users = Vec::new();
+    for _ in 0..7 {
+        assert_eq!(node.get("/readyz").await.0, 200);
+        users.push(node.user().await);
+    }
+    assert_eq!(
+        node.get("/readyz").await,
+        (503, "no id is left\n".to_owned())
+    );
+    let next = crate::user::User::try_connect(node.port, crate::user::Dialect::V1).await;
+    assert!(format!("{:?}", next.unwrap_err()).contains("503"));
+    nats.run().await;
+    node.until_ready().await;
+    let next = node.user().await;
+    assert_eq!(next.id, 9);
+    drop((users, next, first));
+    node.stop().await;
+}
+
+async fn a_node_that_needs_nats_is_not_ready_without_it() {
+    let mut nats = Nats::start().await;
+    let node = Node::start(&nats.url(), &[("CLUSTER__REQUIRED", "true")]).await;
+    nats.stop();
+    node.until_readiness(503).await;
+    assert_eq!(node.get("/readyz").await.1, "the cluster is away\n");
+    assert_eq!(node.get("/livez").await.0, 200);
+    nats.run().await;
+    node.until_ready().await;
+    node.stop().await;
+}

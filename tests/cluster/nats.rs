@@ -1,0 +1,161 @@
+//! A real NATS server, on a port and with a store of its own.
+
+use std::env;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::net::TcpStream;
+
+use crate::eventually;
+
+/// The server program, if it is installed.
+pub(crate) fn program() -> Option<PathBuf> {
+    // Debian has it where only root looks.
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|folder| folder.join("nats-server"))
+        .find(|program| program.is_file())
+}
+
+/// A folder that is gone when this is.
+#[derive(Debug)]
+pub(crate) struct Folder(PathBuf);
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("switchboard-cluster-{}-{number}", std::process::id());
+        let path = env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A file in it, with this text.
+    pub(crate) fn file(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left is in the folder for temporary files.
+        let _left = fs::remove_dir_all(&self.0).is_err();
+    }
+}
+
+/// A server with JetStream.
+#[derive(Debug)]
+pub(crate) struct Nats {
+    pub(crate) port: u16,
+    folder: Folder,
+    extra: String,
+    process: Option<Child>,
+}
+
+impl Nats {
+    /// A server that runs and takes everybody.
+    pub(crate) async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// A server with more in its configuration.
+    pub(crate) async fn with(extra: &str) -> Self {
+        let mut nats = Self::stopped(extra);
+        nats.run().await;
+        nats
+    }
+
+    /// One that does not run yet.
+    pub(crate) fn stopped(extra: &str) -> Self {
+        Self {
+            port: free_port(),
+            folder: Folder::new(),
+            extra: extra.to_owned(),
+            process: None,
+        }
+    }
+
+    /// Starts it, with what it had stored.
+    pub(crate) async fn run(&mut self) {
+        assert!(self.process.is_none());
+        let store = self.folder.path().join("store");
+        let config = format!(
+            "listen: \"127.0.0.1:{}\"\njetstream {{ store_dir: {store:?} }}\n{}\n",
+            self.port, self.extra
+        );
+        let config = self.folder.file("nats.conf", &config);
+        let log = File::create(self.folder.path().join("log")).unwrap();
+        let mut command = Command::new(program().expect("the tests run only where it is"));
+        command.arg("--config").arg(config).stdin(Stdio::null());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.process = Some(command.spawn().unwrap());
+        eventually("nats listens", async || {
+            let exited = self.process.as_mut().unwrap().try_wait().unwrap();
+            assert!(exited.is_none(), "nats ended: {}", self.log());
+            TcpStream::connect(("127.0.0.1", self.port)).await.ok()
+        })
+        .await;
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Ends it in the middle of whatever it does.
+    pub(crate) fn kill(&mut self) {
+        let mut process = self.process.take().expect("it runs");
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    /// Ends it as an operator does.
+    pub(crate) fn stop(&mut self) {
+        let mut process = self.process.take().expect("it runs");
+        signal(&process, "TERM");
+        process.wait().unwrap();
+    }
+
+    /// Forgets all that it had stored.
+    pub(crate) fn forget(&mut self) {
+        assert!(self.process.is_none());
+        fs::remove_dir_all(self.folder.path().join("store")).unwrap();
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // It may have ended by itself.
+            let _ended = process.kill().is_err();
+            process.wait().unwrap();
+        }
+    }
+}
+
+/// A port that nobody listens on, most likely still so a moment later.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Sends a signal to a process that has not been waited for.
+pub(crate) fn signal(process: &Child, name: &str) {
+    let id = process.id().to_string();
+    let sent = Command::new("kill").args(["-s", name, &id]).status();
+    assert!(sent.unwrap().success(), "kill -s {name}");
+}

@@ -1,0 +1,248 @@
+//! Somebody who is connected: a program with a WebSocket library that shares no code with the server's.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use futures_util::stream::SplitSink;
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_websockets::{ClientBuilder, Message, WebSocketStream};
+
+use crate::within;
+
+/// Which of the two contracts somebody speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    Bare,
+    V1,
+}
+
+/// All that a user was told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    /// Who wrote what, in order.
+    pub(crate) messages: Vec<(u64, String)>,
+    /// What became of the messages with these ids.
+    pub(crate) outcomes: HashMap<u64, Vec<String>>,
+    /// Notices of other types.
+    pub(crate) notices: Vec<Value>,
+    /// The close frame's code, 1006 without one; nothing while the connection lives.
+    pub(crate) closed: Option<u16>,
+}
+
+/// One user. It reads all the time, unless it was told not to.
+#[derive(Debug)]
+pub(crate) struct User {
+    pub(crate) id: u64,
+    sink: SplitSink<WebSocketStream<TcpStream>, Message>,
+    told: Arc<Mutex<Told>>,
+    /// Counts what was told.
+    changed: watch::Receiver<u64>,
+    reads: watch::Sender<bool>,
+    reader: JoinHandle<()>,
+}
+
+/// Why somebody was not let in.
+#[derive(Debug)]
+pub(crate) struct Refused(#[allow(dead_code, reason = "shown by Debug")] pub(crate) String);
+
+impl User {
+    pub(crate) async fn connect(port: u16, dialect: Dialect) -> Self {
+        let joined = within("the upgrade", Self::try_connect(port, dialect)).await;
+        joined.expect("the upgrade succeeds")
+    }
+
+    pub(crate) async fn try_connect(port: u16, dialect: Dialect) -> Result<Self, Refused> {
+        let refused = |error: &dyn std::fmt::Display| Refused(error.to_string());
+        let stream = TcpStream::connect(("127.0.0.1", port)).await;
+        let stream = stream.map_err(|error| refused(&error))?;
+        stream.set_nodelay(true).unwrap();
+        let mut builder = ClientBuilder::new()
+            .uri(&format!("ws://127.0.0.1:{port}/"))
+            .unwrap();
+        if dialect == Dialect::V1 {
+            let name = "sec-websocket-protocol".parse().unwrap();
+            let value = "switchboard.v1".parse().unwrap();
+            builder = builder.add_header(name, value).unwrap();
+        }
+        let upgraded = builder.connect_on(stream).await;
+        let (socket, response) = upgraded.map_err(|error| refused(&error))?;
+        let id = response.headers().get("x-user-id").unwrap();
+        let id = id.to_str().unwrap().parse().unwrap();
+
+        let (sink, mut stream) = socket.split();
+        let told = Arc::new(Mutex::new(Told::default()));
+        let (count, changed) = watch::channel(0);
+        let (reads, mut may_read) = watch::channel(true);
+        let log = told.clone();
+        let reader = tokio::spawn(async move {
+            loop {
+                if may_read.wait_for(|may| *may).await.is_err() {
+                    return;
+                }
+                let next = stream.next().await;
+                let is_over = !matches!(next, Some(Ok(_)));
+                {
+                    let mut told = log.lock().unwrap();
+                    match next {
+                        Some(Ok(message)) => told.hear(&message),
+                        _ => {
+                            told.closed.get_or_insert(1006);
+                        }
+                    }
+                }
+                count.send_modify(|count| *count += 1);
+                if is_over {
+                    return;
+                }
+            }
+        });
+        Ok(Self {
+            id,
+            sink,
+            told,
+            changed,
+            reads,
+            reader,
+        })
+    }
+
+    /// Sends a message without an id.
+    pub(crate) async fn say(&mut self, to: u64, text: &str) {
+        self.send(json!({"recipient_id": to, "message": text}))
+            .await;
+    }
+
+    /// Sends a message that asks for an outcome.
+    pub(crate) async fn ask(&mut self, to: u64, text: &str, id: u64) {
+        self.send(json!({"recipient_id": to, "message": text, "id": id}))
+            .await;
+    }
+
+    pub(crate) async fn send(&mut self, frame: Value) {
+        let sent = within("a write", self.try_send(frame)).await;
+        sent.expect("the connection lives");
+    }
+
+    pub(crate) async fn try_send(&mut self, frame: Value) -> Result<(), tokio_websockets::Error> {
+        self.sink.send(Message::text(frame.to_string())).await
+    }
+
+    /// Queues a message and does not flush it.
+    pub(crate) async fn feed(&mut self, frame: Value) {
+        let fed = self.sink.feed(Message::text(frame.to_string()));
+        within("a write", fed).await.expect("the connection lives");
+    }
+
+    pub(crate) async fn flush(&mut self) {
+        within("a write", self.sink.flush()).await.unwrap();
+    }
+
+    /// Whether it reads from now on.
+    pub(crate) fn reads(&self, reads: bool) {
+        self.reads.send_replace(reads);
+    }
+
+    /// All that it was told so far.
+    pub(crate) fn told(&self) -> Told {
+        self.told.lock().unwrap().clone()
+    }
+
+    /// Looks at all that it was told so far.
+    pub(crate) fn look<R>(&self, look: impl FnOnce(&Told) -> R) -> R {
+        look(&self.told.lock().unwrap())
+    }
+
+    /// Waits until it was told so.
+    pub(crate) async fn until(&mut self, what: &str, is: impl Fn(&Told) -> bool) {
+        let wait = async {
+            loop {
+                self.changed.borrow_and_update();
+                if self.look(&is) || self.changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let waited = tokio::time::timeout(crate::PATIENCE, wait).await;
+        assert!(
+            waited.is_ok() && self.look(&is),
+            "user {} was not told: {what}; but {:?}",
+            self.id,
+            self.summary()
+        );
+    }
+
+    /// Waits for a message of somebody.
+    pub(crate) async fn hears(&mut self, from: u64, text: &str) {
+        let message = (from, text.to_owned());
+        self.until(&format!("{message:?}"), |told| {
+            told.messages.contains(&message)
+        })
+        .await;
+    }
+
+    /// Waits for the outcome of a message.
+    pub(crate) async fn outcome(&mut self, id: u64) -> String {
+        let is_known = |told: &Told| told.outcomes.contains_key(&id);
+        self.until(&format!("the outcome of {id}"), is_known).await;
+        self.look(|told| told.outcomes[&id].join("+"))
+    }
+
+    fn summary(&self) -> String {
+        self.look(|told| {
+            let last = told.messages.last();
+            format!(
+                "{} messages (the last {last:?}), {} outcomes, notices {:?}, closed {:?}",
+                told.messages.len(),
+                told.outcomes.len(),
+                told.notices,
+                told.closed
+            )
+        })
+    }
+
+    /// Closes, and waits for the end.
+    pub(crate) async fn leave(mut self) -> Told {
+        // The server may have closed already.
+        let close = Message::close(Some(1000.try_into().unwrap()), "");
+        let _closed = self.sink.send(close).await.is_err();
+        self.until("the end", |told| told.closed.is_some()).await;
+        self.told()
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Told {
+    fn hear(&mut self, message: &Message) {
+        if let Some((code, _)) = message.as_close() {
+            self.closed = Some(code.into());
+            return;
+        }
+        let Some(text) = message.as_text() else {
+            return;
+        };
+        let frame: Value = serde_json::from_str(text).unwrap();
+        match frame["type"].as_str() {
+            None | Some("message") => {
+                let sender = frame["sender_id"].as_u64().unwrap();
+                let text = frame["message"].as_str().unwrap().to_owned();
+                self.messages.push((sender, text));
+            }
+            Some("outcome") => {
+                let id = frame["id"].as_u64().unwrap();
+                let status = frame["status"].as_str().unwrap().to_owned();
+                self.outcomes.entry(id).or_default().push(status);
+            }
+            Some("welcome") => {}
+            Some(_) => self.notices.push(frame),
+        }
+    }
+}
