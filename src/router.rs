@@ -188,7 +188,7 @@ fn apply(users: &mut Users, change: Change) {
     }
 }
 
-fn deliver(seat: &Seat, parcel: Parcel, wakes: &mut Wakes) {
+fn deliver(seat: &Arc<Seat>, parcel: Parcel, wakes: &mut Wakes) {
     let Parcel {
         sender,
         recipient: _,

@@ -4,9 +4,11 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::relief::Large;
 use super::seat::Receipt;
 use crate::identity::UserId;
 use crate::ledger::{Held, InHand};
@@ -44,6 +46,7 @@ pub struct Bounds {
 pub struct Budget {
     total: u64,
     used: AtomicU64,
+    pub(super) large: Large,
 }
 
 impl Budget {
@@ -55,6 +58,7 @@ impl Budget {
         Self {
             total,
             used: AtomicU64::new(0),
+            large: Large::default(),
         }
     }
 
@@ -99,12 +103,33 @@ pub(crate) struct Letter<'a> {
     pub(crate) receipt: Option<Box<Receipt>>,
 }
 
+/// What to do where the room for all mailboxes is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Starving {
+    /// Ask others to give first.
+    Ask,
+    /// They were asked: go by the overflow policy.
+    Settle,
+}
+
 /// What a push did besides.
-pub(crate) enum Pushed {
+pub(super) enum Pushed<'a, M: Deref<Target = Metrics>> {
     /// The letter is queued; the receipts of those that made room for it.
     Queued(Vec<Entry>),
     /// The letter is dropped; its own receipt, and those of others that made room in vain.
     Refused(Option<Box<Receipt>>, Vec<Entry>),
+    /// Nothing, for want of so many bytes of the room for all mailboxes.
+    Starved(Letter<'a>, InHand<M>, usize),
+}
+
+/// Whether there is room for one more message.
+enum Room {
+    /// There is, and it was taken.
+    Made,
+    /// Not in this mailbox.
+    Full,
+    /// Not in all mailboxes together.
+    Starved,
 }
 
 #[derive(Debug)]
@@ -148,20 +173,37 @@ impl Mailbox {
         self.bounds.overflow
     }
 
+    pub(super) fn bounds(&self) -> &Arc<Bounds> {
+        &self.bounds
+    }
+
+    /// Bytes that were not taken yet.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.frames.len() - self.start
+    }
+
     /// Queues a letter as a frame of `dialect`, or drops it or others by the overflow policy.
-    pub(crate) fn push<M: std::ops::Deref<Target = Metrics>>(
+    pub(super) fn push<'a, M: Deref<Target = Metrics>>(
         &mut self,
         dialect: Dialect,
-        letter: Letter<'_>,
+        letter: Letter<'a>,
         in_hand: InHand<M>,
-    ) -> Pushed {
+        starving: Starving,
+    ) -> Pushed<'a, M> {
         let trace = letter.receipt.as_ref().and_then(|receipt| receipt.trace());
         let traceparent = trace.map(Traced::traceparent);
         let traceparent = traceparent.as_deref();
         let message = letter.message;
         let bytes = message_frame_bytes(dialect, letter.sender, message.len(), traceparent);
         let mut evicted = Vec::new();
-        while !self.make_room(bytes) {
+        loop {
+            match self.make_room(bytes) {
+                Room::Made => break,
+                Room::Starved if starving == Starving::Ask && evicted.is_empty() => {
+                    return Pushed::Starved(letter, in_hand, bytes);
+                }
+                Room::Full | Room::Starved => {}
+            }
             let oldest = match self.bounds.overflow {
                 Overflow::DropOldest => self.drop_oldest(DropReason::QueueFull),
                 Overflow::DropNewest | Overflow::Disconnect => None,
@@ -197,22 +239,49 @@ impl Mailbox {
     }
 
     /// Whether one more frame of `bytes` is within all bounds; takes from the budget what it needs.
-    fn make_room(&mut self, bytes: usize) -> bool {
+    fn make_room(&mut self, bytes: usize) -> Room {
         if self.held.messages() >= self.bounds.messages
             || self.held_bytes + bytes > self.bounds.bytes
         {
-            return false;
+            return Room::Full;
         }
         let needed = (self.held_bytes + bytes) as u64;
         if needed <= self.reserved {
-            return true;
+            return Room::Made;
         }
         let more = (needed - self.reserved).next_multiple_of(Budget::STEP);
-        let taken = self.bounds.budget.take(more);
-        if taken {
-            self.reserved += more;
+        if !self.bounds.budget.take(more) {
+            return Room::Starved;
         }
-        taken
+        self.reserved += more;
+        Room::Made
+    }
+
+    /// Drops messages that were not taken, until they made so many bytes: from the end that the
+    /// overflow policy drops from.
+    pub(super) fn give(&mut self, bytes: usize, reason: DropReason) -> Vec<Entry> {
+        let mut given = Vec::new();
+        let mut freed = 0;
+        while freed < bytes {
+            let entry = match self.bounds.overflow {
+                Overflow::DropOldest => self.drop_oldest(reason),
+                Overflow::DropNewest | Overflow::Disconnect => self.drop_newest(reason),
+            };
+            let Some(entry) = entry else { break };
+            freed += entry.bytes as usize;
+            given.push(entry);
+        }
+        given
+    }
+
+    /// Drops the newest message that was not taken.
+    fn drop_newest(&mut self, reason: DropReason) -> Option<Entry> {
+        let entry = self.entries.pop_back()?;
+        self.frames
+            .truncate(self.frames.len() - entry.bytes as usize);
+        self.held.dropped(1, reason);
+        self.settle_bytes(entry.bytes as usize);
+        Some(entry)
     }
 
     /// Drops the oldest message that was not taken.

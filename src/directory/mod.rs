@@ -17,6 +17,7 @@ mod answers;
 mod mailbox;
 #[cfg(all(test, switchboard_loom))]
 mod model;
+mod relief;
 mod seat;
 #[cfg(all(test, not(switchboard_loom)))]
 mod stress;
@@ -118,7 +119,7 @@ impl Directory {
     }
 
     /// Runs `f` on the seat of `id`, or on nothing where nobody with that id is here.
-    pub fn with<R>(&self, id: UserId, f: impl FnOnce(Option<&Seat>) -> R) -> R {
+    pub fn with<R>(&self, id: UserId, f: impl FnOnce(Option<&Arc<Seat>>) -> R) -> R {
         let segments = self.shared.segments.load();
         let Some(segment) = segments.get(&segment_number(id)) else {
             return f(None);
@@ -126,7 +127,7 @@ impl Directory {
         let seat = segment.slot(id).load();
         // The id is checked again: arc-swap before 1.9.5 could load another cell's value, and a
         // message to the wrong user is the one fault that no counter would show.
-        f(seat.as_deref().filter(|seat| seat.id() == id))
+        f(seat.as_ref().filter(|seat| seat.id() == id))
     }
 
     /// Seats a user, in the place of one of the same lineage if there is one. Whether there was a

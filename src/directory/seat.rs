@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
 use super::answers::Answers;
-use super::mailbox::{Bounds, Entry, Letter, Mailbox, Overflow, Pushed};
+use super::mailbox::{Bounds, Entry, Letter, Mailbox, Overflow, Pushed, Starving};
+use super::relief::LARGE_BYTES;
 use crate::identity::{Lineage, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};
@@ -195,6 +196,8 @@ struct Desk {
     waker: Option<Waker>,
     /// The session has seen all there was and waits to be woken.
     parked: bool,
+    /// Among those that are asked for room when there is none.
+    noted_as_large: bool,
     door: Door,
 }
 
@@ -230,6 +233,7 @@ impl Seat {
                 order: None,
                 waker: None,
                 parked: false,
+                noted_as_large: false,
                 door: Door::Open,
             }),
         }
@@ -269,11 +273,37 @@ impl Seat {
 
     /// Puts a letter into the mailbox, or settles it otherwise at once.
     pub(crate) fn push<M: Deref<Target = Metrics>>(
-        &self,
+        self: &Arc<Self>,
         letter: Letter<'_>,
         in_hand: InHand<M>,
         wakes: &mut Wakes,
     ) {
+        if let Some((letter, in_hand, needed)) =
+            self.try_push(letter, in_hand, Starving::Ask, wakes)
+        {
+            self.ask_for_room(needed, wakes);
+            self.try_push(letter, in_hand, Starving::Settle, wakes);
+        }
+    }
+
+    /// Has the fullest mailbox make room for one more message here.
+    #[cold]
+    fn ask_for_room(&self, needed: usize, wakes: &mut Wakes) {
+        let (bounds, fill) = {
+            let desk = self.desk();
+            (desk.mailbox.bounds().clone(), desk.mailbox.bytes())
+        };
+        bounds.budget.large.relieve(needed, fill, wakes);
+    }
+
+    /// Gives the letter back where others have to be asked for room first, and how much.
+    fn try_push<'a, M: Deref<Target = Metrics>>(
+        self: &Arc<Self>,
+        letter: Letter<'a>,
+        in_hand: InHand<M>,
+        starving: Starving,
+        wakes: &mut Wakes,
+    ) -> Option<(Letter<'a>, InHand<M>, usize)> {
         let mut desk = self.desk();
         if desk.door != Door::Open {
             drop(desk);
@@ -281,27 +311,55 @@ impl Seat {
             if let Some(receipt) = letter.receipt {
                 receipt.settle(Status::Offline, wakes);
             }
-            return;
+            return None;
         }
-        let pushed = desk.mailbox.push(self.dialect, letter, in_hand);
-        let (refused, evicted) = match pushed {
+        let (refused, evicted) = match desk.mailbox.push(self.dialect, letter, in_hand, starving) {
+            Pushed::Starved(letter, in_hand, needed) => return Some((letter, in_hand, needed)),
             Pushed::Queued(evicted) => (None, evicted),
             Pushed::Refused(receipt, evicted) => {
                 desk.overflowed += 1;
-                if desk.mailbox.overflow() == Overflow::Disconnect {
-                    desk.order.get_or_insert(Order::Close {
-                        code: close_code::TRY_AGAIN,
-                        reason: "reads too slowly",
-                    });
-                }
+                desk.disconnect_if_that_is_the_policy();
                 (receipt, evicted)
             }
         };
         desk.overflowed += evicted.len() as u64;
         wakes.add(desk.unpark());
-        drop(desk);
+        let grown = desk.mailbox.bytes() >= LARGE_BYTES && !desk.noted_as_large;
+        if grown {
+            desk.noted_as_large = true;
+            let bounds = desk.mailbox.bounds().clone();
+            drop(desk);
+            bounds.budget.large.note(self);
+        } else {
+            drop(desk);
+        }
         let evicted = evicted.into_iter().filter_map(|entry| entry.receipt);
         for receipt in evicted.chain(refused) {
+            receipt.settle(Status::QueueFull, wakes);
+        }
+        None
+    }
+
+    /// Bytes that the mailbox could give up; nothing if it is no longer large, and not noted as such
+    /// from here on.
+    pub(super) fn can_give(&self) -> Option<usize> {
+        let mut desk = self.desk();
+        if desk.mailbox.bytes() < LARGE_BYTES / 2 {
+            desk.noted_as_large = false;
+            return None;
+        }
+        Some(desk.mailbox.queued_bytes())
+    }
+
+    /// Drops messages that were not taken, of so many bytes, to make room for others' mailboxes.
+    pub(super) fn give(&self, bytes: usize, wakes: &mut Wakes) {
+        let mut desk = self.desk();
+        let given = desk.mailbox.give(bytes, DropReason::QueueFull);
+        desk.overflowed += given.len() as u64;
+        desk.disconnect_if_that_is_the_policy();
+        wakes.add(desk.unpark());
+        drop(desk);
+        for receipt in given.into_iter().filter_map(|entry| entry.receipt) {
             receipt.settle(Status::QueueFull, wakes);
         }
     }
@@ -452,6 +510,15 @@ fn settle_all(entries: impl Iterator<Item = Entry>, reason: DropReason, wakes: &
 }
 
 impl Desk {
+    fn disconnect_if_that_is_the_policy(&mut self) {
+        if self.mailbox.overflow() == Overflow::Disconnect {
+            self.order.get_or_insert(Order::Close {
+                code: close_code::TRY_AGAIN,
+                reason: "reads too slowly",
+            });
+        }
+    }
+
     fn unpark(&mut self) -> Option<Waker> {
         if std::mem::take(&mut self.parked) {
             self.waker.clone()

@@ -66,8 +66,8 @@ impl World {
         seat
     }
 
-    fn finds(&self, seat: &Seat) -> bool {
-        let found = |found: Option<&Seat>| found.is_some_and(|found| std::ptr::eq(found, seat));
+    fn finds(&self, seat: &Arc<Seat>) -> bool {
+        let found = |found: Option<&Arc<Seat>>| found.is_some_and(|found| Arc::ptr_eq(found, seat));
         self.directory.with(seat.id(), found)
     }
 

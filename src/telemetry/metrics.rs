@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, fence};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
-use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{self, MetricFamily, MetricType};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
 use super::export::{SpanCounts, SpanLoss};
 use super::link::{self, LinkCensus, LinkMetrics};
+use super::process::Process;
 use super::trace::Traces;
 
 /// Why a message was dropped: the `reason` label.
@@ -265,6 +265,7 @@ pub struct Metrics {
     http_evicted: IntCounter,
     bad_messages: IntCounter,
     spans: Arc<SpanCounts>,
+    process: Process,
     levels: Levels,
 }
 
@@ -343,9 +344,6 @@ impl Metrics {
             .const_label("version", env!("CARGO_PKG_VERSION"))
             .const_label("revision", REVISION);
         register(&registry, IntGauge::with_opts(build)).set(1);
-        registry
-            .register(Box::new(ProcessCollector::new(pid(), "switchboard")))
-            .expect("every family is registered once");
         Self {
             shards: (0..=workers).map(|_| Shard::default()).collect(),
             opened: count(
@@ -375,6 +373,7 @@ impl Metrics {
                 "Messages from clients that could not be decoded; not in the ledger.",
             ),
             spans: Arc::default(),
+            process: Process::new(),
             levels: Levels::new(&registry),
             ended,
             registry,
@@ -590,6 +589,7 @@ impl Metrics {
                 |shard| &shard.wait,
             ),
         ]);
+        families.extend(self.process.found());
         families.extend(self.spans());
         families.extend(found(&census));
         families.extend(census.link.iter().flat_map(link::found));
@@ -673,10 +673,6 @@ fn found(census: &Census) -> [MetricFamily; 5] {
     ]
 }
 
-fn pid() -> i32 {
-    i32::try_from(std::process::id()).expect("Linux's process ids end at 2^22")
-}
-
 pub(super) fn register<C: Collector + Clone + 'static>(
     registry: &Registry,
     collector: prometheus::Result<C>,
@@ -692,7 +688,7 @@ pub(super) fn register<C: Collector + Clone + 'static>(
     clippy::cast_precision_loss,
     reason = "Prometheus has no other number; exact to 2^53"
 )]
-fn float(count: u64) -> f64 {
+pub(super) fn float(count: u64) -> f64 {
     count as f64
 }
 

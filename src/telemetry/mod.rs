@@ -4,6 +4,7 @@
 mod export;
 pub(crate) mod link;
 pub mod metrics;
+mod process;
 pub mod trace;
 
 use std::io::{self, IsTerminal};
