@@ -237,18 +237,21 @@ impl Jwt {
         }
         keys::candidates(keys, header.alg, header.kid.as_deref())
             .find_map(|key| jsonwebtoken::decode::<Claims>(token, &key.check, &validation).ok())
-            .map(|data| self.pass(&data.claims))
+            .and_then(|data| self.pass(&data.claims))
     }
 
-    fn pass(&self, claims: &Claims) -> Pass {
+    fn pass(&self, claims: &Claims) -> Option<Pass> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = now.unwrap_or_default();
         let ends = Duration::try_from_secs_f64(claims.exp).unwrap_or(Duration::MAX);
         let ends = ends.saturating_add(self.leeway);
-        Pass {
+        let remaining = ends.saturating_sub(now);
+        // The library counts in whole seconds: whoever was just closed would come back for the rest
+        // of one.
+        (!remaining.is_zero()).then(|| Pass {
             subject: claims.sub.as_deref().map(Subject::from),
-            remaining: Some(ends.saturating_sub(now)),
-        }
+            remaining: Some(remaining),
+        })
     }
 }
 

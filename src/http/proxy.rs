@@ -30,15 +30,17 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
         include_tlvs: false,
         ..ParseConfig::default()
     };
+    // The library does not look at what stands behind the first word.
+    if !begins_like_one(bytes) {
+        return Err(Error::Invalid);
+    }
     match ProxyHeader::parse(bytes, config) {
         Ok((header, length)) => {
             let address = header.proxied_address();
             let client = address.map(|address| address.source.ip().to_canonical());
             Ok(Parsed::Header(client, length))
         }
-        Err(Error::BufferTooShort) if begins_like_one(bytes) && bytes.len() < HEADER_BYTES_MAX => {
-            Ok(Parsed::Incomplete)
-        }
+        Err(Error::BufferTooShort) if bytes.len() < HEADER_BYTES_MAX => Ok(Parsed::Incomplete),
         Err(Error::BufferTooShort) => Err(Error::Invalid),
         Err(error) => Err(error),
     }
@@ -148,6 +150,7 @@ mod tests {
             b"G".as_slice(),
             b"GET / HTTP/1.1\r\n",
             b"PROXYTCP4",
+            b"PROXY\tUNKNOWN\r\n",
             b"PROXY TCP4 1.1.1.1 10.0.0.1 4711 80\r ",
             b"PROXY TCP9 1.1.1.1 10.0.0.1 4711 80\r\n",
             b"PROXY TCP4 999.1.1.1 10.0.0.1 4711 80\r\n",

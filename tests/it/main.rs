@@ -15,7 +15,9 @@ mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
 mod drain; // what a stop does to users, to HTTP and to the messages under way
 mod framing; // RFC 6455 sections 5 and 7, byte by byte
+mod fuzz; // the fuzz targets, over their corpora and what is like them
 mod handshake; // who gets a 101, and what the others are told
+mod hostile; // what hostile peers try
 mod http; // metrics, health, and where they are served
 mod keepalive; // pings, and the peers that do not answer or do not read
 mod limits; // a full node

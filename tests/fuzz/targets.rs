@@ -1,0 +1,369 @@
+//! What is fuzzed: each function takes any bytes, and panics if what must always hold does not. Run by
+//! cargo-fuzz, and by a plain test that replays the corpora and mutates them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::HeaderMap;
+use hyper::header::{FORWARDED, HeaderName, HeaderValue};
+use switchboard::auth::{self, Auth};
+use switchboard::config::{AuthMode, ForwardedHeader, Settings, Sources};
+use switchboard::directory::{Bounds, Budget, Order, Overflow};
+use switchboard::http::Proxies;
+use switchboard::http::proxy::{self, Parsed};
+use switchboard::ledger::Figures;
+use switchboard::protocol::{Dialect, decode as decode_message};
+use switchboard::rate::Rate;
+use switchboard::relay::Relay;
+use switchboard::session::{Arrival, Common, Session, Terms};
+use switchboard::telemetry::metrics::Metrics;
+use switchboard::telemetry::trace::Traces;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::runtime::{Builder, Runtime};
+
+/// A target and its name.
+pub(crate) type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub(crate) const TARGETS: [Target; 6] = [
+    ("decode", decode),
+    ("configuration", configuration),
+    ("session", session),
+    ("proxy_header", proxy_header),
+    ("forwarded_for", forwarded_for),
+    ("token", token),
+];
+
+/// A client's message: what is taken has the meaning that `serde_json` finds in it, too.
+pub(crate) fn decode(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    for dialect in [Dialect::Bare, Dialect::V1] {
+        if let Ok(inbound) = decode_message(text, dialect) {
+            let value: serde_json::Value = serde_json::from_str(text).expect("it is JSON");
+            assert_eq!(value["recipient_id"], inbound.recipient.get());
+            let message: String = serde_json::from_str(inbound.message).expect("a string");
+            assert_eq!(value["message"], message);
+            if let Some(id) = inbound.id {
+                let id: serde_json::Value = serde_json::from_str(id).expect("an id is JSON");
+                assert_eq!(value["id"], id);
+            }
+        }
+    }
+}
+
+/// A file of settings: what holds prints as a file that is the same settings.
+pub(crate) fn configuration(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let resolve = |text: &str| {
+        let files = vec![("fuzz.toml".to_owned(), text.to_owned())];
+        Settings::resolve(&Sources {
+            files,
+            ..Sources::default()
+        })
+    };
+    match resolve(text) {
+        Ok(settings) => {
+            let again = resolve(&settings.to_string()).expect("printed settings hold");
+            assert_eq!(again, settings);
+            let _said = settings.loosened();
+        }
+        Err(error) => assert!(!error.problems().is_empty()),
+    }
+}
+
+/// A PROXY protocol header: its length is within what came, and any part of it is the beginning of one.
+pub(crate) fn proxy_header(bytes: &[u8]) {
+    if let Ok(Parsed::Header(_, length)) = proxy::parse(bytes) {
+        assert!(length <= bytes.len());
+        for end in 1..length {
+            assert_eq!(proxy::parse(&bytes[..end]), Ok(Parsed::Incomplete), "{end}");
+        }
+    }
+}
+
+/// Forwarding headers, one a line: from a stranger they change nothing, and from a proxy the client is
+/// never a proxy while somebody else was named behind it.
+pub(crate) fn forwarded_for(bytes: &[u8]) {
+    let ours: IpAddr = [10, 0, 0, 1].into();
+    let stranger: IpAddr = [192, 0, 2, 1].into();
+    for (header, name) in [
+        (
+            ForwardedHeader::XForwardedFor,
+            HeaderName::from_static("x-forwarded-for"),
+        ),
+        (ForwardedHeader::Forwarded, FORWARDED),
+    ] {
+        let proxies = Proxies::new(vec!["10.0.0.0/8".parse().expect("a network")], header);
+        let mut headers = HeaderMap::new();
+        for line in bytes.split(|byte| *byte == b'\n') {
+            if let Ok(value) = HeaderValue::from_bytes(line) {
+                headers.append(&name, value);
+            }
+        }
+        assert_eq!(proxies.client(stranger, &headers), stranger);
+        let client = proxies.client(ours, &headers);
+        assert_eq!(client, client.to_canonical());
+        // Whatever a client puts in front of what our proxy has written is not looked at.
+        let mut written = headers.clone();
+        let entry = match header {
+            ForwardedHeader::XForwardedFor => "198.51.100.7",
+            ForwardedHeader::Forwarded => "for=198.51.100.7",
+        };
+        written.append(&name, HeaderValue::from_static(entry));
+        let expected: IpAddr = [198, 51, 100, 7].into();
+        assert_eq!(proxies.client(ours, &written), expected);
+    }
+}
+
+thread_local! {
+    static RUNTIME: Runtime = Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    static AUTH: Auth = load_auth();
+}
+
+fn load_auth() -> Auth {
+    let name = format!(
+        "switchboard-fuzz-{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    );
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, [b'x'; 64]).expect("a file of ours");
+    let mut settings = Settings::default().auth;
+    settings.mode = AuthMode::Jwt;
+    settings.secret_file = vec![path.clone()];
+    let loading = async { Auth::load(&settings).await.expect("a secret").0 };
+    let loaded = RUNTIME.with(|runtime| runtime.block_on(loading));
+    std::fs::remove_file(&path).expect("the file of ours");
+    loaded
+}
+
+/// A token, in every place that has one: none is admitted that our key has not signed.
+pub(crate) fn token(bytes: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(bytes) else {
+        return;
+    };
+    for name in ["authorization", "sec-websocket-protocol"] {
+        let name = HeaderName::from_static(name);
+        let headers = HeaderMap::from_iter([(name, value.clone())]);
+        let query = std::str::from_utf8(bytes).ok();
+        let _tokens = auth::bearer_entries(&headers).count();
+        let Some(token) = auth::token(&headers, query) else {
+            continue;
+        };
+        let verified =
+            AUTH.with(|auth| RUNTIME.with(|runtime| runtime.block_on(auth.verify(token))));
+        assert!(verified.is_err(), "{token} was signed by nobody");
+    }
+}
+
+/// One session, told by the bytes what its client, its sender, its clock and its operator do, in any
+/// order: it ends, the ledger balances, and what it has written is WebSocket.
+pub(crate) fn session(bytes: &[u8]) {
+    RUNTIME.with(|runtime| runtime.block_on(play(bytes)));
+}
+
+async fn play(bytes: &[u8]) {
+    let mut script = Script(bytes);
+    let kind = script.byte();
+    let dialect = if kind & 1 == 0 {
+        Dialect::Bare
+    } else {
+        Dialect::V1
+    };
+    let overflow = match kind >> 1 & 3 {
+        0 => Overflow::DropOldest,
+        1 => Overflow::Disconnect,
+        _ => Overflow::DropNewest,
+    };
+    let metrics = Arc::new(Metrics::new(1));
+    let bounds = Bounds {
+        messages: 8,
+        bytes: 4096,
+        overflow,
+        budget: Budget::new(8192),
+    };
+    let relay = Relay::new(bounds, 3, metrics.clone(), Arc::new(Traces::off()));
+    let common = Arc::new(Common::new(terms(kind), metrics.clone()));
+    let membership = relay.join(dialect, None, None).await.expect("a seat");
+    let seat = membership.seat().clone();
+    let (ours, mut client) = duplex(1 + usize::from(kind >> 4) * 100);
+    let session = tokio::spawn(Session::new(
+        ours,
+        &[],
+        (membership, Arrival::default()),
+        common.clone(),
+    ));
+    let sender = relay.join(Dialect::Bare, None, None).await.expect("a seat");
+    let (from_sender, mut senders) = duplex(1 << 16);
+    let sending = tokio::spawn(Session::new(
+        from_sender,
+        &[],
+        (sender, Arrival::default()),
+        common.clone(),
+    ));
+
+    let mut heard = Vec::new();
+    while !script.0.is_empty() {
+        step(&mut script, &mut client, &mut senders, &seat, &mut heard).await;
+        tokio::task::yield_now().await;
+    }
+    // To the end: everything is read, and then nobody is there any more.
+    seat.order(Order::Close {
+        code: 1000,
+        reason: "the end",
+    });
+    let rest = async {
+        let _ended = client.shutdown().await;
+        let _read = client.read_to_end(&mut heard).await;
+        session.await.expect("a session does not panic");
+        drop(senders);
+        sending.await.expect("nor does this one");
+    };
+    tokio::time::timeout(Duration::from_hours(1), rest)
+        .await
+        .expect("a session ends");
+    let figures = Figures::read(&metrics, relay.census().mailbox_messages);
+    assert_eq!((figures.gap(), figures.mailbox), (0, 0), "{figures:?}");
+    assert_eq!(relay.users(), 0);
+    check_frames(&heard);
+}
+
+fn terms(kind: u8) -> Terms {
+    let rate = (kind & 8 != 0).then(|| Rate::per_second(4, 1));
+    Terms {
+        ping_interval: Duration::from_secs(25),
+        pong_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(10),
+        close_timeout: Duration::from_secs(5),
+        message_bytes: 1024,
+        frame_bytes: 2048,
+        bad_messages: 4,
+        outcomes_pending: 4,
+        connection_age: None,
+        message_rate: rate,
+        byte_rate: rate,
+    }
+}
+
+async fn step(
+    script: &mut Script<'_>,
+    client: &mut DuplexStream,
+    sender: &mut DuplexStream,
+    seat: &switchboard::directory::Seat,
+    heard: &mut Vec<u8>,
+) {
+    let within = Duration::from_millis(1);
+    match script.byte() % 8 {
+        0 => {
+            let bytes = script.take();
+            let _taken = tokio::time::timeout(within, client.write_all(bytes)).await;
+        }
+        1 | 2 => {
+            let first = script.byte();
+            let frame = frame(first, script.take());
+            let _taken = tokio::time::timeout(within, client.write_all(&frame)).await;
+        }
+        3 => {
+            let text = "x".repeat(script.byte().into());
+            let json = format!("{{\"recipient_id\":{},\"message\":\"{text}\"}}", seat.id());
+            let frame = frame(0x81, json.as_bytes());
+            let _taken = tokio::time::timeout(within, sender.write_all(&frame)).await;
+        }
+        4 => {
+            let mut room = [0; 256];
+            let read = tokio::time::timeout(within, client.read(&mut room)).await;
+            if let Ok(Ok(count)) = read {
+                heard.extend_from_slice(&room[..count]);
+            }
+        }
+        5 => tokio::time::sleep(Duration::from_millis(100 * u64::from(script.byte()))).await,
+        6 => {
+            let _ended = client.shutdown().await;
+        }
+        _ => seat.order(match script.byte() % 3 {
+            0 => Order::Restart { after_ms: 7 },
+            1 => Order::Cut,
+            _ => Order::Close {
+                code: 1008,
+                reason: "told so",
+            },
+        }),
+    }
+}
+
+/// A frame with a mask of zeros, whatever its first byte.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![first];
+    if let Ok(short @ 0..126) = u8::try_from(payload.len()) {
+        bytes.push(0x80 | short);
+    } else {
+        bytes.push(0xfe);
+        let length = u16::try_from(payload.len()).expect("a script is short");
+        bytes.extend_from_slice(&length.to_be_bytes());
+    }
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// Whole, unmasked and unfragmented frames of the kinds that a server of ours sends, and nothing
+/// behind a close. The last may be cut off, where the connection was.
+fn check_frames(mut bytes: &[u8]) {
+    while let [first, second, rest @ ..] = bytes {
+        assert!(matches!(first, 0x81 | 0x88 | 0x89 | 0x8a), "{first:#x}");
+        assert!(second & 0x80 == 0, "a mask");
+        let (length, rest) = match (second, rest) {
+            (126, [high, low, rest @ ..]) => (u16::from_be_bytes([*high, *low]).into(), rest),
+            (126, _) => return,
+            (short, rest) => (usize::from(*short), rest),
+        };
+        let Some((payload, rest)) = rest.split_at_checked(length) else {
+            return;
+        };
+        match first {
+            0x81 => {
+                let text = std::str::from_utf8(payload).expect("a text frame is text");
+                let value: serde_json::Value = serde_json::from_str(text).expect("it is JSON");
+                assert!(value.is_object());
+            }
+            0x88 => assert!(rest.is_empty(), "something follows a close frame"),
+            _ => {}
+        }
+        bytes = rest;
+    }
+}
+
+/// The bytes as a source of decisions; zeros when it is used up.
+struct Script<'a>(&'a [u8]);
+
+impl<'a> Script<'a> {
+    fn byte(&mut self) -> u8 {
+        match self.0 {
+            [first, rest @ ..] => {
+                self.0 = rest;
+                *first
+            }
+            [] => 0,
+        }
+    }
+
+    /// So many bytes as the next one says, sixteen times as many where it is large.
+    fn take(&mut self) -> &'a [u8] {
+        let length = match self.byte() {
+            large @ 200.. => usize::from(large - 199) * 16,
+            small => small.into(),
+        };
+        let (taken, rest) = self.0.split_at(length.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+}

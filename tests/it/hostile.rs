@@ -1,0 +1,556 @@
+//! What hostile peers try, over real sockets: each costs itself. Every test ends with the ledger
+//! balanced and a well-behaved pair that still talks.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, Type};
+use switchboard::app::{App, Report, Stop};
+use switchboard::auth;
+use switchboard::config::{AuthMode, Secret, Settings};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+/// How long anything may take before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+struct Relay {
+    addr: SocketAddr,
+    stop: oneshot::Sender<Stop>,
+    run: JoinHandle<Report>,
+}
+
+impl Relay {
+    async fn start(change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings::default();
+        settings.server.listen = vec!["127.0.0.1:0".parse().unwrap()];
+        settings.keepalive.close_timeout = Duration::from_secs(1);
+        settings.drain.spread = Duration::ZERO;
+        change(&mut settings);
+        let app = App::build(settings).await.unwrap();
+        let addr = app.addrs()[0];
+        let (stop, stopped) = oneshot::channel();
+        let run = tokio::spawn(app.run(async { stopped.await.unwrap_or(Stop::DrainNow) }));
+        Self { addr, stop, run }
+    }
+
+    /// The value of a series.
+    async fn metric(&self, series: &str) -> u64 {
+        let mut stream = TcpStream::connect(self.addr).await.unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        let read = timeout(PATIENCE, stream.read_to_string(&mut text)).await;
+        read.expect("metrics in time").unwrap();
+        let mut lines = text.lines();
+        let line = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in {text}"))
+            .parse()
+            .unwrap()
+    }
+
+    async fn until(&self, series: &str, wanted: impl Fn(u64) -> bool) {
+        let reached = async {
+            while !wanted(self.metric(series).await) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let reached = timeout(PATIENCE, reached).await;
+        assert!(reached.is_ok(), "{series} is {}", self.metric(series).await);
+    }
+
+    /// Two more users talk.
+    async fn still_works(&self) {
+        let mut first = User::join(self.addr).await;
+        let mut second = User::join(self.addr).await;
+        for _ in 0..3 {
+            let (to, from) = (second.id, first.id);
+            first.say(to, "hello").await;
+            let expected = format!("{{\"sender_id\":{from},\"message\":\"hello\"}}");
+            assert_eq!(second.hear().await, (1, expected.into_bytes()));
+        }
+    }
+
+    /// Ends it, once nobody is here: opened is closed, and nothing is in between.
+    async fn end(self) {
+        self.until("switchboard_connections", |users| users == 0)
+            .await;
+        let opened = self.metric("switchboard_connections_opened_total").await;
+        let text = [1000, 1002, 1006, 1008, 1009, 4401].map(|code| code.to_string());
+        let named = ["reset", "write_timeout", "pong_timeout", "other"].map(str::to_owned);
+        let mut closed = 0;
+        for code in text.iter().chain(&named) {
+            for initiator in ["client", "server"] {
+                let labels = format!("{{code=\"{code}\",initiator=\"{initiator}\"}}");
+                let series = format!("switchboard_connections_closed_total{labels}");
+                closed += self.metric(&series).await;
+            }
+        }
+        assert_eq!(opened, closed);
+        assert_eq!(self.metric("switchboard_session_panics_total").await, 0);
+        self.stop.send(Stop::DrainNow).unwrap();
+        let report = timeout(PATIENCE, self.run).await.unwrap().unwrap();
+        assert_eq!((report.left, report.figures.gap()), (0, 0));
+        assert_eq!(report.figures.mailbox, 0);
+    }
+}
+
+/// A user, byte by byte.
+struct User {
+    id: u64,
+    stream: TcpStream,
+}
+
+impl User {
+    async fn join(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        let (head, stream) = ask(stream, "").await;
+        Self::new(&head, stream)
+    }
+
+    fn new(head: &str, stream: TcpStream) -> Self {
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let (_, rest) = head.split_once("x-user-id: ").unwrap();
+        let (id, _) = rest.split_once('\r').unwrap();
+        Self {
+            id: id.parse().unwrap(),
+            stream,
+        }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) {
+        let sent = timeout(PATIENCE, self.stream.write_all(bytes)).await;
+        sent.expect("a write in time").unwrap();
+    }
+
+    async fn say(&mut self, to: u64, text: &str) {
+        let json = format!("{{\"recipient_id\":{to},\"message\":\"{text}\"}}");
+        self.send(&frame(0x81, json.as_bytes())).await;
+    }
+
+    /// The opcode and the payload of the next frame that is no ping or pong.
+    async fn hear(&mut self) -> (u8, Vec<u8>) {
+        loop {
+            let heard = async {
+                let mut head = [0; 2];
+                self.stream.read_exact(&mut head).await?;
+                let length = match head[1] {
+                    126 => usize::from(self.stream.read_u16().await?),
+                    127 => usize::try_from(self.stream.read_u64().await?).unwrap(),
+                    short => usize::from(short),
+                };
+                let mut payload = vec![0; length];
+                self.stream.read_exact(&mut payload).await?;
+                std::io::Result::Ok((head[0] & 0x0f, payload))
+            };
+            let heard = timeout(PATIENCE, heard).await;
+            let (opcode, payload) = heard.expect("a frame in time").expect("a frame");
+            if !matches!(opcode, 9 | 10) {
+                return (opcode, payload);
+            }
+        }
+    }
+
+    async fn is_closed_with(&mut self, code: u16) {
+        let (opcode, payload) = self.hear().await;
+        assert_eq!(opcode, 8, "{}", String::from_utf8_lossy(&payload));
+        assert_eq!(u16::from_be_bytes([payload[0], payload[1]]), code);
+    }
+
+    /// Leaves without a word, and has the kernel say so.
+    fn reset(self) {
+        SockRef::from(&self.stream)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+    }
+}
+
+/// Asks for an upgrade with some more fields; the head of the answer.
+async fn ask(mut stream: TcpStream, fields: &str) -> (String, TcpStream) {
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{fields}\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let byte = timeout(PATIENCE, stream.read_u8()).await;
+        head.push(byte.expect("a head in time").expect("a whole head"));
+    }
+    (String::from_utf8(head).unwrap(), stream)
+}
+
+/// The status of the answer to an upgrade from an address of the loopback network.
+async fn status(relay: &Relay, from: Ipv4Addr, fields: &str) -> (String, String, TcpStream) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((from, 0))).unwrap();
+    let stream = socket.connect(relay.addr).await.unwrap();
+    let (head, stream) = ask(stream, fields).await;
+    (head.split(' ').nth(1).unwrap().to_owned(), head, stream)
+}
+
+const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const THERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// A frame by a mask of zeros.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![first];
+    match payload.len() {
+        short @ 0..126 => bytes.push(0x80 | u8::try_from(short).unwrap()),
+        long => {
+            bytes.push(0xfe);
+            bytes.extend_from_slice(&u16::try_from(long).unwrap().to_be_bytes());
+        }
+    }
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_heads_hold_no_place_that_somebody_needs() {
+    let relay = Relay::start(|settings| settings.limits.handshakes = 8).await;
+    let mut slow = Vec::new();
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(relay.addr).await.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: l")
+            .await
+            .unwrap();
+        slow.push(stream);
+    }
+    relay.still_works().await;
+    assert!(relay.metric("switchboard_http_evicted_total").await >= 92);
+    drop(slow);
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_never_speak_hold_no_place_either() {
+    let relay = Relay::start(|settings| settings.limits.handshakes = 8).await;
+    let mut mute = Vec::new();
+    for _ in 0..300 {
+        mute.push(TcpStream::connect(relay.addr).await.unwrap());
+    }
+    relay.still_works().await;
+    drop(mute);
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_at_any_step_leaves_nothing_behind() {
+    let relay = Relay::start(|_| {}).await;
+    let mut reader = User::join(relay.addr).await;
+    let whole = frame(0x81, b"{\"recipient_id\":1,\"message\":\"x\"}");
+    let request = b"GET / HTTP/1.1\r\nHost: l\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let all = [request.as_slice(), &whole, &frame(0x88, &[3, 232])].concat();
+    for end in (0..all.len()).step_by(3) {
+        let mut stream = TcpStream::connect(relay.addr).await.unwrap();
+        stream.write_all(&all[..end]).await.unwrap();
+        User { id: 0, stream }.reset();
+    }
+    for _ in 0..20 {
+        let mut leaving = User::join(relay.addr).await;
+        // Something is under way to whoever resets, and from it.
+        reader.say(leaving.id, "x").await;
+        leaving.say(reader.id, "x").await;
+        leaving.reset();
+    }
+    relay.still_works().await;
+    reader.send(&frame(0x88, &[3, 232])).await;
+    drop(reader);
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_may_not_be_is_refused_on_its_header() {
+    let relay = Relay::start(|_| {}).await;
+    let giant = |length: u64| [&[0x81, 0xff], length.to_be_bytes().as_slice(), &[0; 4]].concat();
+    for (bytes, code) in [
+        (giant(1 << 40), 1009),
+        (giant(64 * 1024 + 1), 1009),
+        (giant(1 << 63), 1002),
+        (vec![0xc1, 0x80, 0, 0, 0, 0], 1002), // what looks compressed
+        (vec![0x91, 0x80, 0, 0, 0, 0], 1002),
+        (vec![0x83, 0x80, 0, 0, 0, 0], 1002),
+        (vec![0x81, 0x00], 1002),
+        (vec![0x09, 0x80, 0, 0, 0, 0], 1002),
+        (vec![0x80, 0x80, 0, 0, 0, 0], 1002),
+    ] {
+        let mut user = User::join(relay.addr).await;
+        user.send(&bytes).await;
+        user.is_closed_with(code).await;
+    }
+    relay.still_works().await;
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fragments_of_one_byte_and_pings_are_bounded_by_the_rate() {
+    let relay = Relay::start(|settings| settings.limits.message_rate = Some(100)).await;
+    for (first, more) in [(0x01, 0x00), (0x89, 0x89)] {
+        let mut user = User::join(relay.addr).await;
+        let mut flood = frame(first, b" ");
+        for _ in 0..1000 {
+            flood.extend(frame(more, b" "));
+        }
+        user.send(&flood).await;
+        user.is_closed_with(1008).await;
+    }
+    relay.still_works().await;
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_floods_with_pings_and_reads_no_pongs_fills_no_memory() {
+    let relay = Relay::start(|settings| {
+        settings.keepalive.write_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let mut flooder = User::join(relay.addr).await;
+    let pings = frame(0x89, &[b'x'; 125]).repeat(500);
+    // Some 130 MB, or as much as is taken before it is cut for a write that makes no progress.
+    let flood = async {
+        for _ in 0..2000 {
+            flooder.stream.write_all(&pings).await?;
+        }
+        std::io::Result::Ok(())
+    };
+    let before = resident();
+    let _cut_or_sent = timeout(PATIENCE, flood)
+        .await
+        .expect("it is taken or cut in time");
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} bytes");
+    relay.still_works().await;
+    flooder.reset();
+    relay.end().await;
+}
+
+/// The memory of this process, which is the relay's, too.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = status.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_never_reads_costs_its_senders_nothing() {
+    let relay = Relay::start(|settings| {
+        settings.mailbox.bytes = 256 << 10;
+        settings.keepalive.write_timeout = Duration::from_secs(2);
+    })
+    .await;
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&relay.addr.into()).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let stream = TcpStream::from_std(socket.into()).unwrap();
+    let (head, stream) = ask(stream, "").await;
+    let deaf = User::new(&head, stream);
+    let mut senders = Vec::new();
+    for _ in 0..20 {
+        senders.push(User::join(relay.addr).await);
+    }
+    let text = "x".repeat(10_000);
+    for _ in 0..20 {
+        for sender in &mut senders {
+            sender.say(deaf.id, &text).await;
+        }
+    }
+    relay.still_works().await;
+    let waiting = relay.metric("switchboard_mailbox_bytes").await;
+    assert!(waiting <= 256 << 10, "{waiting} bytes");
+    let cut = "switchboard_connections_closed_total{code=\"write_timeout\",initiator=\"server\"}";
+    relay.until(cut, |count| count == 1).await;
+    let full = "switchboard_messages_dropped_total{reason=\"queue_full\"}";
+    assert!(relay.metric(full).await > 0);
+    drop((deaf, senders));
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connection_churn_leaves_nothing_behind() {
+    let relay = Relay::start(|_| {}).await;
+    let churn = (0..8).map(|_| {
+        let addr = relay.addr;
+        tokio::spawn(async move {
+            for round in 0..40 {
+                let mut user = User::join(addr).await;
+                user.say(user.id, "x").await;
+                if round % 2 == 0 {
+                    user.reset();
+                }
+            }
+        })
+    });
+    for churner in churn.collect::<Vec<_>>() {
+        churner.await.unwrap();
+    }
+    relay.still_works().await;
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_brute_forcer_is_soon_not_listened_to() {
+    let folder = std::env::temp_dir().join(format!("hostile-{}", std::process::id()));
+    std::fs::write(&folder, SECRET).unwrap();
+    let relay = Relay::start(|settings| {
+        settings.auth.mode = AuthMode::Jwt;
+        settings.auth.secret_file = vec![folder.clone()];
+        settings.limits.address_auth_failures = Some(5);
+    })
+    .await;
+    std::fs::remove_file(&folder).unwrap();
+    let secret = Secret::new(SECRET);
+    let settings = Settings::default().auth;
+    let minute = Duration::from_mins(1);
+    let good = auth::issue(&settings, &secret, "alice", minute).unwrap();
+    let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    for attempt in 0..8 {
+        let (code, head, _) = status(&relay, HERE, &bearer(&format!("{good}{attempt}"))).await;
+        let expected = if attempt < 5 { "401" } else { "429" };
+        assert_eq!(code, expected, "{head}");
+        let hint = if attempt < 5 {
+            "www-authenticate: Bearer\r\n"
+        } else {
+            "retry-after: "
+        };
+        assert!(head.contains(hint), "{head}");
+    }
+    // Not even with the right one; whoever comes from elsewhere is not meant.
+    assert_eq!(status(&relay, HERE, &bearer(&good)).await.0, "429");
+    for fields in [
+        bearer(&good),
+        format!("Sec-WebSocket-Protocol: switchboard.v1, bearer.{good}\r\n"),
+    ] {
+        let (code, head, stream) = status(&relay, THERE, &fields).await;
+        assert_eq!(code, "101");
+        assert!(!head.contains(&good), "a token is never echoed: {head}");
+        let echoed = head.contains("sec-websocket-protocol: switchboard.v1\r\n");
+        assert_eq!(echoed, fields.starts_with("Sec-"), "{head}");
+        drop(stream);
+    }
+    let alone = format!("Sec-WebSocket-Protocol: bearer.{good}\r\n");
+    assert_eq!(status(&relay, THERE, &alone).await.0, "400");
+    assert_eq!(status(&relay, THERE, "").await.0, "401");
+    for (reason, count) in [
+        ("unauthorized", 6),
+        ("address_failures", 4),
+        ("malformed", 1),
+    ] {
+        let series = format!("switchboard_handshakes_rejected_total{{reason=\"{reason}\"}}");
+        assert_eq!(relay.metric(&series).await, count, "{reason}");
+    }
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_expires_ends_its_connection() {
+    let path = std::env::temp_dir().join(format!("hostile-expiry-{}", std::process::id()));
+    std::fs::write(&path, SECRET).unwrap();
+    let relay = Relay::start(|settings| {
+        settings.auth.mode = AuthMode::Jwt;
+        settings.auth.secret_file = vec![path.clone()];
+        settings.auth.leeway = Duration::from_secs(1);
+    })
+    .await;
+    std::fs::remove_file(&path).unwrap();
+    let settings = Settings::default().auth;
+    let secret = Secret::new(SECRET);
+    let token = auth::issue(&settings, &secret, "alice", Duration::from_secs(1)).unwrap();
+    let fields = format!("Authorization: Bearer {token}\r\n");
+    let (_, head, stream) = status(&relay, HERE, &fields).await;
+    let mut user = User::new(&head, stream);
+    user.is_closed_with(4401).await;
+    let (code, ..) = status(&relay, HERE, &fields).await;
+    assert_eq!(code, "401");
+    drop(user);
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forged_proxy_headers_change_nothing_and_limits_of_an_address_hold() {
+    let relay = Relay::start(|settings| {
+        settings.limits.address_connections = Some(3);
+        settings.server.trusted_proxies = vec!["127.0.0.2/32".parse().unwrap()];
+    })
+    .await;
+    let mut here = Vec::new();
+    for number in 0..5 {
+        let forged =
+            format!("X-Forwarded-For: 10.0.0.{number}\r\nForwarded: for=10.1.0.{number}\r\n");
+        let (code, _, stream) = status(&relay, HERE, &forged).await;
+        assert_eq!(code, if number < 3 { "101" } else { "429" });
+        here.push(stream);
+    }
+    // A trusted proxy is believed, for the last that it has written.
+    for number in 0..5 {
+        let said = format!("X-Forwarded-For: 1.1.1.1, 10.0.0.{number}\r\n");
+        let (code, _, stream) = status(&relay, THERE, &said).await;
+        assert_eq!(code, "101");
+        here.push(stream);
+    }
+    for number in 0..5 {
+        let said = format!("X-Forwarded-For: 10.9.0.{number}, 10.0.0.99\r\n");
+        let (code, _, stream) = status(&relay, THERE, &said).await;
+        assert_eq!(code, if number < 3 { "101" } else { "429" });
+        here.push(stream);
+    }
+    drop(here);
+    relay
+        .until("switchboard_connections", |users| users == 0)
+        .await;
+    // The places have come back.
+    assert_eq!(status(&relay, HERE, "").await.0, "101");
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_handshakes_is_told_to_come_back() {
+    let relay = Relay::start(|settings| {
+        settings.limits.handshake_rate = Some(10);
+        settings.limits.address_handshake_rate = Some(5);
+    })
+    .await;
+    let mut codes = Vec::new();
+    for from in [HERE, HERE, THERE, Ipv4Addr::new(127, 0, 0, 3)] {
+        for _ in 0..6 {
+            let (code, head, _) = status(&relay, from, "").await;
+            assert_eq!(code != "101", head.contains("retry-after: "), "{head}");
+            codes.push(code);
+        }
+    }
+    let count = |wanted: &str| codes.iter().filter(|code| *code == wanted).count();
+    // Time goes on meanwhile, so a few more get in.
+    assert!((20..24).contains(&count("101")), "{codes:?}");
+    assert!(count("429") >= 1 && count("429") + count("503") == 24 - count("101"));
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_another_origin_may_not_connect() {
+    let relay = Relay::start(|settings| {
+        let origin = "https://*.example.com".to_owned();
+        settings.server.allowed_origins = vec![origin.try_into().unwrap()];
+    })
+    .await;
+    for (origin, expected) in [
+        ("http://localhost", "101"),
+        ("https://chat.example.com", "101"),
+        ("https://example.com", "403"),
+        ("https://evil.com", "403"),
+        ("null", "403"),
+    ] {
+        let (code, ..) = status(&relay, HERE, &format!("Origin: {origin}\r\n")).await;
+        assert_eq!(code, expected, "{origin}");
+    }
+    let rejected = "switchboard_handshakes_rejected_total{reason=\"origin\"}";
+    assert_eq!(relay.metric(rejected).await, 3);
+    relay.end().await;
+}
