@@ -52,8 +52,12 @@ both_strategies! {
                 "user_id": id,
                 "heartbeat_ms": 23_456,
                 "max_message_bytes": 12_345,
+                "resumed": false,
             });
-            assert_eq!(peer.json().await, welcome);
+            let mut told = peer.json().await;
+            let ticket = told.as_object_mut().unwrap().remove("ticket").unwrap();
+            assert_eq!(ticket.as_str().unwrap().len(), 75);
+            assert_eq!(told, welcome);
         }
         relay.stop().await;
     }
