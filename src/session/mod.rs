@@ -14,13 +14,14 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep};
 
 use crate::directory::{Entry, Flushed, Order, Wakes};
@@ -341,7 +342,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
             core.due.armed = next;
             let mut timer = this.timer;
             timer.as_mut().reset(core.instant(next));
-            if timer.poll(cx).is_ready() {
+            // Outside of the task's budget: in a turn that has used it up the timer would say
+            // pending without having heard whom to wake.
+            if pin!(unconstrained(timer)).poll(cx).is_ready() {
                 cx.waker().wake_by_ref();
             }
         }
