@@ -8,8 +8,8 @@ use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::harness::raw::{PING, PONG};
-use crate::harness::{Dialect, Relay, Seen, Wire, clog, within};
+use crate::harness::raw::{PING, PONG, message};
+use crate::harness::{Dialect, Handshake, Relay, Seen, Wire, clog, within};
 
 /// A relay that pings every `interval` and waits `timeout` for the pong.
 async fn pinging(strategy: Strategy, interval: Duration, timeout: Duration) -> Relay {
@@ -42,6 +42,20 @@ async fn a_silent_user_is_pinged_and_stays_while_it_answers() {
 }
 
 both_strategies! {
+    /// However much it said at first: its clock runs.
+    async fn a_user_who_says_much_and_then_nothing_is_pinged(strategy) {
+        let relay = pinging(strategy, SOON, SOON).await;
+        let mut peer = relay.raw().await;
+        let mut bytes = Handshake::new().bytes();
+        bytes.extend(message(99, "").bytes().repeat(1000));
+        peer.write(&bytes).await;
+        assert_eq!(peer.answer(false).await.map(|answer| answer.status), Some(101));
+        assert_eq!(peer.frame().await.opcode, PING);
+        peer.drained().await;
+        relay.until_closed("server", "pong_timeout", 1).await;
+        relay.stop().await;
+    }
+
     async fn a_user_who_answers_no_ping_is_closed(strategy) {
         let relay = pinging(strategy, SOON, SOON).await;
         let mut friend = relay.v1().await;
@@ -97,7 +111,7 @@ async fn a_user_who_talks_but_answers_no_ping_is_closed() {
     let id = peer.id;
     let talk = async {
         loop {
-            let message = crate::harness::raw::message(id, "I am so busy").bytes();
+            let message = message(id, "I am so busy").bytes();
             if peer.try_write(&message).await.is_err() {
                 break;
             }
@@ -122,7 +136,7 @@ async fn first_pings_are_spread_over_the_second_half_of_the_interval() {
     for _ in 0..40 {
         let mut peer = relay.raw().await;
         let before = Instant::now();
-        peer.upgrade(&crate::harness::Handshake::new()).await;
+        peer.upgrade(&Handshake::new()).await;
         tasks.spawn(async move {
             assert_eq!(peer.frame().await.opcode, PING);
             before.elapsed()
