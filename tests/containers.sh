@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the image, starts relay and Prometheus by docker-compose.yml, and looks at both from outside:
-# two people talk, the ledger's figures are right, the container is confined, and a stop under load
-# drains. Needs Docker with compose, and Python with `websockets`. Leaves nothing but the image.
+# two people talk, the ledger's figures are right, the container is confined, a stop under load drains,
+# and the load generator finds no fault. Needs Docker with compose, and Python with `websockets`.
+# Leaves nothing but the image.
 #
 #   tests/containers.sh
 set -euo pipefail
@@ -119,4 +120,9 @@ assert last["received"] + last["cluster_received"] == ended and last["received"]
 assert last["left"] == 0 and last["mailbox"] == 0, last
 assert last["delivered"] == int(sys.argv[2]), f"delivered {last['delivered']}, heard {sys.argv[2]}"
 PYTHON
+say "load"
+docker compose up --wait switchboard
+docker compose run --rm load bench open-loop --url=ws://switchboard:8080/ --i-own-this-server \
+  --metrics=http://switchboard:9090/metrics --pairs=10 --rate=500 --duration=2s || fail "the load found a fault"
+
 say "containers: all as it should be"
