@@ -42,7 +42,7 @@
 //! | [`telemetry`] | logs, metrics and traces |
 //! | [`identity`] | user ids and where they come from |
 //! | [`ticket`] | what lets a user come back with its id |
-//! | [`bench`] | loads a relay, measures it, checks every message |
+//! | [`mod@bench`] | loads a relay, measures it, checks every message |
 //! | [`cli`] | the command line |
 //!
 //! # What holds everywhere

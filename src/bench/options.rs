@@ -45,7 +45,7 @@ pub struct Options {
     #[arg(long, value_name = "BYTES", default_value = "32", value_parser = size)]
     pub(super) size: usize,
     /// Pairs that talk [pairs: 100; open-loop, slow-reader, churn: 10; idle, storm: 4]; the most of
-    /// them to compare strategies [128]
+    /// them to compare strategies (128)
     #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
     pub(super) pairs: Option<u32>,
     /// Messages that each pair has under way [pairs, isolation: 64; fan-in: 4]

@@ -71,7 +71,8 @@ impl World {
 
     /// Whether that very seat is found.
     fn finds(&self, seat: &Seat) -> bool {
-        let found = |found: Option<&Seat>| found.is_some_and(|found| std::ptr::eq(found, seat));
+        let found =
+            |found: Option<&Arc<Seat>>| found.is_some_and(|found| std::ptr::eq(&**found, seat));
         self.directory.with(seat.id(), found)
     }
 
