@@ -343,6 +343,13 @@ impl Membership {
         }
     }
 
+    /// Nothing will be sent any more: whoever waits for room need not wait behind this.
+    pub(crate) fn close_port(&mut self) {
+        if let Some(port) = &mut self.port {
+            port.close();
+        }
+    }
+
     /// Sends a message, which was read at `read_at` (microseconds of the app's clock). It is settled
     /// from here on, whatever happens.
     pub(crate) fn send(&mut self, inbound: Inbound<'_>, read_at: u64, wakes: &mut Wakes) {

@@ -116,6 +116,12 @@ impl Port {
         }
     }
 
+    /// Gives back room and stops waiting for it: nothing will be sent any more.
+    pub(crate) fn close(&mut self) {
+        self.has_room = false;
+        self.sender.abort_send();
+    }
+
     /// Sends into the room that [`Port::poll_ready`] has found.
     pub(crate) fn send(&mut self, parcel: Parcel) {
         self.has_room = false;

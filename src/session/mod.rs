@@ -169,7 +169,8 @@ pin_project_lite::pin_project! {
 /// What reading left behind when it paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Paused {
-    AwaitingPong,
+    /// A pong, for which there is this much time once reading goes on, microseconds.
+    AwaitingPong(u64),
     AwaitingNothing,
 }
 
@@ -442,6 +443,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         self.membership.ended(close.initiator, close.code);
         self.stop_heartbeat();
         self.wire.forget_inbox();
+        self.membership.close_port();
         if !close.awaits_outcomes {
             self.membership.seat().shut();
         }

@@ -140,13 +140,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 self.paused = Some(if pong == NEVER {
                     Paused::AwaitingNothing
                 } else {
-                    Paused::AwaitingPong
+                    Paused::AwaitingPong(pong.saturating_sub(now))
                 });
             }
             (true, Some(paused)) => {
                 self.paused = None;
-                if paused == Paused::AwaitingPong {
-                    self.due.pong = now + micros(self.common.terms.pong_timeout);
+                if let Paused::AwaitingPong(left) = paused {
+                    self.due.pong = now + left;
                 }
             }
             (true, None) | (false, Some(_)) => {}
