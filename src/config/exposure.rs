@@ -12,6 +12,7 @@ impl Settings {
         let mut warnings = self.unset_rates();
         warnings.extend(self.reachable());
         warnings.extend(self.admission());
+        warnings.extend(self.between_nodes());
         warnings.extend(self.raised(&Self::default()));
         warnings
     }
@@ -119,6 +120,41 @@ impl Settings {
         {
             warnings.push(format!(
                 "auth.jwks_url: whoever is between here and {url} can choose the keys"
+            ));
+        }
+        warnings
+    }
+
+    /// Who can reach NATS reads what crosses, and writes in anybody's name.
+    fn between_nodes(&self) -> Vec<String> {
+        let cluster = &self.cluster;
+        let is_remote = |url: &&String| {
+            let host = url.split("://").nth(1).unwrap_or_default();
+            let host = host.trim_end_matches('/');
+            let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+            let host = host.trim_matches(['[', ']']);
+            host != "localhost" && !host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+        };
+        let Some(url) = cluster.nats_url.iter().find(is_remote) else {
+            return Vec::new();
+        };
+        let mut warnings = Vec::new();
+        let secrets = [
+            &cluster.password_file,
+            &cluster.token_file,
+            &cluster.nkey_file,
+            &cluster.creds_file,
+            &cluster.tls_cert_file,
+        ];
+        if secrets.iter().all(|secret| secret.is_none()) {
+            warnings.push(format!(
+                "cluster: {url} asks for no secret: whoever reaches it reads every message that \
+                 crosses, and writes in anybody's name"
+            ));
+        }
+        if !url.starts_with("tls://") && cluster.tls_ca_file.is_none() {
+            warnings.push(format!(
+                "cluster: messages can be read on their way to {url}, unless the NATS server asks for TLS"
             ));
         }
         warnings

@@ -13,6 +13,7 @@ use crate::node::Node;
 
 crate::tests!("access":
     a_user_has_a_password,
+    the_rights_that_the_readme_names_are_enough,
     a_token_is_enough,
     an_nkey_signs,
     credentials_sign_for_an_account,
@@ -55,6 +56,25 @@ async fn a_user_has_a_password() {
         &[user, ("CLUSTER__PASSWORD_FILE", &wrong)],
     )
     .await;
+}
+
+async fn the_rights_that_the_readme_names_are_enough() {
+    let folder = Folder::new();
+    let password = folder.file("password", "s3cret");
+    let nats = Nats::with(
+        "authorization { users: [ { user: relay, password: \"s3cret\", permissions: {
+            publish: [\"switchboard.>\", \"$JS.API.STREAM.*.switchboard_blocks\"]
+            subscribe: \"switchboard.>\"
+        } } ] }",
+    )
+    .await;
+    let good = [
+        ("CLUSTER__USER", "relay"),
+        ("CLUSTER__PASSWORD_FILE", password.as_str()),
+    ];
+    // Another name is another cluster, for which it has no rights.
+    let bad = [good[0], good[1], ("CLUSTER__NAME", "other")];
+    check(&nats, &nats.url(), &good, &bad).await;
 }
 
 async fn a_token_is_enough() {

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::nats::Nats;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::nats::{Nats, free_port};
 use crate::node::Node;
 
 crate::tests!("ids":
@@ -31,11 +34,13 @@ async fn a_new_cluster_begins_at_one() {
 
 async fn tiny_blocks_turn_over() {
     const USERS: usize = 60;
-    let nats = Nats::start().await;
+    let monitor = free_port();
+    let nats = Nats::with(&format!("http: \"127.0.0.1:{monitor}\"")).await;
     let nodes = [
         Node::start(&nats.url(), &[TINY]).await,
         Node::start(&nats.url(), &[TINY]).await,
     ];
+    let before = subscriptions(monitor).await;
     let mut given = BTreeSet::new();
     let mut users = Vec::new();
     let mut admin = nodes[0].user().await;
@@ -65,6 +70,10 @@ async fn tiny_blocks_turn_over() {
         node.until("switchboard_cluster_blocks", |blocks| blocks <= 3)
             .await;
     }
+    crate::eventually("NATS sends nothing for the others", async || {
+        (subscriptions(monitor).await <= before + 4).then_some(())
+    })
+    .await;
     let last = given.last().copied().unwrap();
     given.remove(&admin.id);
     for (id, number) in given.iter().zip(1000..) {
@@ -79,6 +88,18 @@ async fn tiny_blocks_turn_over() {
     for node in nodes {
         node.stop().await;
     }
+}
+
+/// Subscriptions that the server counts.
+async fn subscriptions(monitor: u16) -> u64 {
+    let mut stream = TcpStream::connect(("127.0.0.1", monitor)).await.unwrap();
+    let request = "GET /subsz HTTP/1.0\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    body["num_subscriptions"].as_u64().unwrap()
 }
 
 async fn a_node_that_starts_again_gives_other_ids() {

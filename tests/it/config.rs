@@ -890,6 +890,14 @@ const LOOSENED: &[Loosened] = &[
         |s| s.limits.bad_messages = 17,
         "limits.bad_messages is 17, which is above the default of 16",
     ),
+    (
+        |s| s.cluster.nats_url = vec!["nats://10.0.0.2:4222".to_owned()],
+        "cluster: nats://10.0.0.2:4222 asks for no secret",
+    ),
+    (
+        |s| s.cluster.nats_url = vec!["nats://[::1]:1".to_owned(), "nats://nats".to_owned()],
+        "cluster: messages can be read on their way to nats://nats",
+    ),
 ];
 
 #[test]
@@ -905,6 +913,10 @@ fn what_was_loosened_is_said() {
         "{default}"
     );
     assert_eq!(default.lines().count(), 1);
+    let nearby = said(|s| {
+        s.cluster.nats_url = vec!["nats://[::1]:1".to_owned(), "nats://localhost".to_owned()];
+    });
+    assert_eq!(nearby.lines().count(), 1, "{nearby}");
     for (change, expected) in LOOSENED {
         let said = said(*change);
         assert!(said.contains(expected), "{expected}\nin\n{said}");

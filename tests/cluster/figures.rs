@@ -1,0 +1,512 @@
+//! What it costs to be one of several nodes, in one run: latency and CPU a message on a node by itself,
+//! on a node in a cluster whose recipient is local, and across two nodes; messages a second between two
+//! nodes beside a bare pair of async-nats clients through the same server; memory and subscriptions with
+//! many users.
+//!
+//! `cargo build --release --bins --example cluster_figures`, and then
+//! `target/release/examples/cluster_figures target/release/switchboard`
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a program for whoever measures: it stops at the first surprise and prints what it found"
+)]
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use std::{env, fs};
+
+use futures_util::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// Pairs that talk, and messages a second of each, where latency is measured.
+const PAIRS: usize = 40;
+const RATE: u64 = 100;
+const MEASURED: Duration = Duration::from_secs(3);
+/// Rounds of alternating setups; of each figure the median.
+const ROUNDS: usize = 9;
+/// Senders, and messages that each has under way, where speed is measured.
+const SENDERS: usize = 32;
+const UNDER_WAY: u64 = 128;
+const USERS: usize = 15_000;
+/// Bytes of a message's text.
+const TEXT: usize = 64;
+
+#[tokio::main]
+async fn main() {
+    let program = env::args().nth(1).expect("usage: cluster_figures PROGRAM");
+    let program = fs::canonicalize(program).expect("the program is there");
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    let nats = Nats::start();
+    cost(&program, &nats).await;
+    speed(&program, &nats).await;
+    size(&program, &nats).await;
+}
+
+/// Latency and CPU a message, in turns, so that what else the machine does meets all alike.
+async fn cost(program: &PathBuf, nats: &Nats) {
+    let alone = Node::start(program, None).await;
+    let first = Node::start(program, Some(nats)).await;
+    let second = Node::start(program, Some(nats)).await;
+    let setups: [(&str, &Node, &Node, Vec<u32>); 3] = [
+        ("a node by itself", &alone, &alone, vec![alone.pid()]),
+        (
+            "in a cluster, recipient local",
+            &first,
+            &first,
+            vec![first.pid()],
+        ),
+        (
+            "across two nodes",
+            &first,
+            &second,
+            vec![first.pid(), second.pid()],
+        ),
+    ];
+    let mut found = [(); 3].map(|()| Vec::new());
+    for round in 0..ROUNDS {
+        for turn in 0..setups.len() {
+            // Each setup comes behind each other one.
+            let which = (turn + round) % setups.len();
+            let (_, from, to, pids) = &setups[which];
+            found[which].push(talk(from, to, pids, nats).await);
+        }
+    }
+    println!(
+        "{PAIRS} pairs at {RATE} messages/s each, {TEXT} bytes, median of {ROUNDS} rounds of {MEASURED:?}\n"
+    );
+    println!("| | p50 | p99 | CPU of the nodes a message | of NATS |\n| - | - | - | - | - |");
+    let mut cpus = Vec::new();
+    for ((name, ..), found) in setups.iter().zip(&found) {
+        let figure = |of: fn(&Talk) -> f64| median(found.iter().map(of).collect());
+        let (p50, p99) = (figure(|talk| talk.p50), figure(|talk| talk.p99));
+        let (cpu, nats) = (figure(|talk| talk.cpu), figure(|talk| talk.nats));
+        println!("| {name} | {p50:.0} µs | {p99:.0} µs | {cpu:.1} µs | {nats:.1} µs |");
+        cpus.push((cpu, p50));
+    }
+    let share = |of: fn(&(f64, f64)) -> f64| of(&cpus[1]) / of(&cpus[0]);
+    println!(
+        "\nin a cluster with a local recipient, to a node by itself: CPU {:.3}, p50 {:.3}\n",
+        share(|found| found.0),
+        share(|found| found.1)
+    );
+}
+
+struct Talk {
+    p50: f64,
+    p99: f64,
+    cpu: f64,
+    nats: f64,
+}
+
+/// Pairs at a fixed rate.
+async fn talk(from: &Node, to: &Node, pids: &[u32], nats: &Nats) -> Talk {
+    let epoch = Instant::now();
+    let mut readers = Vec::new();
+    let mut writers = Vec::new();
+    for number in 0..PAIRS {
+        let (id, reader, writer) = connect(to.addr).await;
+        let (_, idle, sender) = connect(from.addr).await;
+        readers.push(tokio::spawn(listen(reader, writer, epoch)));
+        let begin = epoch + Duration::from_millis(500) + Duration::from_micros(number as u64 * 250);
+        writers.push(tokio::spawn(send_at_rate(id, sender, idle, epoch, begin)));
+    }
+    sleep_until(epoch + Duration::from_secs(1)).await;
+    let cpu = || pids.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>();
+    let before = (cpu(), cpu_seconds(nats.pid()));
+    sleep(MEASURED).await;
+    let after = (cpu(), cpu_seconds(nats.pid()));
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let mut latencies = Vec::new();
+    for reader in readers {
+        latencies.extend(reader.await.unwrap());
+    }
+    latencies.sort_unstable();
+    let messages = PAIRS as f64 * RATE as f64 * MEASURED.as_secs_f64();
+    let at = |share: f64| latencies[(latencies.len() as f64 * share) as usize] as f64 / 1000.0;
+    Talk {
+        p50: at(0.5),
+        p99: at(0.99),
+        cpu: (after.0 - before.0) * 1e6 / messages,
+        nats: (after.1 - before.1) * 1e6 / messages,
+    }
+}
+
+async fn send_at_rate(
+    to: u64,
+    mut writer: OwnedWriteHalf,
+    idle: OwnedReadHalf,
+    epoch: Instant,
+    begin: Instant,
+) {
+    let count = RATE * (MEASURED.as_secs() + 1);
+    for number in 0..count {
+        let due = begin + Duration::from_nanos(number * 1_000_000_000 / RATE);
+        sleep_until(due).await;
+        // Not from when it was due: the timer is late by up to a millisecond, which is no relay's fault.
+        let stamp = epoch.elapsed().as_nanos();
+        let frame = frame(to, &format!("{stamp:0TEXT$}"));
+        writer.write_all(&frame).await.unwrap();
+    }
+    drop(idle);
+}
+
+/// Latencies in nanoseconds.
+async fn listen(mut reader: OwnedReadHalf, writer: OwnedWriteHalf, epoch: Instant) -> Vec<u64> {
+    let count = RATE * (MEASURED.as_secs() + 1);
+    let mut latencies = Vec::new();
+    let mut buffer = Vec::new();
+    while (latencies.len() as u64) < count {
+        assert_ne!(reader.read_buf(&mut buffer).await.unwrap(), 0);
+        let now = epoch.elapsed().as_nanos() as u64;
+        each_frame(&mut buffer, |payload| {
+            let digits = payload.rsplit('"').nth(1).unwrap();
+            latencies.push(now - digits.parse::<u64>().unwrap());
+        });
+    }
+    drop(writer);
+    latencies
+}
+
+/// Messages a second from one node to another, and by a bare pair of clients.
+async fn speed(program: &PathBuf, nats: &Nats) {
+    let first = Node::start(program, Some(nats)).await;
+    let second = Node::start(program, Some(nats)).await;
+    let mut local = Vec::new();
+    let mut across = Vec::new();
+    let mut bare = Vec::new();
+    for _ in 0..3 {
+        local.push(flood(&first, &first).await);
+        across.push(flood(&first, &second).await);
+        bare.push(bare_flood(nats).await);
+    }
+    let [local, across, bare] = [local, across, bare].map(median);
+    println!(
+        "{SENDERS} senders with {UNDER_WAY} messages of {TEXT} bytes under way each, median of 3 rounds\n"
+    );
+    println!("| | messages/s | to a bare pair |\n| - | - | - |");
+    println!("| on one node | {local:.0} | |");
+    println!(
+        "| from one node to another | {across:.0} | {:.2} |",
+        across / bare
+    );
+    println!("| bare async-nats, publisher to subscriber | {bare:.0} | 1 |\n");
+    let lost = second.metric("switchboard_cluster_overrun_total").await;
+    assert_eq!(lost, 0, "nothing was lost");
+}
+
+async fn flood(from: &Node, to: &Node) -> f64 {
+    let until = Instant::now() + MEASURED;
+    let mut tasks = Vec::new();
+    for _ in 0..SENDERS {
+        let (id, mut reader, writer) = connect(to.addr).await;
+        let (_, idle, mut sender) = connect(from.addr).await;
+        let heard = Arc::new(AtomicU64::new(0));
+        let told = Arc::new(tokio::sync::Notify::new());
+        let (count, bell) = (heard.clone(), told.clone());
+        tasks.push(tokio::spawn(async move {
+            let mut buffer = Vec::new();
+            loop {
+                let read = tokio::time::timeout_at(until, reader.read_buf(&mut buffer)).await;
+                if read.is_err() {
+                    break;
+                }
+                let mut frames = 0;
+                each_frame(&mut buffer, |_| frames += 1);
+                count.fetch_add(frames, Relaxed);
+                bell.notify_one();
+            }
+            drop(writer);
+            count.load(Relaxed)
+        }));
+        tokio::spawn(async move {
+            let message = frame(id, &"x".repeat(TEXT));
+            let mut sent = 0;
+            while Instant::now() < until {
+                let room = UNDER_WAY - (sent - heard.load(Relaxed));
+                if room < UNDER_WAY / 4 {
+                    told.notified().await;
+                    continue;
+                }
+                if sender
+                    .write_all(&message.repeat(room as usize))
+                    .await
+                    .is_err()
+                {
+                    break;
+                }
+                sent += room;
+            }
+            drop(idle);
+        });
+    }
+    let mut total = 0;
+    for task in tasks {
+        total += task.await.unwrap();
+    }
+    total as f64 / MEASURED.as_secs_f64()
+}
+
+async fn bare_flood(nats: &Nats) -> f64 {
+    let url = format!("nats://127.0.0.1:{}", nats.port);
+    let options = || async_nats::ConnectOptions::new().subscription_capacity(1 << 20);
+    let publisher = options().connect(&url).await.unwrap();
+    let subscriber = options().connect(&url).await.unwrap();
+    let mut messages = subscriber.subscribe("bare.b.1.*").await.unwrap();
+    subscriber.flush().await.unwrap();
+    sleep(Duration::from_millis(50)).await;
+    let until = Instant::now() + MEASURED;
+    let heard = Arc::new(AtomicU64::new(0));
+    let count = heard.clone();
+    let listening = tokio::spawn(async move {
+        while tokio::time::timeout_at(until, messages.next())
+            .await
+            .is_ok()
+        {
+            count.fetch_add(1, Relaxed);
+        }
+        count.load(Relaxed)
+    });
+    let payload = bytes::Bytes::from(vec![b'x'; TEXT + 5]);
+    let mut sent = 0;
+    let most = UNDER_WAY * SENDERS as u64;
+    while Instant::now() < until {
+        if sent - heard.load(Relaxed) >= most {
+            tokio::task::yield_now().await;
+            continue;
+        }
+        let subject = format!("bare.b.1.{}", sent % 1024);
+        publisher.publish(subject, payload.clone()).await.unwrap();
+        sent += 1;
+    }
+    listening.await.unwrap() as f64 / MEASURED.as_secs_f64()
+}
+
+/// Memory and subscriptions with many users, beside a node by itself.
+async fn size(program: &PathBuf, nats: &Nats) {
+    println!("{USERS} idle users on one node\n");
+    println!("| | resident before | with them | a user | blocks, each a subscription |");
+    println!("| - | - | - | - | - |");
+    for (name, cluster) in [("a node by itself", None), ("in a cluster", Some(nats))] {
+        let node = Node::start(program, cluster).await;
+        let before = resident_bytes(node.pid());
+        let mut users = Vec::with_capacity(USERS);
+        for _ in 0..USERS {
+            users.push(connect(node.addr).await);
+        }
+        sleep(Duration::from_secs(2)).await;
+        let after = resident_bytes(node.pid());
+        let each = (after - before) / USERS as u64;
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let blocks = node.metric("switchboard_cluster_blocks").await;
+        println!(
+            "| {name} | {:.1} MiB | {:.1} MiB | {each} bytes | {blocks} |",
+            mib(before),
+            mib(after)
+        );
+        drop(users);
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A user without a subprotocol.
+async fn connect(addr: SocketAddr) -> (u64, OwnedReadHalf, OwnedWriteHalf) {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let request = "GET / HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0);
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    let id = head.split("x-user-id: ").nth(1).unwrap();
+    let id = id.split('\r').next().unwrap().parse().unwrap();
+    let (reader, writer) = stream.into_split();
+    (id, reader, writer)
+}
+
+/// A message as a client's frame, masked with zeros (RFC 6455 section 5.2).
+fn frame(to: u64, text: &str) -> Vec<u8> {
+    let payload = format!("{{\"recipient_id\":{to},\"message\":\"{text}\"}}");
+    let length = u16::try_from(payload.len()).unwrap();
+    let mut frame = vec![0x81];
+    if length < 126 {
+        frame.push(0x80 | length as u8);
+    } else {
+        frame.push(0xFE);
+        frame.extend(length.to_be_bytes());
+    }
+    frame.extend([0; 4]);
+    frame.extend(payload.as_bytes());
+    frame
+}
+
+/// Takes the whole frames of a server out of the buffer.
+fn each_frame(buffer: &mut Vec<u8>, mut f: impl FnMut(&str)) {
+    let mut start = 0;
+    loop {
+        let rest = &buffer[start..];
+        let (length, head) = match *rest {
+            [_, 126, high, low, ..] => (usize::from(u16::from_be_bytes([high, low])), 4),
+            [_, length @ 0..126, ..] => (usize::from(length), 2),
+            _ => break,
+        };
+        let Some(payload) = rest.get(head..head + length) else {
+            break;
+        };
+        if rest[0] == 0x81 {
+            f(std::str::from_utf8(payload).unwrap());
+        }
+        start += head + length;
+    }
+    buffer.drain(..start);
+}
+
+struct Nats {
+    port: u16,
+    process: Child,
+    store: PathBuf,
+}
+
+impl Nats {
+    fn start() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let path = env::var_os("PATH").unwrap_or_default();
+        let program = env::split_paths(&path)
+            .chain([PathBuf::from("/usr/sbin")])
+            .map(|folder| folder.join("nats-server"))
+            .find(|program| program.is_file())
+            .expect("nats-server is installed");
+        let store = env::temp_dir().join(format!("cluster-figures-{}", std::process::id()));
+        let process = Command::new(program)
+            .args([
+                "--addr",
+                "127.0.0.1",
+                "--port",
+                &port.to_string(),
+                "--jetstream",
+            ])
+            .arg("--store_dir")
+            .arg(&store)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self {
+            port,
+            process,
+            store,
+        }
+    }
+
+    fn pid(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        fs::remove_dir_all(&self.store).unwrap();
+    }
+}
+
+struct Node {
+    addr: SocketAddr,
+    process: Child,
+}
+
+impl Node {
+    async fn start(program: &PathBuf, nats: Option<&Nats>) -> Self {
+        let mut command = Command::new(program);
+        command.args(["--listen", "127.0.0.1:0"]);
+        if let Some(nats) = nats {
+            let url = format!("nats://127.0.0.1:{}", nats.port);
+            command.env("SWITCHBOARD__CLUSTER__NATS_URL", url);
+        }
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let line = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("addrs=[")));
+        let line = line.unwrap().unwrap();
+        let addr = line.split("addrs=[").nth(1).unwrap();
+        let addr = addr.split(']').next().unwrap().parse().unwrap();
+        std::thread::spawn(move || lines.for_each(drop));
+        let node = Self { addr, process };
+        while node.get("/readyz").await.0 != 200 {
+            sleep(Duration::from_millis(20)).await;
+        }
+        node
+    }
+
+    fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.addr).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer)
+    }
+
+    /// A metric without labels; 0 where it is not shown.
+    async fn metric(&self, name: &str) -> u64 {
+        let (_, answer) = self.get("/metrics").await;
+        let mut lines = answer.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or(0)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// Time on a CPU of all threads of a process, to the nanosecond where the kernel counts so.
+fn cpu_seconds(pid: u32) -> f64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let nanos = threads.map(|thread| {
+        let path = thread.unwrap().path().join("schedstat");
+        let stat = fs::read_to_string(path).unwrap();
+        let nanos = stat.split(' ').next().unwrap();
+        nanos.parse::<u64>().unwrap()
+    });
+    nanos.sum::<u64>() as f64 / 1e9
+}
+
+fn resident_bytes(pid: u32) -> u64 {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
