@@ -203,26 +203,38 @@ test("drained, killed and restarted in a loop: every promise settles, and truly"
     }),
   );
   const ids = await Promise.all(people.map(({ client }) => client.opened()));
+  // The latter half only listens. Behind a relay that was killed, a runtime whose own write has failed
+  // throws away what its socket had received and it had not yet read (Node does), and no relay can tell:
+  // so while the next end is a kill, nobody writes to somebody who writes.
+  const talkers = people.slice(0, people.length / 2);
+  const listeners = people.slice(people.length / 2);
+  let audience = listeners;
   let talking = true;
   let sent = 0;
+  let underWayToTalkers = 0;
   const outcomes = new Map();
-  const talk = async (n) => {
+  const sendOne = async (client) => {
+    const recipient = audience[Math.floor(Math.random() * audience.length)];
+    const toTalker = talkers.includes(recipient) ? 1 : 0;
+    const message = `message ${sent++}`;
+    underWayToTalkers += toTalker;
+    outcomes.set(message, await client.send(recipient.client.state.userId, message));
+    underWayToTalkers -= toTalker;
+  };
+  const talk = async ({ client }) => {
     while (talking) {
-      const { client } = people[n];
-      const { userId } = people[Math.floor(Math.random() * people.length)].client.state;
-      const batch = Array.from({ length: 10 }, async () => {
-        const message = `message ${sent++}`;
-        outcomes.set(message, await client.send(userId ?? 1, message));
-      });
-      await Promise.all(batch);
+      await Promise.all(Array.from({ length: 10 }, () => sendOne(client)));
       await client.opened();
     }
   };
-  const talks = people.map((_, n) => talk(n));
+  const talks = talkers.map(talk);
   for (let round = 0; round < rounds; round += 1) {
+    const signal = round % 2 === 0 ? "SIGKILL" : "SIGTERM";
+    audience = signal === "SIGKILL" ? listeners : people;
     const before = sent;
     await until(() => sent > before + 500, "some talk");
-    await relay.stop(round % 2 === 0 ? "SIGKILL" : "SIGTERM");
+    if (signal === "SIGKILL") await until(() => underWayToTalkers === 0, "outcomes of the round before");
+    await relay.stop(signal);
     await relay.restart();
     // Everybody is back, and is who it was.
     assert.deepEqual(await Promise.all(people.map(({ client }) => client.opened())), ids);
