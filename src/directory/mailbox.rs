@@ -82,7 +82,7 @@ impl Budget {
 
 /// One message that is queued or taken.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// When its frame was read, microseconds of the app's clock.
     pub(crate) read_at: u64,
     /// Whom to tell what became of it.
@@ -95,12 +95,15 @@ pub(crate) struct Entry {
 
 /// A message on its way into a mailbox.
 #[derive(Debug)]
-pub(crate) struct Letter<'a> {
-    pub(crate) sender: UserId,
+pub struct Letter<'a> {
+    /// Who wrote it.
+    pub sender: UserId,
     /// A JSON string literal.
-    pub(crate) message: &'a str,
-    pub(crate) read_at: u64,
-    pub(crate) receipt: Option<Box<Receipt>>,
+    pub message: &'a str,
+    /// When its frame was read, microseconds of the app's clock.
+    pub read_at: u64,
+    /// Whom to tell what became of it.
+    pub receipt: Option<Box<Receipt>>,
 }
 
 /// What to do where the room for all mailboxes is used up.
@@ -409,7 +412,7 @@ fn spare() -> (Vec<u8>, VecDeque<Entry>) {
 }
 
 /// Keeps the buffers of a write that has ended for the next mailbox of this thread.
-pub(crate) fn give_back(mut frames: Vec<u8>, mut entries: VecDeque<Entry>) {
+pub fn give_back(mut frames: Vec<u8>, mut entries: VecDeque<Entry>) {
     if frames.capacity() == 0 || frames.capacity() > SPARE_BYTES_MAX {
         return;
     }

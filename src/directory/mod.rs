@@ -1,12 +1,12 @@
 //! Who is here: from an id to the seat of its user. A lookup takes no lock and waits for nobody; a
 //! join, a leave and a lookup cost the same with ten users and with a million.
 //!
-//! Ids are dense, so the directory is a two-level table: a small map, replaced as a whole when it
-//! changes, of segments of [`SLOTS`] slots each, and a slot is one atomic cell. Only one join in
-//! [`SLOTS`] touches the map. A segment is retired as soon as nobody holds a claim on it: each user
-//! in it does, and the directory itself does on the segment where the next id will come, so that
-//! lone users who come and go do not make and retire it over and over. A claim cannot be had on a
-//! retired segment, so a join that comes too late makes a new one.
+//! Ids are dense, so the directory is a table of segments of [`SLOTS`] slots each, and a slot is one
+//! atomic cell. Only one join in [`SLOTS`] changes which segments there are. A segment is retired as
+//! soon as nobody holds a claim on it: each user in it does, and the directory itself does on the
+//! segment where the next id will come, so that lone users who come and go do not make and retire it
+//! over and over. A claim cannot be had on a retired segment, so a join that comes too late makes a new
+//! one.
 //!
 //! Whoever comes back under an id while its earlier connection still stands takes the slot over; the
 //! earlier seat stands aside, in a list of its own, until its session is gone.
@@ -19,39 +19,23 @@ mod mailbox;
 mod model;
 mod relief;
 mod seat;
+mod segments;
 #[cfg(all(test, not(switchboard_loom)))]
 mod stress;
 mod sync;
 
 use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 use std::sync::{Arc, PoisonError};
 
-use rustc_hash::FxHasher;
-
 pub(crate) use answers::{Answers, Bell};
-pub use mailbox::{Bounds, Budget, Overflow};
-pub(crate) use mailbox::{Entry, Letter, give_back};
-pub(crate) use seat::{Flushed, Found};
-pub use seat::{Order, Receipt, Seat, Wakes};
-use sync::{ArcSwap, ArcSwapOption, AtomicU32, Mutex, MutexGuard, Ordering};
+pub use mailbox::{Bounds, Budget, Entry, Letter, Overflow, give_back};
+pub use seat::{Flushed, Found, Order, Receipt, Seat, Wakes};
+pub use segments::SLOTS;
+use segments::{Segment, Segments, segment_number};
+use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard};
 
 use crate::identity::UserId;
 use crate::telemetry::metrics::Census;
-
-/// Ids in one segment: 8 KiB of slots, small beside the seats in it, and one change of the map in a
-/// thousand joins. The model checker has to fill one in a few steps.
-pub const SLOTS: u64 = if cfg!(all(test, switchboard_loom)) {
-    2
-} else {
-    1024
-};
-
-/// Claims of a segment that is out of the map for good.
-const RETIRED: u32 = u32::MAX;
-
-// Keys are segment numbers of ids that we gave out, so nobody can choose them to collide.
-type Segments = HashMap<u64, Arc<Segment>, BuildHasherDefault<FxHasher>>;
 
 /// The user directory: a cheap handle.
 #[derive(Clone, Debug, Default)]
@@ -69,49 +53,6 @@ struct Shared {
     aside: Mutex<HashMap<usize, Arc<Seat>>>,
 }
 
-#[derive(Debug)]
-struct Segment {
-    slots: Box<[ArcSwapOption<Seat>]>,
-    /// Users in it, or about to be; one more for the newest. [`RETIRED`] is final.
-    claims: AtomicU32,
-}
-
-impl Segment {
-    fn new(claims: u32) -> Self {
-        Self {
-            slots: (0..SLOTS).map(|_| ArcSwapOption::empty()).collect(),
-            claims: AtomicU32::new(claims),
-        }
-    }
-
-    fn claim(&self) -> bool {
-        self.claims
-            .try_update(Ordering::AcqRel, Ordering::Acquire, |claims| {
-                (claims != RETIRED).then(|| claims + 1)
-            })
-            .is_ok()
-    }
-
-    /// Gives a claim back; whether that was the last one, after which the segment is retired and the
-    /// caller takes it out of the map.
-    fn release(&self) -> bool {
-        self.claims.fetch_sub(1, Ordering::AcqRel) == 1
-            && self
-                .claims
-                .compare_exchange(0, RETIRED, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok()
-    }
-
-    fn slot(&self, id: UserId) -> &ArcSwapOption<Seat> {
-        let index = usize::try_from((id.get() - 1) % SLOTS).expect("below SLOTS");
-        &self.slots[index]
-    }
-}
-
-fn segment_number(id: UserId) -> u64 {
-    (id.get() - 1) / SLOTS
-}
-
 impl Directory {
     /// An empty directory.
     pub fn new() -> Self {
@@ -121,7 +62,7 @@ impl Directory {
     /// Runs `f` on the seat of `id`, or on nothing where nobody with that id is here.
     pub fn with<R>(&self, id: UserId, f: impl FnOnce(Option<&Arc<Seat>>) -> R) -> R {
         let segments = self.shared.segments.load();
-        let Some(segment) = segments.get(&segment_number(id)) else {
+        let Some(segment) = segments.get(segment_number(id)) else {
             return f(None);
         };
         let seat = segment.slot(id).load();
@@ -132,13 +73,17 @@ impl Directory {
 
     /// Seats a user, in the place of one of the same lineage if there is one. Whether there was a
     /// place: not where somebody of another lineage has the id.
-    pub(crate) fn join(&self, seat: &Arc<Seat>) -> bool {
+    pub fn join(&self, seat: &Arc<Seat>) -> bool {
         let id = seat.id();
         let number = segment_number(id);
-        let known = self.shared.segments.load().get(&number).cloned();
-        let segment = match known {
+        let segments = self.shared.segments.load();
+        let new;
+        let segment = match segments.get(number) {
             Some(segment) if segment.claim() => segment,
-            _ => self.claim_new(number),
+            _ => {
+                new = self.claim_new(number);
+                &new
+            }
         };
         let slot = segment.slot(id);
         loop {
@@ -152,7 +97,7 @@ impl Directory {
                 continue;
             }
             // The place comes with the claim of whoever had it.
-            self.give_up(number, &segment);
+            self.give_up(number, segment);
             return may;
         }
     }
@@ -186,17 +131,17 @@ impl Directory {
     }
 
     /// Takes that very seat out; one that has taken its place stays.
-    pub(crate) fn leave(&self, seat: &Arc<Seat>) {
+    pub fn leave(&self, seat: &Arc<Seat>) {
         let number = segment_number(seat.id());
-        let segment = self.shared.segments.load().get(&number).cloned();
-        let seated_in = segment.filter(|segment| {
+        let segments = self.shared.segments.load();
+        let seated_in = segments.get(number).filter(|segment| {
             let previous = segment.slot(seat.id()).compare_and_swap(seat, None);
             previous
                 .as_ref()
                 .is_some_and(|previous| Arc::ptr_eq(previous, seat))
         });
         match seated_in {
-            Some(segment) => self.give_up(number, &segment),
+            Some(segment) => self.give_up(number, segment),
             None => drop(self.aside().remove(&Arc::as_ptr(seat).addr())),
         }
     }
@@ -222,19 +167,18 @@ impl Directory {
     fn claim_new(&self, number: u64) -> Arc<Segment> {
         let mut newest = self.newest();
         let segments = self.shared.segments.load_full();
-        if let Some(segment) = segments.get(&number)
+        if let Some(segment) = segments.get(number)
             && segment.claim()
         {
             return segment.clone();
         }
         let is_newest = newest.is_none_or(|newest| number > newest);
         let segment = Arc::new(Segment::new(if is_newest { 2 } else { 1 }));
-        let mut changed = Segments::clone(&segments);
-        changed.insert(number, segment.clone());
+        let changed = segments.with(number, Some(segment.clone()));
         self.shared.segments.store(Arc::new(changed));
         if is_newest
             && let Some(before) = newest.replace(number)
-            && let Some(before_segment) = segments.get(&before)
+            && let Some(before_segment) = segments.get(before)
             && before_segment.release()
         {
             self.take_out(&newest, before, before_segment);
@@ -246,11 +190,10 @@ impl Directory {
     fn take_out(&self, _newest: &MutexGuard<'_, Option<u64>>, number: u64, segment: &Arc<Segment>) {
         let segments = self.shared.segments.load_full();
         if segments
-            .get(&number)
+            .get(number)
             .is_some_and(|current| Arc::ptr_eq(current, segment))
         {
-            let mut changed = Segments::clone(&segments);
-            changed.remove(&number);
+            let changed = segments.with(number, None);
             self.shared.segments.store(Arc::new(changed));
         }
     }
@@ -262,7 +205,7 @@ impl Directory {
         let aside: Vec<_> = self.aside().values().cloned().collect();
         aside.iter().for_each(&mut f);
         let segments = self.shared.segments.load_full();
-        for slot in segments.values().flat_map(|segment| &segment.slots) {
+        for slot in segments.iter().flat_map(|segment| segment.slots()) {
             if let Some(seat) = slot.load().as_ref() {
                 f(seat);
             }
@@ -286,6 +229,6 @@ impl Directory {
 
     /// How many segments stand.
     pub fn segments(&self) -> usize {
-        self.shared.segments.load().len()
+        self.shared.segments.load().count()
     }
 }

@@ -158,21 +158,24 @@ impl Drop for Receipt {
 
 /// What a session has flushed since it was last at its seat.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Flushed {
-    pub(crate) messages: u32,
-    pub(crate) bytes: usize,
+pub struct Flushed {
+    /// Messages.
+    pub messages: u32,
+    /// Bytes of their frames.
+    pub bytes: usize,
 }
 
 /// What a session found at its seat.
 #[derive(Debug, Default)]
-pub(crate) struct Found {
+pub struct Found {
     /// Bytes were added to the buffer.
-    pub(crate) anything: bool,
+    pub anything: bool,
     /// Of them, messages.
-    pub(crate) messages: bool,
+    pub messages: bool,
     /// Outcomes among them.
-    pub(crate) outcomes: u32,
-    pub(crate) order: Option<Order>,
+    pub outcomes: u32,
+    /// The order to end, if there is one.
+    pub order: Option<Order>,
 }
 
 /// One user who is here.
@@ -213,7 +216,8 @@ enum Door {
 }
 
 impl Seat {
-    pub(crate) fn new(
+    /// A seat with nothing at it.
+    pub fn new(
         (id, lineage): (UserId, Lineage),
         dialect: Dialect,
         subject: Option<Subject>,
@@ -272,7 +276,7 @@ impl Seat {
     }
 
     /// Puts a letter into the mailbox, or settles it otherwise at once.
-    pub(crate) fn push<M: Deref<Target = Metrics>>(
+    pub fn push<M: Deref<Target = Metrics>>(
         self: &Arc<Self>,
         letter: Letter<'_>,
         in_hand: InHand<M>,
@@ -401,7 +405,7 @@ impl Seat {
     /// The session's visit: settles what it flushed, and moves replies and then messages of up to
     /// about `bytes_max` bytes to the ends of its buffers. Where there is nothing to do, registers
     /// to be woken.
-    pub(crate) fn visit(
+    pub fn visit(
         &self,
         flushed: Flushed,
         buffers: (&mut Vec<u8>, &mut VecDeque<Entry>),

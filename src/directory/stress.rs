@@ -74,10 +74,10 @@ impl World {
     /// An id that this thread alone uses: in a busy segment, or a new one, four to a segment.
     fn pick(&self, thread: u64, busy: bool, random: &mut fastrand::Rng) -> UserId {
         let number = if busy {
-            random.u64(0..BUSY_SEGMENTS) * SLOTS + 1 + thread
+            random.u64(0..BUSY_SEGMENTS) * SLOTS as u64 + 1 + thread
         } else {
             let new = self.new_ids.fetch_add(1, Ordering::Relaxed);
-            (BUSY_SEGMENTS + new / 4) * SLOTS + new % 4
+            (BUSY_SEGMENTS + new / 4) * SLOTS as u64 + 1 + new % 4
         };
         UserId::new(number).expect("a small id")
     }
