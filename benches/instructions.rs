@@ -1,0 +1,159 @@
+//! How many instructions the steps of a message take, counted by callgrind: the same on every run, so
+//! that a change of a few percent shows. `tests/instructions` compares them with baseline.txt.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::exit,
+    reason = "in what gungraun's macros make"
+)]
+
+mod parts;
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use gungraun::prelude::*;
+use parts::{Ids, Joiner, Line, Mail, RECIPIENT, frames, plain, turned, user, with_id};
+use switchboard::directory::{Directory, Seat};
+use switchboard::protocol::{Dialect, Outbound, Status, decode, push_frame};
+
+/// Each step is done so often: a count that is not lost in the frame around it.
+const TIMES: u64 = 100;
+
+#[library_benchmark]
+#[bench::short_32(plain(2, 32))]
+#[bench::short_1024(plain(2, 1024))]
+#[bench::short_id_32(with_id(2, 32))]
+#[bench::general_32(turned(2, 32))]
+#[bench::general_1024(turned(2, 1024))]
+fn decoding(text: String) -> u64 {
+    (0..TIMES).fold(0, |sum, _| {
+        let inbound = decode(black_box(&text), Dialect::V1);
+        sum + inbound.map_or(0, |inbound| inbound.recipient.get())
+    })
+}
+
+fn text(bytes: usize) -> (Vec<u8>, String) {
+    (
+        Vec::with_capacity(4096),
+        format!("\"{}\"", "x".repeat(bytes)),
+    )
+}
+
+#[library_benchmark]
+#[bench::bytes_32(text(32))]
+#[bench::bytes_1024(text(1024))]
+fn encoding_a_message((mut buffer, message): (Vec<u8>, String)) -> Vec<u8> {
+    for _ in 0..TIMES {
+        buffer.clear();
+        let outbound = Outbound::Message {
+            sender_id: user(1),
+            traceparent: None,
+            message: black_box(&message),
+        };
+        push_frame(&mut buffer, Dialect::V1, outbound);
+    }
+    buffer
+}
+
+#[library_benchmark]
+#[bench::delivered(text(0))]
+fn encoding_an_outcome((mut buffer, _): (Vec<u8>, String)) -> Vec<u8> {
+    for _ in 0..TIMES {
+        buffer.clear();
+        let outbound = Outbound::Outcome {
+            id: black_box("7"),
+            status: Status::Delivered,
+        };
+        push_frame(&mut buffer, Dialect::V1, outbound);
+    }
+    buffer
+}
+
+/// Users in the directory: enough that the map of segments has some.
+const USERS: u64 = 10_000;
+
+/// A directory, and seats of users who are yet to join.
+type Town = (Directory, Vec<Arc<Seat>>);
+
+fn town() -> Town {
+    let joiner = Joiner::new();
+    let directory = Directory::new();
+    for id in 1..=USERS {
+        directory.join(&joiner.seat(id));
+    }
+    let seats: Vec<_> = (1..=TIMES).map(|more| joiner.seat(USERS + more)).collect();
+    // arc-swap makes ready what belongs to this thread.
+    directory.join(&seats[0]);
+    directory.leave(&seats[0]);
+    (directory, seats)
+}
+
+#[library_benchmark]
+#[bench::of_10_000(town())]
+fn lookup(town: Town) -> Town {
+    let (directory, _) = &town;
+    let mut ids = Ids::up_to(USERS);
+    for _ in 0..TIMES {
+        let id = user(black_box(ids.next()));
+        assert!(directory.with(id, |seat| seat.is_some()));
+    }
+    town
+}
+
+#[library_benchmark]
+#[bench::of_10_000(town())]
+fn join_and_leave(town: Town) -> Town {
+    let (directory, seats) = &town;
+    for seat in black_box(seats) {
+        directory.join(seat);
+        directory.leave(seat);
+    }
+    town
+}
+
+#[library_benchmark]
+#[bench::one_by_one(Mail::new(32), 1)]
+#[bench::by_32(Mail::new(32), 32)]
+fn push_and_take(mut mail: Mail, at_once: u32) -> Mail {
+    for _ in 0..TIMES {
+        assert!(mail.pass(black_box(at_once)) > 0);
+    }
+    mail
+}
+
+fn line(dialect: Dialect, text: &str, count: usize) -> (Line, Vec<u8>) {
+    let mut line = Line::new(dialect);
+    let frames = frames(text, count);
+    // Every buffer gets its size.
+    line.pass(&frames);
+    (line, frames)
+}
+
+#[library_benchmark]
+#[bench::bare_32(line(Dialect::Bare, &plain(RECIPIENT, 32), 1))]
+#[bench::bare_32_by_64(line(Dialect::Bare, &plain(RECIPIENT, 32), 64))]
+#[bench::bare_1024(line(Dialect::Bare, &plain(RECIPIENT, 1024), 1))]
+#[bench::with_outcome_32(line(Dialect::V1, &with_id(RECIPIENT, 32), 1))]
+fn end_to_end((mut line, frames): (Line, Vec<u8>)) -> Line {
+    for _ in 0..TIMES {
+        assert!(line.pass(black_box(&frames)) > 0);
+    }
+    line
+}
+
+library_benchmark_group!(
+    name = protocol,
+    benchmarks = [decoding, encoding_a_message, encoding_an_outcome]
+);
+library_benchmark_group!(name = directory, benchmarks = [lookup, join_and_leave]);
+library_benchmark_group!(name = mailbox, benchmarks = push_and_take);
+library_benchmark_group!(name = session, benchmarks = end_to_end);
+
+/// glibc chooses how to copy and compare by the processor. Without these features all choose alike.
+const PLAIN_X86: &str = "glibc.cpu.hwcaps=-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-ERMS,-FSRM";
+
+main!(
+    config = LibraryBenchmarkConfig::default().env("GLIBC_TUNABLES", PLAIN_X86),
+    library_benchmark_groups = [protocol, directory, mailbox, session]
+);

@@ -1,0 +1,354 @@
+//! What both benchmarks measure, made ready: the timing and the counting run the same code.
+#![allow(dead_code, reason = "not every benchmark uses all of it")]
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use switchboard::directory::{
+    Bounds, Budget, Entry, Flushed, Letter, Overflow, Seat, Wakes, give_back,
+};
+use switchboard::identity::{Lineage, UserId};
+use switchboard::ledger::InHand;
+use switchboard::protocol::Dialect;
+use switchboard::relay::Relay;
+use switchboard::session::{Arrival, Common, Session, Terms};
+use switchboard::telemetry::metrics::Metrics;
+use switchboard::telemetry::trace::Traces;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Runtime;
+
+/// The id of that number.
+pub(crate) fn user(id: u64) -> UserId {
+    UserId::new(id).expect("not 0")
+}
+
+/// Ids at random, the same on every run; making one is cheap beside a lookup.
+pub(crate) struct Ids {
+    state: u64,
+    among: u64,
+}
+
+impl Ids {
+    pub(crate) fn up_to(among: u64) -> Self {
+        Self {
+            state: 88_172_645_463_325_252,
+            among,
+        }
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        // xorshift64
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        1 + self.state % self.among
+    }
+}
+
+/// A message as nearly every client lays it out, of so many bytes of text.
+pub(crate) fn plain(recipient: u64, bytes: usize) -> String {
+    let message = "x".repeat(bytes);
+    format!(r#"{{"recipient_id":{recipient},"message":"{message}"}}"#)
+}
+
+/// A message that asks for an outcome.
+pub(crate) fn with_id(recipient: u64, bytes: usize) -> String {
+    let message = "x".repeat(bytes);
+    format!(r#"{{"recipient_id":{recipient},"message":"{message}","id":7}}"#)
+}
+
+/// A message in a layout that the short way of decoding does not know.
+pub(crate) fn turned(recipient: u64, bytes: usize) -> String {
+    let message = "x".repeat(bytes);
+    format!(r#"{{"message":"{message}","recipient_id":{recipient}}}"#)
+}
+
+/// So many frames of a client's, each with that text (RFC 6455 section 5.2).
+pub(crate) fn frames(text: &str, count: usize) -> Vec<u8> {
+    let mask = [0x5a, 0xa5, 0x3c, 0xc3];
+    let length = u16::try_from(text.len()).expect("a short text");
+    let mut frame = vec![0x81];
+    if let Ok(short @ ..=125) = u8::try_from(length) {
+        frame.push(0x80 | short);
+    } else {
+        frame.push(0xfe);
+        frame.extend(length.to_be_bytes());
+    }
+    frame.extend(mask);
+    let masked = text.bytes().zip(mask.iter().cycle());
+    frame.extend(masked.map(|(byte, mask)| byte ^ mask));
+    frame.repeat(count)
+}
+
+fn bounds() -> Bounds {
+    Bounds {
+        messages: 256,
+        bytes: 1 << 20,
+        overflow: Overflow::DropNewest,
+        budget: Budget::new(1 << 28),
+    }
+}
+
+/// Makes seats.
+pub(crate) struct Joiner {
+    bounds: Arc<Bounds>,
+    metrics: Arc<Metrics>,
+}
+
+impl Joiner {
+    pub(crate) fn new() -> Self {
+        Self {
+            bounds: Arc::new(bounds()),
+            metrics: Arc::new(Metrics::new(1)),
+        }
+    }
+
+    pub(crate) fn seat(&self, id: u64) -> Arc<Seat> {
+        let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
+        let id = (user(id), Lineage::from(0));
+        Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics))
+    }
+}
+
+/// One user's mailbox, with somebody who writes and the session that takes.
+pub(crate) struct Mail {
+    metrics: Arc<Metrics>,
+    seat: Arc<Seat>,
+    message: String,
+    flushed: Flushed,
+    wakes: Wakes,
+}
+
+impl Mail {
+    pub(crate) fn new(bytes: usize) -> Self {
+        let joiner = Joiner::new();
+        let mut mail = Self {
+            seat: joiner.seat(2),
+            metrics: joiner.metrics,
+            message: format!("\"{}\"", "x".repeat(bytes)),
+            flushed: Flushed::default(),
+            wakes: Wakes::default(),
+        };
+        mail.pass(1);
+        mail
+    }
+
+    /// So many messages are pushed, taken together, and settled as delivered.
+    pub(crate) fn pass(&mut self, count: u32) -> usize {
+        for _ in 0..count {
+            let letter = Letter {
+                sender: user(1),
+                message: &self.message,
+                read_at: 0,
+                receipt: None,
+            };
+            let in_hand = InHand::receive(&*self.metrics);
+            self.seat.push(letter, in_hand, &mut self.wakes);
+        }
+        self.wakes.wake();
+        let (frames, entries) = self.visit();
+        self.flushed.messages = count;
+        self.flushed.bytes = frames.len();
+        let bytes = frames.len();
+        give_back(frames, entries);
+        // The session comes once more, finds nothing, and waits.
+        self.visit();
+        bytes
+    }
+
+    fn visit(&mut self) -> (Vec<u8>, VecDeque<Entry>) {
+        let (mut frames, mut entries) = (Vec::new(), VecDeque::new());
+        let flushed = std::mem::take(&mut self.flushed);
+        let cx = Context::from_waker(Waker::noop());
+        self.seat
+            .visit(flushed, (&mut frames, &mut entries), 64 * 1024, &cx);
+        (frames, entries)
+    }
+}
+
+/// A socket in memory: what the client has sent and what it has got.
+#[derive(Clone, Default)]
+struct Socket(Rc<RefCell<Buffers>>);
+
+#[derive(Default)]
+struct Buffers {
+    sent: Vec<u8>,
+    got: Vec<u8>,
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let sent = &mut self.0.borrow_mut().sent;
+        if sent.is_empty() {
+            // Whoever sends wakes the session by itself.
+            return Poll::Pending;
+        }
+        let count = sent.len().min(buffer.remaining());
+        buffer.put_slice(&sent[..count]);
+        sent.drain(..count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().got.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Whether a session has been woken.
+#[derive(Default)]
+struct Bell(AtomicBool);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+struct End {
+    session: Pin<Box<Session<Socket>>>,
+    socket: Socket,
+    bell: Arc<Bell>,
+    waker: Waker,
+}
+
+impl End {
+    fn new(session: impl FnOnce(Socket) -> Session<Socket>) -> Self {
+        let socket = Socket::default();
+        let bell = Arc::new(Bell(AtomicBool::new(true)));
+        Self {
+            session: Box::pin(session(socket.clone())),
+            socket,
+            waker: bell.clone().into(),
+            bell,
+        }
+    }
+
+    /// Runs the session as long as somebody wakes it; whether it did anything.
+    fn run(&mut self) -> bool {
+        let mut woken = false;
+        while self.bell.0.swap(false, Ordering::Relaxed) {
+            woken = true;
+            let ended = self
+                .session
+                .as_mut()
+                .poll(&mut Context::from_waker(&self.waker));
+            assert!(ended.is_pending(), "the session goes on");
+        }
+        woken
+    }
+
+    /// Takes what the client has got; how many bytes.
+    fn receive(&mut self) -> usize {
+        let got = &mut self.socket.0.borrow_mut().got;
+        let bytes = got.len();
+        got.clear();
+        bytes
+    }
+}
+
+/// Two users, each with its session over a socket in memory, with nothing between them but the
+/// relay: no scheduler and no kernel.
+pub(crate) struct Line {
+    sender: End,
+    recipient: End,
+    /// The sessions' timers are its.
+    _runtime: Runtime,
+}
+
+/// The recipient's id in a [`Line`].
+pub(crate) const RECIPIENT: u64 = 2;
+
+impl Line {
+    pub(crate) fn new(dialect: Dialect) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        let metrics = Arc::new(Metrics::new(1));
+        let traces = Arc::new(Traces::off());
+        let relay = Relay::new(bounds(), 2, metrics.clone(), traces);
+        let common = Arc::new(Common::new(terms(), metrics));
+        let end = || {
+            let membership = runtime
+                .block_on(relay.join(dialect, None, None))
+                .expect("room for two users");
+            let user = (membership, Arrival::default());
+            let _entered = runtime.enter();
+            End::new(|socket| Session::new(socket, &[], user, common.clone()))
+        };
+        let (sender, recipient) = (end(), end());
+        let mut line = Self {
+            sender,
+            recipient,
+            _runtime: runtime,
+        };
+        line.settle();
+        line
+    }
+
+    /// What the sender sends goes its way; how many bytes the recipient has got.
+    pub(crate) fn pass(&mut self, frames: &[u8]) -> usize {
+        self.sender
+            .socket
+            .0
+            .borrow_mut()
+            .sent
+            .extend_from_slice(frames);
+        self.sender.waker.wake_by_ref();
+        self.settle()
+    }
+
+    fn settle(&mut self) -> usize {
+        while self.sender.run() | self.recipient.run() {}
+        self.sender.receive();
+        self.recipient.receive()
+    }
+}
+
+/// Nothing is due while a benchmark runs.
+fn terms() -> Terms {
+    let never = Duration::from_hours(24);
+    Terms {
+        ping_interval: never,
+        pong_timeout: never,
+        write_timeout: never,
+        close_timeout: never,
+        connection_age: None,
+        message_bytes: 1 << 16,
+        frame_bytes: 1 << 17,
+        bad_messages: 16,
+        outcomes_pending: 1024,
+        message_rate: None,
+        byte_rate: None,
+    }
+}

@@ -1,0 +1,151 @@
+//! How long the steps of a message take.
+
+mod parts;
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use parts::{Ids, Joiner, Line, Mail, RECIPIENT, frames, plain, turned, user, with_id};
+use switchboard::directory::Directory;
+use switchboard::protocol::{Dialect, Outbound, Status, decode, push_frame};
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(600))
+        .sample_size(20)
+        .configure_from_args();
+    decoding(&mut criterion);
+    encoding(&mut criterion);
+    mailbox(&mut criterion);
+    end_to_end(&mut criterion);
+    lookup(&mut criterion);
+    join_and_leave(&mut criterion);
+    criterion.final_summary();
+}
+
+fn decoding(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decode");
+    for (name, text) in [
+        ("short/32", plain(2, 32)),
+        ("short/1024", plain(2, 1024)),
+        ("short_id/32", with_id(2, 32)),
+        ("general/32", turned(2, 32)),
+        ("general/1024", turned(2, 1024)),
+    ] {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| decode(black_box(&text), Dialect::V1).is_ok());
+        });
+    }
+}
+
+fn encoding(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("encode");
+    let texts = [32, 1024].map(|bytes| format!("\"{}\"", "x".repeat(bytes)));
+    let message = |message| Outbound::Message {
+        sender_id: user(1),
+        traceparent: None,
+        message,
+    };
+    let outcome = Outbound::Outcome {
+        id: "7",
+        status: Status::Delivered,
+    };
+    for (name, outbound) in [
+        ("message/32", message(&texts[0])),
+        ("message/1024", message(&texts[1])),
+        ("outcome", outcome),
+    ] {
+        let mut buffer = Vec::new();
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                buffer.clear();
+                push_frame(&mut buffer, Dialect::V1, black_box(outbound));
+                buffer.len()
+            });
+        });
+    }
+}
+
+fn mailbox(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("mailbox");
+    for count in [1, 32] {
+        let mut mail = Mail::new(32);
+        group.throughput(Throughput::Elements(count.into()));
+        group.bench_function(BenchmarkId::new("push_take", count), |bencher| {
+            bencher.iter(|| mail.pass(black_box(count)));
+        });
+    }
+}
+
+fn end_to_end(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("end_to_end");
+    for (name, dialect, text, count) in [
+        ("bare/32", Dialect::Bare, plain(RECIPIENT, 32), 1),
+        (
+            "bare/32 64_at_once",
+            Dialect::Bare,
+            plain(RECIPIENT, 32),
+            64,
+        ),
+        ("bare/1024", Dialect::Bare, plain(RECIPIENT, 1024), 1),
+        ("v1_outcome/32", Dialect::V1, with_id(RECIPIENT, 32), 1),
+    ] {
+        let mut line = Line::new(dialect);
+        let frames = frames(&text, count);
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| line.pass(black_box(&frames)));
+        });
+    }
+}
+
+/// Ids that are looked up again and again.
+const HOT: u64 = 64;
+
+fn lookup(criterion: &mut Criterion) {
+    let joiner = Joiner::new();
+    for count in [1_000, 10_000, 100_000, 1_000_000] {
+        let directory = Directory::new();
+        for id in 1..=count {
+            directory.join(&joiner.seat(id));
+        }
+        for (name, among) in [("lookup_hot", HOT), ("lookup_random", count)] {
+            let mut group = criterion.benchmark_group(name);
+            let mut ids = Ids::up_to(among);
+            group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
+                bencher.iter(|| {
+                    let id = ids.next();
+                    directory.with(user(id), |seat| seat.map(|seat| seat.id()))
+                });
+            });
+        }
+    }
+}
+
+fn join_and_leave(criterion: &mut Criterion) {
+    let joiner = Joiner::new();
+    for count in [1_000, 1_000_000] {
+        let directory = Directory::new();
+        for id in 1..=count {
+            directory.join(&joiner.seat(id));
+        }
+        let mut newest = count;
+        let mut group = criterion.benchmark_group("join_leave");
+        group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
+            bencher.iter_batched(
+                || {
+                    newest += 1;
+                    joiner.seat(newest)
+                },
+                |seat| {
+                    directory.join(&seat);
+                    directory.leave(&seat);
+                    seat
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
+}
