@@ -4,14 +4,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::nats::Nats;
+use crate::eventually;
+use crate::ids::subscriptions;
+use crate::nats::{Nats, free_port};
 use crate::node::Node;
+use crate::proxy::{Proxy, Weather};
 
 crate::tests!("away":
     a_node_waits_for_nats_and_then_gets_users,
     local_messages_go_on_and_remote_ones_are_unavailable_at_once,
     users_come_in_while_there_are_ids,
     a_node_that_needs_nats_is_not_ready_without_it,
+    a_node_that_is_cut_off_in_silence_is_given_up,
 );
 
 const TINY: (&str, &str) = ("CLUSTER__BLOCK_SIZE", "4");
@@ -136,4 +140,43 @@ async fn a_node_that_needs_nats_is_not_ready_without_it() {
     nats.run().await;
     node.until_ready().await;
     node.stop().await;
+}
+
+/// As config/nats has it, NATS notices what no connection says. Nobody writes meanwhile: up to version
+/// 2.9 NATS does not ping whom it has just sent something.
+async fn a_node_that_is_cut_off_in_silence_is_given_up() {
+    let config = include_str!("../../config/nats/nats.conf");
+    let pings = config.lines().filter(|line| line.starts_with("ping_"));
+    let mut lines: Vec<_> = pings.map(str::to_owned).collect();
+    assert_eq!(lines.len(), 2);
+    let monitor = free_port();
+    lines.push(format!("http: \"127.0.0.1:{monitor}\""));
+    let nats = Nats::with(&lines.join("\n")).await;
+    let proxy = Proxy::to(nats.port).await;
+    let near = Node::start(&nats.url(), &[]).await;
+    let mut alice = near.user().await;
+    near.until("switchboard_cluster_blocks", |blocks| blocks == 2)
+        .await;
+    let alone = subscriptions(monitor).await;
+    let far = Node::start(&proxy.url(), &[]).await;
+    let bob = far.user().await;
+    alice.ask(bob.id, "before", 0).await;
+    assert_eq!(alice.outcome(0).await, "delivered");
+    assert!(subscriptions(monitor).await > alone);
+    proxy.set(Weather::Silent);
+    let begin = Instant::now();
+    eventually("nats has given the node up", async || {
+        (subscriptions(monitor).await == alone).then_some(())
+    })
+    .await;
+    println!("   noticed after {:?}", begin.elapsed());
+    alice.ask(bob.id, "still there?", 1).await;
+    assert_eq!(alice.outcome(1).await, "offline");
+    proxy.set(Weather::Fine);
+    far.until_up(true).await;
+    alice.ask(bob.id, "afterwards", 2).await;
+    assert_eq!(alice.outcome(2).await, "delivered");
+    drop((alice, bob));
+    near.stop().await;
+    far.stop().await;
 }

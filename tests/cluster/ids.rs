@@ -91,7 +91,7 @@ async fn tiny_blocks_turn_over() {
 }
 
 /// Subscriptions that the server counts.
-async fn subscriptions(monitor: u16) -> u64 {
+pub(crate) async fn subscriptions(monitor: u16) -> u64 {
     let mut stream = TcpStream::connect(("127.0.0.1", monitor)).await.unwrap();
     let request = "GET /subsz HTTP/1.0\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();

@@ -144,7 +144,11 @@ fn panels_say_what_they_show_and_follow_the_variables() {
             let expression = target["expr"].as_str().unwrap();
             assert!(!expression.contains("vector(0)"), "{title} hides a gap");
             for selector in expression.split('{').skip(1) {
-                let begin = r#"job=~"$job", instance=~"$instance""#;
+                let begin = match title {
+                    // Between some of the nodes there is nothing to be seen.
+                    "Lost between nodes" => r#"job=~"$job"}"#,
+                    _ => r#"job=~"$job", instance=~"$instance""#,
+                };
                 assert!(selector.starts_with(begin), "{title}: {selector}");
             }
             for range in expression.split('[').skip(1) {
@@ -162,10 +166,10 @@ fn alerts_say_what_to_do_and_have_a_case_each() {
     assert!(alerts.len() > 8, "alerts were not found");
     for alert in alerts {
         let (name, body) = alert.split_once('\n').unwrap();
-        assert!(
-            after(body, "summary: ").contains("$labels.instance"),
-            "{name}"
-        );
+        let summary = after(body, "summary: ");
+        // What is lost between nodes is nobody's in particular.
+        let named = ["$labels.instance", "$labels.job"];
+        assert!(named.iter().any(|label| summary.contains(label)), "{name}");
         assert!(after(body, "runbook: ").len() > 40, "{name}");
         assert!(after(body, "labels: ").contains("severity: "), "{name}");
         let raised = format!("- alertname: {name}\n");
