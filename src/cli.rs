@@ -68,10 +68,17 @@ pub struct Options {
 }
 
 impl Options {
-    /// The settings by these options and those further right.
-    pub fn load(mut self, right: Self) -> Result<Settings, ConfigError> {
+    /// These options and those further right together.
+    #[must_use]
+    pub fn with(mut self, right: Self) -> Self {
         self.config.extend(right.config);
-        Settings::load(&self.config, right.listen.or(self.listen))
+        self.listen = right.listen.or(self.listen);
+        self
+    }
+
+    /// The settings by these options, as the files are now.
+    pub fn load(&self) -> Result<Settings, ConfigError> {
+        Settings::load(&self.config, self.listen.clone())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The process: verb, settings, logs, runtime, signals, exit code. Nothing else decides to exit.
 
+use std::convert::Infallible;
 use std::future::pending;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -10,10 +11,11 @@ use switchboard::app::{self, App, Stop};
 use switchboard::bench::{self, Verdict};
 use switchboard::cli::{self, Cli, ConfigVerb, Options, TokenVerb, Verb};
 use switchboard::config::{self, ConfigError, Machine, Settings};
-use switchboard::telemetry;
+use switchboard::telemetry::{self, Telemetry};
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tracing::error;
 
 /// What clap itself exits with.
 const EXIT_USAGE: u8 = 2;
@@ -34,21 +36,21 @@ fn main() -> ExitCode {
 
 fn run(Cli { verb, options }: Cli) -> anyhow::Result<ExitCode> {
     match verb.unwrap_or_else(|| Verb::Serve(Options::default())) {
-        Verb::Serve(right) => return serve(options.load(right)?),
-        Verb::Check(right) => check(&options.load(right)?)?,
+        Verb::Serve(right) => return serve(&options.with(right)),
+        Verb::Check(right) => check(&options.with(right).load()?)?,
         Verb::Config(ConfigVerb::Default) => io::stdout().write_all(config::DEFAULT.as_bytes())?,
         Verb::Bench(options) => return bench(&options),
         Verb::Healthcheck(right) => {
-            let settings = options.load(right)?;
+            let settings = options.with(right).load()?;
             small_runtime()?.block_on(cli::healthcheck(&settings))?;
         }
         Verb::Token(TokenVerb::Issue(issue)) => {
-            let settings = options.load(issue.options.clone())?;
+            let settings = options.with(issue.options.clone()).load()?;
             let token = issue.token(&settings)?;
             io::stdout().write_all(format!("{token}\n").as_bytes())?;
         }
         Verb::Token(TokenVerb::Verify(verify)) => {
-            let settings = options.load(verify.options.clone())?;
+            let settings = options.with(verify.options.clone()).load()?;
             let verified = verify.verified(&settings, io::stdin());
             let verified = small_runtime()?.block_on(verified)?;
             io::stdout().write_all(format!("{verified}\n").as_bytes())?;
@@ -82,7 +84,8 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     app::check_files(settings)
 }
 
-fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
+fn serve(options: &Options) -> anyhow::Result<ExitCode> {
+    let settings = options.load()?;
     // Counts the CPUs that the process may use: affinity and the quota of its cgroup.
     let workers = available_parallelism()?.get();
     let runtime = runtime::Builder::new_multi_thread()
@@ -93,7 +96,8 @@ fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
     let code = runtime.block_on(async {
         // Before anything is bound: from then on a signal has to end it in order.
         let signals = Signals::new()?;
-        let app = App::build_traced(settings, telemetry.traces.clone()).await?;
+        let hangup = signal(SignalKind::hangup())?;
+        let app = App::build_traced(settings.clone(), telemetry.traces.clone()).await?;
         let (stop, stopped) = oneshot::channel();
         // A sender that is gone has sent: `second` holds it until the first signal.
         let drained = async {
@@ -104,11 +108,36 @@ fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
         tokio::select! {
             number = signals.second(stop) => anyhow::Ok(ExitCode::from(128 + number)),
             () = drained => Ok(ExitCode::SUCCESS),
+            never = reload(hangup, options, settings, &telemetry) => match never {},
         }
     });
     // Does not wait for what may still run: the drain has waited, and a second signal will not.
     runtime.shutdown_background();
     code
+}
+
+/// Reads the settings anew at every SIGHUP, and changes what can change in a running process. Bad ones
+/// change nothing.
+async fn reload(
+    mut hangup: Signal,
+    options: &Options,
+    mut running: Settings,
+    telemetry: &Telemetry,
+) -> Infallible {
+    loop {
+        if hangup.recv().await.is_none() {
+            return pending().await;
+        }
+        match options.load() {
+            Ok(settings) => telemetry.reload(&mut running, &settings),
+            Err(error) => {
+                for problem in error.problems() {
+                    error!(%problem, "setting refused");
+                }
+                error!("settings not reloaded: the old ones stay");
+            }
+        }
+    }
 }
 
 struct Signals {

@@ -17,6 +17,7 @@ mod rules;
 mod secret;
 mod units;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use toml::Table;
 
 pub use capacity::Machine;
 pub use error::{ConfigError, Problem};
@@ -418,6 +420,39 @@ impl Tracing {
     /// The URL that spans are posted to, where anything is traced.
     pub fn endpoint(&self) -> Option<String> {
         self.otlp_endpoint.as_deref().map(otel::with_path)
+    }
+}
+
+impl Settings {
+    /// The keys whose values differ from those of `other`.
+    pub fn changes(&self, other: &Self) -> Vec<String> {
+        let [ours, theirs] = [self, other].map(|settings| {
+            let mut values = BTreeMap::new();
+            let table = Table::try_from(settings).expect("settings print as TOML: a test says so");
+            flatten("", table.into(), &mut values);
+            values
+        });
+        let keys: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+        let changed = keys
+            .into_iter()
+            .filter(|key| ours.get(*key) != theirs.get(*key));
+        changed.cloned().collect()
+    }
+}
+
+/// All values by their keys, those of tables by the keys that lead to them.
+fn flatten(key: &str, value: toml::Value, values: &mut BTreeMap<String, toml::Value>) {
+    let toml::Value::Table(table) = value else {
+        values.insert(key.to_owned(), value);
+        return;
+    };
+    for (name, value) in table {
+        let key = if key.is_empty() {
+            name
+        } else {
+            format!("{key}.{name}")
+        };
+        flatten(&key, value, values);
     }
 }
 

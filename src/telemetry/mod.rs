@@ -17,7 +17,7 @@ use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
-use tracing::{Event, Subscriber, warn};
+use tracing::{Event, Subscriber, error, info, warn};
 use tracing_subscriber::filter::{FilterExt, LevelFilter, ParseError, Targets};
 use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
@@ -26,7 +26,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-use crate::config::{Log, LogFormat, Tracing};
+use crate::config::{Log, LogFormat, Settings, Tracing};
 use export::SpanCounts;
 use trace::Traces;
 
@@ -86,10 +86,27 @@ pub fn init(log: &Log, tracing: &Tracing, runtime: &Handle) -> Result<Telemetry,
 }
 
 impl Telemetry {
+    /// Takes over what of `settings` can change in a running process, and says what did, and what else
+    /// would. `running` are the settings in effect.
+    pub fn reload(&self, running: &mut Settings, settings: &Settings) {
+        let before = running.clone();
+        match self.logs.set_filter(&settings.log.filter) {
+            Ok(()) => running.log.filter.clone_from(&settings.log.filter),
+            Err(error) => error!(%error, "log.filter stays"),
+        }
+        self.traces.set_sample_ratio(settings.tracing.sample_ratio);
+        running.tracing.sample_ratio = settings.tracing.sample_ratio;
+        info!(
+            changed = before.changes(running).join(", "),
+            needs_restart = running.changes(settings).join(", "),
+            "settings reloaded"
+        );
+    }
+
     /// Sends the spans that still wait, for as long as `tracing.flush_timeout`. The runtime that the
     /// exporter was given has to be alive.
-    pub async fn flush(self) {
-        let Some(provider) = self.provider else {
+    pub async fn flush(&self) {
+        let Some(provider) = self.provider.clone() else {
             return;
         };
         let timeout = self.flush_timeout;
