@@ -29,4 +29,5 @@ mod same_string; // any JSON string arrives as the same string
 mod session; // one session by itself, on paused time
 mod tidy; // the shape of the sources
 mod tls; // certificates on either listener, and the operator's token
+mod traces; // what an OTLP receiver gets, and what a running process is told to log
 mod v1; // outcomes, errors and notices

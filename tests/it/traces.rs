@@ -1,0 +1,813 @@
+//! What an OTLP receiver gets, decoded from the protocol: the spans of handshakes and messages. And what
+//! a running process is told to log. The relay is a process of its own here, since a process has one
+//! place that its spans and its logs go to.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Attribute;
+use opentelemetry_proto::tonic::common::v1::{InstrumentationScope, KeyValue};
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode as SpanStatus;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span, Status};
+use prost::Message as _;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use tokio_websockets::ClientBuilder;
+
+use super::harness::{Client, Dialect, Raw, Scrape, eventually, within};
+
+/// The variables of a relay whose spans leave at once, and all of them.
+const ALL: [(&str, &str); 2] = [
+    ("SWITCHBOARD__TRACING__SAMPLE_RATIO", "1"),
+    ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+];
+
+/// What a receiver does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Takes,
+    /// Takes the request, less this many spans.
+    TakesLess(i64),
+    Fails(StatusCode),
+    /// Never answers.
+    Hangs,
+}
+
+/// An OTLP receiver over HTTP.
+#[derive(Debug)]
+struct Receiver {
+    addr: SocketAddr,
+    got: Arc<Mutex<Got>>,
+    /// Its connections; gone with it.
+    _connections: JoinSet<()>,
+}
+
+#[derive(Debug, Default)]
+struct Got {
+    requests: Vec<Bytes>,
+    spans: Vec<ResourceSpans>,
+}
+
+impl Receiver {
+    async fn start(manner: Manner) -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), manner).await
+    }
+
+    async fn start_at(addr: SocketAddr, manner: Manner) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let got = Arc::<Mutex<Got>>::default();
+        let mut connections = JoinSet::new();
+        connections.spawn({
+            let got = got.clone();
+            async move {
+                let mut connections = JoinSet::new();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let got = got.clone();
+                    let answer = service_fn(move |request| {
+                        let got = got.clone();
+                        async move { Ok::<_, Infallible>(receive(request, manner, &got).await) }
+                    });
+                    let connection =
+                        http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+                    connections.spawn(async move { drop(connection.await) });
+                }
+            }
+        });
+        Self {
+            addr,
+            got,
+            _connections: connections,
+        }
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// All spans so far.
+    fn spans(&self) -> Vec<Span> {
+        let got = self.got.lock().unwrap();
+        let scopes = got.spans.iter().flat_map(|spans| &spans.scope_spans);
+        scopes.flat_map(|scope| scope.spans.clone()).collect()
+    }
+
+    /// The spans, once there are this many.
+    async fn spans_once(&self, count: usize) -> Vec<Span> {
+        eventually(&format!("{count} spans"), async || {
+            let spans = self.spans();
+            (spans.len() >= count).then_some(spans)
+        })
+        .await
+    }
+
+    /// Whether this is anywhere in what it got.
+    fn has_seen(&self, text: &str) -> bool {
+        let got = self.got.lock().unwrap();
+        let seen = |request: &Bytes| memchr::memmem::find(request, text.as_bytes()).is_some();
+        got.requests.iter().any(seen)
+    }
+}
+
+async fn receive(
+    request: Request<Incoming>,
+    manner: Manner,
+    got: &Mutex<Got>,
+) -> Response<Full<Bytes>> {
+    assert_eq!(request.method(), "POST");
+    assert_eq!(request.uri().path(), "/v1/traces");
+    assert_eq!(request.headers()["content-type"], "application/x-protobuf");
+    assert!(request.headers().contains_key("host"));
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let decoded = ExportTraceServiceRequest::decode(body.clone()).unwrap();
+    let mut answer = ExportTraceServiceResponse::default();
+    let mut status = StatusCode::OK;
+    match manner {
+        Manner::Takes => {}
+        Manner::TakesLess(spans) => {
+            answer.partial_success = Some(ExportTracePartialSuccess {
+                rejected_spans: spans,
+                error_message: "too old".to_owned(),
+            });
+        }
+        Manner::Fails(code) => status = code,
+        Manner::Hangs => std::future::pending().await,
+    }
+    if status == StatusCode::OK {
+        let mut got = got.lock().unwrap();
+        got.requests.push(body);
+        got.spans.extend(decoded.resource_spans);
+    }
+    let mut response = Response::new(Full::new(answer.encode_to_vec().into()));
+    *response.status_mut() = status;
+    response
+}
+
+/// A relay that is a process of its own, and what it has logged.
+#[derive(Debug)]
+struct Relay {
+    addr: SocketAddr,
+    process: Child,
+    log: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Relay {
+    /// A relay on a free port that traces to this endpoint.
+    async fn start(endpoint: &str, variables: &[(&str, &str)]) -> Self {
+        Self::start_with(&[], endpoint, variables).await
+    }
+
+    async fn start_with(options: &[&str], endpoint: &str, variables: &[(&str, &str)]) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_switchboard"))
+            .args(["--listen", "127.0.0.1:0"])
+            .args(options)
+            .env_clear()
+            .env("SWITCHBOARD__TRACING__OTLP_ENDPOINT", endpoint)
+            .env("SWITCHBOARD__DRAIN__DELAY", "0s")
+            .env("SWITCHBOARD__DRAIN__SPREAD", "0s")
+            // Clients that do not read any more are not waited for.
+            .env("SWITCHBOARD__KEEPALIVE__CLOSE_TIMEOUT", "100ms")
+            .env("SWITCHBOARD__LOG__FORMAT", "json")
+            .envs(variables.iter().copied())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let log = Arc::<Mutex<Vec<Value>>>::default();
+        tokio::spawn({
+            let log = log.clone();
+            async move {
+                while let Some(line) = lines.next_line().await.unwrap() {
+                    let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                    log.lock().unwrap().push(line);
+                }
+            }
+        });
+        let mut relay = Self {
+            addr: SocketAddr::from(([0, 0, 0, 0], 0)),
+            process,
+            log,
+        };
+        let listening = relay.logs("listening").await;
+        let addrs = listening["addrs"].as_str().unwrap();
+        relay.addr = addrs.trim_matches(['[', ']']).parse().unwrap();
+        relay
+    }
+
+    /// The first line with this message, once there is one.
+    async fn logs(&self, message: &str) -> Value {
+        eventually(message, async || self.logged(message).first().cloned()).await
+    }
+
+    /// The lines with this message so far.
+    fn logged(&self, message: &str) -> Vec<Value> {
+        let lines = self.log.lock().unwrap();
+        let lines = lines.iter().filter(|line| line["message"] == message);
+        lines.cloned().collect()
+    }
+
+    async fn v1(&self) -> Client {
+        Client::connect(self.addr, Dialect::V1).await
+    }
+
+    /// A user whose handshake has this query and this `traceparent`.
+    async fn v1_with(&self, query: &str, traceparent: &str) -> Client {
+        let stream = TcpStream::connect(self.addr).await.unwrap();
+        let header = |name: &str| name.parse().unwrap();
+        let (socket, response) = ClientBuilder::new()
+            .uri(&format!("ws://{}/{query}", self.addr))
+            .unwrap()
+            .add_header(
+                header("sec-websocket-protocol"),
+                "switchboard.v1".parse().unwrap(),
+            )
+            .unwrap()
+            .add_header(header("traceparent"), traceparent.parse().unwrap())
+            .unwrap()
+            .connect_on(stream)
+            .await
+            .unwrap();
+        let id = response.headers()["x-user-id"].to_str().unwrap();
+        let mut client = Client {
+            id: id.parse().unwrap(),
+            dialect: Dialect::V1,
+            socket,
+        };
+        assert_eq!(client.hear().await["type"], "welcome");
+        client
+    }
+
+    async fn scrape(&self) -> Scrape {
+        let answer = Raw::connect(self.addr).await.http("GET", "/metrics").await;
+        Scrape::parse(&answer.body)
+    }
+
+    async fn received(&self) -> u64 {
+        let scrape = self.scrape().await;
+        scrape.value("switchboard_messages_received_total", &[])
+    }
+
+    /// Spans that the receiver took, and those that were lost for this reason.
+    async fn spans(&self, reason: &str) -> (u64, u64) {
+        let scrape = self.scrape().await;
+        let reason = [("reason", reason)];
+        (
+            scrape.value("switchboard_trace_spans_exported_total", &[]),
+            scrape.value("switchboard_trace_spans_dropped_total", &reason),
+        )
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.process.id().expect("it runs").to_string();
+        let kill = std::process::Command::new("kill")
+            .args(["-s", name, &id])
+            .status();
+        assert!(kill.unwrap().success());
+    }
+
+    /// Drains, and ends.
+    async fn stop(&mut self) -> ExitStatus {
+        self.signal("TERM");
+        within("the end of the process", self.process.wait())
+            .await
+            .unwrap()
+    }
+}
+
+/// A span as a test wants to see it.
+fn named<'a>(spans: &'a [Span], name: &str) -> Vec<&'a Span> {
+    spans.iter().filter(|span| span.name == name).collect()
+}
+
+#[track_caller]
+fn only<'a>(spans: &'a [Span], name: &str) -> &'a Span {
+    match *named(spans, name) {
+        [span] => span,
+        ref others => panic!("one {name}, not {others:?}"),
+    }
+}
+
+fn attributes(attributes: &[KeyValue]) -> BTreeMap<&str, Value> {
+    let value = |attribute: &KeyValue| match attribute.value.clone()?.value? {
+        Attribute::StringValue(text) => Some(Value::from(text)),
+        Attribute::IntValue(number) => Some(Value::from(number)),
+        Attribute::BoolValue(value) => Some(Value::from(value)),
+        other => panic!("{other:?}"),
+    };
+    let pair = |attribute| (KeyValue::key(attribute), value(attribute).unwrap());
+    attributes.iter().map(pair).collect()
+}
+
+trait Key {
+    fn key(&self) -> &str;
+}
+
+impl Key for KeyValue {
+    fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let hex = |hex: String, byte| format!("{hex}{byte:02x}");
+    bytes.iter().fold(String::new(), hex)
+}
+
+/// What a span tells others of itself.
+fn traceparent(span: &Span) -> String {
+    format!("00-{}-{}-01", hex(&span.trace_id), hex(&span.span_id))
+}
+
+/// What became of the message, by its last span.
+fn outcome(span: &Span) -> Option<String> {
+    let attributes = attributes(&span.attributes);
+    let outcome = attributes.get("switchboard.outcome")?.as_str()?;
+    (outcome != "queued").then(|| outcome.to_owned())
+}
+
+fn status(span: &Span) -> SpanStatus {
+    span.status.as_ref().map_or(SpanStatus::Unset, Status::code)
+}
+
+#[tokio::test]
+async fn a_message_is_a_tree_of_two_spans_in_either_strategy() {
+    for strategy in ["directory", "router"] {
+        let receiver = Receiver::start(Manner::Takes).await;
+        let strategy = ("SWITCHBOARD__ROUTING__STRATEGY", strategy);
+        // Only the end of the process sends.
+        let delay = ("OTEL_BSP_SCHEDULE_DELAY", "600000");
+        let mut relay = Relay::start(&receiver.endpoint(), &[ALL[0], strategy, delay]).await;
+        let mut ann = relay.v1_with("?ticket=hush", "").await;
+        let mut ben = relay.v1().await;
+        ann.ask(ben.id, "Go Braves!", 1).await;
+        let heard = ben.hear().await;
+        ann.learns(1, "delivered").await;
+        assert!(receiver.spans().is_empty());
+        assert_eq!(relay.stop().await.code(), Some(0));
+
+        let spans = receiver.spans();
+        assert_eq!(spans.len(), 4, "{spans:?}");
+        let (send, process) = (
+            only(&spans, "send users/{id}"),
+            only(&spans, "process users/{id}"),
+        );
+        assert_eq!(send.kind(), SpanKind::Producer);
+        assert_eq!(process.kind(), SpanKind::Consumer);
+        assert_eq!(hex(&send.parent_span_id), "");
+        assert_eq!(process.parent_span_id, send.span_id);
+        assert_eq!(process.trace_id, send.trace_id);
+        let links = process
+            .links
+            .iter()
+            .map(|link| (&link.trace_id, &link.span_id));
+        assert_eq!(links.collect::<Vec<_>>(), [(&send.trace_id, &send.span_id)]);
+        assert!(send.start_time_unix_nano <= process.start_time_unix_nano);
+        assert!(process.start_time_unix_nano <= process.end_time_unix_nano);
+        for (span, operation, outcome) in
+            [(send, "send", "queued"), (process, "process", "delivered")]
+        {
+            let expected = json!({
+                "messaging.system": "switchboard",
+                "messaging.operation.name": operation,
+                "messaging.operation.type": operation,
+                "messaging.destination.template": "users/{id}",
+                "messaging.message.body.size": 10,
+                "switchboard.outcome": outcome,
+            });
+            assert_eq!(json!(attributes(&span.attributes)), expected);
+            assert_eq!((status(span), span.events.len()), (SpanStatus::Unset, 0));
+        }
+        assert_eq!(
+            heard,
+            json!({"type": "message", "sender_id": ann.id, "message": "Go Braves!", "traceparent": traceparent(send)})
+        );
+        assert!(!receiver.has_seen("Braves"));
+        assert!(!receiver.has_seen("hush"));
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_is_a_server_span_of_a_service_with_a_name() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let named_so = ("OTEL_SERVICE_NAME", "relay-of-a-test");
+    let more = ("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=n1,team=a");
+    let debug = ("SWITCHBOARD__LOG__FILTER", "debug");
+    let relay = Relay::start(
+        &receiver.endpoint(),
+        &[ALL[0], ALL[1], named_so, more, debug],
+    )
+    .await;
+    let _ann = relay.v1_with("?ticket=hush", "").await;
+    let handshake = only(&receiver.spans_once(1).await, "GET /").clone();
+    assert_eq!(
+        (handshake.kind(), status(&handshake)),
+        (SpanKind::Server, SpanStatus::Unset)
+    );
+    let expected = json!({
+        "http.request.method": "GET",
+        "http.route": "/",
+        "http.response.status_code": 101,
+        "network.protocol.version": "1.1",
+        "url.path": "/",
+        "url.scheme": "http",
+    });
+    assert_eq!(json!(attributes(&handshake.attributes)), expected);
+    let (resource, scope) = {
+        let got = receiver.got.lock().unwrap();
+        let first = got.spans[0].clone();
+        (first.resource.unwrap(), first.scope_spans[0].scope.clone())
+    };
+    let resource = attributes(&resource.attributes);
+    assert_eq!(resource["service.name"], "relay-of-a-test");
+    assert_eq!(resource["service.version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        (&resource["service.instance.id"], &resource["team"]),
+        (&"n1".into(), &"a".into())
+    );
+    let InstrumentationScope { name, version, .. } = scope.unwrap();
+    assert_eq!(
+        (&*name, &*version),
+        ("switchboard", env!("CARGO_PKG_VERSION"))
+    );
+
+    // What is logged in the span says so.
+    let accepted = relay.logs("upgrade accepted").await;
+    assert_eq!(accepted["trace_id"], hex(&handshake.trace_id));
+    assert_eq!(accepted["span_id"], hex(&handshake.span_id));
+    assert_eq!(relay.logged("listening")[0].get("trace_id"), None);
+    assert!(!receiver.has_seen("hush"));
+}
+
+#[tokio::test]
+async fn the_standard_variables_win() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let endpoint = receiver.endpoint();
+    let variables = [
+        ("SWITCHBOARD__TRACING__SAMPLE_RATIO", "0"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint),
+        ("OTEL_TRACES_SAMPLER", "always_on"),
+        ALL[1],
+    ];
+    let relay = Relay::start("http://127.0.0.1:1", &variables).await;
+    let _ann = relay.v1().await;
+    only(&receiver.spans_once(1).await, "GET /");
+
+    let off = [ALL[0], ALL[1], ("OTEL_SDK_DISABLED", "true")];
+    let mut relay = Relay::start(&endpoint, &off).await;
+    let mut ann = relay.v1().await;
+    ann.say(ann.id, "hi").await;
+    ann.hears(ann.id, "hi").await;
+    assert_eq!(relay.stop().await.code(), Some(0));
+    assert_eq!(receiver.spans().len(), 1);
+}
+
+#[tokio::test]
+async fn a_refused_handshake_has_a_span_with_the_status() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let full = ("SWITCHBOARD__LIMITS__CONNECTIONS", "1");
+    let relay = Relay::start(&receiver.endpoint(), &[ALL[0], ALL[1], full]).await;
+    let _ann = relay.v1().await;
+    assert!(Client::upgrade(relay.addr, Dialect::Bare).await.is_err());
+    let spans = receiver.spans_once(2).await;
+    let refused = spans.iter().find(|span| status(span) == SpanStatus::Error);
+    let refused = attributes(&refused.unwrap().attributes);
+    assert_eq!(refused["http.response.status_code"], 503);
+    assert_eq!(refused["error.type"], "503");
+}
+
+#[tokio::test]
+async fn every_outcome_that_a_sender_learns_is_on_a_span() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let few = ("SWITCHBOARD__MAILBOX__MESSAGES", "4");
+    let relay = Relay::start(&receiver.endpoint(), &[ALL[0], ALL[1], few]).await;
+    let mut ann = relay.v1().await;
+    let stalled = Raw::connect_narrow(relay.addr).await;
+    let stalled = stalled.joined(Dialect::V1).await.narrowed();
+    let stalled_id = ann.id + 1;
+
+    // Its socket takes some, its mailbox a few more, and what is beyond is refused.
+    let long = "x".repeat(60_000);
+    for id in 0..40 {
+        ann.ask(stalled_id, &long, id).await;
+    }
+    ann.ask(1_000_000, "nobody", 40).await;
+    ann.ask(ann.id, &"x".repeat(66_000), 41).await;
+    ann.ask(ann.id, "myself", 42).await;
+    eventually("all are received", async || {
+        (relay.received().await == 43).then_some(())
+    })
+    .await;
+    drop(stalled);
+    let mut learnt = BTreeMap::<String, usize>::new();
+    while learnt.values().sum::<usize>() < 43 {
+        let heard = ann.hear().await;
+        if let Some(status) = heard["status"].as_str() {
+            *learnt.entry(status.to_owned()).or_default() += 1;
+        }
+    }
+    for status in [
+        "delivered",
+        "queue_full",
+        "disconnected",
+        "offline",
+        "too_large",
+    ] {
+        assert!(learnt.contains_key(status), "no {status} in {learnt:?}");
+    }
+
+    let told = eventually("a span says each outcome", async || {
+        let spans = receiver.spans();
+        let mut told = BTreeMap::<String, usize>::new();
+        for span in &spans {
+            if let Some(outcome) = outcome(span) {
+                let failed = (outcome != "delivered").then_some(&outcome);
+                assert_eq!(
+                    attributes(&span.attributes).get("error.type"),
+                    failed.map(|outcome| json!(outcome)).as_ref()
+                );
+                assert_eq!(status(span) == SpanStatus::Error, failed.is_some());
+                *told.entry(outcome).or_default() += 1;
+            }
+        }
+        (told.values().sum::<usize>() >= 43).then_some(told)
+    })
+    .await;
+    assert_eq!(told, learnt);
+}
+
+const SAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+const UNSAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+
+/// A message with this `traceparent`, whatever it is; the one that its recipient finds.
+async fn traceparent_behind(ann: &mut Client, ben: &mut Client, traceparent: Value) -> Value {
+    let message = json!({"recipient_id": ben.id, "message": "hi", "traceparent": traceparent});
+    ann.send(&message).await;
+    let heard = ben.hear().await;
+    assert_eq!(heard["message"], "hi", "{heard}");
+    heard["traceparent"].clone()
+}
+
+#[tokio::test]
+async fn a_trusted_client_continues_its_trace() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let trusting = [
+        ("SWITCHBOARD__TRACING__SAMPLE_RATIO", "0"),
+        ("SWITCHBOARD__TRACING__TRUST_CLIENTS", "true"),
+        ALL[1],
+    ];
+    let relay = Relay::start(&receiver.endpoint(), &trusting).await;
+    let mut ann = relay.v1_with("", SAMPLED).await;
+    let mut ben = relay.v1_with("", UNSAMPLED).await;
+    let continued = traceparent_behind(&mut ann, &mut ben, json!(SAMPLED)).await;
+    let spans = receiver.spans_once(3).await;
+    let send = only(&spans, "send users/{id}");
+    for span in [only(&spans, "GET /"), send] {
+        assert_eq!(hex(&span.trace_id), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(hex(&span.parent_span_id), "b7ad6b7169203331");
+    }
+    assert_eq!(
+        only(&spans, "process users/{id}").parent_span_id,
+        send.span_id
+    );
+    assert_eq!(continued, traceparent(send));
+
+    // Not sampled is not traced here, but the trace goes on; malformed is as if it was not there.
+    let goes_on = traceparent_behind(&mut ann, &mut ben, json!(UNSAMPLED)).await;
+    assert_eq!(goes_on, UNSAMPLED);
+    for malformed in [
+        json!("00-01"),
+        json!(SAMPLED.to_uppercase()),
+        json!(7),
+        Value::Null,
+    ] {
+        let found = traceparent_behind(&mut ann, &mut ben, malformed).await;
+        assert_eq!(found, Value::Null);
+    }
+    ann.say(ben.id, "without").await;
+    ben.hears(ann.id, "without").await;
+    // What would have been traced would be here before this.
+    traceparent_behind(&mut ann, &mut ben, json!(SAMPLED)).await;
+    assert_eq!(receiver.spans_once(5).await.len(), 5);
+}
+
+#[tokio::test]
+async fn a_stranger_forces_nothing() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let never = ("SWITCHBOARD__TRACING__SAMPLE_RATIO", "0");
+    let mut relay = Relay::start(&receiver.endpoint(), &[never]).await;
+    let mut ann = relay.v1_with("", SAMPLED).await;
+    let mut ben = relay.v1().await;
+    let found = traceparent_behind(&mut ann, &mut ben, json!(SAMPLED)).await;
+    assert_eq!(found, Value::Null);
+    assert_eq!(relay.stop().await.code(), Some(0));
+    assert_eq!(receiver.spans(), []);
+}
+
+#[tokio::test]
+async fn bare_is_never_told_of_a_trace() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let trusting = ("SWITCHBOARD__TRACING__TRUST_CLIENTS", "true");
+    let relay = Relay::start(&receiver.endpoint(), &[ALL[0], ALL[1], trusting]).await;
+    let mut ann = Client::connect(relay.addr, Dialect::Bare).await;
+    let message = json!({"recipient_id": ann.id, "message": "hi", "traceparent": SAMPLED});
+    ann.send(&message).await;
+    ann.hears(ann.id, "hi").await;
+    // It is traced all the same, by chance and not by the field that bare does not know.
+    let send = only(&receiver.spans_once(3).await, "send users/{id}").clone();
+    assert_eq!(hex(&send.parent_span_id), "");
+}
+
+#[tokio::test]
+async fn a_receiver_that_hangs_blocks_no_message_and_its_loss_is_counted() {
+    let receiver = Receiver::start(Manner::Hangs).await;
+    let variables = [
+        ALL[0],
+        ALL[1],
+        ("SWITCHBOARD__TRACING__QUEUE_SPANS", "64"),
+        ("SWITCHBOARD__TRACING__EXPORT_TIMEOUT", "1h"),
+        ("SWITCHBOARD__TRACING__FLUSH_TIMEOUT", "200ms"),
+    ];
+    let mut relay = Relay::start(&receiver.endpoint(), &variables).await;
+    let mut ann = relay.v1().await;
+    for id in 0..500 {
+        ann.ask(ann.id, "hi", id).await;
+        // The message and its outcome.
+        ann.hear().await;
+        ann.hear().await;
+    }
+    let waiting = {
+        let (exported, lost) = relay.spans("queue_full").await;
+        assert_eq!((exported, relay.spans("export_failed").await.1), (0, 0));
+        // The handshake and two a message, less what waits or is on its way.
+        1001 - lost
+    };
+    // One batch, of no more than a queue has, is on its way for ever.
+    assert!((65..=128).contains(&waiting), "{waiting}");
+    // Does not wait for the exporter's own timeout.
+    assert_eq!(relay.stop().await.code(), Some(0));
+    assert_eq!(relay.logs("spans were left unsent").await["waiting"], 64);
+}
+
+#[tokio::test]
+async fn a_receiver_that_comes_back_gets_spans_again() {
+    let nobody = {
+        let receiver = Receiver::start(Manner::Takes).await;
+        receiver.addr
+    };
+    let endpoint = format!("http://{nobody}");
+    let relay = Relay::start(&endpoint, &ALL).await;
+    let mut ann = relay.v1().await;
+    let mut sent = 0;
+    let mut talk = async || {
+        ann.say(ann.id, "hi").await;
+        ann.hear().await;
+        sent += 1;
+        sent
+    };
+    for _ in 0..3 {
+        talk().await;
+    }
+    eventually("all are lost", async || {
+        (relay.spans("export_failed").await == (0, 7)).then_some(())
+    })
+    .await;
+    talk().await;
+    eventually("more are lost", async || {
+        (relay.spans("export_failed").await == (0, 9)).then_some(())
+    })
+    .await;
+    let warning = relay.logs("spans cannot be sent and will be lost").await;
+    assert_eq!(warning["endpoint"], format!("{endpoint}/v1/traces"));
+
+    let receiver = Receiver::start_at(nobody, Manner::Takes).await;
+    talk().await;
+    assert_eq!(receiver.spans_once(2).await.len(), 2);
+    relay.logs("spans are sent again").await;
+    assert_eq!(relay.spans("export_failed").await, (2, 9));
+    // Said once, not for each batch.
+    assert_eq!(
+        relay.logged("spans cannot be sent and will be lost").len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_receiver_that_refuses_is_counted() {
+    for (manner, reason, exported, lost) in [
+        (Manner::TakesLess(2), "refused", 1, 2),
+        (
+            Manner::Fails(StatusCode::BAD_REQUEST),
+            "export_failed",
+            0,
+            3,
+        ),
+        (
+            Manner::Fails(StatusCode::SERVICE_UNAVAILABLE),
+            "export_failed",
+            0,
+            3,
+        ),
+    ] {
+        let receiver = Receiver::start(manner).await;
+        // One batch, and when it is whole.
+        let batch = [
+            ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "3"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "600000"),
+        ];
+        let relay = Relay::start(&receiver.endpoint(), &[ALL[0], batch[0], batch[1]]).await;
+        let mut ann = relay.v1().await;
+        ann.say(ann.id, "hi").await;
+        eventually(&format!("{manner:?}"), async || {
+            (relay.spans(reason).await == (exported, lost)).then_some(())
+        })
+        .await;
+    }
+}
+
+/// A file of settings of this name, anew.
+fn settings_file(name: &str, text: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::write(&path, text).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn sighup_reads_the_filter_anew_and_keeps_the_old_one_where_the_file_is_bad() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let name = "sighup.toml";
+    let file = settings_file(name, "[log]\nfilter = \"info\"\n");
+    let mut relay = Relay::start_with(
+        &["--config", file.to_str().unwrap()],
+        &receiver.endpoint(),
+        &[ALL[1]],
+    )
+    .await;
+    drop(relay.v1().await);
+
+    settings_file(
+        name,
+        "[log]\nfilter = \"debug\"\n[tracing]\nsample_ratio = 1.0\n[mailbox]\nmessages = 7\n",
+    );
+    relay.signal("HUP");
+    let reloaded = relay.logs("settings reloaded").await;
+    assert_eq!(reloaded["changed"], "log.filter, tracing.sample_ratio");
+    assert_eq!(reloaded["needs_restart"], "mailbox.messages");
+    assert_eq!(relay.logged("upgrade accepted").len(), 0);
+    drop(relay.v1().await);
+    relay.logs("upgrade accepted").await;
+    receiver.spans_once(1).await;
+
+    settings_file(name, "[log]\nfilter = \"warn\"\nformat = \"xml\"\n");
+    relay.signal("HUP");
+    let refused = relay.logs("setting refused").await;
+    assert_eq!(
+        refused["problem"],
+        format!(
+            "{}: log.format: found \"xml\", allowed: \"text\", \"json\"",
+            file.display()
+        )
+    );
+    relay.logs("settings not reloaded: the old ones stay").await;
+    // A line of debug, as before.
+    drop(relay.v1().await);
+    eventually("the filter stays", async || {
+        (relay.logged("upgrade accepted").len() == 2).then_some(())
+    })
+    .await;
+
+    settings_file(
+        name,
+        "[log]\nfilter = \"debug\"\n[tracing]\nsample_ratio = 1.0\n",
+    );
+    relay.signal("HUP");
+    let again = eventually("reloaded again", async || {
+        relay.logged("settings reloaded").get(1).cloned()
+    })
+    .await;
+    assert_eq!(
+        (&again["changed"], &again["needs_restart"]),
+        (&"".into(), &"".into())
+    );
+    assert_eq!(relay.stop().await.code(), Some(0));
+}
