@@ -11,6 +11,9 @@ use tokio::net::TcpStream;
 /// is far below this.
 const HEADER_BYTES_MAX: usize = 4096;
 
+/// The longest header of version 1 with its end of line, bytes, by its specification.
+const VERSION_1_BYTES_MAX: usize = 107;
+
 /// The first bytes of version 1, and those of version 2.
 const SIGNATURES: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
 
@@ -34,7 +37,15 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
     if !begins_like_one(bytes) {
         return Err(Error::Invalid);
     }
+    let bytes_max = if bytes.starts_with(SIGNATURES[0]) {
+        VERSION_1_BYTES_MAX
+    } else {
+        HEADER_BYTES_MAX
+    };
     match ProxyHeader::parse(bytes, config) {
+        // The library finds an end of line wherever it is, so it would depend on the pieces in which a
+        // long header comes whether it is one.
+        Ok((_, length)) if length > bytes_max => Err(Error::Invalid),
         Ok((header, length)) => {
             let address = header.proxied_address();
             let client = address.map(|address| address.source.ip().to_canonical());
@@ -145,6 +156,7 @@ mod tests {
     #[test]
     fn what_is_no_header_is_refused_and_never_waited_for() {
         let long = [b"PROXY TCP4 ".as_slice(), &[b'1'; 200]].concat();
+        let long_and_whole = [b"PROXY UNKNOWN ".as_slice(), &[b'1'; 92], b"\r\n"].concat();
         let endless = [SIGNATURES[1], &[0x21, 0x11, 0xff, 0xff], &[0; 5000]].concat();
         for bytes in [
             b"G".as_slice(),
@@ -156,6 +168,7 @@ mod tests {
             b"PROXY TCP4 999.1.1.1 10.0.0.1 4711 80\r\n",
             b"\r\nGET",
             &long,
+            &long_and_whole,
             &endless,
         ] {
             let found = parse(bytes);
