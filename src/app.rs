@@ -383,6 +383,7 @@ fn terms(settings: &Settings) -> Terms {
         byte_rate: limits
             .byte_rate
             .map(|rate| Rate::per_second(rate, limits.message_bytes as u64)),
+        echo: false,
     }
 }
 

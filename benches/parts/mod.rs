@@ -350,5 +350,6 @@ fn terms() -> Terms {
         outcomes_pending: 1024,
         message_rate: None,
         byte_rate: None,
+        echo: false,
     }
 }

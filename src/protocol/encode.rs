@@ -210,6 +210,12 @@ pub fn push_close(buffer: &mut Vec<u8>, close: Option<(u16, &str)>) {
     buffer.extend_from_slice(reason.as_bytes());
 }
 
+/// Appends a whole data frame of that kind.
+pub fn push_data(buffer: &mut Vec<u8>, kind: Data, payload: &[u8]) {
+    frame_header(buffer, OpCode::Data(kind), payload.len());
+    buffer.extend_from_slice(payload);
+}
+
 /// Appends a ping without a payload (RFC 6455 section 5.5.2).
 pub fn push_ping(buffer: &mut Vec<u8>) {
     frame_header(buffer, OpCode::Control(Control::Ping), 0);

@@ -6,7 +6,8 @@ mod encode;
 
 pub use decode::{BadInput, Field, Inbound, decode};
 pub use encode::{
-    FRAME_HEADER_BYTES_MAX, Outbound, message_frame_bytes, push_close, push_frame, push_ping,
+    FRAME_HEADER_BYTES_MAX, Outbound, message_frame_bytes, push_close, push_data, push_frame,
+    push_ping,
 };
 
 /// The WebSocket subprotocol that adds outcomes and notices to the bare contract.

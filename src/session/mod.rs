@@ -56,6 +56,9 @@ pub struct Terms {
     pub message_rate: Option<Rate>,
     /// How fast their bytes may come.
     pub byte_rate: Option<Rate>,
+    /// Whether messages go back as they came and nowhere else: for suites of tests that want a server
+    /// which does so. No setting asks for it.
+    pub echo: bool,
 }
 
 /// What a user is told when it has arrived, beside its id and the terms.

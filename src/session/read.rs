@@ -5,16 +5,17 @@ use std::ops::ControlFlow;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hyper_tungstenite::tungstenite::Message;
 use hyper_tungstenite::tungstenite::error::{Error, ProtocolError};
 use hyper_tungstenite::tungstenite::protocol::CloseFrame;
-use hyper_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode as FrameCode};
+use hyper_tungstenite::tungstenite::protocol::frame::coding::{CloseCode as FrameCode, Data};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::wire::GULP_BYTES;
 use super::{Close, Core, End, NEVER, Paused, Phase, Scratch, micros};
 use crate::directory::Wakes;
 use crate::protocol::{
-    BadInput, Dialect, Outbound, Status, close_code, decode, push_close, push_frame,
+    BadInput, Dialect, Outbound, Status, close_code, decode, push_close, push_data, push_frame,
 };
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
 
@@ -155,6 +156,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     }
 
     fn on_message(&mut self, message: &Message, wakes: &mut Wakes, now: u64) {
+        if self.common.terms.echo && self.echo(message) {
+            return;
+        }
         match message {
             Message::Text(text) => self.on_text(text, wakes, now),
             Message::Binary(bytes) => match std::str::from_utf8(bytes) {
@@ -166,6 +170,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             // tungstenite answers a ping by itself, and never gives out a raw frame.
             Message::Ping(_) | Message::Frame(_) => {}
         }
+    }
+
+    /// Sends a message back, as an error is sent: bounded by what its user does not read. Whether it
+    /// was one.
+    fn echo(&mut self, message: &Message) -> bool {
+        let (kind, payload) = match message {
+            Message::Text(text) => (Data::Text, text.as_bytes()),
+            Message::Binary(bytes) => (Data::Binary, &bytes[..]),
+            _ => return false,
+        };
+        push_data(&mut self.wire.out, kind, payload);
+        self.promised += 1;
+        self.leaving += 1;
+        true
     }
 
     /// Takes a message off this user's rates; whether it is within them.

@@ -261,6 +261,7 @@ fn terms(kind: u8) -> Terms {
         connection_age: None,
         message_rate: rate,
         byte_rate: rate,
+        echo: false,
     }
 }
 

@@ -8,6 +8,7 @@
 #[macro_use]
 mod harness;
 
+mod autobahn; // what the Autobahn test suite sends, and what must come of it
 mod bare; // the essay's contract
 mod bench; // the yardstick: scenarios, and mistakes that it finds out
 mod chaos; // hundreds of clients that do as they like, and a ledger that balances

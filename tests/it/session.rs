@@ -35,6 +35,7 @@ fn terms() -> Terms {
         outcomes_pending: 2,
         message_rate: None,
         byte_rate: None,
+        echo: false,
     }
 }
 
