@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -63,6 +63,7 @@ struct Receiver {
 
 #[derive(Debug, Default)]
 struct Got {
+    heads: Vec<HeaderMap>,
     requests: Vec<Bytes>,
     spans: Vec<ResourceSpans>,
 }
@@ -138,7 +139,8 @@ async fn receive(
     assert_eq!(request.uri().path(), "/v1/traces");
     assert_eq!(request.headers()["content-type"], "application/x-protobuf");
     assert!(request.headers().contains_key("host"));
-    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
     let decoded = ExportTraceServiceRequest::decode(body.clone()).unwrap();
     let mut answer = ExportTraceServiceResponse::default();
     let mut status = StatusCode::OK;
@@ -155,6 +157,7 @@ async fn receive(
     }
     if status == StatusCode::OK {
         let mut got = got.lock().unwrap();
+        got.heads.push(head.headers);
         got.requests.push(body);
         got.spans.extend(decoded.resource_spans);
     }
@@ -466,12 +469,19 @@ async fn the_standard_variables_win() {
     let variables = [
         ("SWITCHBOARD__TRACING__SAMPLE_RATIO", "0"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint),
+        (
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "x-team=a,authorization=Bearer%20b",
+        ),
         ("OTEL_TRACES_SAMPLER", "always_on"),
         ALL[1],
     ];
     let relay = Relay::start("http://127.0.0.1:1", &variables).await;
     let _ann = relay.v1().await;
     only(&receiver.spans_once(1).await, "GET /");
+    let heads = receiver.got.lock().unwrap().heads.clone();
+    assert_eq!(heads[0]["x-team"], "a");
+    assert_eq!(heads[0]["authorization"], "Bearer b");
 
     let off = [ALL[0], ALL[1], ("OTEL_SDK_DISABLED", "true")];
     let mut relay = Relay::start(&endpoint, &off).await;
