@@ -14,7 +14,9 @@ export COMPOSE_PROJECT_NAME=switchboard-cluster-$$
 CLUSTER_PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 files=$(ulimit -Hn)
 [[ $files != unlimited && $files -le 100000 ]] || files=100000
-export CLUSTER_PORT NOFILE=$files
+# As tests/containers.sh says it, or the same image would be built again.
+REVISION=$(git rev-parse HEAD)
+export CLUSTER_PORT REVISION NOFILE=$files
 compose=(docker compose --profile cluster)
 finish() {
   local code=$?
@@ -26,4 +28,4 @@ trap finish EXIT
 
 "${compose[@]}" build node1
 "${compose[@]}" up --wait --quiet-pull node1 node2 node3 nats haproxy
-python3 tests/python/cluster_talk.py "ws://127.0.0.1:$CLUSTER_PORT/" "${compose[@]}" stop
+python3 tests/python/cluster_talk.py "ws://127.0.0.1:$CLUSTER_PORT/" "${compose[@]}"

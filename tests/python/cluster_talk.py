@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Two people on different nodes of a cluster talk; the node of one is stopped; they talk again.
 
-    tests/python/cluster_talk.py URL STOP...    STOP... with a node's name stops that node"""
+    tests/python/cluster_talk.py URL COMPOSE...    COMPOSE... stop NODE stops that node"""
 
 import asyncio
 import json
@@ -12,6 +12,8 @@ import websockets
 
 # Ids that a node leases at once (cluster.block_size): the id tells the lease, and so the node.
 BLOCK = 1024
+# Longer than drain.timeout, seconds.
+DRAIN = 60
 
 
 async def join(url):
@@ -20,11 +22,12 @@ async def join(url):
     return client, welcome["user_id"]
 
 
-async def until(client, kind):
-    while True:
-        frame = json.loads(await asyncio.wait_for(client.recv(), 30))
-        if frame["type"] == kind:
-            return frame
+async def until(client, kind, seconds=30):
+    async with asyncio.timeout(seconds):
+        while True:
+            frame = json.loads(await client.recv())
+            if frame["type"] == kind:
+                return frame
 
 
 async def exchange(one, two):
@@ -39,7 +42,7 @@ async def exchange(one, two):
         print(text, "delivered")
 
 
-async def main(url, stop):
+async def main(url, compose):
     one = await join(url)
     two = await join(url)
     while (two[1] - 1) // BLOCK == (one[1] - 1) // BLOCK:
@@ -47,25 +50,28 @@ async def main(url, stop):
     print(f"users {one[1]} and {two[1]} are on different nodes")
     await exchange(one, two)
 
-    # Which node is it? The one whose users are sent away.
+    # Which node is it? The one whose users are sent away, at some time of its drain.
     for node in ("node1", "node2", "node3"):
-        stopping = await asyncio.create_subprocess_exec(*stop, node)
-        waits = {asyncio.create_task(until(client, "reconnect")): who for who, (client, _) in (("one", one), ("two", two))}
+        stopping = await asyncio.create_subprocess_exec(*compose, "stop", node)
         stopped = asyncio.create_task(stopping.wait())
-        done, _ = await asyncio.wait([stopped, *waits], return_when=asyncio.FIRST_COMPLETED, timeout=90)
-        moved = [waits[task] for task in done if task in waits]
-        for task in waits:
+        told = [asyncio.create_task(until(client, "reconnect", DRAIN)) for client, _ in (one, two)]
+        await asyncio.wait([stopped, *told], return_when=asyncio.FIRST_COMPLETED)
+        moved = [number for number, task in enumerate(told) if task.done() and task.result()]
+        for task in told:
             task.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+        await asyncio.gather(*told, return_exceptions=True)
         if moved:
-            print(f"{node} sends user {moved[0]} away")
-            back = await join(url)
-            one, two = (back, two) if moved[0] == "one" else (one, back)
-            await exchange(one, two)
+            users = [one, two]
+            print(f"{node} sends user {users[moved[0]][1]} away")
+            users[moved[0]] = await join(url)
+            print(f"who comes back as user {users[moved[0]][1]}")
+            await exchange(*users)
             assert await stopped == 0
+            await exchange(*users)
             return
-        print(f"{node} had neither")
-        subprocess.run([*stop[:-1], "start", node], check=True)
+        assert await stopped == 0
+        print(f"{node} has neither")
+        subprocess.run([*compose, "start", node], check=True)
     sys.exit("no node sent anybody away")
 
 
