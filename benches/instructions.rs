@@ -47,7 +47,7 @@ fn encoding_a_message((mut buffer, message): (Vec<u8>, String)) -> Vec<u8> {
     for _ in 0..TIMES {
         buffer.clear();
         let outbound = Outbound::Message {
-            sender_id: user(1),
+            sender_id: user(1).into(),
             traceparent: None,
             message: black_box(&message),
         };

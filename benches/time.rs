@@ -44,7 +44,7 @@ fn encoding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encode");
     let texts = [32, 1024].map(|bytes| format!("\"{}\"", "x".repeat(bytes)));
     let message = |message| Outbound::Message {
-        sender_id: user(1),
+        sender_id: user(1).into(),
         traceparent: None,
         message,
     };

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
+use crate::api::{self, Api};
 use crate::auth::{Auth, Keeper};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
@@ -111,6 +112,8 @@ impl App {
             cluster,
         };
         let (relay, router) = relay(parts, &settings.routing);
+        let port = addrs.first().map_or(0, SocketAddr::port);
+        let api = api(&settings, port, &relay, &shutdown, &sessions);
         let host = Arc::new(Host {
             relay,
             sessions,
@@ -118,10 +121,7 @@ impl App {
             header_timeout: settings.limits.header_timeout,
             header_bytes: settings.limits.header_bytes,
             allowed_origins: settings.server.allowed_origins.clone(),
-            proxies: Proxies::new(
-                settings.server.trusted_proxies.clone(),
-                settings.server.forwarded_header,
-            ),
+            proxies: proxies(&settings.server),
             proxy_protocol: settings.server.proxy_protocol,
             tickets: tickets(&settings.tickets)?,
             page: settings.ui.enabled,
@@ -129,6 +129,7 @@ impl App {
             tls,
             admin_tls,
             operator_token,
+            api,
             visitors: Visitors::new(&settings.limits),
         });
         info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");
@@ -192,8 +193,20 @@ impl App {
             ));
         }
 
-        let stop = stop.await;
-        let left = drain(&host, &settings.drain, stop).await;
+        let stop = tokio::select! {
+            stop = stop => stop,
+            () = shutdown.drain_asked_for() => Stop::Drain,
+        };
+        let spread = shutdown.ask_for_drain(settings.drain.spread);
+        let left = drain(
+            &host,
+            &config::Drain {
+                spread,
+                ..settings.drain
+            },
+            stop,
+        )
+        .await;
 
         shutdown.stop();
         if timeout(STRAGGLERS_TIMEOUT, shutdown.finished())
@@ -348,6 +361,35 @@ fn relay(parts: Parts, routing: &config::Routing) -> (Relay, Option<JoinHandle<(
             (relay, Some(tokio::spawn(task)))
         }
     }
+}
+
+fn proxies(settings: &config::Server) -> Proxies {
+    let trusted = settings.trusted_proxies.clone();
+    Proxies::new(trusted, settings.forwarded_header)
+}
+
+/// The API, where operators have a listener and a token.
+fn api(
+    settings: &Settings,
+    port: u16,
+    relay: &Relay,
+    shutdown: &Shutdown,
+    sessions: &Common,
+) -> Option<Api> {
+    settings.admin.token_file.as_ref()?;
+    let bounds = api::Bounds {
+        message_bytes: settings.limits.message_bytes,
+        body_timeout: settings.limits.header_timeout,
+        outcome_timeout: settings.admin.outcome_timeout,
+        drain: settings.drain.clone(),
+    };
+    Some(Api::new(
+        relay.clone(),
+        shutdown.clone(),
+        port,
+        sessions.epoch(),
+        bounds,
+    ))
 }
 
 fn bounds(settings: &config::Mailbox) -> Bounds {

@@ -43,6 +43,31 @@ impl fmt::Debug for UserId {
     }
 }
 
+/// Who writes: a user, or by the number 0 the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender(u64);
+
+impl Sender {
+    /// The system: an operator, or a program of one.
+    pub const SYSTEM: Self = Self(0);
+
+    /// The sender of that number, or nothing where it is over [`UserId::MAX`].
+    pub fn new(number: u64) -> Option<Self> {
+        (number <= UserId::MAX).then_some(Self(number))
+    }
+
+    /// The number itself.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl From<UserId> for Sender {
+    fn from(user: UserId) -> Self {
+        Self(user.get())
+    }
+}
+
 /// Whom a token is about, in the words of whoever issued it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Subject(Arc<str>);

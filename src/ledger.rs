@@ -74,6 +74,8 @@ impl<M: Deref<Target = Metrics>> Drop for InHand<M> {
 pub struct Held {
     metrics: Arc<Metrics>,
     messages: u32,
+    /// In the room that alignment leaves, so that it costs an idle user nothing.
+    delivered: u32,
 }
 
 impl Held {
@@ -82,12 +84,18 @@ impl Held {
         Self {
             metrics,
             messages: 0,
+            delivered: 0,
         }
     }
 
     /// How many messages are held.
     pub fn messages(&self) -> u32 {
         self.messages
+    }
+
+    /// How many messages were delivered; behind `u32::MAX` it counts from 0 again.
+    pub fn delivered_in_all(&self) -> u32 {
+        self.delivered
     }
 
     /// Takes a message in.
@@ -99,6 +107,7 @@ impl Held {
     /// Settles `count` messages as delivered.
     pub fn delivered(&mut self, count: u32) {
         self.release(count);
+        self.delivered = self.delivered.wrapping_add(count);
         self.metrics.messages_delivered(count.into());
     }
 

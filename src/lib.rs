@@ -29,6 +29,7 @@
 //! | [`config`] | the settings, in layers, checked |
 //! | [`http`] | listeners, routes, the upgrade |
 //! | [`auth`] | who may come in |
+//! | [`api`] | what operators ask and order |
 //! | [`tls`] | certificates, read again when they change |
 //! | [`rate`] | how fast somebody may go |
 //! | [`session`] | the life of one connection |
@@ -59,6 +60,7 @@
 //! - There are no globals but buffers that belong to a thread: two apps run in one process.
 //! - Only `main` exits, only `app` wires, only `config` reads the environment.
 
+pub mod api;
 pub mod app;
 pub mod auth;
 pub mod bench;

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
+use tokio::sync::SetOnce;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,6 +35,8 @@ pub enum Stop {
 #[derive(Clone, Debug)]
 pub struct Shutdown {
     stage: Arc<AtomicU8>,
+    /// The time over which users are sent away, once a drain was asked for.
+    drain: Arc<SetOnce<Duration>>,
     tracker: TaskTracker,
     stopped: CancellationToken,
 }
@@ -42,6 +46,7 @@ impl Shutdown {
     pub fn new() -> Self {
         Self {
             stage: Arc::new(AtomicU8::new(Stage::Ready as u8)),
+            drain: Arc::default(),
             tracker: TaskTracker::new(),
             stopped: CancellationToken::new(),
         }
@@ -59,6 +64,17 @@ impl Shutdown {
     /// Moves on to a stage; never back.
     pub fn advance(&self, stage: Stage) {
         self.stage.fetch_max(stage as u8, Ordering::AcqRel);
+    }
+
+    /// Asks for a drain over so long. Who asks first is obeyed: the time that holds.
+    pub fn ask_for_drain(&self, spread: Duration) -> Duration {
+        let _was_asked = self.drain.set(spread).is_err();
+        *self.drain.get().expect("it was set, now or before")
+    }
+
+    /// Completes once a drain is asked for.
+    pub async fn drain_asked_for(&self) {
+        self.drain.wait().await;
     }
 
     /// Spawns a task that the end waits for.

@@ -2,17 +2,20 @@
 //! a message carries its own settlement through either.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Unready};
 use crate::directory::{Bounds, Directory, Entry, Letter, Receipt, Seat, Wakes};
-use crate::identity::{Lineage, Sequence, Subject, UserId};
+use crate::identity::{Lineage, Sender, Sequence, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status, close_code};
 use crate::router::{LeavePlace, Parcel, Port, Router};
@@ -61,6 +64,21 @@ struct Shared {
     users_max: usize,
     /// Told when the last user has left.
     emptied: Notify,
+    /// Time zero of the seconds at which users join, by either clock.
+    epoch: (Instant, SystemTime),
+}
+
+/// A message of nobody who is connected.
+#[derive(Clone, Copy, Debug)]
+pub struct Post<'a> {
+    /// In whose name it is.
+    pub sender: Sender,
+    /// Whom it is for.
+    pub recipient: UserId,
+    /// A JSON string literal.
+    pub message: &'a str,
+    /// When it was read, microseconds of the app's clock.
+    pub read_at: u64,
 }
 
 /// What a relay is made of.
@@ -157,6 +175,7 @@ impl Relay {
                 users: AtomicUsize::new(0),
                 users_max,
                 emptied: Notify::new(),
+                epoch: (Instant::now(), SystemTime::now()),
             }),
         }
     }
@@ -210,19 +229,80 @@ impl Relay {
             if !std::mem::replace(&mut is_opened, true) {
                 shared.metrics.connection_opened();
             }
-            let seat = Arc::new(Seat::new(
+            let seat = Seat::new(
                 (id, lineage),
                 dialect,
                 subject.cloned(),
                 shared.bounds.clone(),
                 shared.metrics.clone(),
-            ));
+            );
+            let seconds = shared.epoch.0.elapsed().as_secs();
+            let seat = Arc::new(seat.joined_at(u32::try_from(seconds).unwrap_or(u32::MAX)));
             if shared.directory.join(&seat) {
                 return Ok(seat);
             }
             // A claim that somebody else holds, or a new id that somebody came back with just now.
             shared.sequence.left(id);
         }
+    }
+
+    /// Sends a message of nobody who is connected; it is settled from here on, whatever happens. What
+    /// became of it is told as soon as it is known.
+    pub async fn post(
+        &self,
+        Post {
+            sender,
+            recipient,
+            message,
+            read_at,
+        }: Post<'_>,
+    ) -> oneshot::Receiver<Status> {
+        let shared = &self.shared;
+        let port = match &shared.router {
+            None => None,
+            Some(router) => {
+                let mut port = router.port();
+                poll_fn(|cx| port.poll_ready(cx)).await;
+                Some(port)
+            }
+        };
+        let in_hand = InHand::receive(&*shared.metrics);
+        let trace = shared.traces.message(None, Some(message.len() - 2));
+        let (receipt, outcome) = Receipt::to_task(trace);
+        if let Some(mut port) = port {
+            port.send(Parcel {
+                sender,
+                recipient,
+                message: message.into(),
+                read_at,
+                receipt: Some(receipt),
+                in_hand: in_hand.carry(shared.metrics.clone()),
+            });
+            return outcome;
+        }
+        let letter = Letter {
+            sender,
+            message,
+            read_at,
+            receipt: Some(receipt),
+        };
+        self.hand_over(recipient, letter, in_hand, &mut Wakes::default());
+        outcome
+    }
+
+    /// Gives a letter to its recipient's seat, or sends it elsewhere.
+    fn hand_over<M: Deref<Target = Metrics>>(
+        &self,
+        recipient: UserId,
+        letter: Letter<'_>,
+        in_hand: InHand<M>,
+        wakes: &mut Wakes,
+    ) {
+        let shared = &self.shared;
+        shared.directory.with(recipient, |seat| match seat {
+            Some(seat) => seat.push(letter, in_hand, wakes),
+            None => send_elsewhere(shared.cluster.as_ref(), recipient, letter, in_hand, wakes),
+        });
     }
 
     /// Counts users and what their mailboxes hold.
@@ -256,6 +336,11 @@ impl Relay {
     /// Users, upgrades in progress included.
     pub fn users(&self) -> usize {
         self.shared.users.load(Acquire)
+    }
+
+    /// When the user of a seat joined, to the second.
+    pub(crate) fn joined_at(&self, seat: &Seat) -> SystemTime {
+        self.shared.epoch.1 + Duration::from_secs(seat.joined().into())
     }
 
     /// Who is here.
@@ -364,7 +449,7 @@ impl Membership {
         // Without the quotes of the literal.
         let trace = shared.traces.message(traceparent, Some(message.len() - 2));
         let receipt = Receipt::to_user(&self.seat, id, trace);
-        let sender = self.seat.id();
+        let sender = self.seat.id().into();
         if let Some(port) = &mut self.port {
             let in_hand = in_hand.carry(shared.metrics.clone());
             port.send(Parcel {
@@ -383,10 +468,7 @@ impl Membership {
             read_at,
             receipt,
         };
-        shared.directory.with(recipient, |seat| match seat {
-            Some(seat) => seat.push(letter, in_hand, wakes),
-            None => send_elsewhere(shared.cluster.as_ref(), recipient, letter, in_hand, wakes),
-        });
+        self.place.0.hand_over(recipient, letter, in_hand, wakes);
     }
 
     /// Receives a message and drops it at once, telling the sender where it asked.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::PollSender;
 
 use crate::directory::{Letter, Receipt, Seat, Wakes};
-use crate::identity::UserId;
+use crate::identity::{Sender, UserId};
 use crate::ledger::InHand;
 use crate::protocol::Status;
 use crate::telemetry::metrics::{DropReason, Metrics};
@@ -29,7 +29,7 @@ enum Change {
 /// A letter on its way to the router.
 #[derive(Debug)]
 pub(crate) struct Parcel {
-    pub(crate) sender: UserId,
+    pub(crate) sender: Sender,
     pub(crate) recipient: UserId,
     pub(crate) message: Box<str>,
     pub(crate) read_at: u64,
@@ -233,7 +233,7 @@ mod tests {
 
     fn parcel(recipient: &Seat, metrics: &Arc<Metrics>) -> Parcel {
         Parcel {
-            sender: UserId::new(1).unwrap(),
+            sender: Sender::SYSTEM,
             recipient: recipient.id(),
             message: "\"hi\"".into(),
             read_at: 0,

@@ -144,7 +144,7 @@ impl Mail {
     pub(crate) fn pass(&mut self, count: u32) -> usize {
         for _ in 0..count {
             let letter = Letter {
-                sender: user(1),
+                sender: user(1).into(),
                 message: &self.message,
                 read_at: 0,
                 receipt: None,

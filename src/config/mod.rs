@@ -33,7 +33,7 @@ pub use error::{ConfigError, Problem};
 pub use load::Sources;
 pub use origin::{Origin, OriginPattern};
 pub use secret::{Secret, SecretError};
-pub(crate) use units::{parse_duration, parse_size};
+pub(crate) use units::{duration_text, parse_duration, parse_size};
 
 /// `config/default.toml`: the lowest layer, and the documentation of every setting.
 pub const DEFAULT: &str = include_str!("../../config/default.toml");
@@ -104,8 +104,11 @@ pub struct Tls {
 pub struct Admin {
     /// Address that `/metrics` and health move to; default none, they stay on `server.listen`.
     pub listen: Option<SocketAddr>,
-    /// A file with the token that `/metrics` there asks for; default none.
+    /// A file with the token that `/metrics` there and the API ask for; default none, no API.
     pub token_file: Option<PathBuf>,
+    /// Time for the API to learn what became of a message; default 5 s.
+    #[serde(with = "units::duration")]
+    pub outcome_timeout: Duration,
     /// The certificate; default none, no TLS.
     pub tls: Tls,
 }

@@ -124,6 +124,7 @@ fn edge_rules(server: &Server, admin: &Admin) -> Vec<Rule> {
     let Admin {
         listen: admin,
         token_file,
+        outcome_timeout,
         tls: admin_tls,
     } = admin;
     let both = |Tls {
@@ -150,6 +151,7 @@ fn edge_rules(server: &Server, admin: &Admin) -> Vec<Rule> {
             allowed: "a path beside admin.listen, and none without".to_owned(),
             holds: admin.is_some() || token_file.is_none(),
         },
+        time("admin.outcome_timeout", *outcome_timeout, ONE_MS..=MINUTE),
         Rule {
             key: "server.allowed_origins",
             with: &[],

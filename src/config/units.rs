@@ -150,7 +150,7 @@ where
 }
 
 /// A duration as the settings write it.
-pub(super) fn duration_text(duration: Duration) -> String {
+pub(crate) fn duration_text(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     // Nothing is nothing in any unit; "0h" would be the largest that fits.
     if millis == 0 {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::relief::Large;
 use super::seat::Receipt;
-use crate::identity::UserId;
+use crate::identity::Sender;
 use crate::ledger::{Held, InHand};
 use crate::protocol::{Dialect, Outbound, message_frame_bytes, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
@@ -97,7 +97,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Letter<'a> {
     /// Who wrote it.
-    pub sender: UserId,
+    pub sender: Sender,
     /// A JSON string literal.
     pub message: &'a str,
     /// When its frame was read, microseconds of the app's clock.
@@ -170,6 +170,11 @@ impl Mailbox {
     /// Their bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.held_bytes
+    }
+
+    /// Messages that were delivered from here; behind `u32::MAX` it counts from 0 again.
+    pub(super) fn delivered_in_all(&self) -> u32 {
+        self.held.delivered_in_all()
     }
 
     pub(crate) fn overflow(&self) -> Overflow {

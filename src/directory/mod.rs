@@ -29,6 +29,7 @@ use std::sync::{Arc, PoisonError};
 
 pub(crate) use answers::{Answers, Bell};
 pub use mailbox::{Bounds, Budget, Entry, Letter, Overflow, give_back};
+pub(crate) use seat::Glance;
 pub use seat::{Flushed, Found, Order, Receipt, Seat, Wakes};
 pub use segments::SLOTS;
 use segments::{Segment, Segments, segment_number};

@@ -74,7 +74,7 @@ impl Large {
 mod tests {
     use super::*;
     use crate::directory::{Bounds, Budget, Letter, Overflow};
-    use crate::identity::{Lineage, UserId};
+    use crate::identity::{Lineage, Sender, UserId};
     use crate::ledger::InHand;
     use crate::protocol::Dialect;
     use crate::telemetry::metrics::{DropReason, Metrics};
@@ -116,7 +116,7 @@ mod tests {
             let message = format!("\"{}\"", "x".repeat(987));
             for _ in 0..count {
                 let letter = Letter {
-                    sender: UserId::new(1).unwrap(),
+                    sender: Sender::SYSTEM,
                     message: &message,
                     read_at: 0,
                     receipt: None,

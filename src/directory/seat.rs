@@ -7,6 +7,8 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
+use tokio::sync::oneshot;
+
 use super::answers::Answers;
 use super::mailbox::{Bounds, Entry, Letter, Mailbox, Overflow, Pushed, Starving};
 use super::relief::LARGE_BYTES;
@@ -17,7 +19,7 @@ use crate::telemetry::metrics::{DropReason, Metrics};
 use crate::telemetry::trace::Traced;
 
 /// Why a session has to end, as others tell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
     /// The server drains: write what is queued, then close with 1012.
     Restart {
@@ -30,6 +32,11 @@ pub enum Order {
         code: u16,
         /// The close frame's reason.
         reason: &'static str,
+    },
+    /// An operator removes the user: close with 4410.
+    Remove {
+        /// The close frame's reason.
+        reason: Arc<str>,
     },
     /// The drain timed out: end at once.
     Cut,
@@ -89,6 +96,8 @@ enum Addressee {
     User(Arc<Seat>, ClientId),
     /// The node that a user elsewhere is on, by the node's token for the message.
     Node(Arc<Answers>, u64),
+    /// A task of this node's that waits for it.
+    Task(oneshot::Sender<Status>),
 }
 
 impl Receipt {
@@ -112,6 +121,13 @@ impl Receipt {
             to: Some(Addressee::Node(answers, token)),
             trace: None,
         }
+    }
+
+    /// For a message of nobody who is connected, with where its outcome comes.
+    pub(crate) fn to_task(trace: Option<Box<Traced>>) -> (Box<Self>, oneshot::Receiver<Status>) {
+        let (told, outcome) = oneshot::channel();
+        let to = Some(Addressee::Task(told));
+        (Box::new(Self { to, trace }), outcome)
     }
 
     /// The trace of the message.
@@ -144,6 +160,11 @@ impl Receipt {
         match self.to.take()? {
             Addressee::User(seat, id) => seat.reply(&id, status),
             Addressee::Node(answers, token) => answers.settle(token, status),
+            Addressee::Task(told) => {
+                // Whoever waits no longer has said so to its own caller.
+                let _gone = told.send(status).is_err();
+                None
+            }
         }
     }
 }
@@ -163,6 +184,19 @@ pub struct Flushed {
     pub messages: u32,
     /// Bytes of their frames.
     pub bytes: usize,
+    /// Messages that were received from the user meanwhile.
+    pub received: u32,
+}
+
+/// A seat as the operator sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Glance {
+    /// Messages queued, or taken and not flushed, and their bytes.
+    pub(crate) queue: (u32, usize),
+    /// Messages received from the user, in all; behind `u32::MAX` from 0 again.
+    pub(crate) received: u32,
+    /// Messages delivered to the user, likewise.
+    pub(crate) delivered: u32,
 }
 
 /// What a session found at its seat.
@@ -183,6 +217,8 @@ pub struct Seat {
     id: UserId,
     lineage: Lineage,
     dialect: Dialect,
+    /// When the user joined, seconds of the relay's clock: what fits beside the dialect.
+    joined_at: u32,
     subject: Option<Subject>,
     desk: Mutex<Desk>,
 }
@@ -194,7 +230,9 @@ struct Desk {
     replies: Vec<u8>,
     outcomes: u32,
     /// Messages dropped for want of room since the last notice.
-    overflowed: u64,
+    overflowed: u32,
+    /// Messages received from the user.
+    received: u32,
     order: Option<Order>,
     waker: Option<Waker>,
     /// The session has seen all there was and waits to be woken.
@@ -228,12 +266,14 @@ impl Seat {
             id,
             lineage,
             dialect,
+            joined_at: 0,
             subject,
             desk: Mutex::new(Desk {
                 mailbox: Mailbox::new(bounds, metrics),
                 replies: Vec::new(),
                 outcomes: 0,
                 overflowed: 0,
+                received: 0,
                 order: None,
                 waker: None,
                 parked: false,
@@ -241,6 +281,17 @@ impl Seat {
                 door: Door::Open,
             }),
         }
+    }
+
+    /// With the time of its user's joining, seconds of the relay's clock.
+    pub(crate) fn joined_at(mut self, seconds: u32) -> Self {
+        self.joined_at = seconds;
+        self
+    }
+
+    /// When its user joined, seconds of the relay's clock.
+    pub(crate) fn joined(&self) -> u32 {
+        self.joined_at
     }
 
     /// Whose it is.
@@ -265,8 +316,17 @@ impl Seat {
 
     /// Messages held for this user, and their bytes.
     pub(crate) fn held(&self) -> (u32, usize) {
+        self.glance().queue
+    }
+
+    /// What an operator sees of it.
+    pub(crate) fn glance(&self) -> Glance {
         let desk = self.desk();
-        (desk.mailbox.messages(), desk.mailbox.bytes())
+        Glance {
+            queue: (desk.mailbox.messages(), desk.mailbox.bytes()),
+            received: desk.received,
+            delivered: desk.mailbox.delivered_in_all(),
+        }
     }
 
     // A panic under the lock would be a fault of ours; the ledger's types keep their balance even
@@ -321,12 +381,12 @@ impl Seat {
             Pushed::Starved(letter, in_hand, needed) => return Some((letter, in_hand, needed)),
             Pushed::Queued(evicted) => (None, evicted),
             Pushed::Refused(receipt, evicted) => {
-                desk.overflowed += 1;
+                desk.note_overflow(1);
                 desk.disconnect_if_that_is_the_policy();
                 (receipt, evicted)
             }
         };
-        desk.overflowed += evicted.len() as u64;
+        desk.note_overflow(evicted.len());
         wakes.add(desk.unpark());
         let grown = desk.mailbox.bytes() >= LARGE_BYTES && !desk.noted_as_large;
         if grown {
@@ -359,7 +419,7 @@ impl Seat {
     pub(super) fn give(&self, bytes: usize, wakes: &mut Wakes) {
         let mut desk = self.desk();
         let given = desk.mailbox.give(bytes, DropReason::QueueFull);
-        desk.overflowed += given.len() as u64;
+        desk.note_overflow(given.len());
         desk.disconnect_if_that_is_the_policy();
         wakes.add(desk.unpark());
         drop(desk);
@@ -414,11 +474,9 @@ impl Seat {
     ) -> Found {
         let (frames, entries) = buffers;
         let mut desk = self.desk();
-        if flushed.messages > 0 {
-            desk.mailbox.delivered(flushed.messages, flushed.bytes);
-        }
+        desk.note(flushed);
         let mut found = Found {
-            order: desk.order,
+            order: desk.order.clone(),
             ..Found::default()
         };
         if !desk.replies.is_empty() {
@@ -432,7 +490,7 @@ impl Seat {
             found.anything = true;
         }
         if desk.overflowed > 0 && self.dialect == Dialect::V1 {
-            let count = std::mem::take(&mut desk.overflowed);
+            let count = std::mem::take(&mut desk.overflowed).into();
             push_frame(frames, self.dialect, Outbound::Dropped { count });
             found.anything = true;
         }
@@ -450,10 +508,8 @@ impl Seat {
     /// happens when the mailbox is full.
     pub(crate) fn settle(&self, flushed: Flushed) -> (Option<Order>, Overflow) {
         let mut desk = self.desk();
-        if flushed.messages > 0 {
-            desk.mailbox.delivered(flushed.messages, flushed.bytes);
-        }
-        (desk.order, desk.mailbox.overflow())
+        desk.note(flushed);
+        (desk.order.clone(), desk.mailbox.overflow())
     }
 
     /// Settles messages that were taken and not flushed, and all that is queued, as dropped; takes
@@ -514,6 +570,23 @@ fn settle_all(entries: impl Iterator<Item = Entry>, reason: DropReason, wakes: &
 }
 
 impl Desk {
+    fn note(&mut self, flushed: Flushed) {
+        let Flushed {
+            messages,
+            bytes,
+            received,
+        } = flushed;
+        if messages > 0 {
+            self.mailbox.delivered(messages, bytes);
+        }
+        self.received = self.received.wrapping_add(received);
+    }
+
+    fn note_overflow(&mut self, count: usize) {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.overflowed = self.overflowed.saturating_add(count);
+    }
+
     fn disconnect_if_that_is_the_policy(&mut self) {
         if self.mailbox.overflow() == Overflow::Disconnect {
             self.order.get_or_insert(Order::Close {

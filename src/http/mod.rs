@@ -22,6 +22,7 @@ pub use visitors::Visitors;
 
 use hyper::HeaderMap;
 
+use crate::api::Api;
 use crate::auth::{self, Auth};
 use crate::config::{OriginPattern, Secret};
 use crate::lifecycle::Shutdown;
@@ -37,7 +38,7 @@ pub enum Door {
     Everything,
     /// Upgrades only: metrics and health have a listener of their own.
     Users,
-    /// Metrics and health only.
+    /// Metrics, health and the API only.
     Admin,
 }
 
@@ -72,6 +73,8 @@ pub struct Host {
     pub admin_tls: Option<Tls>,
     /// What operators show on the admin listener; nothing if they need not.
     pub operator_token: Option<Secret>,
+    /// The operator's API, on the admin listener; nothing without a token.
+    pub api: Option<Api>,
     /// How often one address may come, where that is bounded.
     pub visitors: Option<Visitors>,
 }

@@ -1,5 +1,5 @@
 //! One match on the path. Everything that is answered has a small body in memory; a request's body
-//! is never read.
+//! is never read, but by the API.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use super::refusal::Refusal;
 use super::upgrade::{self, Handshake};
 use super::{Door, Host, page};
+use crate::api::{Api, Problem};
 use crate::lifecycle::Stage;
 
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -37,6 +38,16 @@ pub(super) async fn answer(
             read_only(request.method()).unwrap_or_else(|| text(StatusCode::OK, "ok\n"))
         }
         "/readyz" if admin => read_only(request.method()).unwrap_or_else(|| ready(host)),
+        path if door == Door::Admin
+            && let Some(api) = &host.api
+            && Api::has(path) =>
+        {
+            if host.is_operators(request.headers()) {
+                api.answer(request).await
+            } else {
+                Problem::unauthorized().answer()
+            }
+        }
         path if users
             && host.page
             && let Some(file) = page::file(path) =>

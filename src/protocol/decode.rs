@@ -218,7 +218,7 @@ fn client_id(raw: &str) -> Result<&str, BadInput> {
 
 /// Whether a JSON value is a string that names Unicode scalar values only. `serde_json` checks all
 /// of a raw string but whether its surrogate escapes come in pairs.
-fn is_sound_string(raw: &str) -> bool {
+pub(crate) fn is_sound_string(raw: &str) -> bool {
     raw.starts_with('"')
         && (memmem::find(raw.as_bytes(), b"\\u").is_none() || decoded_len(raw).is_some())
 }

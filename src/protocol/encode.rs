@@ -5,7 +5,7 @@ use hyper_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use hyper_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use super::{CLOSE_REASON_BYTES_MAX, Dialect, Status};
-use crate::identity::UserId;
+use crate::identity::{Sender, UserId};
 
 /// Two bytes, a 64-bit length, a mask (RFC 6455 section 5.2).
 pub const FRAME_HEADER_BYTES_MAX: usize = 14;
@@ -31,7 +31,7 @@ pub enum Outbound<'a> {
     /// Somebody's message; the only one that [`Dialect::Bare`] knows.
     Message {
         /// Who wrote it.
-        sender_id: UserId,
+        sender_id: Sender,
         /// A JSON string literal.
         message: &'a str,
         /// The trace that it is part of, in `switchboard.v1`.
@@ -157,12 +157,12 @@ const TRACEPARENT_PARTS: [&str; 2] = [",\"traceparent\":\"", "\""];
 /// `message` bytes: known before it is made, so that what does not fit is never made.
 pub fn message_frame_bytes(
     dialect: Dialect,
-    sender: UserId,
+    sender: Sender,
     message: usize,
     traceparent: Option<&str>,
 ) -> usize {
     let fixed: usize = message_parts(dialect).iter().map(|part| part.len()).sum();
-    let mut payload = fixed + sender.get().ilog10() as usize + 1 + message;
+    let mut payload = fixed + sender.get().checked_ilog10().unwrap_or(0) as usize + 1 + message;
     if let (Dialect::V1, Some(traceparent)) = (dialect, traceparent) {
         let [before, after] = TRACEPARENT_PARTS;
         payload += before.len() + traceparent.len() + after.len();
@@ -229,8 +229,8 @@ mod tests {
     fn a_message_frame_has_the_length_that_was_foretold() {
         let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         for dialect in [Dialect::Bare, Dialect::V1] {
-            for sender in [1, 9, 10, 99_999, UserId::MAX] {
-                let sender_id = UserId::new(sender).unwrap();
+            for sender in [0, 1, 9, 10, 99_999, UserId::MAX] {
+                let sender_id = Sender::new(sender).unwrap();
                 for length in [
                     0, 13, 14, 60, 61, 98, 99, 100, 65_420, 65_480, 65_500, 65_536,
                 ] {
@@ -257,7 +257,7 @@ mod tests {
         let frame = |dialect| {
             let mut buffer = Vec::new();
             let outbound = Outbound::Message {
-                sender_id: UserId::new(1).unwrap(),
+                sender_id: Sender::new(1).unwrap(),
                 message: "\"hi\"",
                 traceparent: Some("00-af-b7-01"),
             };

@@ -4,6 +4,7 @@
 mod decode;
 mod encode;
 
+pub(crate) use decode::is_sound_string;
 pub use decode::{BadInput, Field, Inbound, decode};
 pub use encode::{
     FRAME_HEADER_BYTES_MAX, Outbound, message_frame_bytes, push_close, push_data, push_frame,
@@ -104,4 +105,6 @@ pub mod close_code {
     pub const EXPIRED: u16 = 4401;
     /// The same user came back over another connection.
     pub const TAKEN_OVER: u16 = 4409;
+    /// An operator has removed the user.
+    pub const REMOVED: u16 = 4410;
 }

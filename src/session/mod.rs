@@ -96,7 +96,8 @@ impl Common {
         self.epoch
     }
 
-    fn now(&self) -> u64 {
+    /// That time now.
+    pub(crate) fn now(&self) -> u64 {
         micros(self.epoch.elapsed())
     }
 }
@@ -483,6 +484,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 self.leave(close, now);
             }
             Order::Close { code, reason } => self.leave(Close::server(code, reason), now),
+            Order::Remove { reason } => {
+                let close = Close::server(close_code::REMOVED, reason.to_string());
+                self.leave(close, now);
+            }
             Order::Restart { .. } => {}
         }
         None

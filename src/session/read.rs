@@ -228,15 +228,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         match decoded {
             Ok(inbound) => {
                 self.promised += u32::from(inbound.id.is_some());
+                self.flushed.received += 1;
                 self.membership.send(inbound, now, wakes);
             }
             Err(bad) => self.on_bad_input(bad, now),
         }
     }
 
+    /// Receives a message and drops it at once, telling the sender where it asked.
+    fn refuse(&mut self, id: Option<&str>, reason: DropReason, status: Status, wakes: &mut Wakes) {
+        self.flushed.received += 1;
+        self.membership.refuse(id, reason, status, wakes);
+    }
+
     fn on_rate_limited(&mut self, id: Option<&str>, wakes: &mut Wakes) {
-        self.membership
-            .refuse(id, DropReason::RateLimited, Status::RateLimited, wakes);
+        self.refuse(id, DropReason::RateLimited, Status::RateLimited, wakes);
         if id.is_some() {
             self.promised += 1;
         } else if self.membership.seat().dialect() == Dialect::V1 {
@@ -245,8 +251,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     }
 
     fn on_too_large(&mut self, id: Option<&str>, wakes: &mut Wakes, now: u64) {
-        self.membership
-            .refuse(id, DropReason::TooLarge, Status::TooLarge, wakes);
+        self.refuse(id, DropReason::TooLarge, Status::TooLarge, wakes);
         if id.is_some() {
             self.promised += 1;
         } else if self.membership.seat().dialect() == Dialect::V1 {
@@ -328,8 +333,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     fn on_error(&mut self, error: &Error, wakes: &mut Wakes, now: u64) {
         let close = match error {
             Error::Capacity(_) => {
-                self.membership
-                    .refuse(None, DropReason::TooLarge, Status::TooLarge, wakes);
+                self.refuse(None, DropReason::TooLarge, Status::TooLarge, wakes);
                 self.too_large()
             }
             Error::Utf8(_) => Close::server(close_code::INVALID, "text is not UTF-8"),

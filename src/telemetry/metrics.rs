@@ -499,6 +499,12 @@ impl Metrics {
         self.levels.draining.set(1);
     }
 
+    /// When the drain ends at the latest, since the Unix epoch; nothing while there is none.
+    pub(crate) fn drain_deadline(&self) -> Option<Duration> {
+        let seconds = u64::try_from(self.levels.drain_deadline.get()).ok()?;
+        (seconds > 0).then(|| Duration::from_secs(seconds))
+    }
+
     fn sum(&self, counter: impl Fn(&Shard) -> &AtomicU64) -> u64 {
         self.shards
             .iter()

@@ -79,6 +79,7 @@ fn the_documented_file_is_the_default() {
         ]
     );
     assert_eq!((admin.listen, limits.connections), (None, None));
+    assert_eq!(admin.outcome_timeout, Duration::from_secs(5));
     assert_eq!((auth.mode, auth.query_token), (AuthMode::None, false));
     assert_eq!((limits.handshakes, limits.header_bytes), (400, 8 << 10));
     assert_eq!(
@@ -504,7 +505,11 @@ fn a_value_in_a_file_that_is_refused_says_where_what_and_what_would_do() {
         ("mailbox.overflow", "1", OVERFLOW),
         ("log.filter", "\"info=lots\"", FILTER),
         ("log.filter", "1", FILTER),
-        ("admin", "5", "a table of listen, token_file, tls"),
+        (
+            "admin",
+            "5",
+            "a table of listen, token_file, outcome_timeout, tls",
+        ),
     ];
     for (key, value, allowed) in cases {
         let problem = format!("relay.toml: {key}: found {value}, allowed: {allowed}");
@@ -544,7 +549,11 @@ fn a_variable_that_is_refused_says_which_what_and_what_would_do() {
         ("LIMITS__MESSAGE_BYTES", "-1", MESSAGE_BYTES),
         ("SERVER__LISTEN", ",", LISTEN),
         ("MAILBOX__OVERFLOW", "explode", OVERFLOW),
-        ("ADMIN", "5", "a table of listen, token_file, tls"),
+        (
+            "ADMIN",
+            "5",
+            "a table of listen, token_file, outcome_timeout, tls",
+        ),
     ];
     for (name, value, allowed) in cases {
         let key = name.to_lowercase().replace("__", ".");

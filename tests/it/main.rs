@@ -8,6 +8,7 @@
 #[macro_use]
 mod harness;
 
+mod api; // what operators ask and order
 mod autobahn; // what the Autobahn test suite sends, and what must come of it
 mod bare; // the essay's contract
 mod bench; // the yardstick: scenarios, and mistakes that it finds out

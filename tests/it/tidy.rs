@@ -64,8 +64,22 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "api",
+        &[
+            "config",
+            "identity",
+            "protocol",
+            "ledger",
+            "directory",
+            "lifecycle",
+            "relay",
+            "telemetry",
+        ],
+    ),
+    (
         "http",
         &[
+            "api",
             "auth",
             "config",
             "identity",
@@ -88,6 +102,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "app",
         &[
+            "api",
             "auth",
             "cluster",
             "config",

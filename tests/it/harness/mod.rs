@@ -83,6 +83,8 @@ impl Dialect {
 pub(crate) struct Relay {
     pub(crate) addr: SocketAddr,
     admin: SocketAddr,
+    /// What the listener for operators asks for, if anything.
+    token: Option<String>,
     stop: Option<oneshot::Sender<Stop>>,
     run: Option<JoinHandle<Report>>,
 }
@@ -105,6 +107,8 @@ impl Relay {
         // Many a raw client is left open at the end of its test, and answers no close.
         settings.keepalive.close_timeout = Duration::from_millis(500);
         change(&mut settings);
+        let token_file = settings.admin.token_file.as_ref();
+        let token = token_file.map(|path| std::fs::read_to_string(path).unwrap());
         let app = App::build(settings).await.expect("the relay starts");
         let addr = *app.addrs().first().expect("one address to listen on");
         let admin = app.admin_addr().unwrap_or(addr);
@@ -116,6 +120,7 @@ impl Relay {
         Self {
             addr,
             admin,
+            token,
             stop: Some(stop),
             run: Some(run),
         }
@@ -162,9 +167,18 @@ impl Relay {
         self.raw().await.http(method, target).await
     }
 
+    /// A connection to the listener for operators.
+    pub(crate) async fn raw_admin(&self) -> Raw {
+        Raw::connect(self.admin).await
+    }
+
     /// What the listener for operators answers.
     pub(crate) async fn admin(&self, method: &str, target: &str) -> Answer {
-        Raw::connect(self.admin).await.http(method, target).await
+        let mut request = Handshake::request(method, target);
+        if let Some(token) = &self.token {
+            request = request.with("Authorization", &format!("Bearer {}", token.trim()));
+        }
+        self.raw_admin().await.ask(&request).await
     }
 
     /// Everything on /metrics.

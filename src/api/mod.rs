@@ -1,0 +1,346 @@
+//! The operator's API: one match on the path, JSON in and out, problem details where something is
+//! wrong. The token was looked at before; what is here asks the relay, and keeps next to nothing of
+//! its own.
+
+mod problem;
+mod read;
+mod status;
+mod users;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+use tracing::{error, info};
+
+pub(crate) use problem::Problem;
+use read::BodyMax;
+use users::Sort;
+
+use crate::config;
+use crate::directory::{Order, Seat};
+use crate::identity::{Sender, UserId};
+use crate::lifecycle::Shutdown;
+use crate::protocol::{CLOSE_REASON_BYTES_MAX, is_sound_string};
+use crate::relay::{Post, Relay};
+
+type Answer = Response<Full<Bytes>>;
+
+/// The description of all this.
+pub const OPENAPI: &str = include_str!("openapi.yaml");
+
+/// The most bytes of a body that is no message.
+const BODY_BYTES_MAX: usize = 4096;
+
+/// The most users in one answer.
+const USERS_MAX: u64 = 1000;
+
+/// Users in an answer where nobody says how many.
+const USERS_DEFAULT: u64 = 20;
+
+/// What a removed user is told where the operator says nothing.
+const REMOVED: &str = "removed by an operator";
+
+/// The operator's API of one relay.
+#[derive(Debug)]
+pub struct Api {
+    relay: Relay,
+    shutdown: Shutdown,
+    /// The name of this node, for those who ask several.
+    node: String,
+    /// Time zero of the microseconds that messages are stamped with.
+    epoch: Instant,
+    started: SystemTime,
+    bounds: Bounds,
+    /// One permit: for whoever looks at all users twice.
+    sampling: Semaphore,
+}
+
+/// What the API may be asked for.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// `limits.message_bytes`: the most bytes of the body of a message.
+    pub message_bytes: usize,
+    /// `limits.header_timeout`: how long a body may take.
+    pub body_timeout: Duration,
+    /// `admin.outcome_timeout`: how long an outcome is waited for.
+    pub outcome_timeout: Duration,
+    /// How the relay ends.
+    pub drain: config::Drain,
+}
+
+impl Api {
+    /// The API of a relay; `port` tells it from others on the machine.
+    pub fn new(
+        relay: Relay,
+        shutdown: Shutdown,
+        port: u16,
+        epoch: Instant,
+        bounds: Bounds,
+    ) -> Self {
+        let system = rustix::system::uname();
+        let host = system.nodename().to_string_lossy();
+        Self {
+            relay,
+            shutdown,
+            node: format!("{host}:{port}"),
+            epoch,
+            started: SystemTime::now(),
+            bounds,
+            sampling: Semaphore::new(1),
+        }
+    }
+
+    /// Whether a path is one of the API's.
+    pub fn has(path: &str) -> bool {
+        path == "/api" || path.starts_with("/api/")
+    }
+
+    /// Answers a request of an operator's.
+    pub async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let done = self.route(request).await;
+        done.unwrap_or_else(|problem| problem.answer())
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Result<Answer, Problem> {
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        match path.strip_prefix("/api/").unwrap_or_default() {
+            "openapi.yaml" => {
+                read_only(&parts)?;
+                Ok(with(StatusCode::OK, "application/yaml", OPENAPI))
+            }
+            "status" => {
+                read_only(&parts)?;
+                self.status().await
+            }
+            "messages" => {
+                only(&parts, &[Method::POST], "POST")?;
+                self.send(&parts, body).await
+            }
+            "users" => {
+                only(&parts, &READ, "GET, HEAD")?;
+                self.list(parts.uri.query()).await
+            }
+            "drain" => {
+                only(&parts, &[Method::POST], "POST")?;
+                self.drain(&parts, body).await
+            }
+            path => {
+                let id = path.strip_prefix("users/").filter(|id| !id.contains('/'));
+                self.one_user(&parts, id.ok_or_else(Problem::not_found)?)
+            }
+        }
+    }
+
+    fn one_user(&self, parts: &Parts, id: &str) -> Result<Answer, Problem> {
+        only(parts, &USER, "GET, HEAD, DELETE")?;
+        let id = read::user(id, "id")?;
+        if parts.method == Method::DELETE {
+            return self.remove(id, parts.uri.query());
+        }
+        read::query(parts.uri.query(), [])?;
+        Ok(json(StatusCode::OK, &self.user(id)))
+    }
+
+    /// `POST /api/messages`
+    async fn send(&self, parts: &Parts, body: Incoming) -> Result<Answer, Problem> {
+        #[derive(Serialize)]
+        struct Sent {
+            sender_id: u64,
+            recipient_id: u64,
+            status: &'static str,
+        }
+        read::query(parts.uri.query(), [])?;
+        let max = BodyMax {
+            bytes: self.bounds.message_bytes,
+            setting: Some("limits.message_bytes"),
+            time: self.bounds.body_timeout,
+        };
+        let body = read::body(&parts.headers, body, max).await?;
+        let names = ["recipient_id", "message", "sender_id"];
+        let [recipient, message, sender] = read::fields(&body, names)?;
+        let recipient = recipient.ok_or_else(|| Problem::missing("recipient_id"))?;
+        let recipient = read::user(recipient, "recipient_id")?;
+        let message = message.ok_or_else(|| Problem::missing("message"))?;
+        if !is_sound_string(message) {
+            let expected = "a string without lone surrogates";
+            return Err(Problem::invalid("message", expected));
+        }
+        let sender = match sender {
+            None => Sender::SYSTEM,
+            Some(sender) => {
+                let number = read::number(sender, "sender_id", 0..=UserId::MAX)?;
+                Sender::new(number).expect("within its range")
+            }
+        };
+        let post = Post {
+            sender,
+            recipient,
+            message,
+            read_at: u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX),
+        };
+        let outcome = async {
+            // An end without a word is that of a task of ours that was thrown away.
+            self.relay.post(post).await.await.ok()
+        };
+        let outcome = tokio::select! {
+            outcome = timeout(self.bounds.outcome_timeout, outcome) => outcome.ok().flatten(),
+            () = self.shutdown.stopped() => None,
+        };
+        let (code, status) = match outcome {
+            Some(status) => (StatusCode::OK, status.as_str()),
+            None => (StatusCode::ACCEPTED, "pending"),
+        };
+        let sent = Sent {
+            sender_id: sender.get(),
+            recipient_id: recipient.get(),
+            status,
+        };
+        Ok(json(code, &sent))
+    }
+
+    /// `GET /api/users`
+    async fn list(&self, query: Option<&str>) -> Result<Answer, Problem> {
+        #[derive(Serialize)]
+        struct List {
+            sort: Sort,
+            users: Vec<users::User>,
+        }
+        let [sort, limit] = read::query(query, ["sort", "limit"])?;
+        let sort = match sort.as_deref() {
+            None | Some("queue") => Sort::Queue,
+            Some("rate") => Sort::Rate,
+            Some(_) => return Err(Problem::invalid("sort", "queue or rate")),
+        };
+        let limit = match limit {
+            None => USERS_DEFAULT,
+            Some(limit) => read::number(&limit, "limit", 1..=USERS_MAX)?,
+        };
+        let limit = usize::try_from(limit).expect("within its range");
+        let users = self.top(sort, limit).await.map_err(|error| {
+            error!(%error, "cannot look at all users");
+            Problem::internal()
+        })?;
+        Ok(json(StatusCode::OK, &List { sort, users }))
+    }
+
+    /// `DELETE /api/users/{id}`
+    fn remove(&self, id: UserId, query: Option<&str>) -> Result<Answer, Problem> {
+        #[derive(Serialize)]
+        struct Removed {
+            id: u64,
+            removed: bool,
+        }
+        let [reason] = read::query(query, ["reason"])?;
+        let reason = reason.as_deref().unwrap_or(REMOVED);
+        if reason.len() > CLOSE_REASON_BYTES_MAX {
+            let expected = format!("at most {CLOSE_REASON_BYTES_MAX} bytes of UTF-8");
+            return Err(Problem::over(
+                "reason",
+                &expected,
+                CLOSE_REASON_BYTES_MAX as u64,
+            ));
+        }
+        let order = Order::Remove {
+            reason: reason.into(),
+        };
+        let order = |seat: &Arc<Seat>| seat.order(order);
+        let removed = self.relay.directory().with(id, |seat| seat.map(order));
+        let removed = removed.is_some();
+        if removed {
+            info!(user = %id, "an operator removes a user");
+        }
+        let id = id.get();
+        Ok(json(StatusCode::OK, &Removed { id, removed }))
+    }
+
+    /// `POST /api/drain`
+    async fn drain(&self, parts: &Parts, body: Incoming) -> Result<Answer, Problem> {
+        #[derive(Serialize)]
+        struct Draining {
+            spread: String,
+        }
+        read::query(parts.uri.query(), [])?;
+        let body = read::body(&parts.headers, body, self.small_body()).await?;
+        let config::Drain {
+            delay,
+            spread: spread_default,
+            timeout,
+        } = self.bounds.drain;
+        let spread = if body.is_empty() {
+            None
+        } else {
+            let [spread] = read::fields(&body, ["spread"])?;
+            spread
+        };
+        let spread = match spread {
+            None => spread_default,
+            Some(spread) => read::duration(spread, "spread", timeout.saturating_sub(delay))?,
+        };
+        let spread = self.shutdown.ask_for_drain(spread);
+        info!(?spread, "an operator asks for a drain");
+        let draining = Draining {
+            spread: config::duration_text(spread),
+        };
+        Ok(json(StatusCode::ACCEPTED, &draining))
+    }
+
+    fn small_body(&self) -> BodyMax {
+        BodyMax {
+            bytes: BODY_BYTES_MAX,
+            setting: None,
+            time: self.bounds.body_timeout,
+        }
+    }
+}
+
+const READ: [Method; 2] = [Method::GET, Method::HEAD];
+const USER: [Method; 3] = [Method::GET, Method::HEAD, Method::DELETE];
+
+/// Refuses other methods than these, which `listed` says as a header does.
+fn only(parts: &Parts, methods: &[Method], listed: &'static str) -> Result<(), Problem> {
+    if methods.contains(&parts.method) {
+        Ok(())
+    } else {
+        Err(Problem::method(listed))
+    }
+}
+
+/// Refuses what does not only read, and any query.
+fn read_only(parts: &Parts) -> Result<(), Problem> {
+    only(parts, &READ, "GET, HEAD")?;
+    read::query(parts.uri.query(), []).map(|[]| ())
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+    let body = serde_json::to_vec(body).expect("what is answered is JSON");
+    with(status, "application/json", body)
+}
+
+fn with(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
+/// A time as RFC 3339 writes it, to the second.
+fn time_text(time: SystemTime) -> String {
+    let time = OffsetDateTime::from(time).replace_nanosecond(0);
+    time.ok()
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .expect("a time of this process has four digits of a year")
+}
