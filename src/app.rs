@@ -96,13 +96,12 @@ impl App {
         let shutdown = Shutdown::new();
         let sessions = Arc::new(Common::new(terms(&settings), metrics.clone()));
         let directory = Directory::new();
-        let (cluster, cluster_tasks) = if settings.cluster.nats_url.is_empty() {
-            (None, None)
-        } else {
-            let (here, metrics) = (directory.clone(), metrics.clone());
-            let joined = Cluster::join(&settings.cluster, here, metrics, sessions.epoch())?;
-            (Some(joined.0), Some(joined.1))
-        };
+        let (cluster, cluster_tasks) = join_cluster(
+            &settings.cluster,
+            (&directory, &metrics, &traces),
+            sessions.epoch(),
+        )?
+        .unzip();
         let parts = Parts {
             bounds: bounds(&settings.mailbox),
             users_max,
@@ -390,6 +389,19 @@ fn api(
         sessions.epoch(),
         bounds,
     ))
+}
+
+/// The other nodes, where there are any.
+fn join_cluster(
+    settings: &config::Cluster,
+    (directory, metrics, traces): (&Directory, &Arc<Metrics>, &Arc<Traces>),
+    epoch: Instant,
+) -> anyhow::Result<Option<(Cluster, cluster::Tasks)>> {
+    if settings.nats_url.is_empty() {
+        return Ok(None);
+    }
+    let (here, metrics, traces) = (directory.clone(), metrics.clone(), traces.clone());
+    Ok(Some(Cluster::join(settings, here, metrics, traces, epoch)?))
 }
 
 fn bounds(settings: &config::Mailbox) -> Bounds {

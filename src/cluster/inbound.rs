@@ -17,13 +17,14 @@ use super::envelope::{
     for_node, reply_to,
 };
 use super::leases::HOLDER;
-use super::link::Link;
+use super::link::{Link, TRACEPARENT};
 use super::{Peer, Shared, micros};
 use crate::directory::{Letter, Receipt, Wakes};
 use crate::identity::UserId;
 use crate::ledger::InHand;
 use crate::protocol::Status;
 use crate::telemetry::metrics::DropReason;
+use crate::telemetry::trace::Traced;
 
 /// What a sender's node may send more before it is told that this much was seen, bytes: less than half
 /// of the least that `cluster.in_flight_bytes` can be.
@@ -189,9 +190,8 @@ impl Block {
         self.note_seen(reply, &peer, wakes);
         let in_hand = InHand::receive_from_cluster(&*self.shared.metrics);
         peer.heard_at.store(now, Relaxed);
-        let receipt = reply
-            .token
-            .map(|token| Box::new(Receipt::to_node(peer.answers.clone(), token, now)));
+        let answers = reply.token.map(|token| (peer.answers.clone(), token));
+        let receipt = Receipt::to_node(answers, self.trace(message, text), now);
         // From a link that was given up before: behind what has come by a newer one it would be out of
         // order.
         if peer.link.fetch_max(reply.link.into(), Relaxed) > reply.link.into() {
@@ -216,6 +216,13 @@ impl Block {
                 receipt.settle(Status::Offline, wakes);
             }
         });
+    }
+
+    /// The trace that came with a message.
+    fn trace(&self, message: &Message, text: &str) -> Option<Box<Traced>> {
+        let traceparent = message.headers.as_ref()?.get(TRACEPARENT)?;
+        // Without the quotes of the literal.
+        Traced::arrived(&self.shared.traces, traceparent.as_str(), text.len() - 2)
     }
 
     /// Lets the sender's node send more, from time to time.

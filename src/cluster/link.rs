@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Client, Subject};
+use async_nats::client::PublishError;
+use async_nats::{Client, HeaderMap, HeaderName, HeaderValue, Subject};
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -21,6 +22,7 @@ use super::nats::Access;
 use super::outbound::publish;
 use super::window::Window;
 use super::{Shared, micros};
+use crate::telemetry::trace::TRACEPARENT_BYTES;
 
 /// How long the end of a link may take that is closed in order.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,6 +40,21 @@ pub(super) struct Link {
     /// Told of each probe that comes back.
     heard: Notify,
 }
+
+/// A message as it is published.
+pub(super) struct Letter {
+    pub(super) subject: Subject,
+    pub(super) reply: Subject,
+    /// The trace that it is part of (W3C Trace Context).
+    pub(super) traceparent: Option<String>,
+    pub(super) payload: Bytes,
+}
+
+/// The header that carries [`Letter::traceparent`].
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// What headers with it take on the wire: a version line, its name and value, and the line ends.
+pub(super) const HEADER_BYTES: usize =
+    "NATS/1.0\r\ntraceparent: \r\n\r\n".len() + TRACEPARENT_BYTES;
 
 /// The link is of no use any more.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -310,6 +327,31 @@ impl Link {
                 None => self.client.publish(subject, payload).await,
             }
         };
+        self.or_lost(published).await
+    }
+
+    /// The same for a message. What is not traced has no headers, and costs what it would without them.
+    pub(super) async fn send(&self, letter: Letter) -> Result<(), Lost> {
+        let Letter {
+            subject,
+            reply,
+            traceparent,
+            payload,
+        } = letter;
+        let Some(traceparent) = traceparent else {
+            return self.publish(subject, Some(reply), payload).await;
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(TRACEPARENT, HeaderValue::from(traceparent));
+        let client = &self.client;
+        let published = client.publish_with_reply_and_headers(subject, reply, headers, payload);
+        self.or_lost(published).await
+    }
+
+    async fn or_lost(
+        &self,
+        published: impl Future<Output = Result<(), PublishError>>,
+    ) -> Result<(), Lost> {
         tokio::select! {
             biased;
             published = published => published.map_err(|_ended| Lost),

@@ -42,6 +42,7 @@ use crate::lifecycle::Shutdown;
 use crate::protocol::Status;
 use crate::telemetry::link::{LinkCensus, LinkMetrics};
 use crate::telemetry::metrics::{DropReason, Metrics};
+use crate::telemetry::trace::Traces;
 use envelope::{Answer, Node, Subjects, encode_message};
 use nats::Access;
 pub use nats::AccessError;
@@ -79,6 +80,7 @@ struct Shared {
     directory: Directory,
     metrics: Arc<Metrics>,
     link_metrics: LinkMetrics,
+    traces: Arc<Traces>,
     /// Time zero of the microseconds that messages are stamped with.
     epoch: Instant,
     /// Rung when there is something to publish.
@@ -119,6 +121,7 @@ impl Cluster {
         settings: &config::Cluster,
         directory: Directory,
         metrics: Arc<Metrics>,
+        traces: Arc<Traces>,
         epoch: Instant,
     ) -> Result<(Self, Tasks), AccessError> {
         // Read once here, so that a missing file is said at the start.
@@ -139,6 +142,7 @@ impl Cluster {
             leases: Arc::new(Leases::new(blocks)),
             directory,
             link_metrics: metrics.with_link(),
+            traces,
             epoch,
             bell: Arc::default(),
             queue: Mutex::new(Queue::new(bounds, blocks, metrics.clone())),
@@ -174,31 +178,28 @@ impl Cluster {
         wakes: &mut Wakes,
     ) {
         let shared = &self.shared;
-        // What becomes of the message elsewhere is for the trace to say there.
+        if shared.leases.holds(recipient) {
+            in_hand.dropped(DropReason::Offline);
+            if let Some(receipt) = letter.receipt {
+                receipt.settle(Status::Offline, wakes);
+            }
+            return;
+        }
         let (receipt, trace) = match letter.receipt {
             Some(receipt) => receipt.without_trace(),
             None => (None, None),
         };
-        let settled = if shared.leases.holds(recipient) {
-            in_hand.dropped(DropReason::Offline);
-            Err((Status::Offline, receipt))
-        } else {
-            let parcel = Parcel {
-                recipient,
-                payload: encode_message(letter.sender, letter.message),
-                receipt,
-            };
-            shared.queue().push(parcel, in_hand)
+        let parcel = Parcel {
+            recipient,
+            payload: encode_message(letter.sender, letter.message),
+            receipt,
+            trace,
         };
-        match (trace, &settled) {
-            (None, _) => {}
-            (Some(mut trace), Ok(())) => trace.queued(),
-            (Some(trace), Err((status, _))) => trace.dropped(status.as_str()),
-        }
-        match settled {
+        // Its own statement, so that nothing is settled under the lock.
+        let pushed = shared.queue().push(parcel, in_hand);
+        match pushed {
             Ok(()) => wakes.add(shared.bell.ring()),
-            Err((status, Some(receipt))) => receipt.settle(status, wakes),
-            Err((_, None)) => {}
+            Err((status, parcel)) => parcel.settle(status, wakes),
         }
     }
 
@@ -391,14 +392,14 @@ struct Up(Arc<Shared>);
 impl Drop for Up {
     fn drop(&mut self) {
         self.0.is_up.store(false, Ordering::Release);
-        let receipts = {
+        let parcels = {
             let mut queue = self.0.queue();
             queue.close();
             queue.drop_queued(DropReason::Unavailable)
         };
         let mut wakes = Wakes::default();
-        for receipt in receipts {
-            receipt.settle(Status::Unavailable, &mut wakes);
+        for parcel in parcels {
+            parcel.settle(Status::Unavailable, &mut wakes);
         }
     }
 }

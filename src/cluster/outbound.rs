@@ -8,7 +8,7 @@ use async_nats::Subject;
 use tracing::debug;
 
 use super::envelope::{ANSWERS_MAX, Seen, encode_answers};
-use super::link::{Link, Lost};
+use super::link::{HEADER_BYTES, Letter, Link, Lost};
 use super::queue::{Parcel, Taken};
 use super::{Shared, micros};
 use crate::directory::Wakes;
@@ -131,22 +131,21 @@ impl Pump {
             }
         };
         let bytes = parcel.bytes();
+        let traceparent = self.traceparent(&parcel);
         self.shared.link_metrics.bytes_sent(parcel.payload.len());
         let subject = self.subject(parcel.recipient);
         let seen = Seen { block, mark };
         let reply = self.shared.subjects.reply(self.link.number, seen, token);
-        let Parcel { payload, .. } = parcel;
-        if self
-            .link
-            .publish(subject, Some(reply), payload)
-            .await
-            .is_err()
-        {
-            self.shared.queue().dropped(DropReason::Unavailable);
-            let receipt = token.and_then(|token| self.shared.waiting().take(token));
-            if let Some(receipt) = receipt {
-                receipt.settle(Status::Unavailable, &mut self.wakes);
-            }
+        let payload = std::mem::take(&mut parcel.payload);
+        let letter = Letter {
+            subject,
+            reply,
+            traceparent,
+            payload,
+        };
+        if self.link.send(letter).await.is_err() {
+            parcel.receipt = token.and_then(|token| self.shared.waiting().take(token));
+            self.drop_taken(parcel, DropReason::Unavailable, Status::Unavailable);
             return Err(Lost);
         }
         self.sent += 1;
@@ -164,9 +163,14 @@ impl Pump {
 
     fn drop_taken(&mut self, parcel: Parcel, reason: DropReason, status: Status) {
         self.shared.queue().dropped(reason);
-        if let Some(receipt) = parcel.receipt {
-            receipt.settle(status, &mut self.wakes);
-        }
+        parcel.settle(status, &mut self.wakes);
+    }
+
+    /// What goes into the headers, where the message is traced and NATS takes one as large.
+    fn traceparent(&self, parcel: &Parcel) -> Option<String> {
+        let trace = parcel.trace.as_ref()?;
+        let has_room = parcel.payload.len() + HEADER_BYTES <= self.link.client.max_payload();
+        has_room.then(|| trace.traceparent())
     }
 
     fn subject(&mut self, recipient: UserId) -> Subject {

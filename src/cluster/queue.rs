@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::directory::Receipt;
+use crate::directory::{Receipt, Wakes};
 use crate::identity::{Blocks, UserId};
 use crate::ledger::{Held, InHand};
 use crate::protocol::Status;
 use crate::telemetry::metrics::{DropReason, Metrics};
+use crate::telemetry::trace::Traced;
 
 /// What a user's line may send in a turn, bytes: one write's worth of small messages, and a large one
 /// has to wait for a few turns.
@@ -41,9 +42,21 @@ pub(super) struct Parcel {
     pub(super) recipient: UserId,
     pub(super) payload: Bytes,
     pub(super) receipt: Option<Box<Receipt>>,
+    /// Where the message is traced.
+    pub(super) trace: Option<Box<Traced>>,
 }
 
 impl Parcel {
+    /// The message does not leave this node, and this became of it.
+    pub(super) fn settle(self, status: Status, wakes: &mut Wakes) {
+        if let Some(trace) = self.trace {
+            trace.dropped(status.as_str());
+        }
+        if let Some(receipt) = self.receipt {
+            receipt.settle(status, wakes);
+        }
+    }
+
     /// What it counts for in every bound.
     pub(super) fn bytes(&self) -> usize {
         PARCEL_BYTES + self.payload.len()
@@ -134,15 +147,15 @@ impl Queue {
         self.is_open = false;
     }
 
-    /// Queues a message, or drops it; what became of it then, with its receipt.
+    /// Queues a message, or drops it; then it is given back, with what became of it.
     pub(super) fn push<M: Deref<Target = Metrics>>(
         &mut self,
-        parcel: Parcel,
+        mut parcel: Parcel,
         in_hand: InHand<M>,
-    ) -> Result<(), (Status, Option<Box<Receipt>>)> {
+    ) -> Result<(), (Status, Parcel)> {
         if !self.is_open {
             in_hand.dropped(DropReason::Unavailable);
-            return Err((Status::Unavailable, parcel.receipt));
+            return Err((Status::Unavailable, parcel));
         }
         let bytes = parcel.bytes();
         let line = self.lines.entry(parcel.recipient).or_default();
@@ -154,13 +167,16 @@ impl Queue {
                 self.lines.remove(&parcel.recipient);
             }
             in_hand.dropped(DropReason::QueueFull);
-            return Err((Status::QueueFull, parcel.receipt));
+            return Err((Status::QueueFull, parcel));
         }
         if line.parcels.is_empty() {
             self.turns.push_back(parcel.recipient);
         }
         line.bytes += bytes;
         self.bytes += bytes;
+        if let Some(trace) = &mut parcel.trace {
+            trace.queued();
+        }
         line.parcels.push_back(parcel);
         self.held.hold(in_hand);
         Ok(())
@@ -271,18 +287,14 @@ impl Queue {
         self.held.dropped(1, reason);
     }
 
-    /// Drops all that was not taken; the receipts.
-    pub(super) fn drop_queued(&mut self, reason: DropReason) -> Vec<Receipt> {
+    /// Drops all that was not taken, and gives it back to be settled.
+    pub(super) fn drop_queued(&mut self, reason: DropReason) -> Vec<Parcel> {
         self.turns.clear();
         self.flows.clear();
         self.bytes = 0;
         let lines = std::mem::take(&mut self.lines);
-        let mut receipts = Vec::new();
-        for parcel in lines.into_values().flat_map(|line| line.parcels) {
-            self.held.dropped(1, reason);
-            receipts.extend(parcel.receipt.map(|receipt| *receipt));
-        }
-        receipts
+        let parcels = lines.into_values().flat_map(|line| line.parcels);
+        parcels.inspect(|_| self.held.dropped(1, reason)).collect()
     }
 }
 
@@ -313,6 +325,7 @@ mod tests {
             recipient: UserId::new(recipient).unwrap(),
             payload: vec![0; bytes].into(),
             receipt: None,
+            trace: None,
         };
         let pushed = queue.push(parcel, InHand::receive(metrics));
         pushed.err().map(|(status, _)| status)
@@ -447,7 +460,7 @@ mod tests {
         assert_eq!(take(&mut queue, 3, 1000).len(), 3);
         queue.sent(2);
         queue.dropped(DropReason::TooLarge);
-        assert_eq!(queue.drop_queued(DropReason::Unavailable).len(), 0);
+        assert_eq!(queue.drop_queued(DropReason::Unavailable).len(), 2);
         assert!(queue.is_empty());
         let figures = Figures::read(&metrics, queue.messages().into());
         assert_eq!(

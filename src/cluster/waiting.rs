@@ -111,7 +111,7 @@ mod tests {
 
     /// A receipt that is known by a number.
     fn receipt(answers: &Arc<Answers>, number: u64) -> Receipt {
-        Receipt::to_node(answers.clone(), number, 0)
+        *Receipt::to_node(Some((answers.clone(), number)), None, 0).unwrap()
     }
 
     fn insert(waiting: &mut Waiting, receipt: Receipt, until: u64) -> Result<u64, Box<Receipt>> {

@@ -114,13 +114,21 @@ impl Receipt {
         Some(Box::new(Self { to, trace }))
     }
 
-    /// For a message that another node has sent here; owed from `now`, microseconds.
-    pub(crate) fn to_node(answers: Arc<Answers>, token: u64, now: u64) -> Self {
-        answers.open(token, now);
-        Self {
-            to: Some(Addressee::Node(answers, token)),
-            trace: None,
+    /// For a message that another node has sent here: its answers and its token where it wants one,
+    /// which is owed from `now`, microseconds.
+    pub(crate) fn to_node(
+        answers: Option<(Arc<Answers>, u64)>,
+        trace: Option<Box<Traced>>,
+        now: u64,
+    ) -> Option<Box<Self>> {
+        if answers.is_none() && trace.is_none() {
+            return None;
         }
+        let to = answers.map(|(answers, token)| {
+            answers.open(token, now);
+            Addressee::Node(answers, token)
+        });
+        Some(Box::new(Self { to, trace }))
     }
 
     /// For a message of nobody who is connected, with where its outcome comes.

@@ -19,7 +19,11 @@ mod ids; // blocks of ids
 mod load; // many users, and what each of them has seen
 mod nats; // a NATS server
 mod node; // a node, and its metrics
+#[allow(dead_code, reason = "the other binary needs more of it")]
+#[path = "../it/otlp.rs"]
+mod otlp; // an OTLP receiver
 mod proxy; // a network that can fail
+mod traces; // one tree across two nodes
 mod user; // somebody who is connected
 
 use std::future::Future;
@@ -41,6 +45,7 @@ fn main() {
         ids::tests(),
         away::tests(),
         access::tests(),
+        traces::tests(),
         chaos::tests(),
     ] {
         for (name, test) in list {

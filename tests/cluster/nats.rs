@@ -132,7 +132,8 @@ impl Nats {
         fs::remove_dir_all(self.folder.path().join("store")).unwrap();
     }
 
-    fn log(&self) -> String {
+    /// All that it has logged.
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 }

@@ -65,6 +65,8 @@ impl Node {
         for (key, value) in SETTINGS.iter().chain(changes) {
             command.env(format!("SWITCHBOARD__{key}"), value);
         }
+        // Spans leave at once, where there are any.
+        command.env("OTEL_BSP_SCHEDULE_DELAY", "20");
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));

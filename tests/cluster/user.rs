@@ -23,6 +23,8 @@ pub(crate) enum Dialect {
 /// All that a user was told.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
+    /// The frames of messages, in order.
+    pub(crate) frames: Vec<Value>,
     /// Who wrote what, in order.
     pub(crate) messages: Vec<(u64, String)>,
     /// What became of the messages with these ids.
@@ -235,6 +237,7 @@ impl Told {
                 let sender = frame["sender_id"].as_u64().unwrap();
                 let text = frame["message"].as_str().unwrap().to_owned();
                 self.messages.push((sender, text));
+                self.frames.push(frame);
             }
             Some("outcome") => {
                 let id = frame["id"].as_u64().unwrap();

@@ -7,6 +7,7 @@
 
 #[macro_use]
 mod harness;
+use harness::eventually;
 
 mod api; // what operators ask and order
 mod autobahn; // what the Autobahn test suite sends, and what must come of it
@@ -27,6 +28,7 @@ mod mailbox; // what a recipient who does not read costs, and whom
 mod metrics; // the contract with operators: families, labels, dashboards, rules
 mod operations; // image, compose, dashboard, alerts, as far as they can be read
 mod order; // the order within a pair, and fairness between pairs
+mod otlp; // an OTLP receiver, for `traces`
 mod same_string; // any JSON string arrives as the same string
 mod session; // one session by itself, on paused time
 mod tidy; // the shape of the sources

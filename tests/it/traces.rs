@@ -3,168 +3,32 @@
 //! place that its spans and its logs go to.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{HeaderMap, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
+use hyper::StatusCode;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Attribute;
 use opentelemetry_proto::tonic::common::v1::{InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode as SpanStatus;
-use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span, Status};
-use prost::Message as _;
+use opentelemetry_proto::tonic::trace::v1::{Span, Status};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
-use tokio::task::JoinSet;
 use tokio_websockets::ClientBuilder;
 
 use super::harness::{Client, Dialect, Raw, Scrape, eventually, within};
+use super::otlp::{Manner, Receiver};
 
 /// The variables of a relay whose spans leave at once, and all of them.
 const ALL: [(&str, &str); 2] = [
     ("SWITCHBOARD__TRACING__SAMPLE_RATIO", "1"),
     ("OTEL_BSP_SCHEDULE_DELAY", "20"),
 ];
-
-/// What a receiver does with a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manner {
-    Takes,
-    /// Takes the request, less this many spans.
-    TakesLess(i64),
-    Fails(StatusCode),
-    /// Never answers.
-    Hangs,
-}
-
-/// An OTLP receiver over HTTP.
-#[derive(Debug)]
-struct Receiver {
-    addr: SocketAddr,
-    got: Arc<Mutex<Got>>,
-    /// Its connections; gone with it.
-    _connections: JoinSet<()>,
-}
-
-#[derive(Debug, Default)]
-struct Got {
-    heads: Vec<HeaderMap>,
-    requests: Vec<Bytes>,
-    spans: Vec<ResourceSpans>,
-}
-
-impl Receiver {
-    async fn start(manner: Manner) -> Self {
-        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), manner).await
-    }
-
-    async fn start_at(addr: SocketAddr, manner: Manner) -> Self {
-        let listener = TcpListener::bind(addr).await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let got = Arc::<Mutex<Got>>::default();
-        let mut connections = JoinSet::new();
-        connections.spawn({
-            let got = got.clone();
-            async move {
-                let mut connections = JoinSet::new();
-                loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    let got = got.clone();
-                    let answer = service_fn(move |request| {
-                        let got = got.clone();
-                        async move { Ok::<_, Infallible>(receive(request, manner, &got).await) }
-                    });
-                    let connection =
-                        http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-                    connections.spawn(async move { drop(connection.await) });
-                }
-            }
-        });
-        Self {
-            addr,
-            got,
-            _connections: connections,
-        }
-    }
-
-    fn endpoint(&self) -> String {
-        format!("http://{}", self.addr)
-    }
-
-    /// All spans so far.
-    fn spans(&self) -> Vec<Span> {
-        let got = self.got.lock().unwrap();
-        let scopes = got.spans.iter().flat_map(|spans| &spans.scope_spans);
-        scopes.flat_map(|scope| scope.spans.clone()).collect()
-    }
-
-    /// The spans, once there are this many.
-    async fn spans_once(&self, count: usize) -> Vec<Span> {
-        eventually(&format!("{count} spans"), async || {
-            let spans = self.spans();
-            (spans.len() >= count).then_some(spans)
-        })
-        .await
-    }
-
-    /// Whether this is anywhere in what it got.
-    fn has_seen(&self, text: &str) -> bool {
-        let got = self.got.lock().unwrap();
-        let seen = |request: &Bytes| memchr::memmem::find(request, text.as_bytes()).is_some();
-        got.requests.iter().any(seen)
-    }
-}
-
-async fn receive(
-    request: Request<Incoming>,
-    manner: Manner,
-    got: &Mutex<Got>,
-) -> Response<Full<Bytes>> {
-    assert_eq!(request.method(), "POST");
-    assert_eq!(request.uri().path(), "/v1/traces");
-    assert_eq!(request.headers()["content-type"], "application/x-protobuf");
-    assert!(request.headers().contains_key("host"));
-    let (head, body) = request.into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
-    let decoded = ExportTraceServiceRequest::decode(body.clone()).unwrap();
-    let mut answer = ExportTraceServiceResponse::default();
-    let mut status = StatusCode::OK;
-    match manner {
-        Manner::Takes => {}
-        Manner::TakesLess(spans) => {
-            answer.partial_success = Some(ExportTracePartialSuccess {
-                rejected_spans: spans,
-                error_message: "too old".to_owned(),
-            });
-        }
-        Manner::Fails(code) => status = code,
-        Manner::Hangs => std::future::pending().await,
-    }
-    if status == StatusCode::OK {
-        let mut got = got.lock().unwrap();
-        got.heads.push(head.headers);
-        got.requests.push(body);
-        got.spans.extend(decoded.resource_spans);
-    }
-    let mut response = Response::new(Full::new(answer.encode_to_vec().into()));
-    *response.status_mut() = status;
-    response
-}
 
 /// A relay that is a process of its own, and what it has logged.
 #[derive(Debug)]

@@ -1,0 +1,148 @@
+//! An OTLP receiver over HTTP that decodes the protocol. Not of this binary alone: the cluster's tests have
+//! it, too.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
+use prost::Message as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::eventually;
+
+/// What a receiver does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    Takes,
+    /// Takes the request, less this many spans.
+    TakesLess(i64),
+    Fails(StatusCode),
+    /// Never answers.
+    Hangs,
+}
+
+/// An OTLP receiver over HTTP.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    pub(crate) addr: SocketAddr,
+    pub(crate) got: Arc<Mutex<Got>>,
+    /// Its connections; gone with it.
+    _connections: JoinSet<()>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Got {
+    pub(crate) heads: Vec<HeaderMap>,
+    pub(crate) requests: Vec<Bytes>,
+    pub(crate) spans: Vec<ResourceSpans>,
+}
+
+impl Receiver {
+    pub(crate) async fn start(manner: Manner) -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), manner).await
+    }
+
+    pub(crate) async fn start_at(addr: SocketAddr, manner: Manner) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let got = Arc::<Mutex<Got>>::default();
+        let mut connections = JoinSet::new();
+        connections.spawn({
+            let got = got.clone();
+            async move {
+                let mut connections = JoinSet::new();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let got = got.clone();
+                    let answer = service_fn(move |request| {
+                        let got = got.clone();
+                        async move { Ok::<_, Infallible>(receive(request, manner, &got).await) }
+                    });
+                    let connection =
+                        http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+                    connections.spawn(async move { drop(connection.await) });
+                }
+            }
+        });
+        Self {
+            addr,
+            got,
+            _connections: connections,
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// All spans so far.
+    pub(crate) fn spans(&self) -> Vec<Span> {
+        let got = self.got.lock().unwrap();
+        let scopes = got.spans.iter().flat_map(|spans| &spans.scope_spans);
+        scopes.flat_map(|scope| scope.spans.clone()).collect()
+    }
+
+    /// The spans, once there are this many.
+    pub(crate) async fn spans_once(&self, count: usize) -> Vec<Span> {
+        eventually(&format!("{count} spans"), async || {
+            let spans = self.spans();
+            (spans.len() >= count).then_some(spans)
+        })
+        .await
+    }
+
+    /// Whether this is anywhere in what it got.
+    pub(crate) fn has_seen(&self, text: &str) -> bool {
+        let got = self.got.lock().unwrap();
+        let seen = |request: &Bytes| memchr::memmem::find(request, text.as_bytes()).is_some();
+        got.requests.iter().any(seen)
+    }
+}
+
+async fn receive(
+    request: Request<Incoming>,
+    manner: Manner,
+    got: &Mutex<Got>,
+) -> Response<Full<Bytes>> {
+    assert_eq!(request.method(), "POST");
+    assert_eq!(request.uri().path(), "/v1/traces");
+    assert_eq!(request.headers()["content-type"], "application/x-protobuf");
+    assert!(request.headers().contains_key("host"));
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let decoded = ExportTraceServiceRequest::decode(body.clone()).unwrap();
+    let mut answer = ExportTraceServiceResponse::default();
+    let mut status = StatusCode::OK;
+    match manner {
+        Manner::Takes => {}
+        Manner::TakesLess(spans) => {
+            answer.partial_success = Some(ExportTracePartialSuccess {
+                rejected_spans: spans,
+                error_message: "too old".to_owned(),
+            });
+        }
+        Manner::Fails(code) => status = code,
+        Manner::Hangs => std::future::pending().await,
+    }
+    if status == StatusCode::OK {
+        let mut got = got.lock().unwrap();
+        got.heads.push(head.headers);
+        got.requests.push(body);
+        got.spans.extend(decoded.resource_spans);
+    }
+    let mut response = Response::new(Full::new(answer.encode_to_vec().into()));
+    *response.status_mut() = status;
+    response
+}
