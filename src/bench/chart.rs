@@ -208,7 +208,7 @@ impl Chart {
         );
         text(
             svg,
-            (LEFT - 8.0, frame.top - 6.0),
+            (LEFT - 8.0, frame.top - 14.0),
             Anchor::End,
             "",
             self.y.label,
@@ -238,7 +238,8 @@ impl Frame {
     fn new(chart: &Chart) -> Self {
         let all = || chart.lines.iter().flat_map(|line| &line.points);
         let (_, legend) = chart.legend_places();
-        let top = legend + 14.0;
+        // Room for the name of the axis above its first number.
+        let top = legend + 24.0;
         Self {
             top,
             bottom: top + HEIGHT - TOP - BOTTOM - LEGEND_LINE,
@@ -364,6 +365,8 @@ impl Unit {
             Self::Time => format!("{} s", value / 1e6),
             Self::Count if value >= 1e6 => format!("{}M", rounded(value / 1e6, 2)),
             Self::Count if value >= 1e4 => format!("{}k", rounded(value / 1e3, 2)),
+            // Ticks below ten are decimal fractions: without zeros at their ends.
+            Self::Count if value < 10.0 => rounded(value, 6).to_string(),
             Self::Count => table::number(value),
         }
     }
