@@ -120,6 +120,7 @@ impl App {
             header_timeout: settings.limits.header_timeout,
             header_bytes: settings.limits.header_bytes,
             allowed_origins: settings.server.allowed_origins.clone(),
+            allowed_hosts: settings.server.allowed_hosts.clone(),
             proxies: proxies(&settings.server),
             proxy_protocol: settings.server.proxy_protocol,
             tickets: tickets(&settings.tickets)?,

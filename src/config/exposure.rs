@@ -61,6 +61,12 @@ impl Settings {
                     "auth.mode is \"none\", and anybody can reach {open}"
                 ));
             }
+            if self.auth.mode == AuthMode::None && self.server.allowed_hosts.is_empty() {
+                warnings.push(format!(
+                    "server.allowed_hosts is not set: a page of anybody, by a name that is given the \
+                     address of {open}, connects in its visitors' names"
+                ));
+            }
             if self.server.tls.cert_file.is_none() {
                 warnings.push(format!(
                     "server.tls is not set: what is said over {open} can be read on its way, unless a \
@@ -93,6 +99,30 @@ impl Settings {
         for origin in &self.server.allowed_origins {
             warnings.push(format!(
                 "server.allowed_origins: pages of {origin} connect in their visitors' names"
+            ));
+        }
+        let limits = &self.limits;
+        let by_address = [
+            (
+                "address_handshake_rate",
+                limits.address_handshake_rate.is_some(),
+            ),
+            ("address_connections", limits.address_connections.is_some()),
+            (
+                "address_auth_failures",
+                limits.address_auth_failures.is_some(),
+            ),
+        ];
+        let by_address: Vec<_> = by_address
+            .iter()
+            .filter(|(_, is_set)| *is_set)
+            .map(|(key, _)| format!("limits.{key}"))
+            .collect();
+        if !by_address.is_empty() && self.server.trusted_proxies.is_empty() {
+            warnings.push(format!(
+                "server.trusted_proxies is not set: if a proxy is in front, {} set for all who come \
+                 through it together",
+                is_or_are(&by_address)
             ));
         }
         for network in &self.server.trusted_proxies {

@@ -31,7 +31,7 @@ use toml::Table;
 pub use capacity::Machine;
 pub use error::{ConfigError, Problem};
 pub use load::Sources;
-pub use origin::{Origin, OriginPattern};
+pub use origin::{Origin, OriginPattern, Served};
 pub use secret::{Secret, SecretError};
 pub(crate) use units::{duration_text, parse_duration, parse_size};
 
@@ -78,6 +78,8 @@ pub struct Server {
     pub listen: Vec<SocketAddr>,
     /// Origins whose pages may connect, beside those served from the same host; default none.
     pub allowed_origins: Vec<OriginPattern>,
+    /// The names under which browsers reach this relay; default none, any but on this machine.
+    pub allowed_hosts: Vec<String>,
     /// Networks whose word on a client's address is taken; default none.
     pub trusted_proxies: Vec<IpNet>,
     /// The header in which they say it; default [`ForwardedHeader::XForwardedFor`].

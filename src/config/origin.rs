@@ -1,6 +1,7 @@
 //! Where a web page comes from (RFC 6454), as a browser says it, and which of them may connect.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,19 @@ pub struct OriginPattern {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an origin such as \"https://example.com\" or \"https://*.example.com\"")]
 pub struct NoOrigin;
+
+/// What a relay is to those who ask it.
+#[derive(Clone, Copy, Debug)]
+pub struct Served<'a> {
+    /// The `Host` that is asked.
+    pub host: &'a str,
+    /// Who asks.
+    pub client: IpAddr,
+    /// Whether by TLS of ours; if not, there may be a proxy that speaks it.
+    pub is_tls: bool,
+    /// `server.allowed_hosts`.
+    pub names: &'a [String],
+}
 
 /// The origin of a page: scheme, host and port.
 #[derive(Clone, Copy, Debug)]
@@ -42,12 +56,33 @@ impl<'a> Origin<'a> {
         sound.then_some(Self { scheme, host, port })
     }
 
-    /// Whether a page of this origin that asks this `Host` asks where it came from.
-    pub fn is_of(&self, host: &str) -> bool {
-        split_authority(host).is_some_and(|(host, port)| {
+    /// Whether a page of this origin asks where it came from.
+    ///
+    /// The page of a stranger can do so as well, by a name of its own that it has given this relay's
+    /// address meanwhile (DNS rebinding): so where names are set, no other counts, and from this machine,
+    /// whose relay the stranger cannot reach otherwise, a name never counts that is not set. An address
+    /// and `localhost` cannot be given another meaning.
+    pub fn is_of(&self, served: &Served<'_>) -> bool {
+        let is_same = split_authority(served.host).is_some_and(|(host, port)| {
             host.eq_ignore_ascii_case(self.host)
                 && port.or(default_port(self.scheme)) == self.effective_port()
-        })
+        });
+        let is_fixed = !self.is_by_name() || served.names.iter().any(|name| self.is_at(name));
+        let may_be_any = served.names.is_empty() && !served.client.is_loopback();
+        let is_scheme = !served.is_tls || self.scheme.eq_ignore_ascii_case("https");
+        is_same && is_scheme && (is_fixed || may_be_any)
+    }
+
+    fn is_at(&self, name: &str) -> bool {
+        self.host.eq_ignore_ascii_case(name)
+    }
+
+    /// Whether its host is a name that a name server gives a meaning.
+    fn is_by_name(&self) -> bool {
+        let is_local = self.host.rsplit('.').next();
+        let is_local = is_local.is_some_and(|last| last.eq_ignore_ascii_case("localhost"));
+        let is_address = self.host.starts_with('[') || self.host.parse::<Ipv4Addr>().is_ok();
+        !is_local && !is_address
     }
 
     fn effective_port(&self) -> Option<u16> {
@@ -128,6 +163,11 @@ fn split_authority(text: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
+/// Whether this is a host without a port.
+pub(super) fn is_host_name(text: &str) -> bool {
+    matches!(split_authority(text), Some((_, None)))
+}
+
 fn default_port(scheme: &str) -> Option<u16> {
     if scheme.eq_ignore_ascii_case("https") {
         Some(443)
@@ -164,7 +204,88 @@ mod tests {
             ("app://localhost", "localhost", true),
         ] {
             let parsed = Origin::parse(origin).unwrap();
-            assert_eq!(parsed.is_of(host), same, "{origin} at {host}");
+            assert_eq!(parsed.is_of(&asked(host)), same, "{origin} at {host}");
+        }
+    }
+
+    /// From elsewhere, in the clear, with no names set.
+    fn asked(host: &str) -> Served<'_> {
+        Served {
+            host,
+            client: [192, 0, 2, 1].into(),
+            is_tls: false,
+            names: &[],
+        }
+    }
+
+    #[test]
+    fn a_name_that_was_given_our_address_is_not_ours() {
+        let names = ["chat.example.com".to_owned()];
+        for (origin, host, elsewhere, here, named) in [
+            ("http://evil.com:8080", "evil.com:8080", true, false, false),
+            (
+                "http://localhost.evil.com",
+                "localhost.evil.com",
+                true,
+                false,
+                false,
+            ),
+            (
+                "http://127.0.0.1.evil.com",
+                "127.0.0.1.evil.com",
+                true,
+                false,
+                false,
+            ),
+            (
+                "http://CHAT.example.com",
+                "chat.example.com",
+                true,
+                false,
+                true,
+            ),
+            ("http://localhost:8080", "localhost:8080", true, true, true),
+            (
+                "http://a.localhost:8080",
+                "a.localhost:8080",
+                true,
+                true,
+                true,
+            ),
+            ("http://127.0.0.1:8080", "127.0.0.1:8080", true, true, true),
+            ("http://[::1]:8080", "[::1]:8080", true, true, true),
+            ("http://evil.com", "chat.example.com", false, false, false),
+        ] {
+            let origin = Origin::parse(origin).unwrap();
+            let is_of = |served| origin.is_of(&served);
+            assert_eq!(is_of(asked(host)), elsewhere, "{origin:?} elsewhere");
+            for client in [IpAddr::from([127, 0, 0, 1]), "::1".parse().unwrap()] {
+                let here_asked = Served {
+                    client,
+                    ..asked(host)
+                };
+                assert_eq!(is_of(here_asked), here, "{origin:?} here");
+            }
+            let named_asked = Served {
+                names: &names,
+                ..asked(host)
+            };
+            assert_eq!(is_of(named_asked), named, "{origin:?} with names");
+        }
+    }
+
+    #[test]
+    fn a_page_in_the_clear_is_no_page_of_a_relay_that_speaks_tls() {
+        for (origin, same) in [
+            ("http://chat.example.com", false),
+            ("https://chat.example.com", true),
+        ] {
+            let origin = Origin::parse(origin).unwrap();
+            let is_tls = Served {
+                is_tls: true,
+                ..asked("chat.example.com")
+            };
+            assert_eq!(origin.is_of(&is_tls), same, "{origin:?}");
         }
     }
 

@@ -8,6 +8,7 @@ use hyper::Uri;
 use tracing_subscriber::EnvFilter;
 
 use super::capacity::CONNECTIONS_MAX;
+use super::origin::is_host_name;
 use super::units::{duration_text, size_text};
 use super::{
     Admin, Auth, AuthMode, Cluster, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server,
@@ -116,6 +117,7 @@ fn edge_rules(server: &Server, admin: &Admin) -> Vec<Rule> {
     let Server {
         listen: _,
         allowed_origins: _,
+        allowed_hosts,
         trusted_proxies,
         forwarded_header: _,
         proxy_protocol,
@@ -159,6 +161,12 @@ fn edge_rules(server: &Server, admin: &Admin) -> Vec<Rule> {
                 \"https://*.example.com\""
                 .to_owned(),
             holds: true,
+        },
+        Rule {
+            key: "server.allowed_hosts",
+            with: &[],
+            allowed: "host names without a port, such as \"chat.example.com\"".to_owned(),
+            holds: allowed_hosts.iter().all(|name| is_host_name(name)),
         },
         Rule {
             key: "server.trusted_proxies",

@@ -57,6 +57,8 @@ pub struct Host {
     pub header_bytes: usize,
     /// `server.allowed_origins`.
     pub allowed_origins: Vec<OriginPattern>,
+    /// `server.allowed_hosts`.
+    pub allowed_hosts: Vec<String>,
     /// Whose word on a client's address is taken.
     pub proxies: Proxies,
     /// `server.proxy_protocol`.

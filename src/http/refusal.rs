@@ -67,7 +67,8 @@ impl Refusal {
             Self::Malformed(fault) => with(StatusCode::BAD_REQUEST, fault, &[]),
             Self::Origin => with(
                 StatusCode::FORBIDDEN,
-                "this page may not connect: its origin is not in server.allowed_origins",
+                "this page may not connect: its origin is not in server.allowed_origins, nor its host in \
+                 server.allowed_hosts",
                 &[],
             ),
             Self::Unauthorized => with(

@@ -19,7 +19,7 @@ use super::refusal::Refusal;
 use super::routes::{Answer, text};
 use super::visitors::Visit;
 use crate::auth::{self, Denied, Pass};
-use crate::config::{Origin, OriginPattern};
+use crate::config::{Origin, Served};
 use crate::identity::Subject;
 use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
@@ -175,7 +175,7 @@ async fn join(request: &Request<Incoming>, host: &Host, client: IpAddr) -> Resul
     check(request).map_err(Refusal::Malformed)?;
     let v1 = values(headers, &SEC_WEBSOCKET_PROTOCOL).any(|protocol| protocol == SUBPROTOCOL);
     check_bearer(headers, v1).map_err(Refusal::Malformed)?;
-    if !is_origin_allowed(headers, &host.allowed_origins) {
+    if !is_origin_allowed(headers, host, client) {
         return Err(Refusal::Origin);
     }
     if host.shutdown.stage() == Stage::Draining {
@@ -261,17 +261,28 @@ fn arrival(
 /// Whether a page of the request's origin may connect: one that was served from here, or from an
 /// allowed origin. Browsers send an origin with every handshake; what sends none is no browser, and
 /// has no page's cookies or address to lend.
-fn is_origin_allowed(headers: &HeaderMap, allowed: &[OriginPattern]) -> bool {
+fn is_origin_allowed(headers: &HeaderMap, host: &Host, client: IpAddr) -> bool {
     let mut origins = headers.get_all(ORIGIN).into_iter();
     let origin = match (origins.next(), origins.next()) {
         (None, _) => return true,
         (Some(origin), None) => origin.to_str().ok().and_then(Origin::parse),
         (Some(_), Some(_)) => None,
     };
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let asked = headers.get(HOST).and_then(|host| host.to_str().ok());
     origin.is_some_and(|origin| {
-        host.is_some_and(|host| origin.is_of(host))
-            || allowed.iter().any(|pattern| pattern.allows(&origin))
+        let is_ours = asked.is_some_and(|asked| {
+            origin.is_of(&Served {
+                host: asked,
+                client,
+                is_tls: host.tls.is_some(),
+                names: &host.allowed_hosts,
+            })
+        });
+        is_ours
+            || host
+                .allowed_origins
+                .iter()
+                .any(|pattern| pattern.allows(&origin))
     })
 }
 

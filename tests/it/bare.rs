@@ -63,6 +63,25 @@ both_strategies! {
         relay.stop().await;
     }
 
+    /// Over its rate a sender's messages are dropped, which nobody tells it, and it stays.
+    async fn what_is_over_the_rate_is_dropped_and_costs_no_connection(strategy) {
+        let relay = Relay::start(strategy, |settings| settings.limits.message_rate = Some(1)).await;
+        let mut sender = relay.bare().await;
+        let mut friend = relay.bare().await;
+        for _ in 0..10 {
+            sender.say(friend.id, "x").await;
+        }
+        let limited = [("reason", "rate_limited")];
+        relay.until_metric("switchboard_messages_received_total", &[], 10).await;
+        let dropped = relay.metric("switchboard_messages_dropped_total", &limited).await;
+        assert!((6..=8).contains(&dropped), "{dropped}");
+        for _ in dropped..10 {
+            friend.hears(sender.id, "x").await;
+        }
+        assert_eq!(sender.leave().await, Vec::<Value>::new());
+        relay.stop().await;
+    }
+
     async fn an_id_is_never_given_to_another_user(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut last = 0;

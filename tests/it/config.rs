@@ -849,6 +849,14 @@ const LOOSENED: &[Loosened] = &[
         "server.tls is not set",
     ),
     (
+        |s| s.server.listen = vec!["0.0.0.0:80".parse().unwrap()],
+        "server.allowed_hosts is not set: a page of anybody",
+    ),
+    (
+        |s| s.limits.address_connections = Some(1),
+        "server.trusted_proxies is not set: if a proxy is in front, limits.address_connections is set",
+    ),
+    (
         |s| s.server.listen = vec!["[2001:db8::1]:80".parse().unwrap()],
         "admin.listen is not set: /metrics is for everybody who reaches [2001:db8::1]:80",
     ),

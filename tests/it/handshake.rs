@@ -464,3 +464,30 @@ async fn a_user_who_never_says_a_word_leaves_in_order() {
     relay.until_closed("client", "1006", 2).await;
     relay.stop().await;
 }
+
+/// A page of a stranger, whose name was given this machine's address, asks where it came from.
+#[tokio::test]
+async fn a_page_by_a_name_that_was_given_our_address_may_not_connect() {
+    let page = |host: &str| {
+        let origin = format!("http://{host}");
+        Handshake::new().but("Host", host).with("Origin", &origin)
+    };
+    let relay = Relay::plain().await;
+    for host in ["evil.com:8080", "localhost.evil.com", "relay.test"] {
+        check_refused(&relay, host, page(host), 403, "allowed_hosts").await;
+    }
+    for host in ["localhost:8080", "127.0.0.1:8080", "[::1]:8080"] {
+        let answer = relay.raw().await.ask(&page(host)).await;
+        assert_eq!(answer.status, 101, "{host}: {answer:?}");
+    }
+    relay.stop().await;
+
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.server.allowed_hosts = vec!["relay.test".to_owned()];
+    })
+    .await;
+    check_refused(&relay, "another", page("evil.com"), 403, "allowed_hosts").await;
+    let answer = relay.raw().await.ask(&page("relay.test:8080")).await;
+    assert_eq!(answer.status, 101, "{answer:?}");
+    relay.stop().await;
+}

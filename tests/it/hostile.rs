@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 use switchboard::app::{App, Report, Stop};
 use switchboard::auth;
 use switchboard::config::{AuthMode, Secret, Settings};
@@ -108,6 +108,15 @@ struct User {
 impl User {
     async fn join(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).await.unwrap();
+        let (head, stream) = ask(stream, "").await;
+        Self::new(&head, stream)
+    }
+
+    /// Over a socket that takes next to nothing of what it does not read.
+    async fn join_narrow(addr: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(addr).await.unwrap();
         let (head, stream) = ask(stream, "").await;
         Self::new(&head, stream)
     }
@@ -346,13 +355,7 @@ async fn whoever_never_reads_costs_its_senders_nothing() {
         settings.keepalive.write_timeout = Duration::from_secs(2);
     })
     .await;
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    socket.connect(&relay.addr.into()).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    let stream = TcpStream::from_std(socket.into()).unwrap();
-    let (head, stream) = ask(stream, "").await;
-    let deaf = User::new(&head, stream);
+    let deaf = User::join_narrow(relay.addr).await;
     let mut senders = Vec::new();
     for _ in 0..20 {
         senders.push(User::join(relay.addr).await);
@@ -371,6 +374,38 @@ async fn whoever_never_reads_costs_its_senders_nothing() {
     let full = "switchboard_messages_dropped_total{reason=\"queue_full\"}";
     assert!(relay.metric(full).await > 0);
     drop((deaf, senders));
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_reads_byte_by_byte_is_cut_like_one_who_never_reads() {
+    let relay = Relay::start(|settings| {
+        settings.mailbox.bytes = 256 << 10;
+        settings.keepalive.write_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let mut slow = User::join_narrow(relay.addr).await;
+    let mut sender = User::join(relay.addr).await;
+    let text = "x".repeat(10_000);
+    for _ in 0..100 {
+        sender.say(slow.id, &text).await;
+    }
+    relay.still_works().await;
+    let waiting = relay.metric("switchboard_mailbox_bytes").await;
+    assert!(waiting <= 256 << 10, "{waiting} bytes");
+    // Ten times as fast as a byte a second, and still nothing that a write could make progress by.
+    let read = async {
+        while slow.stream.read_u8().await.is_ok() {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let cut = "switchboard_connections_closed_total{code=\"write_timeout\",initiator=\"server\"}";
+    let is_cut = relay.until(cut, |count| count == 1);
+    tokio::select! {
+        () = is_cut => {}
+        () = async { tokio::join!(read, std::future::pending::<()>()); } => {}
+    }
+    drop((slow, sender));
     relay.end().await;
 }
 

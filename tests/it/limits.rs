@@ -1,6 +1,7 @@
 //! A full node: it says so, goes on with those it has, and still answers its probes.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use switchboard::config::Strategy;
@@ -166,4 +167,97 @@ async fn a_refusal_reaches_a_client_that_talks_on() {
     let scrape = relay.ledger().await;
     assert_eq!(scrape.ledger().received, 0);
     relay.stop().await;
+}
+
+/// A relay of its own process, ended by Drop.
+struct Process {
+    child: Child,
+    addr: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Process {
+    /// Starts one that may have that many files open.
+    async fn start(files: u32) -> Self {
+        // Both are held until both are known, so that they differ.
+        let free = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [addr, admin] = free.map(|listener| listener.local_addr().unwrap());
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("ulimit -n {files} && exec \"$0\"")])
+            .arg(env!("CARGO_BIN_EXE_switchboard"))
+            .env_clear()
+            .env("SWITCHBOARD__SERVER__LISTEN", addr.to_string())
+            .env("SWITCHBOARD__ADMIN__LISTEN", admin.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let process = Self { child, addr, admin };
+        eventually("it is ready", async || {
+            let stream = tokio::net::TcpStream::connect(admin).await.ok();
+            drop(stream?);
+            (process.ask("/readyz").await.status == 200).then_some(())
+        })
+        .await;
+        process
+    }
+
+    async fn ask(&self, target: &str) -> Answer {
+        Raw::connect(self.admin).await.http("GET", target).await
+    }
+
+    async fn metric(&self, series: &str) -> u64 {
+        let text = self.ask("/metrics").await.body;
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.expect("the series is there").parse().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// With all its file descriptors asked for, many times over, a node goes on: those who are in talk,
+/// others are told that it is full, its probes are answered, and no connection fails to be accepted.
+#[tokio::test]
+async fn a_node_that_is_asked_for_more_files_than_it_has_goes_on() {
+    let process = Process::start(620).await;
+    let mut first = Raw::connect(process.addr).await.joined(Dialect::Bare).await;
+    let mut second = Raw::connect(process.addr).await.joined(Dialect::Bare).await;
+    let mut inside = Vec::new();
+    let mut refused = 0;
+    let mut silent = Vec::new();
+    for _ in 0..1000 {
+        silent.push(Raw::connect(process.addr).await);
+        let mut peer = Raw::connect(process.addr).await;
+        let answer = peer.ask(&Handshake::new()).await;
+        if answer.status == 101 {
+            inside.push(peer);
+        } else {
+            assert_full(&answer);
+            refused += 1;
+        }
+    }
+    // 500 are kept back for what is no user.
+    assert_eq!((inside.len(), refused), (118, 882));
+    first.say(second.id, "is it full?").await;
+    let heard = second.json().await;
+    assert_eq!(heard, Dialect::Bare.message(first.id, "is it full?"));
+    assert_eq!(process.ask("/readyz").await.status, 200);
+    assert_eq!(process.ask("/livez").await.status, 200);
+    let failed = "switchboard_accept_errors_total";
+    assert_eq!(process.metric(failed).await, 0);
+    let full = "switchboard_handshakes_rejected_total{reason=\"full\"}";
+    assert_eq!(process.metric(full).await, 882);
+    // Whoever leaves makes room.
+    drop((inside, silent));
+    eventually("there is room again", async || {
+        let mut peer = Raw::connect(process.addr).await;
+        (peer.ask(&Handshake::new()).await.status == 101).then_some(())
+    })
+    .await;
 }

@@ -116,6 +116,43 @@ both_strategies! {
         relay.stop().await;
     }
 
+    /// Over its rate a sender is told so of each message, by its id or by an error, and stays.
+    async fn what_is_over_the_rate_is_told_and_costs_no_connection(strategy) {
+        let relay = Relay::start(strategy, |settings| settings.limits.message_rate = Some(1)).await;
+        let mut sender = relay.v1().await;
+        // Two seconds' worth at once, and less than one more while this is sent.
+        for n in 0..10 {
+            sender.ask(99, "x", n).await;
+        }
+        let mut limited = 0;
+        for _ in 0..10 {
+            let frame = sender.hear().await;
+            match frame["status"].as_str() {
+                Some("rate_limited") => limited += 1,
+                status => assert_eq!(status, Some("offline"), "{frame}"),
+            }
+        }
+        assert!((6..=8).contains(&limited), "{limited}");
+        let error = eventually("a message is over the rate", async || {
+            sender.say(99, "no id").await;
+            sender.ask(99, "with one", "last").await;
+            let mut error = None;
+            loop {
+                let frame = sender.hear().await;
+                if frame["id"] == "last" {
+                    return error;
+                }
+                error = Some(frame);
+            }
+        })
+        .await;
+        assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("rate_limited")));
+        let scrape = relay.ledger().await;
+        assert!(scrape.dropped("rate_limited") > limited);
+        sender.leave().await;
+        relay.stop().await;
+    }
+
     async fn somebody_away_is_offline(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut sender = relay.v1().await;
