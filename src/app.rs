@@ -25,6 +25,7 @@ use crate::lifecycle::{Shutdown, Stage};
 use crate::rate::Rate;
 use crate::relay::{Parts, Relay};
 use crate::session::{Common, Terms};
+use crate::telemetry::Logs;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Traces;
 use crate::ticket::Tickets;
@@ -66,13 +67,18 @@ impl App {
     /// Binds the listeners and constructs the parts. Needs a tokio runtime.
     ///
     /// Where `server.listen` has the default, an address whose family the machine lacks is skipped.
-    /// Nothing is traced.
+    /// Nothing is traced, and logs are left alone.
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
-        Self::build_traced(settings, Arc::new(Traces::off())).await
+        Self::build_with(settings, Arc::new(Traces::off()), Logs::none()).await
     }
 
-    /// The same, with these traces: the process has one place that spans go to, so only main has it.
-    pub async fn build_traced(settings: Settings, traces: Arc<Traces>) -> anyhow::Result<Self> {
+    /// The same, with the traces and the logs of the process: it has one place that either goes to, so
+    /// only main has them.
+    pub async fn build_with(
+        settings: Settings,
+        traces: Arc<Traces>,
+        logs: Logs,
+    ) -> anyhow::Result<Self> {
         let (auth, keeper) = Auth::load(&settings.auth).await?;
         let tls = Tls::load(&settings.server.tls).context("no TLS (server.tls)")?;
         let admin_tls = Tls::load(&settings.admin.tls).context("no TLS (admin.tls)")?;
@@ -112,7 +118,7 @@ impl App {
         };
         let (relay, router) = relay(parts, &settings.routing);
         let port = addrs.first().map_or(0, SocketAddr::port);
-        let api = api(&settings, port, &relay, &shutdown, &sessions);
+        let api = api(&settings, port, &relay, (&shutdown, &sessions, logs));
         let host = Arc::new(Host {
             relay,
             sessions,
@@ -373,8 +379,7 @@ fn api(
     settings: &Settings,
     port: u16,
     relay: &Relay,
-    shutdown: &Shutdown,
-    sessions: &Common,
+    (shutdown, sessions, logs): (&Shutdown, &Common, Logs),
 ) -> Option<Api> {
     settings.admin.token_file.as_ref()?;
     let bounds = api::Bounds {
@@ -384,8 +389,7 @@ fn api(
         drain: settings.drain.clone(),
     };
     Some(Api::new(
-        relay.clone(),
-        shutdown.clone(),
+        (relay.clone(), shutdown.clone(), logs),
         port,
         sessions.epoch(),
         bounds,

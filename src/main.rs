@@ -97,7 +97,12 @@ fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         // Before anything is bound: from then on a signal has to end it in order.
         let signals = Signals::new()?;
         let hangup = signal(SignalKind::hangup())?;
-        let app = App::build_traced(settings.clone(), telemetry.traces.clone()).await?;
+        let app = App::build_with(
+            settings.clone(),
+            telemetry.traces.clone(),
+            telemetry.logs.clone(),
+        )
+        .await?;
         let (stop, stopped) = oneshot::channel();
         // A sender that is gone has sent: `second` holds it until the first signal.
         let drained = async {

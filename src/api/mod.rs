@@ -33,6 +33,7 @@ use crate::identity::{Sender, UserId};
 use crate::lifecycle::Shutdown;
 use crate::protocol::{CLOSE_REASON_BYTES_MAX, is_sound_string};
 use crate::relay::{Post, Relay};
+use crate::telemetry::Logs;
 
 type Answer = Response<Full<Bytes>>;
 
@@ -56,6 +57,7 @@ const REMOVED: &str = "removed by an operator";
 pub struct Api {
     relay: Relay,
     shutdown: Shutdown,
+    logs: Logs,
     /// The name of this node, for those who ask several.
     node: String,
     /// Time zero of the microseconds that messages are stamped with.
@@ -82,8 +84,7 @@ pub struct Bounds {
 impl Api {
     /// The API of a relay; `port` tells it from others on the machine.
     pub fn new(
-        relay: Relay,
-        shutdown: Shutdown,
+        (relay, shutdown, logs): (Relay, Shutdown, Logs),
         port: u16,
         epoch: Instant,
         bounds: Bounds,
@@ -93,6 +94,7 @@ impl Api {
         Self {
             relay,
             shutdown,
+            logs,
             node: format!("{host}:{port}"),
             epoch,
             started: SystemTime::now(),
@@ -136,6 +138,10 @@ impl Api {
                 only(&parts, &[Method::POST], "POST")?;
                 self.drain(&parts, body).await
             }
+            "log-filter" => {
+                only(&parts, &[Method::PUT], "PUT")?;
+                self.filter_logs(&parts, body).await
+            }
             path => {
                 let id = path.strip_prefix("users/").filter(|id| !id.contains('/'));
                 self.one_user(&parts, id.ok_or_else(Problem::not_found)?)
@@ -171,7 +177,7 @@ impl Api {
         let names = ["recipient_id", "message", "sender_id"];
         let [recipient, message, sender] = read::fields(&body, names)?;
         let recipient = recipient.ok_or_else(|| Problem::missing("recipient_id"))?;
-        let recipient = read::user(recipient, "recipient_id")?;
+        let recipient = read::json_user(recipient, "recipient_id")?;
         let message = message.ok_or_else(|| Problem::missing("message"))?;
         if !is_sound_string(message) {
             let expected = "a string without lone surrogates";
@@ -180,7 +186,7 @@ impl Api {
         let sender = match sender {
             None => Sender::SYSTEM,
             Some(sender) => {
-                let number = read::number(sender, "sender_id", 0..=UserId::MAX)?;
+                let number = read::json_number(sender, "sender_id", 0..=UserId::MAX)?;
                 Sender::new(number).expect("within its range")
             }
         };
@@ -244,13 +250,10 @@ impl Api {
         }
         let [reason] = read::query(query, ["reason"])?;
         let reason = reason.as_deref().unwrap_or(REMOVED);
-        if reason.len() > CLOSE_REASON_BYTES_MAX {
-            let expected = format!("at most {CLOSE_REASON_BYTES_MAX} bytes of UTF-8");
-            return Err(Problem::over(
-                "reason",
-                &expected,
-                CLOSE_REASON_BYTES_MAX as u64,
-            ));
+        if reason.chars().count() > CLOSE_REASON_BYTES_MAX {
+            let expected = format!("at most {CLOSE_REASON_BYTES_MAX} characters");
+            let limit = CLOSE_REASON_BYTES_MAX as u64;
+            return Err(Problem::over("reason", &expected, limit));
         }
         let order = Order::Remove {
             reason: reason.into(),
@@ -294,6 +297,26 @@ impl Api {
             spread: config::duration_text(spread),
         };
         Ok(json(StatusCode::ACCEPTED, &draining))
+    }
+
+    /// `PUT /api/log-filter`
+    async fn filter_logs(&self, parts: &Parts, body: Incoming) -> Result<Answer, Problem> {
+        #[derive(Serialize)]
+        struct Filter {
+            filter: String,
+        }
+        read::query(parts.uri.query(), [])?;
+        let body = read::body(&parts.headers, body, self.small_body()).await?;
+        let [filter] = read::fields(&body, ["filter"])?;
+        let filter = filter.ok_or_else(|| Problem::missing("filter"))?;
+        let filter = read::log_filter(filter, "filter")?;
+        // Said by the filter that goes, and by the one that comes: one of them may hide it.
+        info!(filter, "an operator changes what is logged");
+        self.logs
+            .set_filter(&filter)
+            .map_err(|error| Problem::unavailable(&error))?;
+        info!(filter, "an operator has changed what is logged");
+        Ok(json(StatusCode::OK, &Filter { filter }))
     }
 
     fn small_body(&self) -> BodyMax {

@@ -30,6 +30,7 @@ enum Kind {
     TooLarge,
     UnsupportedMediaType,
     Internal,
+    Unavailable,
 }
 
 impl Kind {
@@ -47,6 +48,7 @@ impl Kind {
             Self::TooLarge => "too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::Internal => "internal",
+            Self::Unavailable => "unavailable",
         }
     }
 
@@ -64,6 +66,7 @@ impl Kind {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -81,6 +84,7 @@ impl Kind {
             Self::TooLarge => "Too large",
             Self::UnsupportedMediaType => "Unsupported media type",
             Self::Internal => "Internal error",
+            Self::Unavailable => "Unavailable",
         }
     }
 }
@@ -208,6 +212,11 @@ impl Problem {
     /// The same, where a bound is what it is about.
     pub(super) fn over(field: &'static str, expected: &str, limit: impl Into<Limit>) -> Self {
         Self::invalid(field, expected).beyond(limit)
+    }
+
+    /// It cannot be done here, and why.
+    pub(super) fn unavailable(why: &impl std::fmt::Display) -> Self {
+        Self::new(Kind::Unavailable, why.to_string())
     }
 
     pub(super) fn internal() -> Self {

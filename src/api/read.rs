@@ -152,15 +152,72 @@ pub(super) fn number(
         })
 }
 
+/// A JSON number that is whole, such as `1`, `1.0` or `1e0`, within a range that ends at 2^53 - 1 at most,
+/// so that it has been read exactly.
+pub(super) fn json_number(
+    raw: &str,
+    field: &'static str,
+    range: RangeInclusive<u64>,
+) -> Result<u64, Problem> {
+    let float = raw.parse::<f64>();
+    let is_number = raw.starts_with(|c: char| c.is_ascii_digit() || c == '-');
+    let whole = float.ok().filter(|float| is_number && float.fract() == 0.0);
+    // Of the two zeros the one without a sign. What is not whole is refused there, in the same words.
+    let text = whole.map_or(String::new(), |whole| (whole + 0.0).to_string());
+    number(&text, field, range)
+}
+
 /// The id of a user.
 pub(super) fn user(text: &str, field: &'static str) -> Result<UserId, Problem> {
-    let number = number(text, field, 1..=UserId::MAX)?;
-    Ok(UserId::new(number).expect("within its range"))
+    number(text, field, ID_RANGE).map(id)
+}
+
+/// The id of a user, as a JSON number.
+pub(super) fn json_user(raw: &str, field: &'static str) -> Result<UserId, Problem> {
+    json_number(raw, field, ID_RANGE).map(id)
+}
+
+const ID_RANGE: RangeInclusive<u64> = 1..=UserId::MAX;
+
+fn id(number: u64) -> UserId {
+    UserId::new(number).expect("within its range")
 }
 
 /// A JSON string.
 pub(super) fn text(raw: &str, field: &'static str, expected: &str) -> Result<String, Problem> {
     serde_json::from_str(raw).map_err(|_| Problem::invalid(field, expected))
+}
+
+/// A filter of logs: levels, and targets with levels. The settings take more, such as a pattern for a
+/// span's field, which is nothing to be sent to a process that runs.
+pub(super) fn log_filter(raw: &str, field: &'static str) -> Result<String, Problem> {
+    let expected = "off, error, warn, info, debug, trace, or targets with one of these, such as \
+        \"info,switchboard=debug\", at most 1024 bytes";
+    let text = text(raw, field, expected)?;
+    if text.len() > FILTER_BYTES_MAX {
+        let limit = FILTER_BYTES_MAX as u64;
+        return Err(Problem::over(field, expected, limit));
+    }
+    if text.split(',').all(is_directive) {
+        Ok(text)
+    } else {
+        Err(Problem::invalid(field, expected))
+    }
+}
+
+const FILTER_BYTES_MAX: usize = 1024;
+
+fn is_directive(text: &str) -> bool {
+    let (target, level) = match text.rsplit_once('=') {
+        Some((target, level)) => (Some(target), level),
+        None => (None, text),
+    };
+    let is_name = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    matches!(level, "off" | "error" | "warn" | "info" | "debug" | "trace")
+        && target.is_none_or(|target| target.split("::").all(is_name))
 }
 
 /// A duration as in the settings.

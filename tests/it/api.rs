@@ -119,8 +119,12 @@ both_strategies! {
             user.hears(77, "\u{1F98A} \"q\"\\").await;
         }
         assert_eq!(operated.post(99, "nobody").await, "offline");
+        // To JSON these are whole numbers like any other.
+        let body = r#"{"recipient_id":9.9e1,"message":"nobody","sender_id":-0.0}"#;
+        let sent = operated.done("POST", "/api/messages", body).await;
+        assert_eq!(sent, json!({"sender_id": 0, "recipient_id": 99, "status": "offline"}));
         let ledger = operated.relay.ledger().await.ledger();
-        assert_eq!((ledger.received, ledger.delivered, ledger.dropped), (5, 4, 1));
+        assert_eq!((ledger.received, ledger.delivered, ledger.dropped), (6, 4, 2));
         operated.end().await;
     }
 
@@ -381,6 +385,10 @@ POST | /api/messages | {} | missing_field | recipient_id | | recipient_id is mis
 POST | /api/messages | {"recipient_id":1} | missing_field | message | | message is missing
 POST | /api/messages | {"recipient_id":0,"message":""} | invalid_field | recipient_id | 9007199254740991 | recipient_id must be an integer from 1 to 9007199254740991
 POST | /api/messages | {"recipient_id":9007199254740992,"message":""} | invalid_field | recipient_id | 9007199254740991 |
+POST | /api/messages | {"recipient_id":1.5,"message":""} | invalid_field | recipient_id | 9007199254740991 |
+POST | /api/messages | {"recipient_id":1e16,"message":""} | invalid_field | recipient_id | 9007199254740991 |
+POST | /api/messages | {"recipient_id":1e999,"message":""} | invalid_field | recipient_id | 9007199254740991 |
+POST | /api/messages | {"recipient_id":[1],"message":""} | invalid_field | recipient_id | 9007199254740991 |
 POST | /api/messages | {"recipient_id":"1","message":""} | invalid_field | recipient_id | 9007199254740991 |
 POST | /api/messages | {"recipient_id":1,"message":1} | invalid_field | message | | message must be a string without lone surrogates
 POST | /api/messages | {"recipient_id":1,"message":"\ud800"} | invalid_field | message | |
@@ -401,6 +409,13 @@ GET | /api/status?x | | unknown_field | x | |
 POST | /api/drain | {"spread":"11s"} | invalid_field | spread | "10s" | a duration such as "30s", at most "10s"
 POST | /api/drain | {"spread":5} | invalid_field | spread | |
 POST | /api/drain | 7 | not_json | | |
+PUT | /api/log-filter | {} | missing_field | filter | |
+PUT | /api/log-filter | {"filter":"loud"} | invalid_field | filter | | off, error, warn, info, debug, trace
+PUT | /api/log-filter | {"filter":""} | invalid_field | filter | |
+PUT | /api/log-filter | {"filter":"info,"} | invalid_field | filter | |
+PUT | /api/log-filter | {"filter":"a b=info"} | invalid_field | filter | |
+PUT | /api/log-filter | {"filter":"[span{f=x}]=info"} | invalid_field | filter | |
+PUT | /api/log-filter | {"filter":1} | invalid_field | filter | |
 "#;
 
 #[tokio::test]
@@ -421,7 +436,7 @@ async fn every_fault_has_a_problem_that_names_it() {
         assert_eq!(problem["limit"], limit, "{line}: {problem}");
         assert!(text("detail").contains(detail), "{line}: {problem}");
     }
-    let long = format!("/api/users/1?reason={}", "%C3%A9".repeat(62));
+    let long = format!("/api/users/1?reason={}", "%C3%A9".repeat(124));
     let problem = operated
         .fails(("DELETE", &long, ""), 400, "invalid_field")
         .await;
@@ -429,6 +444,17 @@ async fn every_fault_has_a_problem_that_names_it() {
         (&problem["field"], &problem["limit"]),
         (&json!("reason"), &json!(123))
     );
+    let long = json!({"filter": vec!["info"; 300].join(",")}).to_string();
+    let request = ("PUT", "/api/log-filter", &*long);
+    let problem = operated.fails(request, 400, "invalid_field").await;
+    assert_eq!(
+        (&problem["field"], &problem["limit"]),
+        (&json!("filter"), &json!(1024))
+    );
+    // Logs are the process's, and this one has none.
+    let good = r#"{"filter":"warn,switchboard::api=debug"}"#;
+    let request = ("PUT", "/api/log-filter", good);
+    operated.fails(request, 503, "unavailable").await;
     for target in [
         "/api",
         "/api/",
@@ -452,6 +478,7 @@ async fn another_method_is_told_which_there_are() {
         ("/api/users/1", "GET, HEAD, DELETE"),
         ("/api/status", "GET, HEAD"),
         ("/api/drain", "POST"),
+        ("/api/log-filter", "PUT"),
         ("/api/openapi.yaml", "GET, HEAD"),
     ] {
         for method in ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"] {

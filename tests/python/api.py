@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Runs schemathesis over the API of a relay that has users: every operation, with what its description
+allows and with what it does not.
+
+    tests/python/api.py BINARY [SCHEMATHESIS-OPTION...]"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+
+import websockets
+
+from relay import TOKEN, Relay
+
+# A drain that is asked for begins, and is not over before the last request.
+SETTINGS = {
+    "DRAIN__DELAY": "30m",
+    "DRAIN__TIMEOUT": "40m",
+    "ADMIN__OUTCOME_TIMEOUT": "500ms",
+    # schemathesis looks at every byte of every answer, and this machine may be busy.
+    "LIMITS__HEADER_TIMEOUT": "30s",
+}
+USERS = 8
+
+# Of a user that was removed it is still said that it is not here.
+EXCLUDED = "use_after_free"
+
+
+async def user(url, protocols):
+    """Reads, and comes back under another id when it is removed."""
+    while True:
+        try:
+            async with websockets.connect(url, subprotocols=protocols) as client:
+                async for _ in client:
+                    pass
+        except (OSError, websockets.WebSocketException):
+            await asyncio.sleep(0.1)
+
+
+async def users(url):
+    both = [None, ["switchboard.v1"]]
+    await asyncio.gather(*(user(url, both[n % 2]) for n in range(USERS)))
+
+
+def main():
+    binary, *options = sys.argv[1:]
+    schemathesis = os.path.join(os.path.dirname(sys.executable), "schemathesis")
+    with Relay(binary, **SETTINGS) as relay:
+        threading.Thread(target=lambda: asyncio.run(users(relay.ws)), daemon=True).start()
+        relay.eventually("users", lambda: relay.ask("GET", "/api/status")[1]["users"] == USERS)
+        command = [schemathesis, "run", relay.api + "/api/openapi.yaml", "--url", relay.api]
+        command += ["--header", f"Authorization: Bearer {TOKEN}", "--exclude-checks", EXCLUDED]
+        command += ["--request-timeout", "30", "--max-examples", "50", "--continue-on-failure", *options]
+        code = subprocess.run(command, cwd=relay.folder.name, check=False).returncode
+        if code:
+            sys.exit(code)
+        relay.eventually("a ledger that balances", lambda: relay.gap() == 0)
+        status = relay.ask("GET", "/api/status")[1]
+        print("behind it:", {key: status[key] for key in ("users", "messages", "drain")})
+        if status["messages"]["received"] == 0 or status["drain"]["stage"] != "delay":
+            sys.exit("no message was sent, or no drain was begun")
+
+
+main()

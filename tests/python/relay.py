@@ -1,0 +1,91 @@
+"""A relay with an API, on free ports, for the tests that are written in Python."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+
+TOKEN = "let-me-in"
+PATIENCE = 30
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Relay:
+    """Started by `with`; `settings` are variables such as DRAIN__DELAY."""
+
+    def __init__(self, binary, **settings):
+        self.binary, self.settings, self.log = binary, settings, []
+
+    def __enter__(self):
+        port, admin = free_port(), free_port()
+        self.folder = tempfile.TemporaryDirectory()
+        self.token_file = os.path.join(self.folder.name, "admin-token")
+        with open(self.token_file, "w") as file:
+            file.write(TOKEN)
+        self.ws, self.http, self.api = f"ws://127.0.0.1:{port}/", f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
+        settings = {"ADMIN__LISTEN": f"127.0.0.1:{admin}", "ADMIN__TOKEN_FILE": self.token_file, **self.settings}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SWITCHBOARD__")}
+        environment |= {f"SWITCHBOARD__{key}": value for key, value in settings.items()}
+        command = [self.binary, "--listen", f"127.0.0.1:{port}"]
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        # Its first line says that it listens.
+        first = self.process.stderr.readline()
+        if "listening" not in first:
+            raise SystemExit(f"the relay did not start: {first}")
+        threading.Thread(target=self._read, daemon=True).start()
+        return self
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.log.append(line)
+
+    def ask(self, method, path, body=None, token=TOKEN):
+        """The status and the body of an answer of the API."""
+        headers = {"Authorization": f"Bearer {token}"}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        request = urllib.request.Request(self.api + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def gap(self):
+        """Of the ledger: 0 when nothing is under way."""
+        messages = self.ask("GET", "/api/status")[1]["messages"]
+        settled = messages["delivered"] + sum(messages["dropped"].values()) + messages["mailbox"] + messages["cluster_sent"]
+        return messages["received"] + messages["cluster_received"] - settled
+
+    def eventually(self, what, look):
+        deadline = time.monotonic() + PATIENCE
+        while not (seen := look()):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"not within {PATIENCE} s: {what}")
+            time.sleep(0.05)
+        return seen
+
+    def __exit__(self, *_):
+        for _ in range(2):
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGINT)
+                try:
+                    self.process.wait(10)
+                except subprocess.TimeoutExpired:
+                    pass
+        if self.process.poll() is None:
+            self.process.kill()
+        self.folder.cleanup()
