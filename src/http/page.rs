@@ -1,5 +1,5 @@
-//! The page that browsers get, and the client that it is written with: small files that are compiled
-//! in. Nothing on the page comes from another host, and its policy lets nothing come.
+//! The page that browsers get, the client that it is written with and the description of the wire: small
+//! files that are compiled in. Nothing on the page comes from another host, and its policy lets nothing come.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -30,6 +30,10 @@ pub(super) fn file(path: &str) -> Option<File> {
         "/switchboard.js" => (SCRIPT, include_str!("../ui/switchboard.js")),
         "/page.js" => (SCRIPT, include_str!("../ui/page.js")),
         "/page.css" => ("text/css; charset=utf-8", include_str!("../ui/page.css")),
+        "/asyncapi.yaml" => (
+            "application/yaml",
+            include_str!("../protocol/asyncapi.yaml"),
+        ),
         "/icon.svg" => ("image/svg+xml", include_str!("../ui/icon.svg")),
         _ => return None,
     };

@@ -317,3 +317,18 @@ async fn the_books_are_never_negative_under_load() {
         relay.stop().await;
     }
 }
+
+/// What the frames are by the description, tests/python/wire.py looks at.
+#[tokio::test]
+async fn the_wire_is_described_beside_the_client() {
+    let relay = Relay::plain().await;
+    let answer = relay.http("GET", "/asyncapi.yaml").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("application/yaml"));
+    let version = format!("\n  version: {}\n", env!("CARGO_PKG_VERSION"));
+    assert!(answer.body.contains(&version));
+    relay.stop().await;
+    let relay = Relay::start(Strategy::Directory, |settings| settings.ui.enabled = false).await;
+    assert_eq!(relay.http("GET", "/asyncapi.yaml").await.status, 404);
+    relay.stop().await;
+}
