@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""A message by the API of one node to users of two others, of either strategy: it arrives before that is
+said, and the ledgers balance.
+
+    tests/python/api_cluster.py BINARY NATS-SERVER"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+
+import websockets
+
+from relay import PATIENCE, Relay, free_port
+
+
+async def user(relay):
+    client = await websockets.connect(relay.ws, subprotocols=["switchboard.v1"])
+    return client, json.loads(await client.recv())["user_id"]
+
+
+async def post(relay, recipient, text):
+    body = {"recipient_id": recipient, "message": text}
+    status, outcome = await asyncio.to_thread(relay.ask, "POST", "/api/messages", body)
+    if status != 200:
+        sys.exit(f"{status}: {outcome}")
+    return outcome["status"]
+
+
+def expect(what, found, expected):
+    print(f"{what}: {found}")
+    if found != expected:
+        sys.exit(f"expected {expected}")
+
+
+async def converse(node, others):
+    for other in others:
+        client, number = await user(other)
+        expect(f"to user {number} of another node", await post(node, number, "hello"), "delivered")
+        frame = json.loads(await asyncio.wait_for(client.recv(), PATIENCE))
+        expect("which hears", frame, {"type": "message", "sender_id": 0, "message": "hello"})
+        seen = await asyncio.to_thread(node.ask, "GET", f"/api/users/{number}")
+        expect("and is not on this node", seen[1]["online"], False)
+        await client.close()
+        other.eventually("the user has left", lambda: other.ask("GET", "/api/status")[1]["users"] == 0)
+        expect("then", await post(node, number, "hello?"), "offline")
+    expect("to an id that nobody has", await post(node, 9007199254740991, "hello?"), "offline")
+    for relay in (node, *others):
+        await asyncio.to_thread(relay.eventually, "a ledger that balances", lambda relay=relay: relay.gap() == 0)
+    messages = node.ask("GET", "/api/status")[1]["messages"]
+    expect("received, and sent to others", (messages["received"], messages["cluster_sent"]), (5, 5))
+
+
+def main():
+    binary, nats = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        command = [nats, "--addr", "127.0.0.1", "--port", str(port), "--jetstream", "--store_dir", folder]
+        server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        settings = {"CLUSTER__NATS_URL": f"nats://127.0.0.1:{port}", "DRAIN__DELAY": "0s", "DRAIN__SPREAD": "0s"}
+        try:
+            with (
+                Relay(binary, **settings) as node,
+                Relay(binary, **settings) as other,
+                Relay(binary, ROUTING__STRATEGY="router", **settings) as routed,
+            ):
+                for relay in (node, other, routed):
+                    relay.eventually("it is ready", lambda relay=relay: relay.ask("GET", "/api/status")[1]["ready"])
+                asyncio.run(converse(node, (other, routed)))
+                asyncio.run(converse_from(routed, other))
+        finally:
+            server.kill()
+            server.wait()
+
+
+async def converse_from(routed, other):
+    client, number = await user(other)
+    expect("from a node of the other strategy", await post(routed, number, "hello"), "delivered")
+    await client.close()
+
+
+main()
