@@ -22,9 +22,6 @@ use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
 /// What a frame that ends no message counts as, bytes: a control frame of the largest size.
 const ASIDE_BYTES: u64 = 2 + 4 + 125;
 
-/// Gulps a turn of what counts for nothing.
-const DISCARDS_MAX: usize = 16;
-
 impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     pub(super) fn read(
         &mut self,
@@ -53,6 +50,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     fn read_gulp(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: u64) -> Option<End> {
         let mut ws = self.ws.take();
         let mut gulped = 0;
+        self.wire.begin_turn();
         loop {
             let may_bring_a_message = ws.is_some() || !self.wire.is_drained();
             if may_bring_a_message && !self.may_read(cx, now) {
@@ -73,6 +71,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             match side.read(&mut self.wire) {
                 Ok(message) => self.on_message(&message, &mut scratch.wakes, now),
                 Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    if !self.wire.is_drained() {
+                        // A turn's worth of small frames; the others come first.
+                        cx.waker().wake_by_ref();
+                        self.ws = ws;
+                        return None;
+                    }
                     if self.wire.is_quiet() {
                         scratch.ws = ws.take();
                     }
@@ -106,7 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             return ControlFlow::Break(None);
         }
         // A gulp is a turn, in one piece or, by TLS, in several.
-        if *gulped >= GULP_BYTES {
+        if *gulped >= GULP_BYTES || self.wire.is_sated() {
             cx.waker().wake_by_ref();
             return ControlFlow::Break(None);
         }
@@ -349,18 +353,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// Behind our close frame: reads on, so that the peer gets what was flushed and no reset, until
     /// its close frame or the end of the stream.
     fn discard(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Option<End> {
-        for _ in 0..DISCARDS_MAX {
-            if self.wire.tracker().closed() {
-                return Some(self.ending());
-            }
-            match self.wire.poll_discard(cx, &mut scratch.room) {
-                Poll::Pending => return None,
-                Poll::Ready(Ok(0) | Err(_)) => return Some(self.ending()),
-                Poll::Ready(Ok(_)) => {}
+        if self.wire.tracker().closed() {
+            return Some(self.ending());
+        }
+        match self.wire.poll_discard(cx, &mut scratch.room) {
+            Poll::Pending => None,
+            Poll::Ready(Ok(0) | Err(_)) => Some(self.ending()),
+            // A little a turn: whoever talks on is not to hold up others by it.
+            Poll::Ready(Ok(_)) => {
+                cx.waker().wake_by_ref();
+                None
             }
         }
-        cx.waker().wake_by_ref();
-        None
     }
 }
 

@@ -14,6 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// one read; few enough that its turn stays short.
 pub(crate) const GULP_BYTES: usize = 64 * 1024;
 
+/// What a gulp may bring and a turn may pass on, bytes, where nearly all of it are pings, or fragments
+/// next to empty: they cost by their number, and others are to wait for no more than a few of them.
+const SIP_BYTES: u16 = 1024;
+
 /// Pongs that may wait for a peer that does not read, bytes. Beyond that only the newest is kept,
 /// as RFC 6455 section 5.5.3 allows.
 const CONTROL_BYTES_MAX: usize = 4096;
@@ -34,6 +38,10 @@ pub(crate) struct Wire<S> {
     control_bytes: usize,
     /// A pong was refused for want of room and is still tungstenite's.
     owes_control: bool,
+    /// The last gulp was of many small frames that end no message.
+    is_crowded: bool,
+    /// What may still be passed on in this turn, bytes, where the last gulp was.
+    sip: u16,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -52,7 +60,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             left: 0,
             control_bytes: 0,
             owes_control: false,
+            is_crowded: false,
+            sip: 0,
         }
+    }
+
+    /// Allows another turn's worth to be passed on.
+    pub(crate) fn begin_turn(&mut self) {
+        self.sip = SIP_BYTES;
+    }
+
+    /// Whether this turn has read or passed on as much as it may.
+    pub(crate) fn is_sated(&self) -> bool {
+        self.is_crowded && self.sip < SIP_BYTES
     }
 
     /// Whether nothing is in any buffer, tungstenite's included, and no message is half here.
@@ -91,10 +111,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
         self.lent = 0;
         self.filled = 0;
-        let mut buffer = ReadBuf::new(&mut self.inbox);
+        let bytes = if self.is_crowded {
+            SIP_BYTES.into()
+        } else {
+            GULP_BYTES
+        };
+        let mut buffer = ReadBuf::new(&mut self.inbox[..bytes]);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
         let count = buffer.filled().len();
         self.filled = self.tracker.feed(buffer.filled());
+        self.is_crowded = is_crowd(self.tracker.asides, count);
         Poll::Ready(Ok(count))
     }
 
@@ -121,7 +147,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         cx: &mut Context<'_>,
         room: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let mut buffer = ReadBuf::new(room);
+        let bytes = room.len().min(SIP_BYTES.into());
+        let mut buffer = ReadBuf::new(&mut room[..bytes]);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
         self.tracker.feed(buffer.filled());
         Poll::Ready(Ok(buffer.filled().len()))
@@ -177,6 +204,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 }
 
+/// Whether a gulp of so many bytes, in which so many frames began that end no message, costs by these
+/// rather than by its bytes.
+fn is_crowd(asides: u32, bytes: usize) -> bool {
+    asides > 4 && bytes < 256 * asides as usize
+}
+
 /// For tungstenite: lends of what was read, in pieces of the size that it asks for.
 impl<S> Read for Wire<S> {
     fn read(&mut self, piece: &mut [u8]) -> io::Result<usize> {
@@ -184,7 +217,14 @@ impl<S> Read for Wire<S> {
         if rest.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let count = rest.len().min(piece.len());
+        let mut count = rest.len().min(piece.len());
+        if self.is_crowded {
+            count = count.min(self.sip.into());
+            if count == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.sip -= u16::try_from(count).expect("no more than there was");
+        }
         piece[..count].copy_from_slice(&rest[..count]);
         self.lent += count;
         Ok(count)

@@ -636,3 +636,88 @@ async fn what_a_stream_has_taken_and_not_flushed_is_not_delivered() {
         assert_eq!(heard(&mut reader).await.unwrap().0, 1);
     }
 }
+
+/// Frames of one byte with a mask of zeros.
+fn small_frames(first: u8, others: u8, count: usize) -> Vec<u8> {
+    let frame = |first| [first, 0x81, 0, 0, 0, 0, b' '];
+    let mut frames = frame(first).to_vec();
+    frames.extend(frame(others).repeat(count));
+    frames
+}
+
+/// Comes behind all tasks that are ready, in a task. (Tokio's own way to yield comes behind what these
+/// wake, too.)
+async fn next_turn() {
+    let mut come = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut come, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// The turns that others have until `last` has come of what was sent in one go.
+async fn turns_until(sent: &[u8], last: &[u8]) -> u32 {
+    let bench = Bench::new(Overflow::DropNewest);
+    let (mut peer, session) = bench.user(Dialect::Bare, 1 << 20).await;
+    peer.write_all(sent).await.unwrap();
+    let mut heard = Vec::new();
+    let mut turns = 0;
+    while !heard.windows(last.len()).any(|part| part == last) {
+        let mut room = vec![0; 64 << 10];
+        let mut buffer = ReadBuf::new(&mut room);
+        let read = std::future::poll_fn(|cx| {
+            // Whether anything has come or not.
+            let _ready = Pin::new(&mut peer).poll_read(cx, &mut buffer);
+            Poll::Ready(())
+        });
+        read.await;
+        heard.extend_from_slice(buffer.filled());
+        next_turn().await;
+        turns += 1;
+        assert!(turns < 100_000, "it comes");
+    }
+    session.abort();
+    turns
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_sends_many_small_frames_lets_others_have_their_turns() {
+    tokio::spawn(small_frames_take_turns()).await.unwrap();
+}
+
+async fn small_frames_take_turns() {
+    let pings = [
+        small_frames(0x89, 0x89, 8000),
+        vec![0x89, 0x81, 0, 0, 0, 0, b'!'],
+    ]
+    .concat();
+    let turns = turns_until(&pings, &[0x8a, 1, b'!']).await;
+    assert!(turns >= 50, "{turns} turns for 56 kB of pings");
+
+    let end = [0x80, 0x80, 0, 0, 0, 0];
+    let fragments = [small_frames(0x01, 0x00, 8000), end.to_vec()].concat();
+    let close = [0x03, 0xef]; // 1007: spaces are no JSON
+    let turns = turns_until(&fragments, &close).await;
+    assert!(turns >= 50, "{turns} turns for 56 kB of fragments");
+
+    // What was closed for it is read on, and no faster.
+    let wrong = [
+        vec![0x83, 0x80, 0, 0, 0, 0],
+        small_frames(0x89, 0x89, 80_000),
+    ]
+    .concat();
+    let all = [wrong, vec![0x88, 0x82, 0, 0, 0, 0, 3, 232]].concat();
+    let bench = Bench::new(Overflow::DropNewest);
+    let (mut peer, session) = bench.user(Dialect::Bare, 1 << 20).await;
+    peer.write_all(&all).await.unwrap();
+    let mut turns = 0;
+    while !session.is_finished() {
+        next_turn().await;
+        turns += 1;
+    }
+    assert!(turns >= 50, "{turns} turns for 560 kB behind a close");
+}
