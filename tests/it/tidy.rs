@@ -260,3 +260,36 @@ fn the_readme_lists_every_setting() {
         "missing in the README: {missing:?}; in the README and no setting: {unknown:?}"
     );
 }
+
+/// The table of threats names tests, by their beginnings: `module::name_…`, or all of a module's own.
+#[test]
+fn the_readme_names_tests_that_are_there() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let table = readme.lines().skip_while(|line| *line != THREATS).skip(2);
+    let rows: Vec<_> = table.take_while(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 15, "{rows:?}");
+    let all: Vec<_> = ["src", "tests"].into_iter().flat_map(sources).collect();
+    let exists = |name: &str| {
+        let (module, test) = name.split_once("::").expect("a module and a test");
+        let of_module = |path: &&PathBuf| {
+            let parts = path.strip_prefix(&root).unwrap().with_extension("");
+            parts.iter().any(|part| part == module)
+        };
+        let wanted = match test.strip_suffix('…') {
+            Some(beginning) => format!("fn {}", beginning.trim_start_matches("tests::")),
+            None => format!("mod {test}"),
+        };
+        let mut files = all.iter().filter(of_module);
+        files.any(|path| fs::read_to_string(path).unwrap().contains(&wanted))
+    };
+    let shown = rows.iter().map(|row| row.rsplit('|').nth(1).unwrap());
+    let names: Vec<_> = shown
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .collect();
+    assert!(names.len() >= rows.len(), "each row names one: {names:?}");
+    let lost: Vec<_> = names.iter().filter(|name| !exists(name)).collect();
+    assert!(lost.is_empty(), "no such test: {lost:?}");
+}
+
+const THREATS: &str = "| who | may try | what stops it | shown by |";

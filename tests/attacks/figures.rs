@@ -1,0 +1,373 @@
+//! What attacks do to those who behave: for each, a pair talks before and meanwhile, and the relay's
+//! memory, the way it answered and its ledger are looked at.
+//!
+//! `cargo build --release --bins --example attack_figures`, and then
+//! `target/release/examples/attack_figures target/release/switchboard`, or some names of attacks behind it.
+//!
+//! The relay has a core of its own, and a setting of rates as the compose file has it unless a row says
+//! otherwise. The attackers share the other core with the pair, at the lowest priority, so that the
+//! pair's figures are the relay's and not the attackers'.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a program for whoever measures: it stops at the first surprise and prints what it found"
+)]
+
+mod attack;
+mod pair;
+mod server;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use std::{env, fs};
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use switchboard::auth;
+use switchboard::config::{Secret, Settings};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::rustls::pki_types::CertificateDer;
+
+use pair::{Pair, Talk};
+use server::{Server, pinned};
+
+const BEFORE: Duration = Duration::from_secs(3);
+const DURING: Duration = Duration::from_secs(5);
+/// Until an attack is what it is going to be.
+const RAMP: Duration = Duration::from_secs(1);
+/// Until an attack's users are gone, once it has ended.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Growth that no attack may come to, MiB: the room for all mailboxes, and 400 more.
+const GROWTH_MAX: u64 = 656;
+
+/// A row of the table.
+struct Row {
+    name: &'static str,
+    attack: &'static str,
+    /// Processes that attack.
+    processes: u32,
+    variables: Vec<(&'static str, &'static str)>,
+    files: Option<u32>,
+}
+
+fn row(name: &'static str, attack: &'static str) -> Row {
+    Row {
+        name,
+        attack,
+        processes: 1,
+        variables: Vec::new(),
+        files: None,
+    }
+}
+
+impl Row {
+    fn with(mut self, key: &'static str, value: &'static str) -> Self {
+        self.variables.push((key, value));
+        self
+    }
+
+    fn by(mut self, processes: u32) -> Self {
+        self.processes = processes;
+        self
+    }
+
+    fn files(mut self, files: u32) -> Self {
+        self.files = Some(files);
+        self
+    }
+
+    fn without_rates(self) -> Self {
+        self.with("LIMITS__MESSAGE_RATE", "")
+            .with("LIMITS__BYTE_RATE", "")
+            .with("LIMITS__HANDSHAKE_RATE", "")
+    }
+}
+
+fn rows() -> Vec<Row> {
+    let row = |name, attack| row(name, attack);
+    vec![
+        row("2,000 request heads, a byte each 100 ms", "heads"),
+        row("2,000 TLS hellos, a byte each 100 ms", "tls"),
+        row("1,000 frames, a byte each 100 ms", "frames"),
+        row("15,000 connections that never speak", "mute").by(2),
+        row("15,000 users who never speak", "idle")
+            .by(2)
+            .with("LIMITS__HANDSHAKE_RATE", "20000"),
+        row("churn", "churn"),
+        row("churn, rates off", "churn").without_rates(),
+        row("ping flood", "pings"),
+        row("ping flood, rates off", "pings").without_rates(),
+        row("fragments of one byte", "fragments"),
+        row("fragments of one byte, rates off", "fragments").without_rates(),
+        row("lengths of 1 TiB", "giant"),
+        row("1,000 messages of 65,000 bytes that never come", "promised"),
+        row("reserved bits", "reserved"),
+        row("1,000 write to one who never reads", "deaf"),
+        row("100 who read a byte a second", "slow"),
+        row("resets behind each byte", "resets"),
+        row("700 file descriptors, 15,000 who want one", "idle")
+            .by(2)
+            .files(700),
+        row("forged proxy headers", "proxies").with("LIMITS__ADDRESS_CONNECTIONS", "10"),
+        row("guessed tokens", "tokens").with("LIMITS__ADDRESS_AUTH_FAILURES", "10"),
+        row("a key server that hangs, unknown keys", "kids"),
+    ]
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let arguments: Vec<_> = env::args().collect();
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    if let [_, verb, name, target] = &arguments[..]
+        && verb == "attack"
+    {
+        attack::run(name, target.parse().unwrap()).await;
+    }
+    let program = arguments
+        .get(1)
+        .expect("usage: attack_figures PROGRAM [NAME]...");
+    let program = fs::canonicalize(program).expect("the program is there");
+    if pinned() {
+        let this = std::process::id().to_string();
+        let mut pin = Command::new("taskset");
+        pin.args(["-acp", "1", &this]).stdout(Stdio::null());
+        assert!(pin.status().unwrap().success(), "this process has a core");
+    }
+    println!(
+        "| attack | p50 | p99, µs | p99 meanwhile | rate, 1/s | memory, MiB | what was seen |"
+    );
+    println!("| - | - | - | - | - | - | - |");
+    for row in rows() {
+        if arguments.len() == 2 || arguments[2..].iter().any(|name| name == row.attack) {
+            measure(&program, &row).await;
+        }
+    }
+}
+
+/// What a row needs beside its variables: files, tokens, a key server.
+struct Stage {
+    folder: PathBuf,
+    variables: Vec<(&'static str, String)>,
+    certificate: Option<CertificateDer<'static>>,
+    /// Of the pair's upgrades.
+    fields: String,
+}
+
+impl Stage {
+    async fn set(row: &Row) -> Self {
+        let folder = env::temp_dir().join(format!("attacks-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let variables = row.variables.iter();
+        let mut stage = Self {
+            variables: variables
+                .map(|(key, value)| (*key, (*value).to_owned()))
+                .collect(),
+            folder,
+            certificate: None,
+            fields: String::new(),
+        };
+        match row.attack {
+            "tls" => stage.set_certificate(),
+            "tokens" => stage.set_secret(),
+            "kids" => {
+                stage.set_secret();
+                let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let addr = server.local_addr().unwrap();
+                tokio::spawn(hang(server));
+                stage.put("AUTH__JWKS_URL", format!("http://{addr}/keys"));
+            }
+            _ => {}
+        }
+        stage
+    }
+
+    fn put(&mut self, key: &'static str, value: String) {
+        self.variables.push((key, value));
+    }
+
+    fn file(&self, name: &str, contents: &[u8]) -> String {
+        let path = self.folder.join(name);
+        fs::write(&path, contents).unwrap();
+        path.display().to_string()
+    }
+
+    fn set_certificate(&mut self) {
+        let made = generate_simple_self_signed(["localhost".to_owned()]);
+        let CertifiedKey { cert, signing_key } = made.unwrap();
+        let file = self.file("cert.pem", cert.pem().as_bytes());
+        self.put("SERVER__TLS__CERT_FILE", file);
+        let file = self.file("key.pem", signing_key.serialize_pem().as_bytes());
+        self.put("SERVER__TLS__KEY_FILE", file);
+        self.certificate = Some(cert.der().clone());
+    }
+
+    fn set_secret(&mut self) {
+        let secret = [b's'; 32];
+        let file = self.file("secret", &secret);
+        self.put("AUTH__MODE", "jwt".to_owned());
+        self.put("AUTH__SECRET_FILE", file);
+        let settings = Settings::default().auth;
+        let hour = Duration::from_hours(1);
+        let token = auth::issue(&settings, &Secret::new(&secret), "pair", hour).unwrap();
+        self.fields = format!("Authorization: Bearer {token}\r\n");
+    }
+}
+
+/// A key server that answers once, and then takes what comes and says nothing.
+async fn hang(server: TcpListener) {
+    let body = "{\"keys\":[]}";
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let mut held = Vec::new();
+    while let Ok((mut stream, _)) = server.accept().await {
+        if held.is_empty() {
+            let mut request = [0; 1024];
+            assert_ne!(stream.read(&mut request).await.unwrap(), 0);
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
+        held.push(stream);
+    }
+}
+
+/// Processes that attack, ended by Drop.
+struct Attackers(Vec<Child>);
+
+impl Attackers {
+    fn begin(row: &Row, server: &Server) -> Self {
+        let this = env::current_exe().unwrap();
+        let begin = |_| {
+            let mut command = Command::new("nice");
+            command.args(["-n", "19"]).arg(&this);
+            command.args(["attack", row.attack, &server.users.to_string()]);
+            command.stdout(Stdio::null()).spawn().unwrap()
+        };
+        Self((0..row.processes).map(begin).collect())
+    }
+}
+
+impl Drop for Attackers {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+async fn measure(program: &Path, row: &Row) {
+    let stage = Stage::set(row).await;
+    let server = Server::start(program, &stage.variables, row.files).await;
+    let mut pair = Pair::join(&server, stage.certificate.as_ref(), &stage.fields).await;
+    pair.talk(RAMP).await;
+    let before = pair.talk(BEFORE).await;
+    let counters = server.metrics().await;
+    let memory = server.memory();
+
+    let attackers = Attackers::begin(row, &server);
+    pair.talk(RAMP).await;
+    let mut memory_most = memory;
+    let watch = async {
+        loop {
+            memory_most = memory_most.max(server.memory());
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let during = tokio::select! {
+        during = pair.talk(DURING) => during,
+        () = watch => unreachable!("it watches on"),
+    };
+    let held = server.metrics().await;
+    drop(attackers);
+    let left = until_gone(&server).await;
+    print_row(row, before, during, (memory, memory_most, server.memory()));
+    println!(" {} |", seen(&counters, &held, &left));
+    assert!(memory_most - memory < GROWTH_MAX, "the memory is bounded");
+    assert_eq!(gap(&left), 0, "the ledger balances");
+    fs::remove_dir_all(&stage.folder).unwrap();
+}
+
+/// Waits until the pair is alone; the counters then.
+async fn until_gone(server: &Server) -> BTreeMap<String, i64> {
+    let begin = Instant::now();
+    loop {
+        let found = server.metrics().await;
+        let alone = found["connections"] == 2 && found["mailbox_messages"] == 0;
+        if alone || begin.elapsed() > PATIENCE {
+            assert!(alone, "{} are left", found["connections"]);
+            return found;
+        }
+        timeout(PATIENCE, sleep(Duration::from_millis(100)))
+            .await
+            .unwrap();
+    }
+}
+
+fn gap(found: &BTreeMap<String, i64>) -> i64 {
+    let sum = |begin: &str| -> i64 {
+        let series = found.iter().filter(|(name, _)| name.starts_with(begin));
+        series.map(|(_, value)| value).sum()
+    };
+    let settled = sum("messages_delivered_total") + sum("messages_dropped_total");
+    sum("messages_received_total") - settled - sum("mailbox_messages")
+}
+
+/// Counters of refusals and of closes, and how many users and connections there were.
+fn seen(
+    before: &BTreeMap<String, i64>,
+    held: &BTreeMap<String, i64>,
+    after: &BTreeMap<String, i64>,
+) -> String {
+    let told = [
+        "connections_closed_total{",
+        "handshakes_rejected_total{",
+        "messages_dropped_total{",
+        "http_evicted_total",
+        "accept_errors_total",
+    ];
+    let mut all = vec![format!(
+        "{} users, {} not yet",
+        held["connections"] - 2,
+        held.get("http_connections").copied().unwrap_or_default()
+    )];
+    for (name, value) in held
+        .iter()
+        .filter(|(name, _)| told.iter().any(|it| name.starts_with(it)))
+    {
+        // What ends when the attack does is its processes' end.
+        let count = value - before.get(name).copied().unwrap_or_default();
+        if count > 0 {
+            let label = name.replace("_total", "").replace('"', "");
+            all.push(format!("`{label}` {count}"));
+        }
+    }
+    all.push(format!("gap {}", gap(after)));
+    all.join(", ")
+}
+
+fn print_row(row: &Row, before: Talk, during: Talk, memory: (u64, u64, u64)) {
+    let ratio = during.p99 / before.p99;
+    print!(
+        "| {} | {:.0} → {:.0} | {:.0} | {:.0} ({ratio:.1}x) | {:.0} → {:.0} | {} → {} → {} |",
+        row.name,
+        before.p50,
+        during.p50,
+        before.p99,
+        during.p99,
+        before.rate,
+        during.rate,
+        memory.0,
+        memory.1,
+        memory.2
+    );
+}

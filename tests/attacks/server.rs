@@ -1,0 +1,118 @@
+//! A relay of its own for each attack, on a core of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+/// A running relay, ended by Drop.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) users: SocketAddr,
+    admin: SocketAddr,
+}
+
+/// An address that is free.
+pub(crate) fn free() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("it has one")
+}
+
+impl Server {
+    /// Starts one with these variables, and with that many file descriptors where that is said.
+    pub(crate) async fn start(
+        program: &Path,
+        variables: &[(&str, String)],
+        files: Option<u32>,
+    ) -> Self {
+        let (users, admin) = (free(), free());
+        let limit = files.map_or(String::new(), |files| format!("ulimit -n {files}; "));
+        let pin = if pinned() {
+            "exec taskset -c 0"
+        } else {
+            "exec"
+        };
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("{limit}{pin} {}", program.display())])
+            .env("SWITCHBOARD__SERVER__LISTEN", users.to_string())
+            .env("SWITCHBOARD__ADMIN__LISTEN", admin.to_string())
+            .env("SWITCHBOARD__LOG__FILTER", "error")
+            // As in the compose file.
+            .env("SWITCHBOARD__LIMITS__MESSAGE_RATE", "1000")
+            .env("SWITCHBOARD__LIMITS__BYTE_RATE", "4MiB")
+            .env("SWITCHBOARD__LIMITS__HANDSHAKE_RATE", "1000")
+            .stdout(Stdio::null());
+        for (key, value) in variables {
+            command.env(format!("SWITCHBOARD__{key}"), value);
+        }
+        let child = command.spawn().expect("the relay starts");
+        let server = Self {
+            child,
+            users,
+            admin,
+        };
+        while server
+            .get("/readyz")
+            .await
+            .is_none_or(|text| !text.starts_with("HTTP/1.1 200"))
+        {
+            sleep(Duration::from_millis(10)).await;
+        }
+        server
+    }
+
+    async fn get(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(self.admin).await.ok()?;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.ok()?;
+        Some(text)
+    }
+
+    /// Every series of `/metrics` that is a whole number.
+    pub(crate) async fn metrics(&self) -> BTreeMap<String, i64> {
+        let text = self.get("/metrics").await.expect("metrics");
+        let series = text.lines().filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((
+                name.strip_prefix("switchboard_")?.to_owned(),
+                value.parse().ok()?,
+            ))
+        });
+        series.collect()
+    }
+
+    /// Resident memory, MiB.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/statm", self.child.id()));
+        let status = status.expect("it runs");
+        let pages = status
+            .split(' ')
+            .nth(1)
+            .and_then(|pages| pages.parse::<u64>().ok());
+        pages.expect("a number of pages") / 256
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may be gone already, which is as well.
+        let _killed = self.child.kill();
+        let _waited = self.child.wait();
+    }
+}
+
+/// Whether there are cores to be given to each part.
+pub(crate) fn pinned() -> bool {
+    std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1)
+}
