@@ -294,7 +294,9 @@ impl Leases {
         id
     }
 
-    fn give_back(&self, id: UserId) -> bool {
+    /// Somebody comes back with an id, here or elsewhere: no new user gets it any more. Whether its
+    /// block is held; then [`Leases::left`] is owed for it.
+    pub fn give_back(&self, id: UserId) -> bool {
         let block = self.blocks.block_of(id);
         let mut held = self.held();
         let Some(lease) = held.leases.get_mut(&block) else {
@@ -315,7 +317,8 @@ impl Leases {
         true
     }
 
-    fn left(&self, id: UserId) {
+    /// The user to whom an id was given has left.
+    pub fn left(&self, id: UserId) {
         let block = self.blocks.block_of(id);
         let mut held = self.held();
         let Some(lease) = held.leases.get_mut(&block) else {

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, Unready};
+use crate::cluster::{Cluster, Guest, Refusal, Tenure, Unready};
 use crate::directory::{Bounds, Directory, Entry, Letter, Receipt, Seat, Wakes};
 use crate::identity::{Lineage, Sender, Sequence, Subject, UserId};
 use crate::ledger::InHand;
@@ -183,7 +183,8 @@ impl Relay {
     /// Seats a user: letters for it queue from now on. It leaves when the membership is dropped.
     /// `subject` is whom its token is about.
     ///
-    /// The id is a new one, or that of `claim` unless somebody of another lineage has it.
+    /// The id is a new one, or that of `claim`, which is taken from wherever in the cluster it was, unless
+    /// somebody of another lineage has it.
     pub async fn join(
         &self,
         dialect: Dialect,
@@ -192,10 +193,19 @@ impl Relay {
     ) -> Result<Membership, Refused> {
         let shared = &self.shared;
         let place = Place::take(self).ok_or(Refused::Full)?;
-        let seat = self.take_seat(dialect, subject.as_ref(), claim)?;
+        let (claimed, unclaimed) = match claim {
+            Some((id, lineage)) => match self.claim(id, lineage).await {
+                Ok(claimed) => (Some(claimed), None),
+                Err(unclaimed) => (None, Some(unclaimed)),
+            },
+            None => (None, None),
+        };
+        let (seat, guest) = self.take_seat(dialect, subject.as_ref(), claimed)?;
         let mut membership = Membership {
             ended: (Initiator::Client, CloseCode::Code(ABNORMAL)),
+            unclaimed,
             seat,
+            guest,
             leave_place: None,
             port: None,
             place,
@@ -207,18 +217,45 @@ impl Relay {
         Ok(membership)
     }
 
+    /// Takes an id that somebody comes back with.
+    async fn claim(&self, id: UserId, lineage: Lineage) -> Result<Claimed, Unclaimed> {
+        let shared = &self.shared;
+        let taken = if let Some(cluster) = &shared.cluster {
+            cluster.take_back(id, lineage).await
+        } else {
+            shared.sequence.give_back(id);
+            Ok(Tenure::Home)
+        };
+        let guest = match taken {
+            Ok(Tenure::Home) => None,
+            Ok(Tenure::Guest(guest)) => Some(guest),
+            Err(Refusal::InUse) => return Err(Unclaimed::InUse),
+            Err(Refusal::Unavailable) => return Err(Unclaimed::Unavailable),
+        };
+        Ok(Claimed {
+            relay: self.clone(),
+            id,
+            lineage,
+            guest,
+            is_seated: false,
+        })
+    }
+
     fn take_seat(
         &self,
         dialect: Dialect,
         subject: Option<&Subject>,
-        claim: Option<(UserId, Lineage)>,
-    ) -> Result<Arc<Seat>, Refused> {
+        mut claimed: Option<Claimed>,
+    ) -> Result<(Arc<Seat>, Option<Box<Guest>>), Refused> {
         let shared = &self.shared;
-        let mut claim = claim.filter(|(id, _)| shared.sequence.give_back(*id));
         let mut is_opened = false;
         loop {
+            let mut claimed = claimed.take();
+            let old = claimed
+                .as_ref()
+                .map(|claimed| (claimed.id, claimed.lineage));
             let new = || Some((shared.sequence.next()?, Lineage::new()));
-            let Some((id, lineage)) = claim.take().or_else(new) else {
+            let Some((id, lineage)) = old.or_else(new) else {
                 if is_opened {
                     let code = CloseCode::Code(close_code::TRY_AGAIN);
                     shared.metrics.connection_closed(Initiator::Server, code);
@@ -239,10 +276,12 @@ impl Relay {
             let seconds = shared.epoch.0.elapsed().as_secs();
             let seat = Arc::new(seat.joined_at(u32::try_from(seconds).unwrap_or(u32::MAX)));
             if shared.directory.join(&seat) {
-                return Ok(seat);
+                return Ok((seat, claimed.as_mut().and_then(Claimed::seated)));
             }
             // A claim that somebody else holds, or a new id that somebody came back with just now.
-            shared.sequence.left(id);
+            if claimed.is_none() {
+                shared.sequence.left(id);
+            }
         }
     }
 
@@ -362,6 +401,50 @@ impl Relay {
 /// How a connection counts that ended without a close frame (RFC 6455 section 7.1.5).
 const ABNORMAL: u16 = 1006;
 
+/// Why somebody who came back has another id than before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unclaimed {
+    /// Somebody else has it.
+    InUse,
+    /// It cannot be had from the node that it belongs to.
+    Unavailable,
+}
+
+/// An id that somebody has come back with. Dropping it gives it up, unless it was seated.
+struct Claimed {
+    relay: Relay,
+    id: UserId,
+    lineage: Lineage,
+    guest: Option<Box<Guest>>,
+    is_seated: bool,
+}
+
+impl Claimed {
+    /// There is a seat with the id: whoever has that gives the id up. What goes with it.
+    fn seated(&mut self) -> Option<Box<Guest>> {
+        self.is_seated = true;
+        let shared = &self.relay.shared;
+        // Another node may have claimed it before the seat was there to be found.
+        let is_taken = match (&self.guest, &shared.cluster) {
+            (Some(guest), _) => !guest.is_current(),
+            (None, Some(cluster)) => cluster.is_claimed(self.id),
+            (None, None) => false,
+        };
+        if is_taken {
+            shared.directory.evict(self.id, self.lineage);
+        }
+        self.guest.take()
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if !self.is_seated && self.guest.is_none() {
+            self.relay.shared.sequence.left(self.id);
+        }
+    }
+}
+
 /// One of `limits.connections`, given back by Drop.
 #[derive(Debug)]
 struct Place(Relay);
@@ -391,6 +474,9 @@ impl Drop for Place {
 pub struct Membership {
     seat: Arc<Seat>,
     ended: (Initiator, CloseCode),
+    unclaimed: Option<Unclaimed>,
+    /// Where the id is of no block of this node.
+    guest: Option<Box<Guest>>,
     leave_place: Option<LeavePlace>,
     port: Option<Box<Port>>,
     place: Place,
@@ -400,6 +486,11 @@ impl Membership {
     /// The user's seat.
     pub fn seat(&self) -> &Arc<Seat> {
         &self.seat
+    }
+
+    /// Why it has another id than the one it came back with.
+    pub fn unclaimed(&self) -> Option<Unclaimed> {
+        self.unclaimed
     }
 
     /// How the connection will count as closed; without this, as ended by the client with 1006.
@@ -432,6 +523,12 @@ impl Membership {
     pub(crate) fn close_port(&mut self) {
         if let Some(port) = &mut self.port {
             port.close();
+        }
+        // Where the user has come back elsewhere, letters for it are not for this seat any more.
+        if !self.seat.is_open()
+            && let Some(place) = self.leave_place.take()
+        {
+            place.leave(self.seat.clone());
         }
     }
 
@@ -519,7 +616,9 @@ impl Drop for Membership {
             &mut Wakes::default(),
         );
         shared.directory.leave(&self.seat);
-        shared.sequence.left(self.seat.id());
+        if self.guest.is_none() {
+            shared.sequence.left(self.seat.id());
+        }
         if let Some(place) = self.leave_place.take() {
             place.leave(self.seat.clone());
         }

@@ -16,6 +16,14 @@ const VERSION: u8 = 1;
 const WHO: &str = "who";
 /// The last part of a subject that brings answers.
 const ANSWERS: &str = "answers";
+/// The last part of a subject that asks the holder of a block for an id of it.
+const CLAIM: &str = "claim";
+/// The last part of a subject that asks a node for an id that it has.
+const GIVE: &str = "give";
+/// The last part of a subject that tells a node which ids of its blocks are elsewhere.
+const CLAIMS: &str = "claims";
+/// The last part of the subject on which nodes say which blocks they hold.
+const HOLDERS: &str = "holders";
 /// In place of the link's number, where a probe comes back.
 const PROBE: &str = "probe";
 /// In place of a token, where nobody wants an answer.
@@ -40,6 +48,8 @@ pub(super) enum ForBlock {
     Message(UserId),
     /// Somebody wants to know who holds the block.
     Who,
+    /// Somebody wants an id of it, or wants it no more.
+    Claim,
 }
 
 /// What comes on a subject of this node.
@@ -49,6 +59,12 @@ pub(super) enum ForNode {
     Answers,
     /// The probe of this number has been at the server.
     Probe(u64),
+    /// Somebody wants an id that is here.
+    Give,
+    /// Somebody has ids of blocks of this node.
+    Claims,
+    /// Somebody holds blocks, from now on or again.
+    Holding,
     /// A message, which nobody takes.
     Message(ReplyTo),
 }
@@ -106,6 +122,23 @@ impl Subjects {
         format!("{}.b.{block}.{user}", self.name).into()
     }
 
+    pub(super) fn claim(&self, block: u64) -> Subject {
+        format!("{}.b.{block}.{CLAIM}", self.name).into()
+    }
+
+    pub(super) fn give(&self, node: Node) -> Subject {
+        format!("{}.n.{}.{GIVE}", self.name, node.0).into()
+    }
+
+    pub(super) fn claims(&self, node: Node) -> Subject {
+        format!("{}.n.{}.{CLAIMS}", self.name, node.0).into()
+    }
+
+    /// All nodes listen to it.
+    pub(super) fn holders(&self) -> Subject {
+        format!("{}.{HOLDERS}", self.name).into()
+    }
+
     /// All that is sent to this node.
     pub(super) fn node(&self) -> Subject {
         format!("{}.n.{}.>", self.name, self.node.0).into()
@@ -140,6 +173,7 @@ impl Subjects {
 pub(super) fn for_block(subject: &str) -> Option<ForBlock> {
     match subject.rsplit('.').next()? {
         WHO => Some(ForBlock::Who),
+        CLAIM => Some(ForBlock::Claim),
         id => Some(ForBlock::Message(UserId::new(id.parse().ok()?)?)),
     }
 }
@@ -148,8 +182,12 @@ pub(super) fn for_block(subject: &str) -> Option<ForBlock> {
 pub(super) fn for_node(subject: &str) -> Option<ForNode> {
     let mut parts = subject.rsplit('.');
     let last = parts.next()?;
-    if last == ANSWERS {
-        return Some(ForNode::Answers);
+    match last {
+        ANSWERS => return Some(ForNode::Answers),
+        GIVE => return Some(ForNode::Give),
+        CLAIMS => return Some(ForNode::Claims),
+        HOLDERS => return Some(ForNode::Holding),
+        _number => {}
     }
     match parts.next()? {
         PROBE => Some(ForNode::Probe(last.parse().ok()?)),
@@ -276,7 +314,7 @@ fn status(code: u8) -> Status {
 }
 
 /// Seven bits a byte, the lowest first, the top bit where more follow.
-fn push_number(bytes: &mut BytesMut, mut number: u64) {
+pub(super) fn push_number(bytes: &mut BytesMut, mut number: u64) {
     while number >= 0x80 {
         bytes.put_u8(number.to_le_bytes()[0] | 0x80);
         number >>= 7;
@@ -284,7 +322,7 @@ fn push_number(bytes: &mut BytesMut, mut number: u64) {
     bytes.put_u8(number.to_le_bytes()[0]);
 }
 
-fn take_number(bytes: &mut &[u8]) -> Option<u64> {
+pub(super) fn take_number(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;

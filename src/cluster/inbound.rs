@@ -3,12 +3,12 @@
 //! takes.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subscriber};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
@@ -16,6 +16,7 @@ use super::envelope::{
     Answer, ForBlock, ForNode, Node, ReplyTo, Seen, decode_answers, decode_message, for_block,
     for_node, reply_to,
 };
+use super::handover::{Ask, Cut, Grant, Reply, is_ask};
 use super::leases::HOLDER;
 use super::link::{Link, TRACEPARENT};
 use super::{Peer, Shared, micros};
@@ -30,8 +31,13 @@ use crate::telemetry::trace::Traced;
 /// of the least that `cluster.in_flight_bytes` can be.
 const SEEN_BYTES: u64 = 16 * 1024;
 
-/// Takes what comes back to this node, until the link is lost.
-pub(super) async fn take_returns(shared: Arc<Shared>, link: Arc<Link>, mut subscriber: Subscriber) {
+/// Takes what comes back to this node, and what is for all nodes, until the link is lost.
+pub(super) async fn take_returns(
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    subscribers: Vec<Subscriber>,
+) {
+    let mut subscriber = stream::select_all(subscribers);
     let mut wakes = Wakes::default();
     loop {
         let next = tokio::select! {
@@ -52,7 +58,13 @@ pub(super) async fn take_returns(shared: Arc<Shared>, link: Arc<Link>, mut subsc
     }
 }
 
-fn on_return(shared: &Shared, link: &Link, message: &Message, now: u64, wakes: &mut Wakes) {
+fn on_return(
+    shared: &Arc<Shared>,
+    link: &Arc<Link>,
+    message: &Message,
+    now: u64,
+    wakes: &mut Wakes,
+) {
     match for_node(&message.subject) {
         Some(ForNode::Probe(number)) => {
             if let Some(took) = link.came_back(number, now) {
@@ -91,11 +103,44 @@ fn on_return(shared: &Shared, link: &Link, message: &Message, now: u64, wakes: &
                 }
             }
         }
+        Some(ForNode::Give) => on_give(shared, link, message),
+        Some(ForNode::Claims) => {
+            if let Some(Ask::Renew(node, ids)) = Ask::decode(&message.payload) {
+                // They came there while this node was away, so they are newer than who is here.
+                shared.renew(node, &ids, false, &Cut::default());
+            } else {
+                shared.link_metrics.malformed();
+            }
+        }
+        Some(ForNode::Holding) => {
+            if let Some(Ask::Holding(node, blocks)) = Ask::decode(&message.payload) {
+                let (teller, link) = (shared.clone(), link.clone());
+                let tell = async move { teller.tell_holder(&link, node, &blocks).await };
+                shared.tracker.spawn(tell);
+            } else {
+                shared.link_metrics.malformed();
+            }
+        }
         Some(ForNode::Message(_)) | None => {
             debug!(subject = %message.subject, "unknown return");
             shared.link_metrics.malformed();
         }
     }
+}
+
+/// Another node wants an id that is here.
+fn on_give(shared: &Arc<Shared>, link: &Arc<Link>, message: &Message) {
+    let (Some(Ask::Give(id, lineage)), Some(to)) =
+        (Ask::decode(&message.payload), message.reply.clone())
+    else {
+        return shared.link_metrics.malformed();
+    };
+    let (giver, link) = (shared.clone(), link.clone());
+    shared.tracker.spawn(async move {
+        let reply = giver.give(id, lineage).await.encode();
+        // Fails where the connection has ended, and then nobody is there to hear it.
+        let _ended = link.publish(to, None, reply).await.is_err();
+    });
 }
 
 fn settle(shared: &Shared, token: u64, status: Status, wakes: &mut Wakes) {
@@ -116,12 +161,17 @@ pub(super) async fn take_block(
     mut subscriber: Subscriber,
     retired: CancellationToken,
 ) {
+    // Until it is known which ids of it are elsewhere.
+    tokio::select! {
+        () = link.settled.cancelled() => {}
+        () = link.lost.cancelled() => {}
+    }
     let mut block = Block {
+        intake: Intake::new(shared.clone()),
+        seen: shared.seen(block),
         shared,
         link,
         number: block,
-        known: None,
-        noted: HashMap::new(),
     };
     let mut wakes = Wakes::default();
     let mut is_draining = false;
@@ -156,10 +206,9 @@ struct Block {
     shared: Arc<Shared>,
     link: Arc<Link>,
     number: u64,
-    /// Whoever sent the last message: mostly, who sends the next one.
-    known: Option<(Node, Arc<Peer>)>,
-    /// The link and the mark that each sender was last told of.
-    noted: HashMap<Node, (u32, u64)>,
+    intake: Intake,
+    /// What has come.
+    seen: Arc<Mutex<Cut>>,
 }
 
 impl Block {
@@ -168,7 +217,9 @@ impl Block {
             .link_metrics
             .bytes_received(message.payload.len());
         match for_block(&message.subject) {
+            Some(ForBlock::Message(_)) if is_ask(&message.payload) => self.on_ask(message).await,
             Some(ForBlock::Message(recipient)) => self.on_letter(message, recipient, now, wakes),
+            Some(ForBlock::Claim) => self.on_ask(message).await,
             Some(ForBlock::Who) => self.on_who(message).await,
             None => {
                 debug!(subject = %message.subject, "unknown message");
@@ -178,16 +229,99 @@ impl Block {
     }
 
     fn on_letter(&mut self, message: &Message, recipient: UserId, now: u64, wakes: &mut Wakes) {
-        let (Some(reply), Some((sender, text))) = (
-            message.reply.as_deref().and_then(reply_to),
-            decode_message(&message.payload),
-        ) else {
+        let reply = message.reply.as_deref().and_then(reply_to);
+        if let Some(reply) = reply {
+            self.intake.note_seen(reply, wakes);
+            let mut seen = self.seen();
+            seen.note(reply);
+            if self.shared.claims.silence(recipient, reply) {
+                return;
+            }
+        }
+        self.intake
+            .on_letter(message, reply, (recipient, now), wakes);
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Cut> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another node wants an id of the block, or has one still, or no more.
+    async fn on_ask(&self, message: &Message) {
+        let shared = &self.shared;
+        let reply = match Ask::decode(&message.payload) {
+            Some(Ask::Claim(claimant)) => shared.grant(claimant, &self.seen()),
+            Some(Ask::Renew(node, ids)) => {
+                Reply::Lost(shared.renew(node, &ids, true, &self.seen()))
+            }
+            Some(Ask::Release(node, id, to, taken)) => {
+                let seen = self.seen();
+                Reply::Granted(Grant {
+                    holder: Some(shared.node),
+                    previous: shared.release(node, id, to, &taken),
+                    cut: shared.with_own(&seen, self.number),
+                })
+            }
+            Some(Ask::Give(..) | Ask::Holding(..)) | None => {
+                return shared.link_metrics.malformed();
+            }
+        };
+        if let Some(to) = message.reply.clone() {
+            // Fails where the connection has ended, and then nobody is there to hear it.
+            let _ended = self.link.publish(to, None, reply.encode()).await.is_err();
+        }
+    }
+
+    /// Another node wants to know who holds the block.
+    async fn on_who(&self, message: &Message) {
+        let Some(reply) = message.reply.clone() else {
+            return self.shared.link_metrics.malformed();
+        };
+        if message.payload == HOLDER {
+            error!(
+                block = self.number,
+                "another node holds a block of this one"
+            );
+            self.shared.leases.close(self.number);
+        }
+        // Fails where the connection has ended, and then nobody is there to hear it.
+        let answered = self.link.client.publish(reply, HOLDER.into()).await;
+        let _ended = answered.is_err();
+    }
+}
+
+/// Puts messages into mailboxes, or drops them.
+pub(super) struct Intake {
+    shared: Arc<Shared>,
+    /// Whoever sent the last message: mostly, who sends the next one.
+    known: Option<(Node, Arc<Peer>)>,
+    /// The link and the mark that each sender was last told of.
+    noted: HashMap<Node, (u32, u64)>,
+}
+
+impl Intake {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            known: None,
+            noted: HashMap::new(),
+        }
+    }
+
+    /// Takes a message for this user, at this time.
+    pub(super) fn on_letter(
+        &mut self,
+        message: &Message,
+        reply: Option<ReplyTo>,
+        (recipient, now): (UserId, u64),
+        wakes: &mut Wakes,
+    ) {
+        let (Some(reply), Some((sender, text))) = (reply, decode_message(&message.payload)) else {
             self.shared.link_metrics.malformed();
             let in_hand = InHand::receive_from_cluster(&*self.shared.metrics);
             return in_hand.dropped(DropReason::Internal);
         };
         let peer = self.peer(reply);
-        self.note_seen(reply, &peer, wakes);
         let in_hand = InHand::receive_from_cluster(&*self.shared.metrics);
         peer.heard_at.store(now, Relaxed);
         let answers = reply.token.map(|token| (peer.answers.clone(), token));
@@ -226,12 +360,13 @@ impl Block {
     }
 
     /// Lets the sender's node send more, from time to time.
-    fn note_seen(&mut self, reply: ReplyTo, peer: &Peer, wakes: &mut Wakes) {
+    pub(super) fn note_seen(&mut self, reply: ReplyTo, wakes: &mut Wakes) {
         let ReplyTo { link, seen, .. } = reply;
         let noted = self.noted.entry(reply.node).or_default();
         // By another link the marks begin anew.
         if noted.0 != link || seen.mark >= noted.1 + SEEN_BYTES {
             *noted = (link, seen.mark);
+            let peer = self.peer(reply);
             peer.notes().push(Answer::Seen(link, seen));
             wakes.add(self.shared.bell.ring());
         }
@@ -246,22 +381,5 @@ impl Block {
                 peer
             }
         }
-    }
-
-    /// Another node wants to know who holds the block.
-    async fn on_who(&self, message: &Message) {
-        let Some(reply) = message.reply.clone() else {
-            return self.shared.link_metrics.malformed();
-        };
-        if message.payload == HOLDER {
-            error!(
-                block = self.number,
-                "another node holds a block of this one"
-            );
-            self.shared.leases.close(self.number);
-        }
-        // Fails where the connection has ended, and then nobody is there to hear it.
-        let answered = self.link.client.publish(reply, HOLDER.into()).await;
-        let _ended = answered.is_err();
     }
 }

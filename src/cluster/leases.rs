@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::Shared;
+use super::handover::Ask;
 use super::inbound::take_block;
 use super::link::{Link, Lost, backoff, chain};
 
@@ -82,11 +83,27 @@ impl Keeper {
 
     /// Listens to the blocks that are held.
     pub(super) async fn listen_again(&mut self) -> Result<(), Lost> {
-        for block in self.shared.leases.list() {
-            let subscriber = self.subscribe(block).await?;
-            self.listen(block, subscriber);
+        let blocks = self.shared.leases.list();
+        for block in &blocks {
+            let subscriber = self.subscribe(*block).await?;
+            self.listen(*block, subscriber);
+        }
+        if !blocks.is_empty() {
+            self.say_held(blocks).await?;
         }
         Ok(())
+    }
+
+    /// Whether there are blocks.
+    pub(super) fn holds_any(&self) -> bool {
+        !self.blocks.is_empty()
+    }
+
+    /// Lets those who have ids of these blocks say so.
+    async fn say_held(&self, blocks: Vec<u64>) -> Result<(), Lost> {
+        let subject = self.shared.subjects.holders();
+        let holding = Ask::Holding(self.shared.node, blocks).encode();
+        self.link.publish(subject, None, holding).await
     }
 
     /// Leases blocks ahead of need and retires those that are over, until it is time to close or the
@@ -116,6 +133,7 @@ impl Keeper {
                 if let Some(retired) = self.blocks.remove(&block) {
                     retired.cancel();
                 }
+                self.shared.forget_seen(block);
             }
             while self.tasks.try_join_next().is_some() {}
             let leases = &self.shared.leases;
@@ -154,6 +172,7 @@ impl Keeper {
                 continue;
             }
             let subscriber = self.subscribe(block).await?;
+            self.say_held(vec![block]).await?;
             let asked = self.ask(block, TAKER).await;
             if asked.map_err(|source| LeaseError::Ask { block, source })? {
                 warn!(block, "a block was leased that another node holds");

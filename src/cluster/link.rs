@@ -10,12 +10,14 @@ use std::time::Duration;
 use async_nats::client::PublishError;
 use async_nats::{Client, HeaderMap, HeaderName, HeaderValue, Subject};
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use super::guests::{self, Returning};
 use super::inbound::take_returns;
 use super::leases::Keeper;
 use super::nats::Access;
@@ -36,6 +38,8 @@ pub(super) struct Link {
     /// Counts the links of this process, from 1.
     pub(super) number: u32,
     pub(super) lost: CancellationToken,
+    /// It is known which ids of this node's blocks are elsewhere.
+    pub(super) settled: CancellationToken,
     window: Mutex<Window>,
     /// Told of each probe that comes back.
     heard: Notify,
@@ -133,7 +137,7 @@ async fn serve(shared: &Arc<Shared>, client: Client, number: u32) -> (End, bool)
             return (End::Lost(SILENT), false);
         }
     };
-    let up = shared.come_up();
+    let up = shared.come_up(&link);
     shared.link_metrics.came_up();
     info!(blocks = shared.leases.list().len(), "joined the cluster");
     let mut tasks = tasks.start(shared, &link);
@@ -178,6 +182,8 @@ async fn watch(shared: &Shared, link: &Link) -> End {
     }
 }
 
+/// The part of `cluster.link_timeout` that other nodes have to say which ids are theirs.
+const SETTLING: u32 = 12;
 /// Probes in `cluster.link_timeout`, where nothing else goes out.
 const TICKS: u32 = 4;
 
@@ -185,24 +191,35 @@ const TICKS: u32 = 4;
 struct Tasks<K> {
     returns: Option<JoinHandle<()>>,
     keeper: K,
+    guests: Option<JoinHandle<()>>,
     outbound: Option<JoinHandle<()>>,
     closing: CancellationToken,
     finishing: Arc<AtomicBool>,
 }
 
-impl Tasks<Keeper> {
+impl Tasks<(Keeper, Vec<Returning>)> {
     /// Listens again to all that this node listens to, and waits until the server has seen that.
     async fn open(shared: &Arc<Shared>, link: &Arc<Link>) -> Result<Self, Lost> {
-        let node = shared.subjects.node();
-        let returns = link.client.subscribe(node).await.map_err(|_ended| Lost)?;
+        let subjects = [shared.subjects.node(), shared.subjects.holders()];
+        let subscribe = |subject| link.client.subscribe(subject);
+        let returns = try_join_all(subjects.map(subscribe)).await;
+        let returns = returns.map_err(|_ended| Lost)?;
         let returns = take_returns(shared.clone(), link.clone(), returns);
         let returns = shared.tracker.spawn(returns);
+        shared.extend_claims();
         let mut keeper = Keeper::new(shared.clone(), link.clone());
         keeper.listen_again().await?;
+        let guests = guests::listen_again(shared, link).await?;
         link.is_heard(shared).await?;
+        if keeper.holds_any() {
+            // Who has gone elsewhere while this node was away is told by whoever has them.
+            sleep(shared.settings.link_timeout / SETTLING).await;
+        }
+        link.settled.cancel();
         Ok(Self {
             returns: Some(returns),
-            keeper,
+            keeper: (keeper, guests),
+            guests: None,
             outbound: None,
             closing: CancellationToken::new(),
             finishing: Arc::default(),
@@ -212,17 +229,21 @@ impl Tasks<Keeper> {
     fn start(self, shared: &Arc<Shared>, link: &Arc<Link>) -> Tasks<Option<JoinHandle<()>>> {
         let Self {
             returns,
-            keeper,
+            keeper: (keeper, returning),
+            guests: _,
             outbound: _,
             closing,
             finishing,
         } = self;
         let keeper = shared.tracker.spawn(keeper.keep(closing.clone()));
+        let guests = guests::keep(shared.clone(), link.clone(), returning);
+        let guests = shared.tracker.spawn(guests);
         let outbound = publish(shared.clone(), link.clone(), finishing.clone());
         let outbound = shared.tracker.spawn(outbound);
         Tasks {
             returns,
             keeper: Some(keeper),
+            guests: Some(guests),
             outbound: Some(outbound),
             closing,
             finishing,
@@ -234,6 +255,7 @@ impl Tasks<Option<JoinHandle<()>>> {
     /// Takes what still comes for this node's users, answers it and sends what is queued; ends once the
     /// server has seen all of it.
     async fn close(&mut self, shared: &Shared, link: &Link) {
+        shared.guests.all_left().await;
         self.closing.cancel();
         join(&mut self.keeper).await;
         self.finishing.store(true, Ordering::Release);
@@ -248,6 +270,7 @@ impl Tasks<Option<JoinHandle<()>>> {
     /// Waits for those that run, once the link is lost.
     async fn join(mut self) {
         join(&mut self.keeper).await;
+        join(&mut self.guests).await;
         join(&mut self.outbound).await;
         join(&mut self.returns).await;
     }
@@ -270,6 +293,7 @@ impl Link {
             client,
             number,
             lost: CancellationToken::new(),
+            settled: CancellationToken::new(),
             window: Mutex::new(Window::new(bytes_max, shared.now())),
             heard: Notify::new(),
         }

@@ -11,7 +11,10 @@
 //! One connection is one `link`: it is made, used and given up as a whole, so that nothing which
 //! waited in a dead one is sent later. Between links nothing is queued.
 
+mod claims;
 mod envelope;
+mod guests;
+mod handover;
 mod inbound;
 mod leases;
 mod link;
@@ -43,7 +46,13 @@ use crate::protocol::Status;
 use crate::telemetry::link::{LinkCensus, LinkMetrics};
 use crate::telemetry::metrics::{DropReason, Metrics};
 use crate::telemetry::trace::Traces;
+use claims::Claims;
 use envelope::{Answer, Node, Subjects, encode_message};
+use guests::Guests;
+pub(crate) use guests::{Guest, Tenure};
+use handover::Cut;
+pub(crate) use handover::Refusal;
+use link::Link;
 use nats::Access;
 pub use nats::AccessError;
 use queue::{Parcel, Queue};
@@ -74,6 +83,7 @@ pub enum Unready {
 }
 
 struct Shared {
+    node: Node,
     settings: config::Cluster,
     subjects: Subjects,
     leases: Arc<Leases>,
@@ -90,6 +100,14 @@ struct Shared {
     waiting: Mutex<Waiting>,
     /// What other nodes are owed.
     peers: ArcSwap<Peers>,
+    /// Ids of blocks of this node that others have.
+    claims: Claims,
+    /// Ids of blocks of others that are here.
+    guests: Guests,
+    /// What has come for each block of this node.
+    seen: Mutex<HashMap<u64, Arc<Mutex<Cut>>>>,
+    /// The present link, while it is up.
+    link: Mutex<Option<Arc<Link>>>,
     is_up: AtomicBool,
     /// The highest block that was ever leased here.
     highest_block: AtomicU64,
@@ -127,7 +145,7 @@ impl Cluster {
         // Read once here, so that a missing file is said at the start.
         let access = Access::new(settings);
         access.read()?;
-        let node = Node(fastrand::u64(..1 << 48));
+        let node = Node(fastrand::u64(1..1 << 48));
         let blocks = Blocks::of_size(settings.block_size.into());
         let bounds = queue::Bounds {
             user_messages: settings.user_messages as usize,
@@ -148,6 +166,11 @@ impl Cluster {
             queue: Mutex::new(Queue::new(bounds, blocks, metrics.clone())),
             waiting: Mutex::new(Waiting::new(settings.outcomes_pending)),
             peers: ArcSwap::default(),
+            claims: Claims::new(settings.claims),
+            guests: Guests::default(),
+            seen: Mutex::default(),
+            link: Mutex::default(),
+            node,
             is_up: AtomicBool::new(false),
             highest_block: AtomicU64::new(0),
             tracker: tracker.clone(),
@@ -178,7 +201,7 @@ impl Cluster {
         wakes: &mut Wakes,
     ) {
         let shared = &self.shared;
-        if shared.leases.holds(recipient) {
+        if shared.is_here(recipient) {
             in_hand.dropped(DropReason::Offline);
             if let Some(receipt) = letter.receipt {
                 receipt.settle(Status::Offline, wakes);
@@ -227,6 +250,8 @@ impl Cluster {
             blocks: shared.leases.list().len() as u64,
             ids_left: shared.leases.unspent(),
             outcomes_pending: shared.waiting().len() as u64,
+            guests: shared.guests.len() as u64,
+            claims: shared.claims.len() as u64,
             queue_messages,
             queue_bytes,
         }
@@ -259,6 +284,21 @@ impl Shared {
 
     fn is_up(&self) -> bool {
         self.is_up.load(Ordering::Acquire)
+    }
+
+    /// Whether nobody else has this id, whoever is here.
+    fn is_here(&self, id: UserId) -> bool {
+        self.guests.has(id) || (self.leases.holds(id) && self.claims.of(id).is_none())
+    }
+
+    /// The present link, while it is up.
+    fn link(&self) -> Option<Arc<Link>> {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.clone()
+    }
+
+    fn set_link(&self, link: Option<Arc<Link>>) {
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = link;
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -294,8 +334,9 @@ impl Shared {
 
     /// Opens the way out, and closes it again when the guard is dropped: what was queued is dropped
     /// then.
-    fn come_up(self: &Arc<Self>) -> Up {
+    fn come_up(self: &Arc<Self>, link: &Arc<Link>) -> Up {
         self.queue().open();
+        self.set_link(Some(link.clone()));
         self.is_up.store(true, Ordering::Release);
         Up(self.clone())
     }
@@ -313,6 +354,7 @@ impl Shared {
             }
             let now = self.now();
             self.give_up(now);
+            self.lapse(now);
             if self.is_up() {
                 last_up = now;
                 self.remind(now.saturating_sub(micros(timeout / 4)));
@@ -392,6 +434,7 @@ struct Up(Arc<Shared>);
 impl Drop for Up {
     fn drop(&mut self) {
         self.0.is_up.store(false, Ordering::Release);
+        self.0.set_link(None);
         let parcels = {
             let mut queue = self.0.queue();
             queue.close();

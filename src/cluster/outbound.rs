@@ -119,6 +119,11 @@ impl Pump {
             self.drop_taken(parcel, DropReason::TooLarge, Status::TooLarge);
             return Ok(());
         }
+        if self.shared.guests.has(parcel.recipient) {
+            // It is on its way here by now, and this node hears nothing of itself.
+            self.drop_taken(parcel, DropReason::Offline, Status::Offline);
+            return Ok(());
+        }
         let until = now + micros(self.shared.settings.outcome_timeout);
         let receipt = parcel.receipt.take();
         let token = receipt.map(|receipt| self.shared.waiting().insert(receipt, until));

@@ -75,6 +75,7 @@ pub(super) struct Taken {
 /// What has gone to one block by the present link.
 #[derive(Debug)]
 struct Flow {
+    /// The mark of what was sent last.
     sent: u64,
     /// The mark up to which its holder, or nobody, has seen it.
     seen: u64,
@@ -101,6 +102,8 @@ pub(super) struct Queue {
     flows: HashMap<u64, Flow>,
     blocks: Blocks,
     bytes: usize,
+    /// All bytes that were taken. Marks begin here, so that those of a block only ever rise.
+    taken: u64,
     /// Counts those that were taken, too, until they are settled.
     held: Held,
     bounds: Bounds,
@@ -115,6 +118,7 @@ impl Queue {
             flows: HashMap::new(),
             blocks,
             bytes: 0,
+            taken: 0,
             held: Held::new(metrics),
             bounds,
             is_open: false,
@@ -129,6 +133,11 @@ impl Queue {
     /// Bytes queued.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// No message for a block that was taken has a higher mark, and each that will be taken has.
+    pub(super) fn mark(&self, block: u64) -> u64 {
+        self.flows.get(&block).map_or(self.taken, |flow| flow.sent)
     }
 
     /// Whether nothing is queued, or taken and not settled.
@@ -198,8 +207,8 @@ impl Queue {
             };
             let block = self.blocks.block_of(recipient);
             let flow = self.flows.entry(block).or_insert_with(|| Flow {
-                sent: 0,
-                seen: 0,
+                sent: self.taken,
+                seen: self.taken,
                 heard_at: now,
                 parked: VecDeque::new(),
             });
@@ -220,6 +229,7 @@ impl Queue {
                 self.bytes -= bytes;
                 taken += bytes;
                 flow.sent += bytes as u64;
+                self.taken += bytes as u64;
                 batch.push(Taken {
                     parcel,
                     block,
@@ -402,9 +412,9 @@ mod tests {
             .map(|taken| (taken.parcel.recipient.get(), taken.block, taken.mark))
             .collect();
         // One user's turn is more than the block may have, and one message of it was over that.
-        assert_eq!(taken, [(1, 1, 4128), (11, 2, 4128)]);
+        assert_eq!(taken, [(1, 1, 4128), (11, 2, 8256)]);
         assert!(take(&mut queue, 100, 1_000_000).is_empty());
-        assert!(!queue.seen(2, 4128, 10), "nobody waits there");
+        assert!(!queue.seen(2, 8256, 10), "nobody waits there");
         assert!(!queue.seen(1, 9999, 10), "that was never sent");
         assert!(queue.seen(1, 4128, 10));
         // Whoever waited for the first time goes before whoever comes again.
@@ -412,6 +422,30 @@ mod tests {
         assert!(!queue.unpark(15, 10));
         assert!(queue.unpark(20, 10), "what was under way is given up");
         assert_eq!(take(&mut queue, 1, 1_000_000), [1]);
+    }
+
+    #[test]
+    fn marks_of_a_block_only_rise() {
+        let (metrics, mut queue) = queue(BOUNDS);
+        let mut batch = Vec::new();
+        let mut last = 0;
+        for round in 0..4 {
+            let before = queue.mark(1);
+            assert!(before >= last);
+            for recipient in [1, 11, 2, 21] {
+                push(&mut queue, &metrics, recipient, 100);
+            }
+            queue.take(&mut batch, 100, 1_000_000, 0);
+            for taken in batch.drain(..).filter(|taken| taken.block == 1) {
+                assert!(taken.mark > before.max(last), "{round}");
+                last = taken.mark;
+            }
+            assert_eq!(queue.mark(1), last);
+            if round == 1 {
+                // Nobody holds it: it is forgotten, and begins anew.
+                assert!(!queue.returned(1, last, 0));
+            }
+        }
     }
 
     #[test]

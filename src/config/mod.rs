@@ -272,6 +272,11 @@ pub struct Cluster {
     pub outcome_timeout: Duration,
     /// Outcomes from other nodes outstanding on this one; default 65536.
     pub outcomes_pending: u32,
+    /// Ids of this node's blocks that others may have; default 65536.
+    pub claims: u32,
+    /// How long another node has such an id without a word; default 15 s.
+    #[serde(with = "units::duration")]
+    pub claim_timeout: Duration,
     /// Time for NATS to answer; default 3 s.
     #[serde(with = "units::duration")]
     pub link_timeout: Duration,

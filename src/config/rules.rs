@@ -352,6 +352,8 @@ fn cluster_rules(cluster: &Cluster, limits: &Limits) -> Vec<Rule> {
         lease_replicas,
         outcome_timeout,
         outcomes_pending,
+        claims,
+        claim_timeout,
         link_timeout,
         ..
     } = cluster;
@@ -380,6 +382,15 @@ fn cluster_rules(cluster: &Cluster, limits: &Limits) -> Vec<Rule> {
             COUNT_MAX,
         ),
         time("cluster.link_timeout", *link_timeout, WAIT_MIN..=DAY),
+        count("cluster.claims", (*claims).into(), COUNT_MAX),
+        time("cluster.claim_timeout", *claim_timeout, WAIT_MIN..=DAY),
+        Rule {
+            key: "cluster.claim_timeout",
+            with: &["cluster.link_timeout"],
+            allowed: "at least four times cluster.link_timeout".to_owned(),
+            // A node that has lost its link knows that before its claims lapse.
+            holds: *claim_timeout >= 4 * *link_timeout,
+        },
     ];
     rules.extend(cluster_access(cluster));
     rules.extend(cluster_queues(cluster, limits));

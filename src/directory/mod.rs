@@ -35,7 +35,7 @@ pub use segments::SLOTS;
 use segments::{Segment, Segments, segment_number};
 use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard};
 
-use crate::identity::UserId;
+use crate::identity::{Lineage, UserId};
 use crate::telemetry::metrics::Census;
 
 /// The user directory: a cheap handle.
@@ -122,6 +122,33 @@ impl Directory {
             previous.give_way();
         }
         took
+    }
+
+    /// Takes the seat of an id out, if it is of that lineage: its user is on another node now. It stands
+    /// aside, and is told to end.
+    pub(crate) fn evict(&self, id: UserId, lineage: Lineage) {
+        let number = segment_number(id);
+        let segments = self.shared.segments.load();
+        let Some(segment) = segments.get(number) else {
+            return;
+        };
+        let slot = segment.slot(id);
+        let seat = slot.load().as_ref().cloned();
+        let Some(previous) = seat.filter(|seat| seat.id() == id && seat.lineage() == lineage)
+        else {
+            return;
+        };
+        let mut aside = self.aside();
+        let found = slot.compare_and_swap(&previous, None);
+        if found
+            .as_ref()
+            .is_some_and(|found| Arc::ptr_eq(found, &previous))
+        {
+            aside.insert(Arc::as_ptr(&previous).addr(), previous.clone());
+            drop(aside);
+            previous.give_way();
+            self.give_up(number, segment);
+        }
     }
 
     fn aside(&self) -> MutexGuard<'_, HashMap<usize, Arc<Seat>>> {

@@ -23,7 +23,7 @@ use crate::config::{Origin, Served};
 use crate::identity::Subject;
 use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
-use crate::relay::Membership;
+use crate::relay::{Membership, Unclaimed};
 use crate::session::Arrival;
 use crate::telemetry::trace;
 use crate::ticket::{Claim, Invalid, Tickets};
@@ -246,7 +246,10 @@ fn arrival(
     let (id, lineage) = (seat.id(), seat.lineage());
     let subject = seat.subject().map(Subject::as_str);
     let reason = match claim {
-        Some(Ok(claim)) if claim.id != id => Some("id_in_use"),
+        Some(Ok(claim)) if claim.id != id => Some(match membership.unclaimed() {
+            Some(Unclaimed::Unavailable) => "id_unavailable",
+            Some(Unclaimed::InUse) | None => "id_in_use",
+        }),
         Some(Err(Invalid::Expired)) => Some("ticket_expired"),
         Some(Err(Invalid::Forged)) => Some("ticket_invalid"),
         Some(Ok(_)) | None => None,

@@ -32,6 +32,10 @@ pub struct LinkCensus {
     pub ids_left: u64,
     /// Outcomes that other nodes owe.
     pub outcomes_pending: u64,
+    /// Ids of other nodes' blocks that are here.
+    pub guests: u64,
+    /// Ids of blocks of this node that other nodes have.
+    pub claims: u64,
     /// Messages that wait to go to other nodes.
     pub queue_messages: u64,
     /// Their bytes.
@@ -121,7 +125,7 @@ impl LinkMetrics {
 }
 
 /// What a census found, as gauges.
-pub(super) fn found(census: &LinkCensus) -> [MetricFamily; 6] {
+pub(super) fn found(census: &LinkCensus) -> [MetricFamily; 8] {
     [
         gauge(
             "switchboard_cluster_up",
@@ -142,6 +146,16 @@ pub(super) fn found(census: &LinkCensus) -> [MetricFamily; 6] {
             "switchboard_cluster_outcomes_pending",
             "Outcomes that other nodes owe to users here.",
             census.outcomes_pending,
+        ),
+        gauge(
+            "switchboard_cluster_guests",
+            "Users here whose ids are of other nodes' blocks, by a ticket.",
+            census.guests,
+        ),
+        gauge(
+            "switchboard_cluster_claims",
+            "Ids of this node's blocks whose users are on other nodes, by a ticket.",
+            census.claims,
         ),
         gauge(
             "switchboard_cluster_queue_messages",

@@ -36,7 +36,7 @@ async fn three(nats: &Nats, changes: &[(&str, &str)]) -> [Node; 3] {
     ]
 }
 
-async fn stop(nodes: impl IntoIterator<Item = Node>) {
+pub(crate) async fn stop(nodes: impl IntoIterator<Item = Node>) {
     let nodes: Vec<_> = nodes.into_iter().collect();
     // Over all nodes, what was sent was received.
     let (mut sent, mut received) = (0, 0);

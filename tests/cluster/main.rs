@@ -23,6 +23,7 @@ mod node; // a node, and its metrics
 #[path = "../it/otlp.rs"]
 mod otlp; // an OTLP receiver
 mod proxy; // a network that can fail
+mod tickets; // an id that moves from node to node
 mod traces; // one tree across two nodes
 mod user; // somebody who is connected
 
@@ -46,6 +47,7 @@ fn main() {
         away::tests(),
         access::tests(),
         traces::tests(),
+        tickets::tests(),
         chaos::tests(),
     ] {
         for (name, test) in list {

@@ -29,6 +29,8 @@ pub(crate) struct Told {
     pub(crate) messages: Vec<(u64, String)>,
     /// What became of the messages with these ids.
     pub(crate) outcomes: HashMap<u64, Vec<String>>,
+    /// The first notice.
+    pub(crate) welcome: Option<Value>,
     /// Notices of other types.
     pub(crate) notices: Vec<Value>,
     /// The close frame's code, 1006 without one; nothing while the connection lives.
@@ -57,7 +59,22 @@ impl User {
         joined.expect("the upgrade succeeds")
     }
 
+    /// Comes back with the ticket of an earlier connection.
+    pub(crate) async fn come_back(port: u16, ticket: &str) -> Self {
+        let protocols = format!("switchboard.v1, ticket.{ticket}");
+        let joined = within("the upgrade", Self::try_join(port, &protocols)).await;
+        joined.expect("the upgrade succeeds")
+    }
+
     pub(crate) async fn try_connect(port: u16, dialect: Dialect) -> Result<Self, Refused> {
+        let protocols = match dialect {
+            Dialect::Bare => "",
+            Dialect::V1 => "switchboard.v1",
+        };
+        Self::try_join(port, protocols).await
+    }
+
+    async fn try_join(port: u16, protocols: &str) -> Result<Self, Refused> {
         let refused = |error: &dyn std::fmt::Display| Refused(error.to_string());
         let stream = TcpStream::connect(("127.0.0.1", port)).await;
         let stream = stream.map_err(|error| refused(&error))?;
@@ -65,9 +82,9 @@ impl User {
         let mut builder = ClientBuilder::new()
             .uri(&format!("ws://127.0.0.1:{port}/"))
             .unwrap();
-        if dialect == Dialect::V1 {
+        if !protocols.is_empty() {
             let name = "sec-websocket-protocol".parse().unwrap();
-            let value = "switchboard.v1".parse().unwrap();
+            let value = protocols.parse().unwrap();
             builder = builder.add_header(name, value).unwrap();
         }
         let upgraded = builder.connect_on(stream).await;
@@ -177,6 +194,17 @@ impl User {
         );
     }
 
+    /// What it was told first of all.
+    pub(crate) async fn welcome(&mut self) -> Value {
+        self.until("a welcome", |told| told.welcome.is_some()).await;
+        self.look(|told| told.welcome.clone().unwrap())
+    }
+
+    /// The ticket to come back with.
+    pub(crate) async fn ticket(&mut self) -> String {
+        self.welcome().await["ticket"].as_str().unwrap().to_owned()
+    }
+
     /// Waits for a message of somebody.
     pub(crate) async fn hears(&mut self, from: u64, text: &str) {
         let message = (from, text.to_owned());
@@ -244,7 +272,7 @@ impl Told {
                 let status = frame["status"].as_str().unwrap().to_owned();
                 self.outcomes.entry(id).or_default().push(status);
             }
-            Some("welcome") => {}
+            Some("welcome") => self.welcome = Some(frame),
             Some(_) => self.notices.push(frame),
         }
     }

@@ -1,0 +1,943 @@
+//! Users here who came back with a ticket for an id of another node's block, or of nobody's. Such an id
+//! has a subscription of its own, and whoever had the id before goes silent for it: the holder of its
+//! block, or the node that the user was on last. While it is not known what that one has seen, what
+//! comes waits; then what it had seen is skipped, so nothing is taken twice and nothing by nobody.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_nats::{Message, RequestErrorKind, Subject, Subscriber};
+use futures_util::{FutureExt, StreamExt, stream};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::claims::Own;
+use super::envelope::{Node, ReplyTo, reply_to};
+use super::handover::{Ask, Claimant, Cut, Grant, Refusal, Reply, is_ask};
+use super::inbound::Intake;
+use super::link::{Link, Lost};
+use super::{Cluster, Shared};
+use crate::directory::Wakes;
+use crate::identity::{Lineage, UserId};
+
+/// Ids that are claimed again, or blocks that are renewed, at a time.
+const CLAIMS_AT_A_TIME: usize = 16;
+/// Renewals within `cluster.claim_timeout`.
+const RENEWALS: u32 = 4;
+
+/// The ids that are guests here.
+#[derive(Debug, Default)]
+pub(super) struct Guests {
+    /// Read before the lock is taken, since mostly there are none.
+    count: AtomicUsize,
+    table: Mutex<HashMap<UserId, Stay>>,
+    /// Told whenever a stay begins or ends.
+    changed: Notify,
+    numbers: AtomicU64,
+}
+
+/// One id that is a guest here.
+#[derive(Debug)]
+struct Stay {
+    /// Tells it from another stay of the same id.
+    number: u64,
+    lineage: Lineage,
+    /// Connections, of which all but the last have given way.
+    users: u32,
+    phase: Phase,
+    /// While there is a link.
+    task: Option<Task>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The id is being claimed.
+    Arriving,
+    Here,
+    /// The last user has left, and the id is given back.
+    Leaving,
+}
+
+/// The task that takes a guest's messages, as others see it.
+#[derive(Clone, Debug)]
+struct Task {
+    /// Whoever asks for the id, and is told what was seen.
+    takers: mpsc::Sender<oneshot::Sender<Cut>>,
+    leave: CancellationToken,
+    /// The number of the node that holds the block; 0 for nobody.
+    holder: Arc<AtomicU64>,
+}
+
+type Takers = mpsc::Receiver<oneshot::Sender<Cut>>;
+
+/// A guest's connection. Dropping it leaves.
+pub(crate) struct Guest {
+    shared: Arc<Shared>,
+    id: UserId,
+    number: u64,
+}
+
+/// How somebody has an id that it has come back with.
+#[derive(Debug)]
+pub(crate) enum Tenure {
+    /// It is of a block of this node.
+    Home,
+    Guest(Box<Guest>),
+}
+
+/// What comes of asking for an id here.
+enum Admission {
+    Home,
+    Stays(Guest),
+    /// Somebody of another lineage has it.
+    Taken,
+    /// It is on its way in or out.
+    Wait,
+    /// It is to be claimed, for the stay of this number.
+    Arrives(u64),
+}
+
+/// A guest whose id was granted.
+struct Arrival {
+    subscriber: Subscriber,
+    /// What has come while it was claimed.
+    early: Vec<Message>,
+    holder: Option<Node>,
+    cut: Cut,
+    /// A node that has given way, whose own claim may be still to come.
+    withdrawn: Option<Node>,
+}
+
+impl Guests {
+    pub(super) fn len(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Whether the id is a guest here.
+    pub(super) fn has(&self, id: UserId) -> bool {
+        self.len() > 0 && self.table().contains_key(&id)
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<UserId, Stay>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `f` on a stay; nothing where it is over.
+    fn with<R>(&self, id: UserId, number: u64, f: impl FnOnce(&mut Stay) -> R) -> Option<R> {
+        let mut table = self.table();
+        let stay = table.get_mut(&id).filter(|stay| stay.number == number)?;
+        Some(f(stay))
+    }
+
+    /// Ends a stay. Whether it was there.
+    fn remove(&self, id: UserId, number: u64) -> bool {
+        let mut table = self.table();
+        let is_there = table.get(&id).is_some_and(|stay| stay.number == number);
+        if is_there {
+            table.remove(&id);
+            self.count.store(table.len(), Ordering::Release);
+        }
+        drop(table);
+        self.changed.notify_waiters();
+        is_there
+    }
+
+    /// Waits until the last one has left.
+    pub(super) async fn all_left(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.len() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn begin(&self, table: &mut HashMap<UserId, Stay>, id: UserId, lineage: Lineage) -> u64 {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let stay = Stay {
+            number,
+            lineage,
+            users: 0,
+            phase: Phase::Arriving,
+            task: None,
+        };
+        table.insert(id, stay);
+        self.count.store(table.len(), Ordering::Release);
+        number
+    }
+}
+
+impl Cluster {
+    /// Takes an id that somebody comes back with, wherever it was.
+    pub(crate) async fn take_back(&self, id: UserId, lineage: Lineage) -> Result<Tenure, Refusal> {
+        let shared = &self.shared;
+        let taken = timeout(shared.settings.link_timeout, shared.take_back(id, lineage)).await;
+        taken.unwrap_or(Err(Refusal::Unavailable))
+    }
+
+    /// Whether an id of a block of this node is on another by now.
+    pub(crate) fn is_claimed(&self, id: UserId) -> bool {
+        self.shared.claims.of(id).is_some()
+    }
+}
+
+impl Guest {
+    /// Whether nobody has taken the id meanwhile.
+    pub(crate) fn is_current(&self) -> bool {
+        let table = self.shared.guests.table();
+        table
+            .get(&self.id)
+            .is_some_and(|stay| stay.number == self.number)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let guests = &self.shared.guests;
+        let is_over = guests.with(self.id, self.number, |stay| {
+            stay.users = stay.users.saturating_sub(1);
+            if stay.users > 0 {
+                return false;
+            }
+            stay.phase = Phase::Leaving;
+            match &stay.task {
+                Some(task) => {
+                    task.leave.cancel();
+                    false
+                }
+                None => true,
+            }
+        });
+        if is_over == Some(true) {
+            // Without a link nobody can be told: the claim lapses.
+            guests.remove(self.id, self.number);
+            self.shared
+                .release(self.shared.node, self.id, None, &Cut::default());
+        }
+    }
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guest")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    async fn take_back(self: &Arc<Self>, id: UserId, lineage: Lineage) -> Result<Tenure, Refusal> {
+        loop {
+            let changed = self.guests.changed.notified();
+            match self.admit(id, lineage) {
+                Admission::Home => return Ok(Tenure::Home),
+                Admission::Stays(guest) => return Ok(Tenure::Guest(Box::new(guest))),
+                Admission::Taken => return Err(Refusal::InUse),
+                Admission::Wait => changed.await,
+                Admission::Arrives(number) => {
+                    // A task of its own, since whoever waits here may leave at any time.
+                    let (tell, told) = oneshot::channel();
+                    let arriving = arrive(self.clone(), id, lineage, number);
+                    self.tracker.spawn(async move {
+                        // Whoever has left has left: the guest goes with the answer.
+                        let _left = tell.send(arriving.await).is_err();
+                    });
+                    return told.await.unwrap_or(Err(Refusal::Unavailable));
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, id: UserId, lineage: Lineage) -> Admission {
+        let mut table = self.guests.table();
+        match table.get_mut(&id) {
+            Some(stay) if stay.phase != Phase::Here => Admission::Wait,
+            Some(stay) if stay.lineage != lineage => Admission::Taken,
+            Some(stay) => {
+                stay.users += 1;
+                Admission::Stays(Guest {
+                    shared: self.clone(),
+                    id,
+                    number: stay.number,
+                })
+            }
+            None if self.leases.holds(id) && self.claims.of(id).is_none() => {
+                match self.come_home(id, lineage) {
+                    Own::Home => Admission::Home,
+                    // Claimed just now.
+                    Own::From(_) | Own::InUse => Admission::Taken,
+                }
+            }
+            None => Admission::Arrives(self.guests.begin(&mut table, id, lineage)),
+        }
+    }
+
+    /// Gives a guest to whoever asks for it by name, once it is settled whether it is here; what was
+    /// seen of its messages.
+    pub(super) async fn give(&self, id: UserId, lineage: Lineage) -> Reply {
+        let asked = async {
+            loop {
+                let changed = self.guests.changed.notified();
+                let (phase, task) = match self.guests.table().get(&id) {
+                    None => return Reply::Granted(Grant::default()),
+                    Some(stay) if stay.lineage != lineage => {
+                        return Reply::Refused(Refusal::InUse);
+                    }
+                    Some(stay) => (stay.phase, stay.task.clone()),
+                };
+                let Some(task) = task.filter(|_| phase != Phase::Arriving) else {
+                    changed.await;
+                    continue;
+                };
+                let (tell, told) = oneshot::channel();
+                if task.takers.send(tell).await.is_ok()
+                    && let Ok(cut) = told.await
+                {
+                    return Reply::Granted(Grant {
+                        cut,
+                        ..Grant::default()
+                    });
+                }
+                // The task has ended otherwise.
+                changed.await;
+            }
+        };
+        let given = timeout(self.settings.link_timeout, asked).await;
+        given.unwrap_or(Reply::Refused(Refusal::Unavailable))
+    }
+
+    /// A guest is here no more: another node has it.
+    fn evict(&self, id: UserId, number: u64, lineage: Lineage) {
+        if self.guests.remove(id, number) {
+            self.directory.evict(id, lineage);
+        }
+    }
+
+    /// The guests who are here, by the block of their ids.
+    fn guests_by_block(&self) -> HashMap<u64, Vec<(UserId, Lineage)>> {
+        let blocks = self.leases.blocks();
+        let mut by_block = HashMap::<_, Vec<_>>::new();
+        for (id, stay) in &*self.guests.table() {
+            if stay.phase == Phase::Here {
+                let of_block = by_block.entry(blocks.block_of(*id)).or_default();
+                of_block.push((*id, stay.lineage));
+            }
+        }
+        by_block
+    }
+
+    /// Tells a node that holds blocks, from now on or again, which ids of them are here.
+    pub(super) async fn tell_holder(&self, link: &Link, holder: Node, blocks: &[u64]) {
+        let mut guests = self.guests_by_block();
+        for block in blocks {
+            if let Some(ids) = guests.remove(block) {
+                let renewal = Ask::Renew(self.node, ids).encode();
+                let to = self.subjects.claims(holder);
+                // Fails where the connection has ended, and then they are claimed again by the next.
+                let _ended = link.publish(to, None, renewal).await.is_err();
+            }
+        }
+    }
+}
+
+/// Claims an id for a new connection.
+async fn arrive(
+    shared: Arc<Shared>,
+    id: UserId,
+    lineage: Lineage,
+    number: u64,
+) -> Result<Tenure, Refusal> {
+    let own = if shared.leases.holds(id) {
+        Some(shared.come_home(id, lineage))
+    } else {
+        None
+    };
+    if own == Some(Own::Home) {
+        shared.guests.remove(id, number);
+        return Ok(Tenure::Home);
+    }
+    let claimant = Claimant {
+        node: shared.node,
+        id,
+        lineage,
+        again: false,
+    };
+    let link = shared.link();
+    let bid = async {
+        let link = link.as_ref().ok_or(Refusal::Unavailable)?;
+        let subscriber = subscribe(&shared, link, id).await;
+        let subscriber = subscriber.map_err(|Lost| Refusal::Unavailable)?;
+        bid(&shared, link, claimant, own, subscriber).await
+    };
+    match (bid.await, link) {
+        (Ok(arrival), Some(link)) => {
+            let guest = Guest {
+                shared: shared.clone(),
+                id,
+                number,
+            };
+            shared.guests.with(id, number, |stay| stay.users += 1);
+            settle(&shared, link, claimant, number, arrival);
+            Ok(Tenure::Guest(Box::new(guest)))
+        }
+        (refused, _) => {
+            shared.guests.remove(id, number);
+            if let Some(Own::From(previous)) = own {
+                shared.release(shared.node, id, Some(previous), &Cut::default());
+            }
+            Err(refused.err().unwrap_or(Refusal::Unavailable))
+        }
+    }
+}
+
+async fn subscribe(shared: &Shared, link: &Link, id: UserId) -> Result<Subscriber, Lost> {
+    let subject = shared.subjects.user(id);
+    link.client.subscribe(subject).await.map_err(|_ended| Lost)
+}
+
+/// Asks whoever has the id for it.
+async fn bid(
+    shared: &Shared,
+    link: &Link,
+    claimant: Claimant,
+    own: Option<Own>,
+    subscriber: Subscriber,
+) -> Result<Arrival, Refusal> {
+    let block = shared.leases.blocks().block_of(claimant.id);
+    let claim = Ask::Claim(claimant).encode();
+    let asked = match own {
+        Some(Own::From(previous)) => Asked::Said(Reply::Granted(Grant {
+            holder: Some(shared.node),
+            previous: Some(previous),
+            cut: Cut::default(),
+        })),
+        Some(_) => Asked::Said(Reply::Refused(Refusal::InUse)),
+        None => ask(link, shared.subjects.claim(block), claim).await,
+    };
+    let grant = match asked {
+        Asked::Said(Reply::Granted(grant)) => grant,
+        Asked::Said(Reply::Refused(refusal)) => return Err(refusal),
+        // Nobody holds the block. Another node may have the id, or want it at the same time.
+        Asked::Nobody => return bid_alone(shared, link, claimant, subscriber).await,
+        Asked::Said(Reply::Lost(_)) | Asked::Silence => {
+            hand_back(shared, link, claimant, None).await;
+            return Err(Refusal::Unavailable);
+        }
+    };
+    let mut cut = grant.cut;
+    if let Some(previous) = grant.previous.filter(|node| *node != shared.node) {
+        let give = Ask::Give(claimant.id, claimant.lineage).encode();
+        match ask(link, shared.subjects.give(previous), give).await {
+            Asked::Said(Reply::Granted(given)) => cut.join(&given.cut),
+            // It is gone, and has seen nothing since.
+            Asked::Nobody => {}
+            // It may take messages still.
+            Asked::Said(_) | Asked::Silence => {
+                hand_back(shared, link, claimant, Some(previous)).await;
+                return Err(Refusal::Unavailable);
+            }
+        }
+    }
+    Ok(Arrival {
+        subscriber,
+        early: Vec::new(),
+        holder: grant.holder,
+        cut,
+        withdrawn: None,
+    })
+}
+
+/// The same where nobody holds the block: whoever has the id, or wants it too, listens to it.
+async fn bid_alone(
+    shared: &Shared,
+    link: &Link,
+    claimant: Claimant,
+    mut subscriber: Subscriber,
+) -> Result<Arrival, Refusal> {
+    let claim = Ask::Claim(claimant).encode();
+    let mut asking = std::pin::pin!(ask(link, shared.subjects.user(claimant.id), claim));
+    let (mut early, mut refused) = (Vec::new(), None);
+    let asked = loop {
+        tokio::select! {
+            biased;
+            asked = &mut asking => break asked,
+            Some(message) = subscriber.next() => {
+                if !is_ask(&message.payload) {
+                    early.push(message);
+                    continue;
+                }
+                match meet(link, claimant, &message, false).await {
+                    Met::Yielded => return Err(Refusal::InUse),
+                    Met::Refused(node) => refused = Some(node),
+                    Met::Nobody => {}
+                }
+            }
+        }
+    };
+    let mut grant = match asked {
+        Asked::Said(Reply::Granted(grant)) => grant,
+        Asked::Nobody => Grant::default(),
+        Asked::Said(Reply::Refused(refusal)) => {
+            // Whoever has refused may wait for an answer of its own.
+            while let Some(Some(message)) = subscriber.next().now_or_never() {
+                if is_ask(&message.payload) {
+                    meet(link, claimant, &message, true).await;
+                }
+            }
+            return Err(refusal);
+        }
+        Asked::Said(Reply::Lost(_)) | Asked::Silence => return Err(Refusal::Unavailable),
+    };
+    let withdrawn = grant.previous.take();
+    Ok(Arrival {
+        subscriber,
+        early,
+        holder: None,
+        cut: grant.cut,
+        withdrawn: withdrawn.filter(|node| refused != Some(*node)),
+    })
+}
+
+/// Tells the holder of a block that nothing came of a claim.
+async fn hand_back(shared: &Shared, link: &Link, claimant: Claimant, previous: Option<Node>) {
+    let block = shared.leases.blocks().block_of(claimant.id);
+    let release = Ask::Release(claimant.node, claimant.id, previous, Cut::default()).encode();
+    let to = shared.subjects.claim(block);
+    // Fails where the connection has ended, and then the claim lapses.
+    let _ended = link.publish(to, None, release).await.is_err();
+}
+
+/// What came of meeting another claim.
+enum Met {
+    Yielded,
+    Refused(Node),
+    /// It was no claim.
+    Nobody,
+}
+
+/// Of two nodes that claim an id at the same time while nobody holds its block, the one of the higher
+/// number has it; or the other, where this one has been refused.
+async fn meet(link: &Link, claimant: Claimant, message: &Message, is_refused: bool) -> Met {
+    let Some(Ask::Claim(other)) = Ask::decode(&message.payload) else {
+        return Met::Nobody;
+    };
+    let is_first = other.lineage == claimant.lineage && other.node.0 > claimant.node.0;
+    let (met, reply) = if is_first || is_refused {
+        let grant = Grant {
+            previous: Some(claimant.node),
+            ..Grant::default()
+        };
+        (Met::Yielded, Reply::Granted(grant))
+    } else {
+        (Met::Refused(other.node), Reply::Refused(Refusal::InUse))
+    };
+    if let Some(to) = message.reply.clone() {
+        // Fails where the connection has ended, and with it both claims.
+        let _ended = link.publish(to, None, reply.encode()).await.is_err();
+    }
+    met
+}
+
+/// What came of a question.
+enum Asked {
+    Said(Reply),
+    /// NATS knows of nobody who could answer.
+    Nobody,
+    /// No answer, or none that is understood.
+    Silence,
+}
+
+async fn ask(link: &Link, subject: Subject, question: bytes::Bytes) -> Asked {
+    let asked = tokio::select! {
+        asked = link.client.request(subject, question) => asked,
+        () = link.lost.cancelled() => return Asked::Silence,
+    };
+    match asked {
+        Ok(answer) => Reply::decode(&answer.payload).map_or(Asked::Silence, Asked::Said),
+        Err(error) if error.kind() == RequestErrorKind::NoResponders => Asked::Nobody,
+        Err(_) => Asked::Silence,
+    }
+}
+
+/// Lets a guest stay whose id was granted; its messages are taken from now on.
+fn settle(
+    shared: &Arc<Shared>,
+    link: Arc<Link>,
+    claimant: Claimant,
+    number: u64,
+    arrival: Arrival,
+) {
+    let Arrival {
+        subscriber,
+        early,
+        holder,
+        cut,
+        withdrawn,
+    } = arrival;
+    let (takers, asks) = mpsc::channel(1);
+    let task = Task {
+        takers,
+        leave: CancellationToken::new(),
+        holder: Arc::new(AtomicU64::new(holder.map_or(0, |node| node.0))),
+    };
+    let host = Host {
+        intake: Intake::new(shared.clone()),
+        shared: shared.clone(),
+        link,
+        id: claimant.id,
+        lineage: claimant.lineage,
+        number,
+        cut,
+        limit: None,
+        withdrawn,
+        task: task.clone(),
+        is_over: false,
+    };
+    let begun = shared.guests.with(claimant.id, number, |stay| {
+        if stay.users == 0 {
+            stay.phase = Phase::Leaving;
+            task.leave.cancel();
+        } else {
+            stay.phase = Phase::Here;
+        }
+        stay.task = Some(task);
+    });
+    shared.guests.changed.notify_waiters();
+    // Else it has given way while it was claimed again.
+    if begun.is_some() {
+        shared.tracker.spawn(host.stay(subscriber, early, asks));
+    }
+}
+
+/// Takes the messages of one guest for as long as a link lasts.
+struct Host {
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    id: UserId,
+    lineage: Lineage,
+    number: u64,
+    intake: Intake,
+    /// What was seen, here or by whoever had the id before.
+    cut: Cut,
+    /// Beyond this it is the holder's again.
+    limit: Option<Cut>,
+    /// A node that has given way, whose own claim may be still to come.
+    withdrawn: Option<Node>,
+    task: Task,
+    /// Another node has the id.
+    is_over: bool,
+}
+
+impl Host {
+    async fn stay(mut self, mut subscriber: Subscriber, early: Vec<Message>, mut takers: Takers) {
+        let mut wakes = Wakes::default();
+        for message in early {
+            self.on_message(&message, &mut wakes).await;
+        }
+        let leave = self.task.leave.clone();
+        while !self.is_over {
+            tokio::select! {
+                biased;
+                () = self.link.lost.cancelled() => return self.cut_off(),
+                Some(taker) = takers.recv() => {
+                    // All that has come is behind what is handed over.
+                    self.take_what_is_there(&mut subscriber, &mut wakes).await;
+                    self.shared.evict(self.id, self.number, self.lineage);
+                    // Whoever asked may be gone; the id is its.
+                    let _gone = taker.send(self.cut).is_err();
+                    return;
+                }
+                () = leave.cancelled() => {
+                    return self.leave((subscriber, takers), &mut wakes).await;
+                }
+                next = subscriber.next() => {
+                    let Some(message) = next else {
+                        self.link.lost.cancel();
+                        continue;
+                    };
+                    self.on_message(&message, &mut wakes).await;
+                    self.take_what_is_there(&mut subscriber, &mut wakes).await;
+                }
+            }
+        }
+    }
+
+    async fn take_what_is_there(&mut self, subscriber: &mut Subscriber, wakes: &mut Wakes) {
+        while let Some(Some(message)) = subscriber.next().now_or_never() {
+            self.on_message(&message, wakes).await;
+        }
+        wakes.wake();
+    }
+
+    /// The link is lost. Who is here stays, and the id is claimed again by the next.
+    fn cut_off(self) {
+        let is_leaving = self.shared.guests.with(self.id, self.number, |stay| {
+            stay.task = None;
+            stay.phase == Phase::Leaving
+        });
+        if is_leaving == Some(true) {
+            self.shared.guests.remove(self.id, self.number);
+            self.shared
+                .release(self.shared.node, self.id, None, &Cut::default());
+        }
+    }
+
+    /// Gives the id back to the holder of its block, up to what that has seen by then; or, where another
+    /// node has claimed it meanwhile, to that one.
+    async fn leave(
+        mut self,
+        (mut subscriber, mut takers): (Subscriber, Takers),
+        wakes: &mut Wakes,
+    ) {
+        let given_back = self.release().await;
+        let taker = match &given_back {
+            Some(grant) if grant.previous.is_some() => {
+                self.is_asked(&mut subscriber, &mut takers, wakes).await
+            }
+            _ => None,
+        };
+        if taker.is_some() {
+            self.take_what_is_there(&mut subscriber, wakes).await;
+        } else {
+            self.limit = given_back.map(|grant| grant.cut);
+            self.drain(&mut subscriber, wakes).await;
+        }
+        self.shared.guests.remove(self.id, self.number);
+        takers.close();
+        let more = std::iter::from_fn(|| takers.try_recv().ok());
+        for taker in taker.into_iter().chain(more) {
+            // Whoever asked may be gone; the id is its.
+            let _gone = taker.send(self.cut.clone()).is_err();
+        }
+    }
+
+    /// What the holder of the block says to a release. What comes meanwhile waits: one of the two has seen
+    /// it already, and is told or tells so.
+    async fn release(&mut self) -> Option<Grant> {
+        if self.shared.leases.holds(self.id) {
+            return Some(self.shared.release_own(self.id, &self.cut));
+        }
+        let block = self.shared.leases.blocks().block_of(self.id);
+        let release = Ask::Release(self.shared.node, self.id, None, self.cut.clone()).encode();
+        match ask(&self.link, self.shared.subjects.claim(block), release).await {
+            Asked::Said(Reply::Granted(grant)) => Some(grant),
+            _ => None,
+        }
+    }
+
+    /// Waits for another node to ask for the id, since it has claimed it.
+    async fn is_asked(
+        &mut self,
+        subscriber: &mut Subscriber,
+        takers: &mut Takers,
+        wakes: &mut Wakes,
+    ) -> Option<oneshot::Sender<Cut>> {
+        let patience = sleep(self.shared.settings.link_timeout);
+        let mut patience = std::pin::pin!(patience);
+        let link = self.link.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = link.lost.cancelled() => return None,
+                taker = takers.recv() => return taker,
+                () = &mut patience => return None,
+                Some(message) = subscriber.next() => {
+                    self.on_message(&message, wakes).await;
+                    wakes.wake();
+                }
+            }
+        }
+    }
+
+    async fn drain(&mut self, subscriber: &mut Subscriber, wakes: &mut Wakes) {
+        // Fails where the connection has ended, and then nothing comes.
+        let _ended = subscriber.drain().await.is_err();
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = subscriber.next() => next,
+                () = self.link.lost.cancelled() => None,
+            };
+            let Some(message) = next else { break };
+            self.on_message(&message, wakes).await;
+        }
+        if let Some(limit) = &self.limit {
+            self.cut.join(limit);
+        }
+        wakes.wake();
+    }
+
+    async fn on_message(&mut self, message: &Message, wakes: &mut Wakes) {
+        if is_ask(&message.payload) {
+            return self.on_ask(message).await;
+        }
+        let now = self.shared.now();
+        let reply = message.reply.as_deref().and_then(reply_to);
+        if let Some(reply) = reply {
+            if self.is_over || self.cut.covers(reply) || self.is_holders(reply) {
+                return;
+            }
+            self.cut.note(reply);
+            if self.is_to_say_what_was_seen(reply) {
+                self.intake.note_seen(reply, wakes);
+            }
+        }
+        self.shared
+            .link_metrics
+            .bytes_received(message.payload.len());
+        self.intake.on_letter(message, reply, (self.id, now), wakes);
+    }
+
+    /// Whether it is beyond what the holder had seen when it took the id back.
+    fn is_holders(&self, reply: ReplyTo) -> bool {
+        let limit = self.limit.as_ref();
+        limit.is_some_and(|limit| !limit.covers(reply))
+    }
+
+    /// The holder of the block says it, to all but itself.
+    fn is_to_say_what_was_seen(&self, reply: ReplyTo) -> bool {
+        let holder = self.task.holder.load(Ordering::Relaxed);
+        holder == 0 || holder == reply.node.0
+    }
+
+    /// Another node claims the id, and nobody holds its block.
+    async fn on_ask(&mut self, message: &Message) {
+        let Some(Ask::Claim(claimant)) = Ask::decode(&message.payload) else {
+            debug!(subject = %message.subject, "unknown question");
+            return self.shared.link_metrics.malformed();
+        };
+        let is_leaving = self.task.leave.is_cancelled();
+        let has_withdrawn = self
+            .withdrawn
+            .take_if(|node| *node == claimant.node)
+            .is_some();
+        let may = claimant.lineage == self.lineage && !claimant.again && !has_withdrawn;
+        let reply = if self.is_over {
+            return;
+        } else if may || is_leaving {
+            self.shared.evict(self.id, self.number, self.lineage);
+            self.is_over = true;
+            Reply::Granted(Grant {
+                cut: self.cut.clone(),
+                ..Grant::default()
+            })
+        } else {
+            Reply::Refused(Refusal::InUse)
+        };
+        if let Some(to) = message.reply.clone() {
+            // Fails where the connection has ended, and then nobody is there to hear it.
+            let _ended = self.link.publish(to, None, reply.encode()).await.is_err();
+        }
+    }
+}
+
+/// A guest who is to be claimed again by a new link.
+pub(super) struct Returning {
+    claimant: Claimant,
+    number: u64,
+    subscriber: Subscriber,
+}
+
+/// Listens again to what is for the guests who are here.
+pub(super) async fn listen_again(shared: &Shared, link: &Link) -> Result<Vec<Returning>, Lost> {
+    let mut staying = Vec::new();
+    for (id, stay) in &*shared.guests.table() {
+        if stay.phase == Phase::Here {
+            let claimant = Claimant {
+                node: shared.node,
+                id: *id,
+                lineage: stay.lineage,
+                again: true,
+            };
+            staying.push((claimant, stay.number));
+        }
+    }
+    let mut returning = Vec::with_capacity(staying.len());
+    for (claimant, number) in staying {
+        returning.push(Returning {
+            subscriber: subscribe(shared, link, claimant.id).await?,
+            claimant,
+            number,
+        });
+    }
+    Ok(returning)
+}
+
+/// Claims again who was here, and then renews all claims for as long as the link lasts.
+pub(super) async fn keep(shared: Arc<Shared>, link: Arc<Link>, returning: Vec<Returning>) {
+    stream::iter(returning)
+        .for_each_concurrent(CLAIMS_AT_A_TIME, |one| claim_again(&shared, &link, one))
+        .await;
+    let mut ticks = interval(shared.settings.claim_timeout / RENEWALS);
+    loop {
+        tokio::select! {
+            () = link.lost.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let blocks = shared.guests_by_block();
+        stream::iter(blocks)
+            .for_each_concurrent(CLAIMS_AT_A_TIME, |(block, ids)| {
+                renew(&shared, &link, block, ids)
+            })
+            .await;
+    }
+}
+
+async fn claim_again(shared: &Arc<Shared>, link: &Arc<Link>, returning: Returning) {
+    let Returning {
+        claimant,
+        number,
+        subscriber,
+    } = returning;
+    let own = shared
+        .leases
+        .holds(claimant.id)
+        .then(|| shared.come_home(claimant.id, claimant.lineage));
+    if own == Some(Own::Home) {
+        // It was given back meanwhile, and needs nothing more than its seat.
+        shared.leases.left(claimant.id);
+        shared.guests.remove(claimant.id, number);
+        return;
+    }
+    match bid(shared, link, claimant, own, subscriber).await {
+        Ok(arrival) => settle(shared, link.clone(), claimant, number, arrival),
+        Err(_) if link.lost.is_cancelled() => {}
+        Err(refusal) => {
+            debug!(id = %claimant.id, ?refusal, "a guest is elsewhere");
+            shared.evict(claimant.id, number, claimant.lineage);
+        }
+    }
+}
+
+async fn renew(shared: &Shared, link: &Link, block: u64, ids: Vec<(UserId, Lineage)>) {
+    if shared.leases.list().contains(&block) {
+        // Its own claims do not lapse.
+        return;
+    }
+    let known = ids.clone();
+    let renewal = Ask::Renew(shared.node, ids).encode();
+    let lost = match ask(link, shared.subjects.claim(block), renewal).await {
+        Asked::Said(Reply::Lost(lost)) => lost,
+        Asked::Nobody => {
+            for (id, _) in known {
+                if let Some(stay) = shared.guests.table().get(&id)
+                    && let Some(task) = &stay.task
+                {
+                    task.holder.store(0, Ordering::Relaxed);
+                }
+            }
+            return;
+        }
+        Asked::Said(_) | Asked::Silence => return,
+    };
+    for (id, lineage) in known.into_iter().filter(|(id, _)| lost.contains(id)) {
+        let number = shared.guests.table().get(&id).map(|stay| stay.number);
+        if let Some(number) = number {
+            shared.evict(id, number, lineage);
+        }
+    }
+}
