@@ -28,7 +28,7 @@ V1 = ["switchboard.v1"]
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 # Outcomes that one node by itself, which is not cut short, never gives.
-UNSEEN = {"status": {"disconnected", "draining", "unavailable", "unknown"}, "reason": {"ticket_expired", "id_in_use"}}
+UNSEEN = {"status": {"disconnected", "draining", "unavailable", "unknown"}, "reason": {"ticket_expired", "id_in_use", "id_unavailable"}}
 
 
 class Wire:
