@@ -20,7 +20,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use tracing::{error, info};
 
 pub(crate) use problem::Problem;
@@ -51,6 +51,9 @@ const USERS_DEFAULT: u64 = 20;
 
 /// What a removed user is told where the operator says nothing.
 const REMOVED: &str = "removed by an operator";
+
+/// Why a message was not sent: by the router strategy, the only one in which it waits for room.
+const NOT_SENT: &str = "the router took no message in time (routing.router_queue): it was not sent";
 
 /// The operator's API of one relay.
 #[derive(Debug)]
@@ -161,12 +164,6 @@ impl Api {
 
     /// `POST /api/messages`
     async fn send(&self, parts: &Parts, body: Incoming) -> Result<Answer, Problem> {
-        #[derive(Serialize)]
-        struct Sent {
-            sender_id: u64,
-            recipient_id: u64,
-            status: &'static str,
-        }
         read::query(parts.uri.query(), [])?;
         let max = BodyMax {
             bytes: self.bounds.message_bytes,
@@ -196,12 +193,30 @@ impl Api {
             message,
             read_at: u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX),
         };
-        let outcome = async {
-            // An end without a word is that of a task of ours that was thrown away.
-            self.relay.post(post).await.await.ok()
+        self.post(post).await
+    }
+
+    /// Sends a message as soon as there is room for it, and waits for what becomes of it. What found no room
+    /// in time was never received, and can be sent again.
+    async fn post(&self, post: Post<'_>) -> Result<Answer, Problem> {
+        #[derive(Serialize)]
+        struct Sent {
+            sender_id: u64,
+            recipient_id: u64,
+            status: &'static str,
+        }
+        let until = Instant::now() + self.bounds.outcome_timeout;
+        let (sender_id, recipient_id) = (post.sender.get(), post.recipient.get());
+        let sent = tokio::select! {
+            // First: what has room is sent, whatever else is the case.
+            biased;
+            sent = timeout_at(until, self.relay.post(post)) => sent.ok(),
+            () = self.shutdown.stopped() => None,
         };
+        let sent = sent.ok_or_else(|| Problem::unavailable(&NOT_SENT))?;
         let outcome = tokio::select! {
-            outcome = timeout(self.bounds.outcome_timeout, outcome) => outcome.ok().flatten(),
+            // An end without a word is that of a task of ours that was thrown away.
+            outcome = timeout_at(until, sent) => outcome.ok().and_then(Result::ok),
             () = self.shutdown.stopped() => None,
         };
         let (code, status) = match outcome {
@@ -209,8 +224,8 @@ impl Api {
             None => (StatusCode::ACCEPTED, "pending"),
         };
         let sent = Sent {
-            sender_id: sender.get(),
-            recipient_id: recipient.get(),
+            sender_id,
+            recipient_id,
             status,
         };
         Ok(json(code, &sent))
@@ -366,4 +381,96 @@ fn time_text(time: SystemTime) -> String {
     time.ok()
         .and_then(|time| time.format(&Rfc3339).ok())
         .expect("a time of this process has four digits of a year")
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::directory::{self, Budget, Overflow};
+    use crate::ledger::Figures;
+    use crate::relay::Parts;
+    use crate::telemetry::metrics::Metrics;
+    use crate::telemetry::trace::Traces;
+
+    fn parts() -> Parts {
+        let bounds = directory::Bounds {
+            messages: 8,
+            bytes: 1024,
+            overflow: Overflow::DropNewest,
+            budget: Budget::new(4096),
+        };
+        let metrics = Arc::new(Metrics::new(1));
+        Parts::alone(bounds, 2, metrics, Arc::new(Traces::off()))
+    }
+
+    fn api(relay: Relay, shutdown: Shutdown) -> Api {
+        let bounds = Bounds {
+            message_bytes: 1024,
+            body_timeout: Duration::from_secs(1),
+            outcome_timeout: Duration::from_secs(1),
+            drain: config::Settings::default().drain,
+        };
+        let parts = (relay, shutdown, Logs::none());
+        Api::new(parts, 0, Instant::now(), bounds)
+    }
+
+    fn figures(relay: &Relay) -> Figures {
+        Figures::read(relay.metrics(), relay.census().mailbox_messages)
+    }
+
+    async fn post(api: &Api) -> (u16, Value) {
+        let post = Post {
+            sender: Sender::SYSTEM,
+            recipient: UserId::new(99).unwrap(),
+            message: "\"Anybody?\"",
+            read_at: 0,
+        };
+        let answer = api.post(post).await;
+        let answer = answer.unwrap_or_else(|problem| problem.answer());
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    /// One message waits for a router that is busy elsewhere; for a second there is no room.
+    #[tokio::test(start_paused = true)]
+    async fn what_the_router_has_no_room_for_was_never_received() {
+        let (relay, router) = Relay::routed(parts(), 1);
+        let shutdown = Shutdown::new();
+        let api = api(relay.clone(), shutdown.clone());
+        let (status, sent) = post(&api).await;
+        assert_eq!((status, &sent["status"]), (202, &"pending".into()));
+        for _ in 0..2 {
+            let (status, problem) = post(&api).await;
+            assert_eq!(status, 503);
+            assert_eq!(problem["type"], "/api/openapi.yaml#/x-problems/unavailable");
+            assert_eq!(problem["detail"], NOT_SENT);
+            assert_eq!(figures(&relay).received, 1);
+        }
+        shutdown.spawn(router);
+        let (status, sent) = post(&api).await;
+        assert_eq!((status, &sent["status"]), (200, &"offline".into()));
+        let figures = figures(&relay);
+        assert_eq!(
+            (figures.received, figures.dropped, figures.gap()),
+            (2, 2, 0)
+        );
+    }
+
+    /// What has room is sent by a process that ends, too, so that it is in the books.
+    #[tokio::test(start_paused = true)]
+    async fn an_end_cuts_the_wait_short() {
+        let (relay, _router) = Relay::routed(parts(), 1);
+        let shutdown = Shutdown::new();
+        let api = api(relay.clone(), shutdown.clone());
+        let started = Instant::now();
+        shutdown.stop();
+        assert_eq!(post(&api).await.0, 202);
+        assert_eq!(post(&api).await.0, 503);
+        assert_eq!(Instant::now(), started);
+        assert_eq!(figures(&relay).received, 1);
+    }
 }

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::problem::Problem;
 use crate::config;
 use crate::identity::UserId;
+use crate::protocol::Text;
 
 /// The most that a body may have, and the setting that says so, if one does.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +105,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
                 let mut members = Vec::new();
-                while let Some(name) = map.next_key::<Name<'_>>()? {
+                while let Some(name) = map.next_key::<Text<'_>>()? {
                     members.push((name.0, map.next_value()?));
                 }
                 Ok(Members(members))
@@ -113,9 +114,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
         deserializer.deserialize_map(Object)
     }
 }
-
-#[derive(serde::Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// The parameters of a query by their names; each at most once, and no others.
 pub(super) fn query<'a, const N: usize>(

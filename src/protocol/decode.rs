@@ -234,8 +234,9 @@ fn decoded_len(raw: &str) -> Option<usize> {
         .map(|text| text.0.len())
 }
 
+/// A JSON string, copied only where it has escapes.
 #[derive(serde::Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 #[derive(Clone, Copy)]
 enum Occurrence<'a> {

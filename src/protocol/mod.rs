@@ -4,8 +4,8 @@
 mod decode;
 mod encode;
 
-pub(crate) use decode::is_sound_string;
 pub use decode::{BadInput, Field, Inbound, decode};
+pub(crate) use decode::{Text, is_sound_string};
 pub use encode::{
     FRAME_HEADER_BYTES_MAX, Outbound, message_frame_bytes, push_close, push_data, push_frame,
     push_ping,

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -487,6 +488,106 @@ fn a_second_signal_ends_at_once_with_its_number() {
         served.signal(second);
         assert_eq!(served.exit_code(), Some(code));
     }
+}
+
+/// What is looked for is the line of a refused upgrade, which is of level debug.
+#[test]
+fn what_is_logged_is_changed_by_the_api_and_sighup_takes_the_files_filter_again() {
+    let users = free_address();
+    let admin = free_address();
+    let token_file = settings_file("log-filter-token", "let-me-in\n");
+    let token_path = token_file.to_str().unwrap();
+    let file = settings_file(
+        "log-filter.toml",
+        &format!(
+            "[server]\nlisten = [\"{users}\"]\n[admin]\nlisten = \"{admin}\"\n\
+             token_file = \"{token_path}\"\n[log]\nfilter = \"info\"\n"
+        ),
+    );
+    let mut command = switchboard(&["--config", file.to_str().unwrap()]);
+    command.stderr(Stdio::piped());
+    let mut served = Served {
+        process: command.spawn().unwrap(),
+        address: users,
+    };
+    let log = BufReader::new(served.process.stderr.take().unwrap());
+    let (tell, lines) = mpsc::channel();
+    thread::spawn(move || log.lines().try_for_each(|line| tell.send(line.unwrap())));
+    // Lines come in order: what is not among those up to a later one was not written.
+    let up_to = |word: &str| {
+        let mut seen = String::new();
+        while !seen.contains(word) {
+            let line = lines.recv_timeout(Duration::from_secs(20));
+            seen += &line.unwrap_or_else(|_| panic!("no {word:?} in {seen:?}"));
+        }
+        seen
+    };
+    up_to("listening");
+    eventually(|| served.get("/livez"));
+    let set_filter = |filter: &str| set_log_filter(admin, filter);
+    let refused = || ask_for_an_upgrade_without_a_key(users);
+    let line = "upgrade refused";
+
+    refused();
+    set_filter("debug");
+    let seen = up_to("has changed what is logged");
+    assert!(!seen.contains(line), "{seen}");
+
+    refused();
+    up_to(line);
+
+    set_filter("info,switchboard::http=warn");
+    up_to("has changed what is logged");
+    refused();
+    set_filter("info,switchboard=debug");
+    let seen = up_to("has changed what is logged");
+    assert!(!seen.contains(line), "{seen}");
+    refused();
+    up_to(line);
+
+    served.signal("HUP");
+    up_to("settings reloaded");
+    refused();
+    // Of level info, by the file's filter again.
+    set_filter("off");
+    let seen = up_to("changes what is logged");
+    assert!(!seen.contains(line), "{seen}");
+
+    refused();
+    served.signal("HUP");
+    let seen = up_to("settings reloaded");
+    assert!(
+        !seen.contains(line) && !seen.contains("has changed"),
+        "{seen}"
+    );
+}
+
+fn set_log_filter(admin: SocketAddr, filter: &str) {
+    let body = format!(r#"{{"filter":"{filter}"}}"#);
+    let length = body.len();
+    let head = format!(
+        "PUT /api/log-filter HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\
+         Authorization: Bearer let-me-in\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n"
+    );
+    let answer = exchange(admin, &(head + &body));
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.ends_with(&body), "{answer}");
+}
+
+fn ask_for_an_upgrade_without_a_key(users: SocketAddr) {
+    let head = "GET / HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade, close\r\n\
+                Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    let answer = exchange(users, head);
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+fn exchange(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 #[test]
