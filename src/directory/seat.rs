@@ -456,7 +456,8 @@ impl Seat {
         desk.unpark()
     }
 
-    /// Tells the session to end. The first order stands, except that `Cut` goes over all.
+    /// Tells the session to end. Of several that it has not heard yet the first stands, except that `Cut`
+    /// goes over all; of those that it hears while it ends only that one counts.
     pub fn order(&self, order: Order) {
         let mut desk = self.desk();
         if order == Order::Cut || desk.order.is_none() {
@@ -484,7 +485,7 @@ impl Seat {
         let mut desk = self.desk();
         desk.note(flushed);
         let mut found = Found {
-            order: desk.order.clone(),
+            order: desk.order.take(),
             ..Found::default()
         };
         if !desk.replies.is_empty() {
@@ -517,7 +518,7 @@ impl Seat {
     pub(crate) fn settle(&self, flushed: Flushed) -> (Option<Order>, Overflow) {
         let mut desk = self.desk();
         desk.note(flushed);
-        (desk.order.clone(), desk.mailbox.overflow())
+        (desk.order.take(), desk.mailbox.overflow())
     }
 
     /// Settles messages that were taken and not flushed, and all that is queued, as dropped; takes
