@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_nats::{Message, RequestErrorKind, Subject, Subscriber};
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use tracing::debug;
 use super::claims::Own;
 use super::envelope::{Node, ReplyTo, reply_to};
 use super::handover::{Ask, Claimant, Cut, Grant, Refusal, Reply, is_ask};
-use super::inbound::Intake;
+use super::inbound::{Intake, arrived};
 use super::link::{Link, Lost};
 use super::{Cluster, Shared};
 use crate::directory::Wakes;
@@ -100,15 +100,39 @@ enum Admission {
     Arrives(u64),
 }
 
+/// What comes for an id while it is asked who has it, at most `cluster.inbound_messages`.
+struct Early {
+    messages: Vec<Message>,
+    max: usize,
+}
+
 /// A guest whose id was granted.
 struct Arrival {
     subscriber: Subscriber,
     /// What has come while it was claimed.
-    early: Vec<Message>,
+    early: Early,
     holder: Option<Node>,
     cut: Cut,
     /// A node that has given way, whose own claim may be still to come.
     withdrawn: Option<Node>,
+}
+
+impl Early {
+    fn new(max: u32) -> Self {
+        Self {
+            messages: Vec::new(),
+            max: max as usize,
+        }
+    }
+
+    /// Keeps a message. Whether there was room; else it is lost, as where NATS brings more than is taken.
+    fn push(&mut self, message: Message) -> bool {
+        let has_room = self.messages.len() < self.max;
+        if has_room {
+            self.messages.push(message);
+        }
+        has_room
+    }
 }
 
 impl Guests {
@@ -444,7 +468,8 @@ async fn bid(
     }
     Ok(Arrival {
         subscriber,
-        early: Vec::new(),
+        // That waits in the subscription.
+        early: Early::new(0),
         holder: grant.holder,
         cut,
         withdrawn: None,
@@ -460,14 +485,17 @@ async fn bid_alone(
 ) -> Result<Arrival, Refusal> {
     let claim = Ask::Claim(claimant).encode();
     let mut asking = std::pin::pin!(ask(link, shared.subjects.user(claimant.id), claim));
-    let (mut early, mut refused) = (Vec::new(), None);
+    let mut early = Early::new(shared.settings.inbound_messages);
+    let mut refused = None;
     let asked = loop {
         tokio::select! {
             biased;
             asked = &mut asking => break asked,
             Some(message) = subscriber.next() => {
                 if !is_ask(&message.payload) {
-                    early.push(message);
+                    if !early.push(message) {
+                        shared.link_metrics.overrun();
+                    }
                     continue;
                 }
                 match meet(link, claimant, &message, false).await {
@@ -483,7 +511,7 @@ async fn bid_alone(
         Asked::Nobody => Grant::default(),
         Asked::Said(Reply::Refused(refusal)) => {
             // Whoever has refused may wait for an answer of its own.
-            while let Some(Some(message)) = subscriber.next().now_or_never() {
+            while let Some(message) = arrived(&mut subscriber).await {
                 if is_ask(&message.payload) {
                     meet(link, claimant, &message, true).await;
                 }
@@ -633,11 +661,13 @@ struct Host {
 }
 
 impl Host {
-    async fn stay(mut self, mut subscriber: Subscriber, early: Vec<Message>, mut takers: Takers) {
+    async fn stay(mut self, mut subscriber: Subscriber, early: Early, mut takers: Takers) {
         let mut wakes = Wakes::default();
-        for message in early {
+        for message in early.messages {
             self.on_message(&message, &mut wakes).await;
         }
+        // Nothing else may come for long.
+        wakes.wake();
         let leave = self.task.leave.clone();
         while !self.is_over {
             tokio::select! {
@@ -667,7 +697,7 @@ impl Host {
     }
 
     async fn take_what_is_there(&mut self, subscriber: &mut Subscriber, wakes: &mut Wakes) {
-        while let Some(Some(message)) = subscriber.next().now_or_never() {
+        while let Some(message) = arrived(subscriber).await {
             self.on_message(&message, wakes).await;
         }
         wakes.wake();
@@ -939,5 +969,31 @@ async fn renew(shared: &Shared, link: &Link, block: u64, ids: Vec<(UserId, Linea
         if let Some(number) = number {
             shared.evict(id, number, lineage);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(text: &'static str) -> Message {
+        Message {
+            subject: "chat.b.1.1".into(),
+            reply: None,
+            payload: text.into(),
+            headers: None,
+            status: None,
+            description: None,
+            length: text.len(),
+        }
+    }
+
+    #[test]
+    fn what_comes_early_is_kept_up_to_a_bound() {
+        let mut early = Early::new(2);
+        assert!(early.push(message("one")) && early.push(message("two")));
+        assert!(!early.push(message("three")));
+        let kept = early.messages.iter().map(|message| &message.payload[..]);
+        assert_eq!(kept.collect::<Vec<_>>(), [b"one", b"two"]);
     }
 }

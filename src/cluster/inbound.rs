@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subscriber};
 use futures_util::{FutureExt, StreamExt, stream};
+use tokio::task::coop;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
@@ -187,7 +188,7 @@ pub(super) async fn take_block(
             }
             () = block.link.lost.cancelled() => {
                 // What has arrived comes before whatever the next link will bring.
-                subscriber.next().now_or_never().flatten()
+                arrived(&mut subscriber).await
             }
         };
         let Some(message) = next else {
@@ -200,6 +201,14 @@ pub(super) async fn take_block(
         }
         wakes.wake();
     }
+}
+
+/// The next message, if it is here by now.
+pub(super) async fn arrived(subscriber: &mut Subscriber) -> Option<Message> {
+    // The runtime lets a task take only so much in one go, and a channel seem empty after that.
+    coop::consume_budget().await;
+    let next = coop::unconstrained(subscriber.next());
+    next.now_or_never().flatten()
 }
 
 struct Block {

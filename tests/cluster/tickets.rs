@@ -17,6 +17,8 @@ crate::tests!("tickets":
     somebody_comes_back_on_any_node,
     the_older_connection_on_another_node_is_closed,
     whoever_moves_under_load_gets_each_message_once,
+    whoever_moves_in_a_flood_leaves_nothing_behind,
+    what_comes_while_an_id_is_claimed_is_settled_at_once,
     of_two_at_once_one_has_the_id,
     of_two_at_once_one_has_the_id_that_nobody_holds,
     the_node_that_held_the_block_is_gone,
@@ -250,6 +252,93 @@ async fn whoever_moves_under_load_gets_each_message_once() {
         assert!(outcomes["delivered"] > 100, "{outcomes:?}");
         stop(nodes).await;
     }
+}
+
+/// More is on its way than a node takes in one go, when the id goes to another.
+async fn whoever_moves_in_a_flood_leaves_nothing_behind() {
+    const EACH: u64 = 240;
+    let many = ("LIMITS__OUTCOMES_PENDING", "4096");
+    for strategy in STRATEGIES {
+        let deployment = Deployment::new(strategy).await;
+        let nodes: [Node; 3] = deployment.nodes(&[many]).await;
+        let mut others = senders(&nodes).await;
+        others.extend(senders(&nodes).await);
+        let mut alice = nodes[0].user().await;
+        let (id, ticket) = (alice.id, alice.ticket().await);
+        alice.leave().await;
+        let mut alice = comes_back(&nodes[1], id, &ticket).await;
+        let mut heard = 0;
+        for round in 0..8 {
+            let ticket = alice.ticket().await;
+            for other in &mut others {
+                for number in 0..EACH {
+                    let id_of_it = round * EACH + number;
+                    let frame = json!({"recipient_id": id, "message": "flood", "id": id_of_it});
+                    other.feed(frame).await;
+                }
+            }
+            let flood = futures_util::future::join_all(others.iter_mut().map(User::flush));
+            let node = &nodes[[2, 1][usize::try_from(round).unwrap() % 2]];
+            let (mut newer, _) = tokio::join!(comes_back(node, id, &ticket), flood);
+            is_taken_over(&mut alice).await;
+            for other in &mut others {
+                for number in 0..EACH {
+                    let outcome = other.outcome(round * EACH + number).await;
+                    let known = ["delivered", "offline", "disconnected", "queue_full"];
+                    assert!(known.contains(&&*outcome), "{outcome} in round {round}");
+                    heard += u64::from(outcome == "delivered");
+                }
+            }
+            newer.welcome().await;
+            alice = newer;
+        }
+        println!("   {heard} were delivered");
+        drop((alice, others));
+        stop(nodes).await;
+    }
+}
+
+/// And lets the whole node go on, where nothing else comes.
+async fn what_comes_while_an_id_is_claimed_is_settled_at_once() {
+    use crate::proxy::{Proxy, Weather};
+    let deployment = Deployment::new("directory").await;
+    let proxy = Proxy::to(deployment.nats.port).await;
+    let secret = ("TICKETS__SECRET_FILE", &*deployment.secret);
+    let far = Node::start(&proxy.url(), &[secret]).await;
+    let [held, near] = deployment.nodes(&[]).await;
+    let mut alice = held.user().await;
+    let (id, mut ticket) = (alice.id, alice.ticket().await);
+    drop(alice);
+    held.stop().await;
+    let mut bob = near.user().await;
+    let mut number = 0;
+    for round in 0..5 {
+        proxy.set(Weather::Slow {
+            delay: Duration::from_millis(100),
+            bytes_per_second: 10_000_000,
+        });
+        let first = number;
+        let (mut alice, ()) = tokio::join!(comes_back(&far, id, &ticket), async {
+            // Once it is listened for, and before it is known that nobody else has it.
+            sleep(Duration::from_millis(120 + 15 * round)).await;
+            for _ in 0..4 {
+                sleep(Duration::from_millis(15)).await;
+                bob.ask(id, "early", number).await;
+                number += 1;
+            }
+        });
+        for number in first..number {
+            let outcome = bob.outcome(number).await;
+            assert_ne!(outcome, "unknown", "{number} in round {round}");
+        }
+        proxy.set(Weather::Fine);
+        ticket = alice.ticket().await;
+        alice.leave().await;
+        far.until("switchboard_cluster_guests", |guests| guests == 0)
+            .await;
+    }
+    drop(bob);
+    stop([far, near]).await;
 }
 
 /// Two come back with one ticket at the same moment; whoever is left with the id.
