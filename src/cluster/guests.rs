@@ -20,13 +20,16 @@ use super::handover::{Ask, Claimant, Cut, Grant, Refusal, Reply, is_ask};
 use super::inbound::{Intake, arrived};
 use super::link::{Link, Lost};
 use super::{Cluster, Shared};
-use crate::directory::Wakes;
+use crate::directory::{Order, Wakes};
 use crate::identity::{Lineage, UserId};
+use crate::protocol::close_code;
 
 /// Ids that are claimed again, or blocks that are renewed, at a time.
 const CLAIMS_AT_A_TIME: usize = 16;
 /// Renewals within `cluster.claim_timeout`.
 const RENEWALS: u32 = 4;
+/// Ids that are renewed by one message: of 18 bytes each, far less than NATS takes.
+const RENEWED_AT_A_TIME: usize = 1024;
 
 /// The ids that are guests here.
 #[derive(Debug, Default)]
@@ -48,7 +51,7 @@ struct Stay {
     /// Connections, of which all but the last have given way.
     users: u32,
     phase: Phase,
-    /// While there is a link.
+    /// From its arrival until its link is lost.
     task: Option<Task>,
 }
 
@@ -57,18 +60,29 @@ enum Phase {
     /// The id is being claimed.
     Arriving,
     Here,
-    /// The last user has left, and the id is given back.
+    /// The last user has left, and the id is given back; or another node has it.
     Leaving,
 }
 
 /// The task that takes a guest's messages, as others see it.
 #[derive(Clone, Debug)]
 struct Task {
+    /// The number of its link.
+    link: u32,
     /// Whoever asks for the id, and is told what was seen.
     takers: mpsc::Sender<oneshot::Sender<Cut>>,
     leave: CancellationToken,
     /// The number of the node that holds the block; 0 for nobody.
     holder: Arc<AtomicU64>,
+}
+
+/// One who is here, as others are told of it.
+#[derive(Clone, Copy, Debug)]
+struct Staying {
+    id: UserId,
+    lineage: Lineage,
+    /// That of its stay.
+    number: u64,
 }
 
 type Takers = mpsc::Receiver<oneshot::Sender<Cut>>;
@@ -92,12 +106,12 @@ pub(crate) enum Tenure {
 enum Admission {
     Home,
     Stays(Guest),
-    /// Somebody of another lineage has it.
-    Taken,
+    Refused(Refusal),
     /// It is on its way in or out.
     Wait,
-    /// It is to be claimed, for the stay of this number.
-    Arrives(u64),
+    /// It is to be claimed, for the stay of this number; where it is of a block of this node, from that
+    /// other node.
+    Arrives(u64, Option<Node>),
 }
 
 /// What comes for an id while it is asked who has it, at most `cluster.inbound_messages`.
@@ -115,6 +129,20 @@ struct Arrival {
     cut: Cut,
     /// A node that has given way, whose own claim may be still to come.
     withdrawn: Option<Node>,
+}
+
+impl Stay {
+    /// It is to be given back. Whether there is no task to do so.
+    fn leave(&mut self) -> bool {
+        self.phase = Phase::Leaving;
+        let Some(task) = &self.task else { return true };
+        task.leave.cancel();
+        false
+    }
+
+    fn is_served_by(&self, link: u32) -> bool {
+        self.task.as_ref().is_some_and(|task| task.link == link)
+    }
 }
 
 impl Early {
@@ -169,6 +197,33 @@ impl Guests {
         is_there
     }
 
+    /// Those who are here, of whom this holds.
+    fn staying(&self, is_meant: impl Fn(&Stay) -> bool) -> Vec<Staying> {
+        if self.len() == 0 {
+            return Vec::new();
+        }
+        let table = self.table();
+        let here = table
+            .iter()
+            .filter(|(_, stay)| stay.phase == Phase::Here && is_meant(stay));
+        let staying = here.map(|(id, stay)| Staying {
+            id: *id,
+            lineage: stay.lineage,
+            number: stay.number,
+        });
+        staying.collect()
+    }
+
+    /// The block of this one is held by that node from now on, or by nobody.
+    fn note_holder(&self, staying: Staying, holder: Option<Node>) {
+        self.with(staying.id, staying.number, |stay| {
+            if let Some(task) = &stay.task {
+                let number = holder.map_or(0, |node| node.0);
+                task.holder.store(number, Ordering::Relaxed);
+            }
+        });
+    }
+
     /// Waits until the last one has left.
     pub(super) async fn all_left(&self) {
         loop {
@@ -212,35 +267,22 @@ impl Cluster {
 impl Guest {
     /// Whether nobody has taken the id meanwhile.
     pub(crate) fn is_current(&self) -> bool {
-        let table = self.shared.guests.table();
-        table
-            .get(&self.id)
-            .is_some_and(|stay| stay.number == self.number)
+        let phase = self
+            .shared
+            .guests
+            .with(self.id, self.number, |stay| stay.phase);
+        phase == Some(Phase::Here)
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        let guests = &self.shared.guests;
-        let is_over = guests.with(self.id, self.number, |stay| {
+        let is_over = self.shared.guests.with(self.id, self.number, |stay| {
             stay.users = stay.users.saturating_sub(1);
-            if stay.users > 0 {
-                return false;
-            }
-            stay.phase = Phase::Leaving;
-            match &stay.task {
-                Some(task) => {
-                    task.leave.cancel();
-                    false
-                }
-                None => true,
-            }
+            stay.users == 0 && stay.leave()
         });
         if is_over == Some(true) {
-            // Without a link nobody can be told: the claim lapses.
-            guests.remove(self.id, self.number);
-            self.shared
-                .release(self.shared.node, self.id, None, &Cut::default());
+            self.shared.forget_guest(self.id, self.number);
         }
     }
 }
@@ -260,17 +302,23 @@ impl Shared {
             match self.admit(id, lineage) {
                 Admission::Home => return Ok(Tenure::Home),
                 Admission::Stays(guest) => return Ok(Tenure::Guest(Box::new(guest))),
-                Admission::Taken => return Err(Refusal::InUse),
+                Admission::Refused(refusal) => return Err(refusal),
                 Admission::Wait => changed.await,
-                Admission::Arrives(number) => {
+                Admission::Arrives(number, previous) => {
                     // A task of its own, since whoever waits here may leave at any time.
                     let (tell, told) = oneshot::channel();
-                    let arriving = arrive(self.clone(), id, lineage, number);
+                    let staying = Staying {
+                        id,
+                        lineage,
+                        number,
+                    };
+                    let arriving = arrive(self.clone(), staying, previous);
                     self.tracker.spawn(async move {
                         // Whoever has left has left: the guest goes with the answer.
                         let _left = tell.send(arriving.await).is_err();
                     });
-                    return told.await.unwrap_or(Err(Refusal::Unavailable));
+                    let arrived = told.await.unwrap_or(Err(Refusal::Unavailable));
+                    return arrived.map(|guest| Tenure::Guest(Box::new(guest)));
                 }
             }
         }
@@ -278,26 +326,30 @@ impl Shared {
 
     fn admit(self: &Arc<Self>, id: UserId, lineage: Lineage) -> Admission {
         let mut table = self.guests.table();
-        match table.get_mut(&id) {
-            Some(stay) if stay.phase != Phase::Here => Admission::Wait,
-            Some(stay) if stay.lineage != lineage => Admission::Taken,
-            Some(stay) => {
-                stay.users += 1;
-                Admission::Stays(Guest {
-                    shared: self.clone(),
-                    id,
-                    number: stay.number,
-                })
+        if let Some(stay) = table.get_mut(&id) {
+            if stay.phase != Phase::Here {
+                return Admission::Wait;
             }
-            None if self.leases.holds(id) && self.claims.of(id).is_none() => {
-                match self.come_home(id, lineage) {
-                    Own::Home => Admission::Home,
-                    // Claimed just now.
-                    Own::From(_) | Own::InUse => Admission::Taken,
-                }
+            if stay.lineage != lineage {
+                return Admission::Refused(Refusal::InUse);
             }
-            None => Admission::Arrives(self.guests.begin(&mut table, id, lineage)),
+            stay.users += 1;
+            return Admission::Stays(Guest {
+                shared: self.clone(),
+                id,
+                number: stay.number,
+            });
         }
+        let previous = match self.come_home(id, lineage) {
+            Some(Own::Home) => return Admission::Home,
+            Some(Own::InUse) => return Admission::Refused(Refusal::InUse),
+            Some(Own::From(previous)) => Some(previous),
+            None if table.len() >= self.settings.claims as usize => {
+                return Admission::Refused(Refusal::Unavailable);
+            }
+            None => None,
+        };
+        Admission::Arrives(self.guests.begin(&mut table, id, lineage), previous)
     }
 
     /// Gives a guest to whoever asks for it by name, once it is settled whether it is here; what was
@@ -336,54 +388,127 @@ impl Shared {
 
     /// A guest is here no more: another node has it.
     fn evict(&self, id: UserId, number: u64, lineage: Lineage) {
-        if self.guests.remove(id, number) {
+        // Who has no seat yet sees that; and nobody comes anew before this is over.
+        let leaving = |stay: &mut Stay| stay.phase = Phase::Leaving;
+        if self.guests.with(id, number, leaving).is_some() {
             self.directory.evict(id, lineage);
+            self.guests.remove(id, number);
         }
     }
 
-    /// The guests who are here, by the block of their ids.
-    fn guests_by_block(&self) -> HashMap<u64, Vec<(UserId, Lineage)>> {
+    /// A guest has left without a link. Nobody can be told: its claim lapses, where it is not this node's.
+    fn forget_guest(&self, id: UserId, number: u64) {
+        self.release(self.node, id, None, &Cut::default());
+        self.guests.remove(id, number);
+    }
+
+    /// A guest can have its id no longer. The user is told to end, and the guest leaves at once and in
+    /// order: where another node has claimed the id, that may be about to ask what was seen.
+    fn turn_out(&self, staying: Staying, refusal: Refusal) {
+        let Staying {
+            id,
+            lineage,
+            number,
+        } = staying;
+        let leaving = |stay: &mut Stay| stay.phase = Phase::Leaving;
+        if self.guests.with(id, number, leaving).is_none() {
+            return;
+        }
+        if refusal == Refusal::Unavailable {
+            // Nobody else is known to have it: the client may come back with it.
+            self.directory.with(id, |seat| {
+                if let Some(seat) = seat.filter(|seat| seat.lineage() == lineage) {
+                    seat.order(Order::Close {
+                        code: close_code::TRY_AGAIN,
+                        reason: "the id cannot be had",
+                    });
+                }
+            });
+        }
+        self.directory.evict(id, lineage);
+        if self.guests.with(id, number, Stay::leave) == Some(true) {
+            self.forget_guest(id, number);
+        }
+    }
+
+    /// The guests who are here, by the block of their ids, so many at a time.
+    fn guests_by_block(&self) -> Vec<(u64, Vec<Staying>)> {
         let blocks = self.leases.blocks();
         let mut by_block = HashMap::<_, Vec<_>>::new();
-        for (id, stay) in &*self.guests.table() {
-            if stay.phase == Phase::Here {
-                let of_block = by_block.entry(blocks.block_of(*id)).or_default();
-                of_block.push((*id, stay.lineage));
+        for staying in self.guests.staying(|_| true) {
+            let of_block = by_block.entry(blocks.block_of(staying.id)).or_default();
+            of_block.push(staying);
+        }
+        let mut parts = Vec::new();
+        for (block, guests) in by_block {
+            for some in guests.chunks(RENEWED_AT_A_TIME) {
+                parts.push((block, some.to_vec()));
             }
         }
-        by_block
+        parts
+    }
+
+    /// This node's own claims on ids of its blocks last as long as their guests are here.
+    pub(super) fn renew_own(&self) {
+        let mut guests = self.guests.staying(|_| true);
+        guests.retain(|staying| self.leases.holds(staying.id));
+        for staying in guests {
+            if self.keeps(staying) == Some(false) {
+                self.turn_out(staying, Refusal::InUse);
+            }
+        }
+    }
+
+    /// Whether an id of a block of this node is still had by a guest who is here; nothing where that one
+    /// has left.
+    fn keeps(&self, staying: Staying) -> Option<bool> {
+        let Staying {
+            id,
+            lineage,
+            number,
+        } = staying;
+        // Under the lock, so that no claim is renewed that is being released.
+        let keep = |stay: &mut Stay| {
+            let is_here = stay.phase == Phase::Here;
+            is_here.then(|| self.keep_own(id, lineage))
+        };
+        self.guests.with(id, number, keep).flatten()
     }
 
     /// Tells a node that holds blocks, from now on or again, which ids of them are here.
     pub(super) async fn tell_holder(&self, link: &Link, holder: Node, blocks: &[u64]) {
-        let mut guests = self.guests_by_block();
-        for block in blocks {
-            if let Some(ids) = guests.remove(block) {
-                let renewal = Ask::Renew(self.node, ids).encode();
-                let to = self.subjects.claims(holder);
-                // Fails where the connection has ended, and then they are claimed again by the next.
-                let _ended = link.publish(to, None, renewal).await.is_err();
+        for (block, guests) in self.guests_by_block() {
+            if !blocks.contains(&block) {
+                continue;
             }
+            for staying in &guests {
+                self.guests.note_holder(*staying, Some(holder));
+            }
+            let renewal = Ask::Renew(self.node, named(&guests)).encode();
+            let to = self.subjects.claims(holder);
+            // Fails where the connection has ended, and then they are claimed again by the next.
+            let _ended = link.publish(to, None, renewal).await.is_err();
         }
     }
 }
 
-/// Claims an id for a new connection.
+/// As messages name them.
+fn named(guests: &[Staying]) -> Vec<(UserId, Lineage)> {
+    let named = guests.iter().map(|staying| (staying.id, staying.lineage));
+    named.collect()
+}
+
+/// Claims an id for a new connection; of a block of this node, from the node that has it.
 async fn arrive(
     shared: Arc<Shared>,
-    id: UserId,
-    lineage: Lineage,
-    number: u64,
-) -> Result<Tenure, Refusal> {
-    let own = if shared.leases.holds(id) {
-        Some(shared.come_home(id, lineage))
-    } else {
-        None
-    };
-    if own == Some(Own::Home) {
-        shared.guests.remove(id, number);
-        return Ok(Tenure::Home);
-    }
+    staying: Staying,
+    previous: Option<Node>,
+) -> Result<Guest, Refusal> {
+    let Staying {
+        id,
+        lineage,
+        number,
+    } = staying;
     let claimant = Claimant {
         node: shared.node,
         id,
@@ -395,7 +520,7 @@ async fn arrive(
         let link = link.as_ref().ok_or(Refusal::Unavailable)?;
         let subscriber = subscribe(&shared, link, id).await;
         let subscriber = subscriber.map_err(|Lost| Refusal::Unavailable)?;
-        bid(&shared, link, claimant, own, subscriber).await
+        bid(&shared, link, claimant, previous, subscriber).await
     };
     match (bid.await, link) {
         (Ok(arrival), Some(link)) => {
@@ -406,13 +531,13 @@ async fn arrive(
             };
             shared.guests.with(id, number, |stay| stay.users += 1);
             settle(&shared, link, claimant, number, arrival);
-            Ok(Tenure::Guest(Box::new(guest)))
+            Ok(guest)
         }
         (refused, _) => {
-            shared.guests.remove(id, number);
-            if let Some(Own::From(previous)) = own {
-                shared.release(shared.node, id, Some(previous), &Cut::default());
+            if previous.is_some() {
+                shared.release(shared.node, id, previous, &Cut::default());
             }
+            shared.guests.remove(id, number);
             Err(refused.err().unwrap_or(Refusal::Unavailable))
         }
     }
@@ -423,23 +548,22 @@ async fn subscribe(shared: &Shared, link: &Link, id: UserId) -> Result<Subscribe
     link.client.subscribe(subject).await.map_err(|_ended| Lost)
 }
 
-/// Asks whoever has the id for it.
+/// Asks whoever has the id for it; where it is of a block of this `own` node, that other node.
 async fn bid(
     shared: &Shared,
     link: &Link,
     claimant: Claimant,
-    own: Option<Own>,
+    own: Option<Node>,
     subscriber: Subscriber,
 ) -> Result<Arrival, Refusal> {
     let block = shared.leases.blocks().block_of(claimant.id);
     let claim = Ask::Claim(claimant).encode();
     let asked = match own {
-        Some(Own::From(previous)) => Asked::Said(Reply::Granted(Grant {
+        Some(_) => Asked::Said(Reply::Granted(Grant {
             holder: Some(shared.node),
-            previous: Some(previous),
+            previous: own,
             cut: Cut::default(),
         })),
-        Some(_) => Asked::Said(Reply::Refused(Refusal::InUse)),
         None => ask(link, shared.subjects.claim(block), claim).await,
     };
     let grant = match asked {
@@ -608,6 +732,7 @@ fn settle(
     } = arrival;
     let (takers, asks) = mpsc::channel(1);
     let task = Task {
+        link: link.number,
         takers,
         leave: CancellationToken::new(),
         holder: Arc::new(AtomicU64::new(holder.map_or(0, |node| node.0))),
@@ -626,12 +751,7 @@ fn settle(
         is_over: false,
     };
     let begun = shared.guests.with(claimant.id, number, |stay| {
-        if stay.users == 0 {
-            stay.phase = Phase::Leaving;
-            task.leave.cancel();
-        } else {
-            stay.phase = Phase::Here;
-        }
+        stay.phase = Phase::Here;
         stay.task = Some(task);
     });
     shared.guests.changed.notify_waiters();
@@ -705,14 +825,16 @@ impl Host {
 
     /// The link is lost. Who is here stays, and the id is claimed again by the next.
     fn cut_off(self) {
-        let is_leaving = self.shared.guests.with(self.id, self.number, |stay| {
-            stay.task = None;
-            stay.phase == Phase::Leaving
+        let is_over = self.shared.guests.with(self.id, self.number, |stay| {
+            // Else it was claimed again meanwhile.
+            let is_own = stay.is_served_by(self.link.number);
+            if is_own {
+                stay.task = None;
+            }
+            is_own && stay.phase == Phase::Leaving
         });
-        if is_leaving == Some(true) {
-            self.shared.guests.remove(self.id, self.number);
-            self.shared
-                .release(self.shared.node, self.id, None, &Cut::default());
+        if is_over == Some(true) {
+            self.shared.forget_guest(self.id, self.number);
         }
     }
 
@@ -867,114 +989,298 @@ impl Host {
 
 /// A guest who is to be claimed again by a new link.
 pub(super) struct Returning {
-    claimant: Claimant,
-    number: u64,
+    staying: Staying,
     subscriber: Subscriber,
 }
 
-/// Listens again to what is for the guests who are here.
+/// Listens again to what is for the guests who are here and are not served by this link.
 pub(super) async fn listen_again(shared: &Shared, link: &Link) -> Result<Vec<Returning>, Lost> {
-    let mut staying = Vec::new();
-    for (id, stay) in &*shared.guests.table() {
-        if stay.phase == Phase::Here {
-            let claimant = Claimant {
-                node: shared.node,
-                id: *id,
-                lineage: stay.lineage,
-                again: true,
-            };
-            staying.push((claimant, stay.number));
-        }
-    }
-    let mut returning = Vec::with_capacity(staying.len());
-    for (claimant, number) in staying {
+    let mut returning = Vec::new();
+    let is_meant = |stay: &Stay| !stay.is_served_by(link.number);
+    for staying in shared.guests.staying(is_meant) {
+        let subscriber = subscribe(shared, link, staying.id).await?;
         returning.push(Returning {
-            subscriber: subscribe(shared, link, claimant.id).await?,
-            claimant,
-            number,
+            staying,
+            subscriber,
         });
     }
     Ok(returning)
 }
 
 /// Claims again who was here, and then renews all claims for as long as the link lasts.
-pub(super) async fn keep(shared: Arc<Shared>, link: Arc<Link>, returning: Vec<Returning>) {
-    stream::iter(returning)
-        .for_each_concurrent(CLAIMS_AT_A_TIME, |one| claim_again(&shared, &link, one))
-        .await;
+pub(super) async fn keep(shared: Arc<Shared>, link: Arc<Link>, mut returning: Vec<Returning>) {
     let mut ticks = interval(shared.settings.claim_timeout / RENEWALS);
     loop {
+        stream::iter(returning)
+            .for_each_concurrent(CLAIMS_AT_A_TIME, |one| claim_again(&shared, &link, one))
+            .await;
         tokio::select! {
             () = link.lost.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let blocks = shared.guests_by_block();
-        stream::iter(blocks)
-            .for_each_concurrent(CLAIMS_AT_A_TIME, |(block, ids)| {
-                renew(&shared, &link, block, ids)
+        stream::iter(shared.guests_by_block())
+            .for_each_concurrent(CLAIMS_AT_A_TIME, |(block, guests)| {
+                renew(&shared, &link, block, guests)
             })
             .await;
+        // Whose id was granted just when the link before was lost.
+        returning = match listen_again(&shared, &link).await {
+            Ok(returning) => returning,
+            Err(Lost) => return link.lost.cancel(),
+        };
     }
 }
 
 async fn claim_again(shared: &Arc<Shared>, link: &Arc<Link>, returning: Returning) {
     let Returning {
-        claimant,
-        number,
+        staying,
         subscriber,
     } = returning;
-    let own = shared
-        .leases
-        .holds(claimant.id)
-        .then(|| shared.come_home(claimant.id, claimant.lineage));
-    if own == Some(Own::Home) {
-        // It was given back meanwhile, and needs nothing more than its seat.
-        shared.leases.left(claimant.id);
-        shared.guests.remove(claimant.id, number);
-        return;
+    let Staying {
+        id,
+        lineage,
+        number,
+    } = staying;
+    let mut own = None;
+    if shared.leases.holds(id) {
+        match shared.keeps(staying) {
+            Some(true) => own = Some(shared.node),
+            Some(false) => return shared.turn_out(staying, Refusal::InUse),
+            None => return,
+        }
     }
+    let claimant = Claimant {
+        node: shared.node,
+        id,
+        lineage,
+        again: true,
+    };
     match bid(shared, link, claimant, own, subscriber).await {
         Ok(arrival) => settle(shared, link.clone(), claimant, number, arrival),
         Err(_) if link.lost.is_cancelled() => {}
         Err(refusal) => {
-            debug!(id = %claimant.id, ?refusal, "a guest is elsewhere");
-            shared.evict(claimant.id, number, claimant.lineage);
+            debug!(%id, ?refusal, "a guest cannot stay");
+            shared.turn_out(staying, refusal);
         }
     }
 }
 
-async fn renew(shared: &Shared, link: &Link, block: u64, ids: Vec<(UserId, Lineage)>) {
+async fn renew(shared: &Shared, link: &Link, block: u64, guests: Vec<Staying>) {
     if shared.leases.list().contains(&block) {
-        // Its own claims do not lapse.
+        // Nobody else has to be told.
         return;
     }
-    let known = ids.clone();
-    let renewal = Ask::Renew(shared.node, ids).encode();
-    let lost = match ask(link, shared.subjects.claim(block), renewal).await {
-        Asked::Said(Reply::Lost(lost)) => lost,
-        Asked::Nobody => {
-            for (id, _) in known {
-                if let Some(stay) = shared.guests.table().get(&id)
-                    && let Some(task) = &stay.task
-                {
-                    task.holder.store(0, Ordering::Relaxed);
+    let renewal = Ask::Renew(shared.node, named(&guests)).encode();
+    match ask(link, shared.subjects.claim(block), renewal).await {
+        Asked::Said(Reply::Lost(lost)) => {
+            for staying in guests {
+                if lost.contains(&staying.id) {
+                    shared.turn_out(staying, Refusal::InUse);
                 }
             }
-            return;
         }
-        Asked::Said(_) | Asked::Silence => return,
-    };
-    for (id, lineage) in known.into_iter().filter(|(id, _)| lost.contains(id)) {
-        let number = shared.guests.table().get(&id).map(|stay| stay.number);
-        if let Some(number) = number {
-            shared.evict(id, number, lineage);
+        Asked::Nobody => {
+            for staying in guests {
+                shared.guests.note_holder(staying, None);
+            }
         }
+        Asked::Said(_) | Asked::Silence => {}
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{node, seat};
     use super::*;
+    use crate::directory::Flushed;
+
+    /// An id of a block of another node, as long as a node holds the first block.
+    const ELSEWHERE: u64 = 1025;
+
+    fn user(id: u64) -> UserId {
+        UserId::new(id).unwrap()
+    }
+
+    fn lineage() -> Lineage {
+        Lineage::from(1)
+    }
+
+    /// A guest of a node, and its connection; where it is served by a link, what the task of it hears.
+    fn guest(shared: &Arc<Shared>, id: u64, link: Option<u32>) -> (Staying, Guest, Option<Takers>) {
+        let (id, lineage) = (user(id), lineage());
+        let number = shared.guests.begin(&mut shared.guests.table(), id, lineage);
+        let (takers, asks) = mpsc::channel(1);
+        shared.guests.with(id, number, |stay| {
+            stay.users = 1;
+            stay.phase = Phase::Here;
+            stay.task = link.map(|link| Task {
+                link,
+                takers,
+                leave: CancellationToken::new(),
+                holder: Arc::default(),
+            });
+        });
+        let guest = Guest {
+            shared: shared.clone(),
+            id,
+            number,
+        };
+        let staying = Staying {
+            id,
+            lineage,
+            number,
+        };
+        (staying, guest, link.map(|_| asks))
+    }
+
+    fn phase(shared: &Shared, staying: Staying) -> Option<Phase> {
+        let Staying { id, number, .. } = staying;
+        shared.guests.with(id, number, |stay| stay.phase)
+    }
+
+    fn is_refused(admission: &Admission, expected: Refusal) -> bool {
+        matches!(admission, Admission::Refused(refusal) if *refusal == expected)
+    }
+
+    #[test]
+    fn who_is_turned_out_has_no_seat_and_nobody_is_let_in_before_the_id_is_given_back() {
+        let refusals = [
+            (Refusal::InUse, close_code::TAKEN_OVER),
+            (Refusal::Unavailable, close_code::TRY_AGAIN),
+        ];
+        for (refusal, expected) in refusals {
+            let shared = node(|_| {});
+            let (staying, guest, takers) = guest(&shared, ELSEWHERE, Some(1));
+            let seated = seat(&shared, staying.id, staying.lineage);
+            assert!(guest.is_current());
+            shared.turn_out(staying, refusal);
+            assert!(!seated.is_open());
+            let (order, _) = seated.settle(Flushed::default());
+            assert!(matches!(order, Some(Order::Close { code, .. }) if code == expected));
+            assert!(!guest.is_current(), "nor has one who is seated only now");
+            let admission = shared.admit(staying.id, staying.lineage);
+            assert!(matches!(admission, Admission::Wait));
+            drop(guest);
+            assert_eq!(phase(&shared, staying), Some(Phase::Leaving));
+            // Its task has ended.
+            drop(takers);
+            shared.guests.remove(staying.id, staying.number);
+            let admission = shared.admit(staying.id, staying.lineage);
+            assert!(matches!(admission, Admission::Arrives(_, None)));
+        }
+    }
+
+    #[test]
+    fn who_leaves_without_a_link_leaves_at_once() {
+        let shared = node(|_| {});
+        for id in [1, ELSEWHERE] {
+            let (staying, guest, _) = guest(&shared, id, None);
+            shared.renew_own();
+            assert_eq!(shared.claims.len(), usize::from(id == 1));
+            drop(guest);
+            assert_eq!(phase(&shared, staying), None);
+            assert_eq!(shared.claims.len(), 0);
+        }
+        for id in [2, ELSEWHERE] {
+            let (staying, guest, _) = guest(&shared, id, None);
+            shared.renew_own();
+            shared.turn_out(staying, Refusal::Unavailable);
+            assert_eq!(phase(&shared, staying), None);
+            assert!(!guest.is_current());
+            // What is over stays so.
+            let (next, _newer, _) = self::guest(&shared, id, None);
+            shared.turn_out(staying, Refusal::InUse);
+            drop(guest);
+            assert_eq!(phase(&shared, next), Some(Phase::Here));
+        }
+    }
+
+    #[test]
+    fn the_last_of_several_connections_leaves() {
+        let shared = node(|_| {});
+        let (staying, first, _takers) = guest(&shared, ELSEWHERE, Some(1));
+        let Admission::Stays(second) = shared.admit(staying.id, staying.lineage) else {
+            panic!("it is here");
+        };
+        let stranger = shared.admit(staying.id, Lineage::from(2));
+        assert!(is_refused(&stranger, Refusal::InUse));
+        drop(first);
+        assert_eq!(phase(&shared, staying), Some(Phase::Here));
+        drop(second);
+        assert_eq!(phase(&shared, staying), Some(Phase::Leaving));
+    }
+
+    #[test]
+    fn no_more_guests_come_than_may() {
+        let shared = node(|settings| settings.claims = 2);
+        let bring = |id| shared.admit(user(id), lineage());
+        for id in [ELSEWHERE, ELSEWHERE + 1] {
+            assert!(matches!(bring(id), Admission::Arrives(_, None)));
+        }
+        assert!(is_refused(&bring(ELSEWHERE + 2), Refusal::Unavailable));
+        assert!(matches!(bring(ELSEWHERE), Admission::Wait));
+        assert!(matches!(bring(1), Admission::Home), "that one is none");
+        assert_eq!(shared.guests.len(), 2);
+    }
+
+    #[test]
+    fn a_guest_stays_when_its_block_becomes_this_nodes() {
+        let shared = node(|_| {});
+        let (staying, guest, _takers) = guest(&shared, ELSEWHERE, Some(1));
+        shared.renew_own();
+        assert_eq!(shared.claims.len(), 0);
+        shared.leases.add(2);
+        shared.renew_own();
+        assert_eq!(shared.claims.of(staying.id), Some(shared.node));
+        assert!(guest.is_current());
+        // Until another node claims the id.
+        let claimant = Claimant {
+            node: Node(1 << 50),
+            id: staying.id,
+            lineage: staying.lineage,
+            again: false,
+        };
+        let Reply::Granted(grant) = shared.grant(claimant, &Cut::default()) else {
+            panic!("it may");
+        };
+        assert_eq!(grant.previous, Some(shared.node));
+        shared.renew_own();
+        assert!(!guest.is_current());
+        assert_eq!(shared.claims.of(staying.id), Some(claimant.node));
+    }
+
+    #[test]
+    fn those_whom_the_present_link_does_not_serve_are_claimed_again() {
+        let shared = node(|_| {});
+        let _guests = [None, Some(1), Some(2)].map(|link| {
+            let id = ELSEWHERE + u64::from(link.unwrap_or(0));
+            guest(&shared, id, link)
+        });
+        let (leaving, _guest, _takers) = guest(&shared, ELSEWHERE + 3, Some(1));
+        shared.turn_out(leaving, Refusal::InUse);
+        let meant = shared.guests.staying(|stay| !stay.is_served_by(2));
+        let mut meant: Vec<_> = meant.iter().map(|staying| staying.id.get()).collect();
+        meant.sort_unstable();
+        assert_eq!(meant, [ELSEWHERE, ELSEWHERE + 1]);
+    }
+
+    #[test]
+    fn renewals_are_of_one_block_and_of_a_bounded_size() {
+        let size = u32::try_from(2 * RENEWED_AT_A_TIME).unwrap();
+        let shared = node(|settings| settings.block_size = size.try_into().unwrap());
+        let ids = u64::from(size) / 2..u64::from(size) * 2;
+        let _guests: Vec<_> = ids.clone().map(|id| guest(&shared, id, Some(1))).collect();
+        let blocks = shared.leases.blocks();
+        let parts = shared.guests_by_block();
+        let mut named = Vec::new();
+        for (block, guests) in parts {
+            assert!(guests.len() <= RENEWED_AT_A_TIME);
+            assert!(guests.iter().all(|one| blocks.block_of(one.id) == block));
+            named.extend(guests.iter().map(|one| one.id));
+        }
+        named.sort_unstable();
+        assert!(named.into_iter().map(UserId::get).eq(ids));
+    }
 
     fn message(text: &'static str) -> Message {
         Message {

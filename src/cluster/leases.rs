@@ -179,8 +179,10 @@ impl Keeper {
                 self.shared.link_metrics.block_conflict();
                 continue;
             }
-            self.listen(block, subscriber);
             self.shared.leases.add(block);
+            // Whoever is a guest here with an id of it goes on taking its messages.
+            self.shared.renew_own();
+            self.listen(block, subscriber);
             return Ok(());
         }
     }

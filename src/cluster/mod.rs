@@ -145,44 +145,13 @@ impl Cluster {
         // Read once here, so that a missing file is said at the start.
         let access = Access::new(settings);
         access.read()?;
-        let node = Node(fastrand::u64(1..1 << 48));
-        let blocks = Blocks::of_size(settings.block_size.into());
-        let bounds = queue::Bounds {
-            user_messages: settings.user_messages as usize,
-            user_bytes: settings.user_bytes,
-            total_bytes: settings.queue_bytes,
-            block_bytes: settings.in_flight_bytes,
-        };
-        let stop = CancellationToken::new();
-        let tracker = Shutdown::new();
-        let shared = Arc::new(Shared {
-            subjects: Subjects::new(&settings.name, node, blocks),
-            leases: Arc::new(Leases::new(blocks)),
-            directory,
-            link_metrics: metrics.with_link(),
-            traces,
-            epoch,
-            bell: Arc::default(),
-            queue: Mutex::new(Queue::new(bounds, blocks, metrics.clone())),
-            waiting: Mutex::new(Waiting::new(settings.outcomes_pending)),
-            peers: ArcSwap::default(),
-            claims: Claims::new(settings.claims),
-            guests: Guests::default(),
-            seen: Mutex::default(),
-            link: Mutex::default(),
-            node,
-            is_up: AtomicBool::new(false),
-            highest_block: AtomicU64::new(0),
-            tracker: tracker.clone(),
-            stop: stop.clone(),
-            metrics,
-            settings: settings.clone(),
-        });
+        let shared = Arc::new(Shared::new(settings, directory, metrics, traces, epoch));
+        let tracker = shared.tracker.clone();
         tracker.spawn(link::keep(shared.clone(), access));
         tracker.spawn(shared.clone().tidy());
         let tasks = Tasks {
             tracker,
-            stop: stop.drop_guard(),
+            stop: shared.stop.clone().drop_guard(),
         };
         Ok((Self { shared }, tasks))
     }
@@ -277,6 +246,46 @@ impl Tasks {
 }
 
 impl Shared {
+    fn new(
+        settings: &config::Cluster,
+        directory: Directory,
+        metrics: Arc<Metrics>,
+        traces: Arc<Traces>,
+        epoch: Instant,
+    ) -> Self {
+        let node = Node(fastrand::u64(1..1 << 48));
+        let blocks = Blocks::of_size(settings.block_size.into());
+        let bounds = queue::Bounds {
+            user_messages: settings.user_messages as usize,
+            user_bytes: settings.user_bytes,
+            total_bytes: settings.queue_bytes,
+            block_bytes: settings.in_flight_bytes,
+        };
+        Self {
+            subjects: Subjects::new(&settings.name, node, blocks),
+            leases: Arc::new(Leases::new(blocks)),
+            directory,
+            link_metrics: metrics.with_link(),
+            traces,
+            epoch,
+            bell: Arc::default(),
+            queue: Mutex::new(Queue::new(bounds, blocks, metrics.clone())),
+            waiting: Mutex::new(Waiting::new(settings.outcomes_pending)),
+            peers: ArcSwap::default(),
+            claims: Claims::new(settings.claims),
+            guests: Guests::default(),
+            seen: Mutex::default(),
+            link: Mutex::default(),
+            node,
+            is_up: AtomicBool::new(false),
+            highest_block: AtomicU64::new(0),
+            tracker: Shutdown::new(),
+            stop: CancellationToken::new(),
+            metrics,
+            settings: settings.clone(),
+        }
+    }
+
     /// Microseconds of the app's clock.
     fn now(&self) -> u64 {
         micros(self.epoch.elapsed())
@@ -354,6 +363,7 @@ impl Shared {
             }
             let now = self.now();
             self.give_up(now);
+            self.renew_own();
             self.lapse(now);
             if self.is_up() {
                 last_up = now;
@@ -449,4 +459,38 @@ impl Drop for Up {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::{Bounds, Budget, Overflow, Seat};
+    use crate::identity::Lineage;
+    use crate::protocol::Dialect;
+
+    /// A node without a link, which holds block 1.
+    pub(super) fn node(change: impl FnOnce(&mut config::Cluster)) -> Arc<Shared> {
+        let mut settings = config::Settings::default().cluster;
+        change(&mut settings);
+        let metrics = Arc::new(Metrics::new(1));
+        let traces = Arc::new(Traces::off());
+        let shared = Shared::new(&settings, Directory::new(), metrics, traces, Instant::now());
+        shared.leases.add(1);
+        Arc::new(shared)
+    }
+
+    /// Seats a user of a node.
+    pub(super) fn seat(shared: &Shared, id: UserId, lineage: Lineage) -> Arc<Seat> {
+        let bounds = Arc::new(Bounds {
+            messages: 8,
+            bytes: 1024,
+            overflow: Overflow::DropNewest,
+            budget: Budget::new(4096),
+        });
+        let metrics = shared.metrics.clone();
+        let seat = Seat::new((id, lineage), Dialect::V1, None, bounds, metrics);
+        let seat = Arc::new(seat);
+        assert!(shared.directory.join(&seat));
+        seat
+    }
 }

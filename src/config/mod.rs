@@ -272,7 +272,7 @@ pub struct Cluster {
     pub outcome_timeout: Duration,
     /// Outcomes from other nodes outstanding on this one; default 65536.
     pub outcomes_pending: u32,
-    /// Ids of this node's blocks that others may have; default 65536.
+    /// Ids of this node's blocks that others may have, and of other blocks that may be here; default 65536.
     pub claims: u32,
     /// How long another node has such an id without a word; default 15 s.
     #[serde(with = "units::duration")]

@@ -99,7 +99,8 @@ pub mod close_code {
     pub const INTERNAL: u16 = 1011;
     /// The service restarts; come back.
     pub const RESTART: u16 = 1012;
-    /// Read too slowly for `mailbox.overflow = "disconnect"`.
+    /// Read too slowly for `mailbox.overflow = "disconnect"`, or an id that cannot be had any more; come
+    /// back.
     pub const TRY_AGAIN: u16 = 1013;
     /// The token has expired.
     pub const EXPIRED: u16 = 4401;

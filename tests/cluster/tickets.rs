@@ -483,6 +483,9 @@ async fn a_claim_lapses_with_its_node() {
         let mut alice = comes_back(&held, id, &ticket).await;
         others.truncate(1);
         all_reach(&mut others, &mut alice, "at once").await;
+        // And this one lasts, though nobody else renews it.
+        sleep(Duration::from_secs(3)).await;
+        all_reach(&mut others, &mut alice, "for long").await;
         drop((alice, others));
         held.stop().await;
     }
@@ -536,6 +539,7 @@ async fn a_holder_that_was_away_does_not_answer_for_who_has_gone() {
         // The connection to the holder still stands.
         let mut alice = comes_back(&second, id, &ticket).await;
         let mut bob = third.user().await;
+        let writer_id = bob.id;
         let (stop_writing, stopped) = tokio::sync::watch::channel(false);
         let writer = tokio::spawn(async move {
             let mut count = 0;
@@ -553,6 +557,8 @@ async fn a_holder_that_was_away_does_not_answer_for_who_has_gone() {
         stop_writing.send_replace(true);
         let count = writer.await.unwrap();
         assert!(count > 10);
+        // That it was delivered may be told before it is read.
+        alice.hears(writer_id, &(count - 1).to_string()).await;
         let heard: Vec<_> = alice
             .told()
             .messages
