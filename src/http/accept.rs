@@ -13,6 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -40,6 +41,9 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
             Ok((stream, peer, place)) => {
                 host.shutdown
                     .spawn(connection(stream, peer, door, host.clone(), place));
+                // The others' sockets are looked at before the next one: where strangers come by the
+                // thousand, a user's message waits for one of them, and not for dozens.
+                yield_now().await;
             }
             Err(error) if is_the_peers(&error) => {
                 debug!(%error, "connection failed before it was accepted");

@@ -12,7 +12,7 @@ use hyper_tungstenite::tungstenite::protocol::frame::coding::{CloseCode as Frame
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::wire::GULP_BYTES;
-use super::{Close, Core, End, NEVER, Paused, Phase, Scratch, micros};
+use super::{Close, Core, End, NEVER, Paused, Phase, Scratch, come_again, micros};
 use crate::directory::Wakes;
 use crate::protocol::{
     BadInput, Dialect, Outbound, Status, close_code, decode, push_close, push_data, push_frame,
@@ -73,7 +73,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     if !self.wire.is_drained() {
                         // A turn's worth of small frames; the others come first.
-                        cx.waker().wake_by_ref();
+                        come_again(cx);
                         self.ws = ws;
                         return None;
                     }
@@ -111,7 +111,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
         // A gulp is a turn, in one piece or, by TLS, in several.
         if *gulped >= GULP_BYTES || self.wire.is_sated() {
-            cx.waker().wake_by_ref();
+            come_again(cx);
             return ControlFlow::Break(None);
         }
         match self.wire.poll_fill(cx, &mut scratch.room) {
@@ -361,7 +361,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             Poll::Ready(Ok(0) | Err(_)) => Some(self.ending()),
             // A little a turn: whoever talks on is not to hold up others by it.
             Poll::Ready(Ok(_)) => {
-                cx.waker().wake_by_ref();
+                come_again(cx);
                 None
             }
         }

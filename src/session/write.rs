@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::read::io_end;
-use super::{Core, End, NEVER, Phase, Scratch, micros};
+use super::{Core, End, NEVER, Phase, Scratch, come_again, micros};
 use crate::directory::{Entry, Found, Overflow, give_back};
 use crate::protocol::{Status, push_close};
 
@@ -51,7 +51,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 Poll::Pending => return None,
             }
         }
-        cx.waker().wake_by_ref();
+        come_again(cx);
         None
     }
 
