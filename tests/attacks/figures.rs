@@ -5,8 +5,9 @@
 //! `target/release/examples/attack_figures target/release/switchboard`, or some names of attacks behind it.
 //!
 //! The relay has a core of its own, and a setting of rates as the compose file has it unless a row says
-//! otherwise. The attackers share the other core with the pair, at the lowest priority, so that the
-//! pair's figures are the relay's and not the attackers'.
+//! otherwise. The attackers share the other core with the pair, at the lowest priority. What the pair
+//! waits there for its own core is in the control: the same attack on another relay, which is on the
+//! attackers' core and at their priority, while nobody attacks the pair's.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -36,15 +37,19 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
-use pair::{Pair, Talk};
-use server::{Server, pinned};
+use pair::{Pair, RATE, Talk};
+use server::{Core, Server, pinned};
 
 const BEFORE: Duration = Duration::from_secs(3);
-const DURING: Duration = Duration::from_secs(5);
+const CONTROL: Duration = Duration::from_secs(3);
+/// Longer than who is closed is heard out, so that its end is counted.
+const DURING: Duration = Duration::from_secs(6);
 /// Until an attack is what it is going to be.
 const RAMP: Duration = Duration::from_secs(1);
 /// Until an attack's users are gone, once it has ended.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Until all of an attack's users are in.
+const ENTRY: Duration = Duration::from_mins(1);
 /// Growth that no attack may come to, MiB: the room for all mailboxes, and 400 more.
 const GROWTH_MAX: u64 = 656;
 
@@ -56,6 +61,8 @@ struct Row {
     processes: u32,
     variables: Vec<(&'static str, &'static str)>,
     files: Option<u32>,
+    /// Users that the attack is made with: it has begun when they are in.
+    users: i64,
 }
 
 fn row(name: &'static str, attack: &'static str) -> Row {
@@ -65,6 +72,7 @@ fn row(name: &'static str, attack: &'static str) -> Row {
         processes: 1,
         variables: Vec::new(),
         files: None,
+        users: 0,
     }
 }
 
@@ -84,6 +92,11 @@ impl Row {
         self
     }
 
+    fn of_users(mut self, users: i64) -> Self {
+        self.users = users;
+        self
+    }
+
     fn without_rates(self) -> Self {
         self.with("LIMITS__MESSAGE_RATE", "")
             .with("LIMITS__BYTE_RATE", "")
@@ -96,10 +109,11 @@ fn rows() -> Vec<Row> {
     vec![
         row("2,000 request heads, a byte each 100 ms", "heads"),
         row("2,000 TLS hellos, a byte each 100 ms", "tls"),
-        row("1,000 frames, a byte each 100 ms", "frames"),
+        row("1,000 frames, a byte each 100 ms", "frames").of_users(1000),
         row("15,000 connections that never speak", "mute").by(2),
         row("15,000 users who never speak", "idle")
             .by(2)
+            .of_users(15_000)
             .with("LIMITS__HANDSHAKE_RATE", "20000"),
         row("churn", "churn"),
         row("churn, rates off", "churn").without_rates(),
@@ -108,10 +122,10 @@ fn rows() -> Vec<Row> {
         row("fragments of one byte", "fragments"),
         row("fragments of one byte, rates off", "fragments").without_rates(),
         row("lengths of 1 TiB", "giant"),
-        row("1,000 messages of 65,000 bytes that never come", "promised"),
+        row("1,000 messages of 65,000 bytes that never come", "promised").of_users(1000),
         row("reserved bits", "reserved"),
-        row("1,000 write to one who never reads", "deaf"),
-        row("100 who read a byte a second", "slow"),
+        row("1,000 write to one who never reads", "deaf").of_users(1001),
+        row("100 who read a byte a second", "slow").of_users(200),
         row("resets behind each byte", "resets"),
         row("700 file descriptors, 15,000 who want one", "idle")
             .by(2)
@@ -142,9 +156,9 @@ async fn main() {
         assert!(pin.status().unwrap().success(), "this process has a core");
     }
     println!(
-        "| attack | p50 | p99, µs | p99 meanwhile | rate, 1/s | memory, MiB | what was seen |"
+        "| attack | p50, µs | p99, µs | control | memory, MiB: before, most, after | what was seen |"
     );
-    println!("| - | - | - | - | - | - | - |");
+    println!("| - | - | - | - | - | - |");
     for row in rows() {
         if arguments.len() == 2 || arguments[2..].iter().any(|name| name == row.attack) {
             measure(&program, &row).await;
@@ -162,8 +176,8 @@ struct Stage {
 }
 
 impl Stage {
-    async fn set(row: &Row) -> Self {
-        let folder = env::temp_dir().join(format!("attacks-{}", std::process::id()));
+    async fn set(row: &Row, name: &str) -> Self {
+        let folder = env::temp_dir().join(format!("attacks-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let variables = row.variables.iter();
         let mut stage = Self {
@@ -266,16 +280,17 @@ impl Drop for Attackers {
 }
 
 async fn measure(program: &Path, row: &Row) {
-    let stage = Stage::set(row).await;
-    let server = Server::start(program, &stage.variables, row.files).await;
+    let stage = Stage::set(row, "relay").await;
+    let server = Server::start(program, &stage.variables, row.files, Core::Own).await;
     let mut pair = Pair::join(&server, stage.certificate.as_ref(), &stage.fields).await;
     pair.talk(RAMP).await;
     let before = pair.talk(BEFORE).await;
+    let control = control(program, row, &mut pair).await;
     let counters = server.metrics().await;
     let memory = server.memory();
 
     let attackers = Attackers::begin(row, &server);
-    pair.talk(RAMP).await;
+    ramp(row, &server, 2, &mut pair).await;
     let mut memory_most = memory;
     let watch = async {
         loop {
@@ -290,11 +305,40 @@ async fn measure(program: &Path, row: &Row) {
     let held = server.metrics().await;
     drop(attackers);
     let left = until_gone(&server).await;
-    print_row(row, before, during, (memory, memory_most, server.memory()));
+    let memory = (memory, memory_most, server.memory());
+    print_row(row, [before, control, during], memory);
     println!(" {} |", seen(&counters, &held, &left));
-    assert!(memory_most - memory < GROWTH_MAX, "the memory is bounded");
+    assert!(memory_most - memory.0 < GROWTH_MAX, "the memory is bounded");
     assert_eq!(gap(&left), 0, "the ledger balances");
     fs::remove_dir_all(&stage.folder).unwrap();
+}
+
+/// What the pair sees while the attack is on another relay, on the attackers' core.
+async fn control(program: &Path, row: &Row, pair: &mut Pair) -> Talk {
+    let stage = Stage::set(row, "control").await;
+    let server = Server::start(program, &stage.variables, row.files, Core::Attackers).await;
+    let attackers = Attackers::begin(row, &server);
+    ramp(row, &server, 0, pair).await;
+    let talk = pair.talk(CONTROL).await;
+    drop((attackers, server));
+    fs::remove_dir_all(&stage.folder).unwrap();
+    // What is left of it in the kernel goes.
+    pair.talk(RAMP).await;
+    talk
+}
+
+/// The pair talks on until the attack is what it is going to be.
+async fn ramp(row: &Row, server: &Server, others: i64, pair: &mut Pair) {
+    pair.talk(RAMP).await;
+    let begin = Instant::now();
+    loop {
+        let users = server.metrics().await["connections"] - others;
+        if users >= row.users {
+            return;
+        }
+        assert!(begin.elapsed() < ENTRY, "{users} of {} are in", row.users);
+        pair.talk(RAMP / 4).await;
+    }
 }
 
 /// Waits until the pair is alone; the counters then.
@@ -355,19 +399,22 @@ fn seen(
     all.join(", ")
 }
 
-fn print_row(row: &Row, before: Talk, during: Talk, memory: (u64, u64, u64)) {
-    let ratio = during.p99 / before.p99;
+fn print_row(row: &Row, [before, control, during]: [Talk; 3], memory: (u64, u64, u64)) {
+    let of = |talk: Talk| format!("{:.0} ({:.1}x)", talk.p99, talk.p99 / before.p99);
     print!(
-        "| {} | {:.0} → {:.0} | {:.0} | {:.0} ({ratio:.1}x) | {:.0} → {:.0} | {} → {} → {} |",
+        "| {} | {:.0} → {:.0} | {:.0} → {} | {} | {} → {} → {} |",
         row.name,
         before.p50,
         during.p50,
         before.p99,
-        during.p99,
-        before.rate,
-        during.rate,
+        of(during),
+        of(control),
         memory.0,
         memory.1,
         memory.2
     );
+    let slowest = during.rate.min(control.rate);
+    if slowest < f64::from(RATE) * 0.99 {
+        print!(" {slowest:.0} messages a second,");
+    }
 }

@@ -1,4 +1,4 @@
-//! A relay of its own for each attack, on a core of its own.
+//! A relay of its own for each attack.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,6 +10,15 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
+
+/// Where a relay runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Core {
+    /// On one of its own.
+    Own,
+    /// On the attackers', at their priority.
+    Attackers,
+}
 
 /// A running relay, ended by Drop.
 #[derive(Debug)]
@@ -31,13 +40,15 @@ impl Server {
         program: &Path,
         variables: &[(&str, String)],
         files: Option<u32>,
+        core: Core,
     ) -> Self {
         let (users, admin) = (free(), free());
         let limit = files.map_or(String::new(), |files| format!("ulimit -n {files}; "));
-        let pin = if pinned() {
-            "exec taskset -c 0"
-        } else {
-            "exec"
+        let pin = match core {
+            Core::Own if pinned() => "exec taskset -c 0",
+            Core::Attackers if pinned() => "exec nice -n 19 taskset -c 1",
+            Core::Own => "exec",
+            Core::Attackers => "exec nice -n 19",
         };
         let mut command = Command::new("sh");
         command
