@@ -37,7 +37,13 @@ export RELAY_PORT PROMETHEUS_PORT REVISION NOFILE=$files
 relay=ws://127.0.0.1:$RELAY_PORT/
 
 work=$(mktemp -d)
-trap 'docker compose down --volumes --remove-orphans --timeout 1 >/dev/null 2>&1; rm -rf "$work"' EXIT
+alone=$COMPOSE_PROJECT_NAME-alone
+finish() {
+  docker rm --force "$alone" >/dev/null 2>&1 || true
+  docker compose down --volumes --remove-orphans --timeout 1 >/dev/null 2>&1 || true
+  rm -rf "$work"
+}
+trap finish EXIT
 
 say "image"
 docker compose build switchboard
@@ -52,7 +58,12 @@ is "label version" "$(label version)" "$(sed -n 's/^version = "\(.*\)"/\1/p' Car
 is "label revision" "$(label revision)" "$REVISION"
 
 say "up"
-docker compose up --wait --quiet-pull switchboard prometheus
+docker compose up --wait switchboard prometheus
+docker compose ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}' | tee "$work/ps"
+lists() { grep -Eqx "$1" "$work/ps" || fail "there is no line $1"; }
+lists "prometheus +Up .* \\(healthy\\) +127\.0\.0\.1:$PROMETHEUS_PORT->9090/tcp *"
+# In either order.
+lists "switchboard +Up .* \\(healthy\\) +(9090/tcp, )?127\.0\.0\.1:$RELAY_PORT->8080/tcp(, 9090/tcp)? *"
 container=$(docker compose ps -q switchboard)
 state() { docker inspect --format "$1" "$container"; }
 is "health" "$(state '{{.State.Health.Status}}')" healthy
@@ -124,5 +135,16 @@ say "load"
 docker compose up --wait switchboard
 docker compose run --rm load bench open-loop --url=ws://switchboard:8080/ --i-own-this-server \
   --metrics=http://switchboard:9090/metrics --pairs=10 --rate=500 --duration=2s || fail "the load found a fault"
+
+say "the image by itself"
+is "image" "$image" switchboard:0.1.0
+port=$(free_port)
+docker run --rm --read-only --cap-drop ALL --detach --name "$alone" -p 127.0.0.1:"$port":8080 "$image"
+for _ in $(seq 100); do
+  docker exec "$alone" /usr/local/bin/switchboard healthcheck >/dev/null 2>&1 && break
+  sleep 0.1
+done
+python3 tests/compose_users.py talk "ws://127.0.0.1:$port/" || fail "two users could not talk"
+docker stop --signal INT "$alone" >/dev/null
 
 say "containers: all as it should be"

@@ -1,22 +1,29 @@
 #!/usr/bin/env python3
-"""Runs what the README shows, against a real relay, and compares what it prints with what the README says.
+"""Runs what the README shows, and compares what it prints with what the README says.
 
     tests/python/snippets.py BINARY NODE_MODULES
 
-Addresses get free ports; `…` stands for anything. Run are the programs of "Write a client", the page's
-program of "Use it from a program", and every console block of "Drive it", "Settings" and "Security" that
-uses nothing but the relay, curl and coreutils."""
+Each fenced block, and of a console block each command, is run here, or is named below with the test that
+runs it, or with the reason why none does: a block that is neither fails. Addresses get free ports, `…`
+stands for anything, and `target/release/switchboard` is BINARY."""
 
 import asyncio
+import atexit
+import difflib
+import http.server
+import json
 import os
 import re
+import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 
 import websockets
 
@@ -26,22 +33,140 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 END = "-- that was all --"
 USERS, ADMIN = "127.0.0.1:8080", "127.0.0.1:9090"
+BENCH, NODES, NATS, OTLP = "127.0.0.1:18080", ("127.0.0.1:8081", "127.0.0.1:8082"), "127.0.0.1:4222", "127.0.0.1:4318"
+# A load of half a minute, on a machine that may be busy.
+BENCH_PATIENCE = 300
+# Of the load's silent users, on either side.
+FILES = 10_500
+
+# What another test runs: the file, and what has to stand in it.
+ELSEWHERE = {
+    "tests/run": (".ci/run", ["step tests/run\n"]),
+    "tests/run model": ("tests/run", ["parts=(rust model ", "part_model() {"]),
+    "tests/instructions": ("tests/run", ["parts=(rust model instructions ", "\n  tests/instructions\n"]),
+    "promtool test rules tests/prometheus/*.yml": ("tests/run", ["\n  promtool test rules tests/prometheus/*.yml\n"]),
+    "cargo build && tests/panels": ("tests/run", [" panels ", '"$venv/bin/python" tests/panels "$SWITCHBOARD_BIN"\n']),
+    "docker compose up --wait switchboard prometheus": (
+        "tests/containers.sh", ["\ndocker compose up --wait switchboard prometheus\n"],
+    ),
+    r"docker compose ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}'": (
+        "tests/containers.sh", [r"docker compose ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}'"],
+    ),
+    "docker run --rm --read-only --cap-drop ALL -p 127.0.0.1:8080:8080 switchboard:0.1.0": (
+        "tests/containers.sh", ["docker run --rm --read-only --cap-drop ALL ", " -p 127.0.0.1:"],
+    ),
+    # With fewer rounds and shorter ones.
+    "target/release/switchboard bench --compare-strategies --rounds 3 --svg .assets --report target/strategies.html": (
+        "tests/it/bench.rs", ['"--compare-strategies", "--rounds=1"', '"--svg"', '"--report"'],
+    ),
+    # Without cargo-fuzz, by the same targets and corpora.
+    "target/x86_64-unknown-linux-gnu/release/decode -runs=10000000 -max_len=512 corpus/decode": (
+        "tests/it/fuzz.rs", ["use targets::TARGETS;", '"tests/fuzz/corpus"'],
+    ),
+}
+
+MEASURES = "measures for minutes, on a machine with nothing else to do; "
+BUILDS = "builds what a command below it runs; "
+# What no test runs.
+LEFT_OUT = {
+    "pairs: 100 pairs, 64 messages of 32 B under way in each (2)": "figures of the essay's program in Go, which is not ours to keep here",
+    "sequenceDiagram": "a picture; tests/cluster/crossing.rs sends such a message",
+    "cargo build --release": BUILDS + "tests/run has built it for this test",
+    "cargo build --release --bins --example cluster_figures": BUILDS + "cargo lint compiles it in .ci/run",
+    "target/release/examples/cluster_figures target/release/switchboard": MEASURES + "cargo lint compiles it in .ci/run",
+    "cargo build --release --bins --example attack_figures": BUILDS + "cargo lint compiles it in .ci/run",
+    "target/release/examples/attack_figures target/release/switchboard": MEASURES + "cargo lint compiles it in .ci/run",
+    "cargo build --release && python3 tests/tracing_cost.py target/release/switchboard": MEASURES.removesuffix("; "),
+    "cargo bench --bench time": MEASURES + "cargo lint compiles it in .ci/run, and `instructions` counts the same steps",
+    "cargo bench --bench directory": MEASURES + "cargo lint compiles it in .ci/run",
+    "tests/instructions --remake": "writes the file that the part `instructions` compares with",
+    "cargo install cargo-fuzz": "takes longer than all of this; the next but one says what runs its targets",
+    "cd tests/fuzz && cargo +nightly fuzz build --fuzz-dir . -s none": "needs a nightly compiler; tests/it/fuzz.rs compiles the same targets",
+}
 
 
-def section(title):
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        text = file.read()
-    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    if not found:
-        sys.exit(f"the README has no section {title!r}")
-    return found[1]
+class Step:
+    """A command of a console block with what the README says that it prints, or a block of another kind."""
+
+    def __init__(self, section, kind, key, text):
+        self.section, self.kind, self.key, self.text, self.ran = section, kind, key, text, False
+
+    def __str__(self):
+        return f"{self.section}: {self.key}"
+
+
+class Readme:
+    """All that it shows."""
+
+    def __init__(self):
+        with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+            self.text = file.read()
+        self.steps = []
+        fences = list(FENCE.finditer(self.text))
+        if len(re.findall(r"^\s*(?:```|~~~)", self.text, re.MULTILINE)) != 2 * len(fences):
+            sys.exit("the README has a fence that is not understood here")
+        for fence in fences:
+            headings = re.findall(r"^## (.*)$", self.text[: fence.start()], re.MULTILINE)
+            section, kind, body = headings[-1] if headings else "", fence[1], fence[2]
+            commands = re.split(r"^\$ ", body, flags=re.MULTILINE)[1:] if kind == "console" else []
+            for command, _, printed in (one.partition("\n") for one in commands):
+                self.steps.append(Step(section, kind, re.sub(r"\s+# .*", "", command), printed))
+            if not commands:
+                key = body.partition("\n")[0]
+                alike = sum(step.key.startswith(key) for step in self.steps)
+                self.steps.append(Step(section, kind, f"{key} ({alike + 1})" if alike else key, body))
+
+    def section(self, title):
+        """The text of a section."""
+        return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", self.text, re.MULTILINE | re.DOTALL)[1]
+
+    def take(self, section, kind="console"):
+        """The next one of a section that is to be run here, each once."""
+        for step in self.steps:
+            if (step.section, step.kind) == (section, kind) and not step.ran and step.key not in (*ELSEWHERE, *LEFT_OUT):
+                step.ran = True
+                yield step
+
+    def take_one(self, section, kind="console"):
+        found = next(self.take(section, kind), None)
+        return found or sys.exit(f"the README shows no more {kind} under {section!r}")
+
+    def check_lists(self):
+        """What is named above is there, and the tests have what is said of them."""
+        keys = {step.key for step in self.steps}
+        if stale := [key for key in (*ELSEWHERE, *LEFT_OUT) if key not in keys]:
+            sys.exit(f"named in this test and not in the README: {stale}")
+        for key, (path, words) in ELSEWHERE.items():
+            with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+                text = file.read()
+            if missing := [word for word in words if word not in text]:
+                sys.exit(f"{key} should be run by {path}, which has no {missing}")
+
+    def check_all_ran(self):
+        """Each was run here, or is named above."""
+        left = [str(step) for step in self.steps if not step.ran and step.key not in (*ELSEWHERE, *LEFT_OUT)]
+        if left:
+            sys.exit("\n  ".join(["the README shows what no test runs; run it here, or name it with the reason:", *left]))
+        print(f"run: {sum(step.ran for step in self.steps)}; by other tests: {len(ELSEWHERE)}; by none: {len(LEFT_OUT)}")
+
+
+def matches(expected):
+    return ".*".join(re.escape(part) for part in expected.rstrip("\n").split("…"))
 
 
 def compare(what, expected, printed):
-    pattern = ".*".join(re.escape(part) for part in expected.rstrip("\n").split("…"))
-    if not re.fullmatch(pattern, printed.rstrip("\n")):
+    if not re.fullmatch(matches(expected), printed.rstrip("\n")):
         sys.exit(f"{what}\n-- the README says\n{expected}\n-- and it printed\n{printed}")
-    print(f"ok: {what}")
+    print(f"ok: {what}", flush=True)
+
+
+def eventually(what, look):
+    deadline = time.monotonic() + PATIENCE
+    while not (seen := look()):
+        if time.monotonic() > deadline:
+            sys.exit(f"not within {PATIENCE} s: {what}")
+        time.sleep(0.05)
+    return seen
 
 
 def run(command, folder, environment):
@@ -54,60 +179,28 @@ def run(command, folder, environment):
     return done.stdout
 
 
-def programs(relay, folder, environment):
-    """The conversation in each language; a program is named in its own first line, and how it is run in
-    the text before it."""
-    text = section("Write a client")
-    expected = next(body for kind, body in FENCE.findall(text) if kind == "text")
-    expected = re.sub(r'"(user_id|sender_id)":1\b', r'"\1":…', expected)
-    count = 0
-    for fence in FENCE.finditer(text):
-        name = re.match(r"(?:#|//) (\S+)\n", fence[2])
-        if not name:
-            continue
-        with open(os.path.join(folder, name[1]), "w", encoding="utf-8") as file:
-            file.write(fence[2].replace(USERS, relay.http.removeprefix("http://")))
-        commands = re.findall(r"`([^`]* " + re.escape(name[1]) + ")`", text[: fence.start()])
-        if len(commands) != 1:
-            sys.exit(f"{name[1]}: the README says {len(commands)} times how it is run")
-        compare(commands[0], expected, run(commands[0], folder, environment))
-        count += 1
-    if count != 4:
-        sys.exit(f"{count} programs, not four")
-
-
-def page_program(relay, folder, environment):
-    """The program of a page, in Node: with the relay's own client, from the relay."""
-    (page,) = (body for kind, body in FENCE.findall(section("Use it from a program")) if kind == "html")
-    script = re.search(r"<script type=\"module\">\n(.*?)</script>", page, re.DOTALL)[1]
-    client = f"http://{USERS}/switchboard.js"
-    if client not in script:
-        sys.exit("the page's program imports no client of the relay's")
-    address = relay.http.removeprefix("http://")
-    get = f"curl --silent --fail --output switchboard.js {client.replace(USERS, address)}"
-    run(get, folder, environment)
-    script = script.replace(client, "./switchboard.js").replace(USERS, address)
-    with open(os.path.join(folder, "page.mjs"), "w", encoding="utf-8") as file:
-        # A page has a WebSocket, and ends when it is closed.
-        file.write('import WebSocket from "ws";\nglobalThis.WebSocket ??= WebSocket;\n')
-        file.write(script.replace("import {", "const {").replace("} from \"./switchboard.js\"", "} = await import(\"./switchboard.js\")"))
-        file.write("\nme.close();\n")
-    compare("the page's program", "I am …\noffline\n", run("node page.mjs", folder, environment))
-
-
 class Shell:
-    """One bash, to which commands are given one after the other."""
+    """One bash, to which commands are given one after the other, with addresses of this test's own."""
 
-    def __init__(self, folder, environment):
+    def __init__(self, folder, environment, *addresses):
+        self.folder, self.logs = folder, []
+        self.places = {address: f"127.0.0.1:{free_port()}" for address in (USERS, *addresses)}
+        environment = {**environment, "SWITCHBOARD__SERVER__LISTEN": self.places[USERS]}
         self.bash = subprocess.Popen(
             ["/bin/bash"], cwd=folder, env=environment, text=True, bufsize=1, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
+        atexit.register(self.kill)
 
-    def run(self, command):
-        self.bash.stdin.write(f"{command}\necho; echo '{END}'\n")
+    def here(self, text):
+        for address, real in self.places.items():
+            text = text.replace(address, real)
+        return text
+
+    def run(self, command, patience=PATIENCE):
+        self.bash.stdin.write(f"{self.here(command)}\necho; echo '{END}'\n")
         lines = []
-        watch = threading.Timer(PATIENCE, self.bash.kill)
+        watch = threading.Timer(patience, self.kill)
         watch.start()
         for line in self.bash.stdout:
             if line.rstrip("\n") == END:
@@ -116,19 +209,133 @@ class Shell:
             lines.append(line)
         sys.exit(f"{command}: no end\n{''.join(lines)}")
 
+    def start(self, command, address):
+        """Runs a server in the background until it listens."""
+        self.logs.append(os.path.join(self.folder, f"server-{len(self.logs)}.log"))
+        self.run(f"{command.removesuffix('&')} >{self.logs[-1]} 2>&1 &")
+        eventually(f"{command} listens", lambda: listens(self.places[address]) or self.has_ended(command))
+
+    def has_ended(self, command):
+        if not self.run("jobs -pr"):
+            sys.exit(f"{command} has ended:\n{self.log()}")
+
+    def log(self):
+        with open(self.logs[-1], encoding="utf-8") as file:
+            return file.read()
+
+    def show(self, step):
+        """Runs a step and compares."""
+        compare(step.key, self.here(step.text), self.run(step.key))
+
+    def kill(self):
+        """Leaves nothing behind where a test fails."""
+        try:
+            os.killpg(self.bash.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
     def end(self):
+        """Ends with all that it has started; a second signal ends a relay at once."""
+        self.run("for job in $(jobs -pr); do kill -INT $job; kill -INT $job; done; wait")
         self.bash.stdin.close()
         self.bash.wait(PATIENCE)
 
 
-def answers(port):
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    sys.exit(f"nothing listens on {port}")
+def listens(address):
+    host, port = address.rsplit(":", 1)
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def is_ready(address):
+    try:
+        with urllib.request.urlopen(f"http://{address}/readyz", timeout=PATIENCE) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+async def v1(address):
+    client = await websockets.connect(f"ws://{address}/", subprotocols=["switchboard.v1"])
+    return client, json.loads(await client.recv())["user_id"]
+
+
+async def exchange(sender_at, recipient_at):
+    """One writes to another and is told that it arrived."""
+    sender, _ = await v1(sender_at)
+    recipient, number = await v1(recipient_at)
+    await sender.send(json.dumps({"recipient_id": number, "message": "Go Braves!", "id": 1}))
+    assert json.loads(await asyncio.wait_for(recipient.recv(), PATIENCE))["message"] == "Go Braves!"
+    assert json.loads(await asyncio.wait_for(sender.recv(), PATIENCE)) == {"type": "outcome", "id": 1, "status": "delivered"}
+    await sender.close()
+    await recipient.close()
+
+
+def first_of_all(readme, _binary, folder, environment):
+    """`cargo run --release`, where the project is."""
+    shell = Shell(folder, environment)
+    step = readme.take_one("")
+    shell.run(f"cd {ROOT}")
+    # It may compile.
+    shell.run("cargo build --quiet --release --locked", 1200)
+    shell.start(step.key, USERS)
+    asyncio.run(exchange(*[shell.places[USERS]] * 2))
+    print(f"ok: {step.key}", flush=True)
+    shell.end()
+
+
+def wire(readme, binary, folder, environment):
+    """The two frames of the bare contract, and two clients by both."""
+    sent, heard = readme.take_one("The wire", "json"), readme.take_one("The wire", "json")
+
+    async def talk(url):
+        async with websockets.connect(url) as one, websockets.connect(url) as two:
+            await one.send(sent.text.strip())
+            return await asyncio.wait_for(two.recv(), PATIENCE)
+
+    with Relay(binary) as relay:
+        compare(sent.key, heard.text, asyncio.run(talk(relay.ws)))
+    step = readme.take_one("The wire")
+    with Relay(binary) as relay:
+        compare(step.key, step.text, run(f"{step.key} {relay.ws}", folder, environment))
+
+
+def page_program(readme, binary, folder, environment):
+    """The program of a page, in Node: with the relay's own client, from the relay."""
+    page = readme.take_one("Use it from a program", "html").text
+    script = re.search(r"<script type=\"module\">\n(.*?)</script>", page, re.DOTALL)[1]
+    client = f"http://{USERS}/switchboard.js"
+    if client not in script:
+        sys.exit("the page's program imports no client of the relay's")
+    with Relay(binary) as relay:
+        address = relay.http.removeprefix("http://")
+        get = f"curl --silent --fail --output switchboard.js {client.replace(USERS, address)}"
+        run(get, folder, environment)
+        script = script.replace(client, "./switchboard.js").replace(USERS, address)
+        with open(os.path.join(folder, "page.mjs"), "w", encoding="utf-8") as file:
+            # A page has a WebSocket, and ends when it is closed.
+            file.write('import WebSocket from "ws";\nglobalThis.WebSocket ??= WebSocket;\n')
+            file.write(script.replace("import {", "const {").replace("} from \"./switchboard.js\"", "} = await import(\"./switchboard.js\")"))
+            file.write("\nme.close();\n")
+        compare("the page's program", "I am …\noffline\n", run("node page.mjs", folder, environment))
+
+
+def programs(readme, binary, folder, environment):
+    """The conversation in each language; a program is named in its own first line, and how it is run in
+    the text before it."""
+    title = "Write a client"
+    expected = re.sub(r'"(user_id|sender_id)":1\b', r'"\1":…', readme.take_one(title, "text").text)
+    with Relay(binary) as relay:
+        for kind in ("python", "js", "bash", "go"):
+            program = readme.take_one(title, kind)
+            name = re.fullmatch(r"(?:#|//) (\S+)", program.key)[1]
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                file.write(program.text.replace(USERS, relay.http.removeprefix("http://")))
+            before = readme.section(title).partition(program.text)[0]
+            commands = re.findall(r"`([^`]* " + re.escape(name) + ")`", before)
+            if len(commands) != 1:
+                sys.exit(f"{name}: the README says {len(commands)} times how it is run")
+            compare(commands[0], expected, run(commands[0], folder, environment))
 
 
 async def stay(url):
@@ -144,69 +351,174 @@ def stay_until_removed(url):
         pass
 
 
-def console(title, only, folder, environment):
-    """The console blocks of a section that hold one of these words, in one shell; a user is there from the
-    second block on where the first has started a relay."""
-    users, admin = free_port(), free_port()
-    ports = {USERS: f"127.0.0.1:{users}", ADMIN: f"127.0.0.1:{admin}"}
-    environment = {**environment, "SWITCHBOARD__SERVER__LISTEN": ports[USERS]}
-    shell, count, has_relay, has_user = Shell(folder, environment), 0, False, False
-    for kind, body in FENCE.findall(section(title)):
-        if kind != "console" or not any(word in body for word in only):
+def drive(readme, _binary, folder, environment):
+    """The API, with user 1 there from the second block on."""
+    shell, has_user = Shell(folder, environment, ADMIN), False
+    look = f"api http://{ADMIN}/api/users/1"
+    for step in readme.take("Drive it"):
+        if step.key.endswith("&"):
+            shell.start(step.key, ADMIN)
             continue
-        if has_relay and not has_user:
+        if not has_user and step.text:
             has_user = True
-            threading.Thread(target=stay_until_removed, args=[f"ws://{ports[USERS]}/"], daemon=True).start()
-            wait = f"api http://{ports[ADMIN]}/api/users/1"
-            while '"online":true' not in shell.run(wait):
-                time.sleep(0.05)
-        for address, real in ports.items():
-            body = body.replace(address, real)
-        for step in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
-            command, _, expected = step.partition("\n")
-            if command.endswith("&"):
-                shell.run(f"{command.removesuffix('&')} 2>relay.log &")
-                answers(admin)
-                has_relay = True
-                continue
-            compare(command, expected, shell.run(command))
-            count += 1
-            if "DELETE" in command:
-                while '"online":false' not in shell.run(wait):
-                    time.sleep(0.05)
-    if has_relay:
-        # The drain that it was asked for ends it.
-        shell.run("wait")
+            url = f"ws://{shell.places[USERS]}/"
+            threading.Thread(target=stay_until_removed, args=[url], daemon=True).start()
+            eventually("user 1", lambda: '"online":true' in shell.run(look))
+        shell.show(step)
+        if "DELETE" in step.key:
+            eventually("user 1 is gone", lambda: '"online":false' in shell.run(look))
+    # The drain that it was asked for ends it.
+    shell.run("wait")
     shell.end()
-    if not count:
-        sys.exit(f"{title}: nothing was run")
+
+
+def labels(table):
+    """What a table of figures has beside the figures, but for what is of the moment."""
+    found = (re.split(r"\s{2,}", line.strip())[0] for line in table.splitlines())
+    found = [re.sub(r"^(ok:) .*", r"\1", label) for label in found]
+    of_the_moment = ("note:", "withheld messages", "ws://")
+    return [label for label in found if label and not label.startswith(of_the_moment)]
+
+
+def measure(readme, _binary, folder, environment):
+    """The load with all its scenarios: clean, and in the form that the README shows."""
+    shell = Shell(folder, environment, BENCH)
+    server, load = readme.take("Measure it")
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < FILES:
+        sys.exit(f"{load.key} has 10000 users: raise the hard limit of open files to {FILES}")
+    shell.start(server.key, BENCH)
+    printed = shell.run(f"{load.key} || echo ended with $?", BENCH_PATIENCE)
+    shown = readme.take_one("Measure it", "text")
+    differences = difflib.unified_diff(labels(shown.text), labels(printed), "the README", "what it printed", lineterm="")
+    if differences := "\n".join(differences):
+        sys.exit(f"{printed}\n{load.key}\n{differences}")
+    print(f"ok: {load.key}", flush=True)
+    shell.end()
+
+
+def plain(title):
+    """Commands that end, and what they print."""
+
+    def show(readme, _binary, folder, environment):
+        shell = Shell(folder, environment)
+        for step in readme.take(title):
+            shell.show(step)
+        shell.end()
+
+    return show
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Takes spans, and keeps where they were sent."""
+
+    taken = []
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "application/x-protobuf")
+        self.send_header("content-length", "0")
+        self.end_headers()
+        self.taken.append((self.path, self.headers["content-type"]))
+
+    def log_message(self, *_):
+        pass
+
+
+def traces_and_logs(readme, _binary, folder, environment):
+    """Spans of a message reach a receiver; the settings are read anew."""
+    title = "Traces and logs"
+    traced = {**environment, "OTEL_TRACES_SAMPLER": "always_on", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    shell, step = Shell(folder, traced, OTLP), readme.take_one(title)
+    port = int(shell.places[OTLP].rsplit(":", 1)[1])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Receiver) as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        shell.start(step.key, USERS)
+        asyncio.run(exchange(*[shell.places[USERS]] * 2))
+        eventually("spans", lambda: Receiver.taken)
+        shell.end()
+        receiver.shutdown()
+    if set(Receiver.taken) != {("/v1/traces", "application/x-protobuf")}:
+        sys.exit(f"{step.key}: {Receiver.taken}")
+    print(f"ok: {step.key}", flush=True)
+
+    shell = Shell(folder, environment)
+    for step in readme.take(title):
+        if step.key.endswith("&"):
+            shell.start(step.key, USERS)
+        elif "kill -HUP" in step.key:
+            # What is shown is the relay's.
+            before, lines = len(shell.log()), re.compile("^" + matches(step.text) + "$", re.MULTILINE)
+            shell.run(step.key)
+            eventually(step.text, lambda: lines.search(shell.log()[before:]))
+            print(f"ok: {step.key}", flush=True)
+        else:
+            shell.show(step)
+    shell.end()
+
+
+def past_one_machine(readme, _binary, folder, environment):
+    """Two nodes and NATS, and a message from one to the other."""
+    shell, title, nodes = Shell(folder, environment, NATS, *NODES), "Past one machine", iter(NODES)
+    port = shell.places[NATS].rsplit(":", 1)[1]
+    for step in readme.take(title):
+        if step.key.startswith("nats-server "):
+            command = step.key.replace("nats-server", f"nats-server --addr 127.0.0.1 --port {port}")
+            shell.start(command.replace("/tmp/nats", os.path.join(folder, "nats")), NATS)
+        elif step.key.endswith("&"):
+            shell.start(step.key, next(nodes))
+        else:
+            shell.show(step)
+    addresses = [shell.places[node] for node in NODES]
+    for address in addresses:
+        eventually(f"{address} is ready", lambda address=address: is_ready(address))
+    asyncio.run(exchange(*addresses))
+    print(f"ok: {title}: a message from one node to the other", flush=True)
+    shell.end()
+
+
+def prepare(binary, node_modules, folder):
+    """What the README's commands find where they are run; the environment that they have."""
+    tools = os.path.join(folder, "bin")
+    wrappers = {"bin/switchboard": binary, "bin/python3": sys.executable, "target/release/switchboard": binary}
+    for name, target in wrappers.items():
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        # A link would have Python forget its own packages.
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f'#!/bin/sh\nexec "{target}" "$@"\n')
+        os.chmod(path, 0o755)
+    os.symlink(node_modules, os.path.join(folder, "node_modules"))
+    os.symlink(os.path.join(ROOT, "tests"), os.path.join(folder, "tests"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SWITCHBOARD__", "OTEL_"))}
+    cache = os.path.join(ROOT, "tests", ".cache")
+    paths = [tools, os.path.join(cache, "websocat", "bin"), environment["PATH"], "/usr/sbin"]
+    environment["PATH"] = os.pathsep.join(paths)
+    # Debian's package of gorilla/websocket is a source tree.
+    environment |= {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": os.path.join(cache, "go"), "GOFLAGS": ""}
+    for tool in ("cargo", "node", "go", "curl", "websocat", "nats-server", "taskset"):
+        if not shutil.which(tool, path=environment["PATH"]):
+            sys.exit(f"{tool} is missing: tests/run snippets installs it")
+    return environment
+
+
+RUNS = [
+    first_of_all, wire, page_program, programs, drive, measure, plain("Settings"), traces_and_logs,
+    past_one_machine, plain("Security"),
+]
 
 
 def main():
     binary, node_modules = map(os.path.abspath, sys.argv[1:])
+    readme = Readme()
+    readme.check_lists()
     with tempfile.TemporaryDirectory() as folder:
-        tools = os.path.join(folder, "bin")
-        os.mkdir(tools)
-        for name, target in (("switchboard", binary), ("python3", sys.executable)):
-            # A link would have Python forget its own packages.
-            with open(os.path.join(tools, name), "w", encoding="utf-8") as file:
-                file.write(f'#!/bin/sh\nexec "{target}" "$@"\n')
-            os.chmod(os.path.join(tools, name), 0o755)
-        os.symlink(node_modules, os.path.join(folder, "node_modules"))
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SWITCHBOARD__")}
-        cache = os.path.join(ROOT, "tests", ".cache")
-        environment["PATH"] = os.pathsep.join([tools, os.path.join(cache, "websocat", "bin"), environment["PATH"]])
-        # Debian's package of gorilla/websocket is a source tree.
-        environment |= {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": os.path.join(cache, "go"), "GOFLAGS": ""}
-        for tool in ("node", "go", "curl", "websocat"):
-            if not shutil.which(tool, path=environment["PATH"]):
-                sys.exit(f"{tool} is missing: tests/run snippets installs it")
-        with Relay(binary) as relay:
-            programs(relay, folder, environment)
-            page_program(relay, folder, environment)
-        console("Drive it", ["api", "admin-token"], folder, environment)
-        console("Settings", ["SWITCHBOARD__DRAIN__TIMEOUT"], folder, environment)
-        console("Security", ["token issue"], folder, environment)
+        environment = prepare(binary, node_modules, folder)
+        for show in RUNS:
+            began = time.monotonic()
+            show(readme, binary, folder, environment)
+            print(f"   {time.monotonic() - began:.1f} s", flush=True)
+    readme.check_all_ran()
 
 
 main()
