@@ -6,13 +6,11 @@ said, and the ledgers balance.
 
 import asyncio
 import json
-import subprocess
 import sys
-import tempfile
 
 import websockets
 
-from relay import PATIENCE, Relay, free_port
+from relay import PATIENCE, Nats, Relay
 
 
 async def user(relay):
@@ -54,24 +52,17 @@ async def converse(node, others):
 
 def main():
     binary, nats = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        command = [nats, "--addr", "127.0.0.1", "--port", str(port), "--jetstream", "--store_dir", folder]
-        server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        settings = {"CLUSTER__NATS_URL": f"nats://127.0.0.1:{port}", "DRAIN__DELAY": "0s", "DRAIN__SPREAD": "0s"}
-        try:
-            with (
-                Relay(binary, **settings) as node,
-                Relay(binary, **settings) as other,
-                Relay(binary, ROUTING__STRATEGY="router", **settings) as routed,
-            ):
-                for relay in (node, other, routed):
-                    relay.eventually("it is ready", lambda relay=relay: relay.ask("GET", "/api/status")[1]["ready"])
-                asyncio.run(converse(node, (other, routed)))
-                asyncio.run(converse_from(routed, other))
-        finally:
-            server.kill()
-            server.wait()
+    with Nats(nats) as server:
+        settings = {"CLUSTER__NATS_URL": server.url, "DRAIN__DELAY": "0s", "DRAIN__SPREAD": "0s"}
+        with (
+            Relay(binary, **settings) as node,
+            Relay(binary, **settings) as other,
+            Relay(binary, ROUTING__STRATEGY="router", **settings) as routed,
+        ):
+            for relay in (node, other, routed):
+                relay.eventually("it is ready", lambda relay=relay: relay.ask("GET", "/api/status")[1]["ready"])
+            asyncio.run(converse(node, (other, routed)))
+            asyncio.run(converse_from(routed, other))
 
 
 async def converse_from(routed, other):

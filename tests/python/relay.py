@@ -21,6 +21,28 @@ def free_port():
         return free.getsockname()[1]
 
 
+class Nats:
+    """A NATS server with JetStream on a free port, started by `with`."""
+
+    def __init__(self, binary):
+        self.binary = binary
+
+    def __enter__(self):
+        port = free_port()
+        self.url, self.folder = f"nats://127.0.0.1:{port}", tempfile.TemporaryDirectory()
+        command = [self.binary, "--addr", "127.0.0.1", "--port", str(port), "--jetstream", "--store_dir", self.folder.name]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        return self
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def __exit__(self, *_):
+        self.kill()
+        self.folder.cleanup()
+
+
 class Relay:
     """Started by `with`; `settings` are variables such as DRAIN__DELAY."""
 
@@ -70,6 +92,21 @@ class Relay:
         settled = messages["delivered"] + sum(messages["dropped"].values()) + messages["mailbox"] + messages["cluster_sent"]
         return messages["received"] + messages["cluster_received"] - settled
 
+    def freeze(self):
+        """Holds it still, all its threads, until it is thawed."""
+        self.process.send_signal(signal.SIGSTOP)
+        tasks = f"/proc/{self.process.pid}/task"
+
+        def is_still(task):
+            with open(f"{tasks}/{task}/stat", encoding="utf-8") as file:
+                # The state stands behind the name, which stands in parentheses (proc(5)).
+                return ") T " in file.read()
+
+        self.eventually("all threads stopped", lambda: all(map(is_still, os.listdir(tasks))))
+
+    def thaw(self):
+        self.process.send_signal(signal.SIGCONT)
+
     def eventually(self, what, look):
         deadline = time.monotonic() + PATIENCE
         while not (seen := look()):
@@ -79,6 +116,7 @@ class Relay:
         return seen
 
     def __exit__(self, *_):
+        self.thaw()
         for _ in range(2):
             if self.process.poll() is None:
                 self.process.send_signal(signal.SIGINT)

@@ -1,19 +1,25 @@
 #!/usr/bin/env python3
 """Holds the frames of a real relay, and those that clients send it, against /asyncapi.yaml: every kind of
-frame is provoked, and must be what the document says of it and nothing else.
+frame, each outcome, reason and close code is provoked, and must be what the document says of it and
+nothing else.
 
-    tests/python/wire.py BINARY ASYNCAPI-3.0-SCHEMA"""
+    tests/python/wire.py BINARY ASYNCAPI-3.0-SCHEMA NATS-SERVER"""
 
 import asyncio
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import urllib.request
 
 import jsonschema
 import websockets
 import yaml
 
-from relay import Relay
+from relay import Nats, Relay
 
 SETTINGS = {
     "MAILBOX__MESSAGES": "4",
@@ -24,11 +30,15 @@ SETTINGS = {
     "TRACING__OTLP_ENDPOINT": "http://127.0.0.1:9",
     "TRACING__TRUST_CLIENTS": "true",
 }
+# Ends at once.
+BRIEF = {"DRAIN__DELAY": "0s", "DRAIN__SPREAD": "0s", "DRAIN__TIMEOUT": "1s"}
 V1 = ["switchboard.v1"]
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
-# Outcomes that one node by itself, which is not cut short, never gives.
-UNSEEN = {"status": {"disconnected", "draining", "unavailable", "unknown"}, "reason": {"ticket_expired", "id_in_use", "id_unavailable"}}
+# What no client can have the relay say: 1011 is a fault of its own.
+UNSEEN = {"close": {1011}}
+# What waits for somebody who does not read: most of a mailbox, in messages that fill a socket soon.
+LARGE, WAITING = 60_000, 12
 
 
 class Wire:
@@ -106,6 +116,18 @@ class User:
         user = cls(wire, protocol, client)
         if protocol == "v1":
             user.welcome = await user.hear("welcome")
+        return user
+
+    @classmethod
+    async def join_deaf(cls, wire, relay, protocol):
+        """One who takes next to nothing until it is told to."""
+        narrow = socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.connect(("127.0.0.1", int(relay.http.rsplit(":", 1)[1])))
+        narrow.setblocking(False)
+        # It does not see the answers to pings of its own, either.
+        user = await cls.join(wire, relay, protocol, sock=narrow, ping_interval=None)
+        user.client.transport.pause_reading()
         return user
 
     async def say(self, text, good=True):
@@ -192,8 +214,7 @@ async def err(wire, relay):
 
 async def overflow(wire, relay):
     """Who does not read is told what it has missed."""
-    slow = await User.join(wire, relay, "v1", max_queue=1)
-    slow.client.transport.pause_reading()
+    slow = await User.join_deaf(wire, relay, "v1")
     status = None
     while status != "queue_full":
         sender = await User.join(wire, relay, "v1")
@@ -223,6 +244,92 @@ async def tickets(wire, relay):
     assert await forged.end() == 4410
 
 
+async def expired_ticket(wire, relay):
+    first = await User.join(wire, relay, "v1")
+    while (again := await User.join(wire, relay, "v1", ["ticket." + first.welcome["ticket"]])).welcome["resumed"]:
+        pass
+    assert again.welcome["reason"] == "ticket_expired"
+
+
+async def ticket_of(wire, relay):
+    return (await User.join(wire, relay, "v1")).welcome["ticket"]
+
+
+async def id_in_use(wire, relay, ticket):
+    """Behind a restart somebody else has got the id."""
+    assert (await User.join(wire, relay, "v1")).id == 1
+    late = await User.join(wire, relay, "v1", ["ticket." + ticket])
+    assert (late.id, late.welcome["reason"]) == (2, "id_in_use")
+
+
+async def expired_token(wire, relay, token):
+    user = await User.join(wire, relay, "v1", additional_headers={"Authorization": f"Bearer {token}"})
+    assert await user.end() == 4401
+
+
+async def clog(wire, relay):
+    """Who does not read, and who has written to it more than it has taken, and how much."""
+    deaf, sender = await User.join_deaf(wire, relay, "bare"), await User.join(wire, relay, "v1")
+    sent = 0
+    while relay.ask("GET", f"/api/users/{deaf.id}")[1]["queue"]["messages"] < WAITING:
+        await sender.say({"recipient_id": deaf.id, "message": "x" * LARGE, "id": sent})
+        sent += 1
+    return deaf, sender, sent
+
+
+async def outcomes(sender, sent):
+    """How often each status came for what was sent."""
+    found = [(await sender.hear("outcome"))["status"] for _ in range(sent)]
+    return {status: found.count(status) for status in found}
+
+
+async def gone(wire, relay):
+    deaf, sender, sent = await clog(wire, relay)
+    deaf.client.transport.abort()
+    assert (await outcomes(sender, sent))["disconnected"] >= WAITING
+
+
+async def drained(wire, relay):
+    """The end comes before the last message does; its sender is told, and then sent away."""
+    _deaf, sender, sent = await clog(wire, relay)
+    relay.process.send_signal(signal.SIGTERM)
+    assert (await outcomes(sender, sent))["draining"] >= WAITING
+    assert await sender.end() == 1012
+
+
+async def too_slow(wire, relay):
+    """Where a full mailbox costs its user the connection."""
+    deaf, sender = await User.join_deaf(wire, relay, "bare"), await User.join(wire, relay, "v1")
+    # More than the mailbox and the sockets hold.
+    for number in range(3 * WAITING):
+        await sender.say({"recipient_id": deaf.id, "message": "x" * LARGE, "id": number})
+    while (await sender.hear("outcome"))["status"] == "delivered":
+        pass
+    deaf.client.transport.resume_reading()
+    assert await deaf.end() == 1013
+
+
+async def cluster(wire, nats, node, other):
+    """The recipient's node is silent; NATS ends."""
+    here, there = await User.join(wire, node, "v1"), await User.join(wire, other, "v1")
+    ask = {"recipient_id": there.id, "message": "Are you there?", "id": 1}
+    await here.say(ask)
+    assert (await here.hear("outcome"))["status"] == "delivered"
+    other.freeze()
+    await here.say(ask)
+    assert (await here.hear("outcome"))["status"] == "unknown"
+    other.thaw()
+    nats.kill()
+    # Until it is noticed.
+    status = "unknown"
+    while status == "unknown":
+        await here.say(ask)
+        status = (await here.hear("outcome"))["status"]
+    assert status == "unavailable"
+    guest = await User.join(wire, node, "v1", ["ticket." + there.welcome["ticket"]])
+    assert guest.welcome["reason"] == "id_unavailable" and guest.id != there.id
+
+
 async def converse(wire, relay):
     stay = await talk(wire, relay)
     await err(wire, relay)
@@ -233,14 +340,50 @@ async def converse(wire, relay):
         assert await user.end() == 1012
 
 
+def by_itself(wire, binary, secret_file):
+    """What one node says: of tickets, of tokens, and to those who write to somebody who does not read."""
+    with Relay(binary, TICKETS__TTL="1s", **BRIEF) as relay:
+        asyncio.run(expired_ticket(wire, relay))
+    with Relay(binary, TICKETS__SECRET_FILE=secret_file, **BRIEF) as relay:
+        ticket = asyncio.run(ticket_of(wire, relay))
+    with Relay(binary, TICKETS__SECRET_FILE=secret_file, **BRIEF) as relay:
+        asyncio.run(id_in_use(wire, relay, ticket))
+    command = [binary, "token", "issue", "--subject", "alice", "--expires-in", "2s", "--key-file", secret_file]
+    with Relay(binary, AUTH__MODE="jwt", AUTH__SECRET_FILE=secret_file, AUTH__LEEWAY="1ms", **BRIEF) as relay:
+        token = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+        asyncio.run(expired_token(wire, relay, token))
+    patient = {"KEEPALIVE__WRITE_TIMEOUT": "1m", "KEEPALIVE__CLOSE_TIMEOUT": "1m", **BRIEF}
+    with Relay(binary, **patient) as relay:
+        asyncio.run(gone(wire, relay))
+    with Relay(binary, **patient) as relay:
+        asyncio.run(drained(wire, relay))
+    with Relay(binary, MAILBOX__OVERFLOW="disconnect", **patient) as relay:
+        asyncio.run(too_slow(wire, relay))
+
+
+def in_a_cluster(wire, binary, secret_file, nats_server):
+    with Nats(nats_server) as nats:
+        settings = {"CLUSTER__NATS_URL": nats.url, "CLUSTER__OUTCOME_TIMEOUT": "1s", "TICKETS__SECRET_FILE": secret_file, **BRIEF}
+        with Relay(binary, **settings) as node, Relay(binary, **settings) as other:
+            for relay in (node, other):
+                relay.eventually("it is ready", lambda relay=relay: relay.ask("GET", "/api/status")[1]["ready"])
+            asyncio.run(cluster(wire, nats, node, other))
+
+
 def main():
-    binary, own_schema = sys.argv[1:]
+    binary, own_schema, nats_server = sys.argv[1:]
     with open(own_schema, encoding="utf-8") as file:
         own_schema = json.load(file)
     with Relay(binary, DRAIN__DELAY="0s", **SETTINGS) as relay:
         with urllib.request.urlopen(relay.http + "/asyncapi.yaml") as answer:
             wire = Wire(answer.read(), own_schema)
         asyncio.run(converse(wire, relay))
+    with tempfile.TemporaryDirectory() as folder:
+        secret_file = os.path.join(folder, "secret")
+        with open(secret_file, "w", encoding="utf-8") as file:
+            file.write("a secret of at least 32 bytes, yes\n")
+        by_itself(wire, binary, secret_file)
+        in_a_cluster(wire, binary, secret_file, nats_server)
     for key, seen in wire.seen.items():
         print(f"{key}: {seen}" if isinstance(key, str) else f"{' '.join(key)}: {seen} frames")
     unseen = [key for key, seen in wire.seen.items() if not seen]
@@ -249,7 +392,10 @@ def main():
         ("status", {one["const"] for one in schemas["Outcome"]["properties"]["status"]["oneOf"]}),
         ("code", set(schemas["Error"]["properties"]["code"]["enum"])),
         ("reason", set(schemas["Welcome"]["properties"]["reason"]["enum"])),
+        ("close", wire.codes),
     ]:
+        if surprise := UNSEEN.get(field, set()) & wire.seen[field]:
+            sys.exit(f"thought never to be seen, and seen: {surprise}")
         unseen += all_values - wire.seen[field] - UNSEEN.get(field, set())
     if unseen:
         sys.exit(f"described and not seen: {unseen}")
