@@ -23,8 +23,9 @@ const OUTCOMES = {
   too_large: ["too large", "bad"],
   rate_limited: ["too many messages at once", "bad"],
   draining: ["not delivered: the server restarts", "bad"],
+  unavailable: ["not delivered: their server cannot be reached now", "bad"],
   not_sent: ["not sent: no connection", "bad"],
-  unknown: ["connection lost; it may have arrived", "bad"],
+  unknown: ["nobody can say; it may have arrived", "bad"],
 };
 
 /**

@@ -22,7 +22,7 @@
  * `disconnected` and `unknown` say that it may have arrived, and `not_sent` that it never left.
  *
  * @typedef {"delivered" | "offline" | "queue_full" | "disconnected" | "too_large" | "rate_limited"
- *   | "draining" | "not_sent" | "unknown" | (string & {})} Outcome
+ *   | "draining" | "unavailable" | "not_sent" | "unknown" | (string & {})} Outcome
  */
 
 /**

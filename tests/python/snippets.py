@@ -458,7 +458,7 @@ def traces_and_logs(readme, _binary, folder, environment):
 
 
 def past_one_machine(readme, _binary, folder, environment):
-    """Two nodes and NATS, and a message from one to the other."""
+    """Two nodes and NATS, and a message from one to the other; the manifests are rendered."""
     shell, title, nodes = Shell(folder, environment, NATS, *NODES), "Past one machine", iter(NODES)
     port = shell.places[NATS].rsplit(":", 1)[1]
     for step in readme.take(title):
@@ -489,14 +489,15 @@ def prepare(binary, node_modules, folder):
             file.write(f'#!/bin/sh\nexec "{target}" "$@"\n')
         os.chmod(path, 0o755)
     os.symlink(node_modules, os.path.join(folder, "node_modules"))
-    os.symlink(os.path.join(ROOT, "tests"), os.path.join(folder, "tests"))
+    for name in ("k8s", "tests"):
+        os.symlink(os.path.join(ROOT, name), os.path.join(folder, name))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SWITCHBOARD__", "OTEL_"))}
     cache = os.path.join(ROOT, "tests", ".cache")
     paths = [tools, os.path.join(cache, "websocat", "bin"), environment["PATH"], "/usr/sbin"]
     environment["PATH"] = os.pathsep.join(paths)
     # Debian's package of gorilla/websocket is a source tree.
     environment |= {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": os.path.join(cache, "go"), "GOFLAGS": ""}
-    for tool in ("cargo", "node", "go", "curl", "websocat", "nats-server", "taskset"):
+    for tool in ("cargo", "node", "go", "curl", "websocat", "nats-server", "kubectl", "taskset"):
         if not shutil.which(tool, path=environment["PATH"]):
             sys.exit(f"{tool} is missing: tests/run snippets installs it")
     return environment
