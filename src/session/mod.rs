@@ -114,6 +114,11 @@ fn come_again(cx: &mut Context<'_>) {
     debug_assert!(asked.is_pending(), "it is woken, now or later");
 }
 
+/// How long nothing is read from whoever sends what costs by its number, or talks on behind our close,
+/// once a turn's worth of it was read: microseconds. Others' turns would come in between without it, but
+/// a relay that never sleeps waits for its core whenever anything else of the machine wants that.
+const REST: u64 = 1000;
+
 /// Pieces in which a gulp is lent to tungstenite, bytes. It zeroes as much before each, so more costs
 /// where little comes, and less costs more turns where much does.
 const READ_BUFFER_BYTES: usize = 1024;
@@ -207,6 +212,8 @@ struct Core<S> {
     bytes: Bucket,
     /// While nothing is read, since too much is promised to this user or the router has no room.
     paused: Option<Paused>,
+    /// Nothing is read until the timer fires, which is within [`REST`].
+    resting: bool,
     /// What is taken and not flushed at the end was cut by the drain.
     cut: bool,
     panicked: bool,
@@ -318,6 +325,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             messages: Bucket::default(),
             bytes: Bucket::default(),
             paused: None,
+            resting: false,
             cut: false,
             panicked: false,
             common,
@@ -350,7 +358,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
             return Poll::Ready(());
         }
         // Armed anew only for something earlier; what has moved later is found out when it fires.
-        let next = core.next_due();
+        let mut next = core.next_due();
+        if core.resting {
+            next = next.min(core.common.now() + REST);
+        }
         if next < core.due.armed {
             core.due.armed = next;
             let mut timer = this.timer;
@@ -375,6 +386,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         let now = self.common.now();
         if now >= self.due.armed {
             self.due.armed = NEVER;
+            self.resting = false;
             if let Some(end) = self.on_due(now) {
                 return Poll::Ready(end);
             }

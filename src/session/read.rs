@@ -29,6 +29,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         scratch: &mut Scratch,
         now: u64,
     ) -> Option<End> {
+        if self.resting {
+            return None;
+        }
         match self.phase {
             Phase::Open => self.read_messages(cx, scratch, now),
             Phase::Discarding(_) => self.discard(cx, scratch),
@@ -72,8 +75,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 Ok(message) => self.on_message(&message, &mut scratch.wakes, now),
                 Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     if !self.wire.is_drained() {
-                        // A turn's worth of small frames; the others come first.
-                        come_again(cx);
+                        // A turn's worth of small frames.
+                        self.resting = true;
                         self.ws = ws;
                         return None;
                     }
@@ -109,8 +112,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             self.leave(close, now);
             return ControlFlow::Break(None);
         }
+        if self.wire.is_sated() {
+            self.resting = true;
+            return ControlFlow::Break(None);
+        }
         // A gulp is a turn, in one piece or, by TLS, in several.
-        if *gulped >= GULP_BYTES || self.wire.is_sated() {
+        if *gulped >= GULP_BYTES {
             come_again(cx);
             return ControlFlow::Break(None);
         }
@@ -359,9 +366,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         match self.wire.poll_discard(cx, &mut scratch.room) {
             Poll::Pending => None,
             Poll::Ready(Ok(0) | Err(_)) => Some(self.ending()),
-            // A little a turn: whoever talks on is not to hold up others by it.
+            Poll::Ready(Ok(_)) if self.wire.tracker().closed() => Some(self.ending()),
+            // A little at a time: whoever talks on is not to hold up others by it.
             Poll::Ready(Ok(_)) => {
-                come_again(cx);
+                self.resting = true;
                 None
             }
         }

@@ -18,6 +18,9 @@ pub(crate) const GULP_BYTES: usize = 64 * 1024;
 /// next to empty: they cost by their number, and others are to wait for no more than a few of them.
 const SIP_BYTES: u16 = 1024;
 
+/// What is read and forgotten at once, bytes.
+const DISCARD_BYTES: usize = 16 * 1024;
+
 /// Pongs that may wait for a peer that does not read, bytes. Beyond that only the newest is kept,
 /// as RFC 6455 section 5.5.3 allows.
 const CONTROL_BYTES_MAX: usize = 4096;
@@ -147,7 +150,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         cx: &mut Context<'_>,
         room: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let bytes = room.len().min(SIP_BYTES.into());
+        let bytes = room.len().min(DISCARD_BYTES);
         let mut buffer = ReadBuf::new(&mut room[..bytes]);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
         self.tracker.feed(buffer.filled());
