@@ -48,7 +48,7 @@ impl Claims {
         self.held.load(Ordering::Acquire)
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0
     }
 
@@ -74,6 +74,12 @@ impl Claims {
                 Some(taken) => taken.covers(message),
                 None => claim.node != message.node || !claim.is_first,
             })
+    }
+
+    /// What was taken of an id by whoever has released it.
+    pub(super) fn taken(&self, id: UserId) -> Option<Cut> {
+        let table = self.table();
+        table.get(&id).and_then(|claim| claim.taken.clone())
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<UserId, Claim>> {
@@ -158,7 +164,9 @@ impl Shared {
                 self.claims.add(&mut table, id, claim);
                 drop(table);
                 self.directory.evict(id, lineage);
-                grant.cut = self.with_own(cut, self.leases.blocks().block_of(id));
+                // Not what this node has sent: that is for whoever has the id now, but for what went to the
+                // one before.
+                grant.cut = cut.clone();
                 grant.cut.join(&taken);
             }
         }
@@ -251,7 +259,13 @@ impl Shared {
             claim.node = to;
             return None;
         }
-        claim.taken = Some(taken.clone());
+        let mut taken = taken.clone();
+        // What this node has sent until now is that one's to take, since this node does not hear itself.
+        if let Some(link) = self.link() {
+            let mark = self.queue().mark(self.leases.blocks().block_of(id));
+            taken.note_place(self.node, (link.number, mark));
+        }
+        claim.taken = Some(taken);
         self.claims.held.fetch_sub(1, Ordering::AcqRel);
         // Beyond any measure: what little may be still to come of it is not worth the room.
         if table.len() > 2 * self.claims.max {
@@ -272,18 +286,8 @@ impl Shared {
         Grant {
             holder: Some(self.node),
             previous: self.release(self.node, id, None, taken),
-            cut: self.with_own(&seen, block),
+            cut: seen.clone(),
         }
-    }
-
-    /// What has come for a block, and what this node has sent there itself, which it does not hear.
-    pub(super) fn with_own(&self, seen: &Cut, block: u64) -> Cut {
-        let mut cut = seen.clone();
-        let mark = self.queue().mark(block);
-        if let Some(link) = self.link() {
-            cut.note_place(self.node, (link.number, mark));
-        }
-        cut
     }
 
     /// A block is this node's no more.

@@ -264,11 +264,15 @@ impl Block {
                 Reply::Lost(shared.renew(node, &ids, true, &self.seen()))
             }
             Some(Ask::Release(node, id, to, taken)) => {
-                let seen = self.seen();
+                let mut cut = self.seen().clone();
+                let previous = shared.release(node, id, to, &taken);
+                if let Some(taken) = shared.claims.taken(id) {
+                    cut.join(&taken);
+                }
                 Reply::Granted(Grant {
                     holder: Some(shared.node),
-                    previous: shared.release(node, id, to, &taken),
-                    cut: shared.with_own(&seen, self.number),
+                    previous,
+                    cut,
                 })
             }
             Some(Ask::Give(..) | Ask::Holding(..)) | None => {

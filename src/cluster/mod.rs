@@ -34,6 +34,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustc_hash::FxHasher;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -96,6 +97,8 @@ struct Shared {
     /// Rung when there is something to publish.
     bell: Arc<Bell>,
     queue: Mutex<Queue>,
+    /// Who waits for whatever is being published to be out.
+    fences: Mutex<Vec<oneshot::Sender<()>>>,
     /// What other nodes owe.
     waiting: Mutex<Waiting>,
     /// What other nodes are owed.
@@ -270,6 +273,7 @@ impl Shared {
             epoch,
             bell: Arc::default(),
             queue: Mutex::new(Queue::new(bounds, blocks, metrics.clone())),
+            fences: Mutex::default(),
             waiting: Mutex::new(Waiting::new(settings.outcomes_pending)),
             peers: ArcSwap::default(),
             claims: Claims::new(settings.claims),
@@ -298,6 +302,12 @@ impl Shared {
     /// Whether nobody else has this id, whoever is here.
     fn is_here(&self, id: UserId) -> bool {
         self.guests.has(id) || (self.leases.holds(id) && self.claims.of(id).is_none())
+    }
+
+    /// Whether an id that was elsewhere when it was written to is not any more.
+    fn is_back(&self, id: UserId) -> bool {
+        // Mostly there are no claims, and nothing of this node's own blocks is sent.
+        self.guests.has(id) || (!self.claims.is_empty() && self.is_here(id))
     }
 
     /// The present link, while it is up.

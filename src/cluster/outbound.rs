@@ -1,10 +1,11 @@
 //! What goes to NATS: answers to other nodes first, then messages, in batches and within the window. The
 //! only task that publishes either, so that what is for one recipient stays in order.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use async_nats::Subject;
+use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::envelope::{ANSWERS_MAX, Seen, encode_answers};
@@ -47,6 +48,34 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Arc<Link>, finishing: Arc
     }
 }
 
+impl Shared {
+    /// Waits until all is published whose recipient was looked for before.
+    pub(super) async fn fence(&self, link: &Link) -> Result<(), Lost> {
+        let (open, opened) = oneshot::channel();
+        self.fences().push(open);
+        if let Some(waker) = self.bell.ring() {
+            waker.wake();
+        }
+        tokio::select! {
+            opened = opened => opened.map_err(|_gone| Lost),
+            () = link.lost.cancelled() => Err(Lost),
+        }
+    }
+
+    /// Nothing is between the look for its recipient and its publishing.
+    fn open_fences(&self) {
+        let fences = std::mem::take(&mut *self.fences());
+        for fence in fences {
+            // Whoever waited may be gone with a link.
+            let _gone = fence.send(()).is_err();
+        }
+    }
+
+    fn fences(&self) -> MutexGuard<'_, Vec<oneshot::Sender<()>>> {
+        self.fences.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 struct Pump {
     shared: Arc<Shared>,
     link: Arc<Link>,
@@ -61,6 +90,7 @@ struct Pump {
 impl Pump {
     /// Sends what there is room for; whether there was anything.
     async fn turn(&mut self) -> Result<bool, Lost> {
+        self.shared.open_fences();
         let any_answers = self.answer().await?;
         let sent = self.send().await;
         self.shared.queue().sent(std::mem::take(&mut self.sent));
@@ -119,8 +149,8 @@ impl Pump {
             self.drop_taken(parcel, DropReason::TooLarge, Status::TooLarge);
             return Ok(());
         }
-        if self.shared.guests.has(parcel.recipient) {
-            // It is on its way here by now, and this node hears nothing of itself.
+        if self.shared.is_back(parcel.recipient) {
+            // It is here by now, or on its way, and this node hears nothing of itself.
             self.drop_taken(parcel, DropReason::Offline, Status::Offline);
             return Ok(());
         }

@@ -70,6 +70,10 @@ pub(super) async fn arrive(
     let link = shared.link();
     let bid = async {
         let link = link.as_ref().ok_or(Refusal::Unavailable)?;
+        // What this node has still published to the id comes before the claim: behind it, whoever has the
+        // id may have given it away, and this node does not hear itself.
+        let is_out = shared.fence(link).await;
+        is_out.map_err(|Lost| Refusal::Unavailable)?;
         let subscriber = subscribe(&shared, link, id).await;
         let subscriber = subscriber.map_err(|Lost| Refusal::Unavailable)?;
         bid(&shared, link, claimant, previous, subscriber).await
