@@ -210,6 +210,7 @@ impl Settings {
                 ("limits.message_bytes", settings.limits.message_bytes as u64),
                 ("limits.frame_bytes", settings.limits.frame_bytes as u64),
                 ("mailbox.bytes", settings.mailbox.bytes as u64),
+                ("mailbox.total_bytes", settings.mailbox.total_bytes),
             ]
             .map(|(key, bytes)| (key, bytes, size_text(bytes)))
         };

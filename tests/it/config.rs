@@ -904,6 +904,10 @@ const LOOSENED: &[Loosened] = &[
         "mailbox.bytes is 2MiB, which is above the default of 1MiB",
     ),
     (
+        |s| s.mailbox.total_bytes = 512 << 20,
+        "mailbox.total_bytes is 512MiB, which is above the default of 256MiB",
+    ),
+    (
         |s| s.limits.bad_messages = 17,
         "limits.bad_messages is 17, which is above the default of 16",
     ),
