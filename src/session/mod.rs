@@ -227,23 +227,34 @@ struct Scratch {
     room: Vec<u8>,
     wakes: Wakes,
     ws: Option<Box<WebSocketContext>>,
+    /// Something was read in this turn.
+    has_read: bool,
 }
 
 thread_local! {
-    static SCRATCH: Cell<Option<Scratch>> = const { Cell::new(None) };
+    // In a box, so that a turn moves a pointer there and back.
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
 }
 
 impl Scratch {
-    fn borrow() -> Self {
-        SCRATCH.take().unwrap_or_else(|| Self {
-            room: vec![0; GULP_BYTES],
-            wakes: Wakes::default(),
-            ws: None,
+    #[expect(
+        clippy::unnecessary_box_returns,
+        reason = "it is the thread's box, and goes back there"
+    )]
+    fn borrow() -> Box<Self> {
+        SCRATCH.take().unwrap_or_else(|| {
+            Box::new(Self {
+                room: vec![0; GULP_BYTES],
+                wakes: Wakes::default(),
+                ws: None,
+                has_read: false,
+            })
         })
     }
 
-    fn give_back(mut self) {
+    fn give_back(mut self: Box<Self>) {
         self.wakes.wake();
+        self.has_read = false;
         SCRATCH.set(Some(self));
     }
 

@@ -72,7 +72,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             let dialect = self.membership.seat().dialect();
             let side = ws.get_or_insert_with(|| scratch.websocket(&self.common.terms, dialect));
             match side.read(&mut self.wire) {
-                Ok(message) => self.on_message(&message, &mut scratch.wakes, now),
+                Ok(message) => {
+                    self.on_message(&message, &mut scratch.wakes, now);
+                    if (message.is_text() || message.is_binary()) && self.wire.brought_one_message()
+                    {
+                        scratch.ws = ws.take();
+                    }
+                }
                 Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     if !self.wire.is_drained() {
                         // A turn's worth of small frames.
@@ -130,6 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 // Behind a lesser one the socket may be empty, and has to be asked once more so that
                 // it wakes this task.
                 *gulped += count;
+                scratch.has_read = true;
                 self.common.metrics.bytes_read(count);
                 self.meter_asides(now);
                 match self.phase {

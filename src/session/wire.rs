@@ -21,6 +21,9 @@ const SIP_BYTES: u16 = 1024;
 /// What is read and forgotten at once, bytes.
 const DISCARD_BYTES: usize = 16 * 1024;
 
+/// A masked frame of at most 125 bytes has a header of so many (RFC 6455 section 5.2).
+const SHORT_HEADER_BYTES: usize = 6;
+
 /// Pongs that may wait for a peer that does not read, bytes. Beyond that only the newest is kept,
 /// as RFC 6455 section 5.5.3 allows.
 const CONTROL_BYTES_MAX: usize = 4096;
@@ -43,6 +46,8 @@ pub(crate) struct Wire<S> {
     owes_control: bool,
     /// The last gulp was of many small frames that end no message.
     is_crowded: bool,
+    /// With the last gulp one frame came whole.
+    brought_one: bool,
     /// What may still be passed on in this turn, bytes, where the last gulp was.
     sip: u16,
 }
@@ -64,6 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             control_bytes: 0,
             owes_control: false,
             is_crowded: false,
+            brought_one: false,
             sip: 0,
         }
     }
@@ -81,6 +87,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Whether nothing is in any buffer, tungstenite's included, and no message is half here.
     pub(crate) fn is_quiet(&self) -> bool {
         self.lent == self.filled && !self.owes_control && self.tracker.is_between_messages()
+    }
+
+    /// Whether the message that tungstenite gave out is all that the last gulp has brought, so that
+    /// it need not be asked for another.
+    pub(crate) fn brought_one_message(&self) -> bool {
+        self.brought_one && self.is_quiet()
     }
 
     /// Whether all that was read was passed on.
@@ -122,7 +134,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         let mut buffer = ReadBuf::new(&mut self.inbox[..bytes]);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
         let count = buffer.filled().len();
+        let ended = self.tracker.ended;
         self.filled = self.tracker.feed(buffer.filled());
+        self.brought_one = self.tracker.ended == ended.wrapping_add(1);
         self.is_crowded = is_crowd(self.tracker.asides, count);
         Poll::Ready(Ok(count))
     }
@@ -262,6 +276,8 @@ pub(crate) struct Tracker {
     in_message: bool,
     /// Frames that do not end a message.
     asides: u32,
+    /// Frames that have come whole.
+    ended: u32,
     /// A close frame has come whole.
     closed: bool,
     /// A header has come that no client may send.
@@ -277,6 +293,22 @@ impl Tracker {
         let mut sound = None;
         let mut at = 0;
         while at < bytes.len() {
+            if self.have == 0
+                && self.left == 0
+                && let Some(&[first, second, ..]) = bytes.get(at..at + SHORT_HEADER_BYTES)
+                && second & 0x80 != 0
+                && second & 0x7f < 126
+            {
+                // Nearly every header: whole, and of its shortest form.
+                self.header[..2].copy_from_slice(&[first, second]);
+                if !self.begin_frame() {
+                    self.violated = true;
+                    sound.get_or_insert(at);
+                }
+                at += SHORT_HEADER_BYTES;
+                self.end_frame();
+                continue;
+            }
             if self.left > 0 {
                 let count = usize::try_from(self.left)
                     .map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
@@ -340,8 +372,11 @@ impl Tracker {
     }
 
     fn end_frame(&mut self) {
-        if self.left == 0 && std::mem::take(&mut self.opcode) == 8 {
-            self.closed = true;
+        if self.left == 0 {
+            self.ended = self.ended.wrapping_add(1);
+            if std::mem::take(&mut self.opcode) == 8 {
+                self.closed = true;
+            }
         }
     }
 
@@ -376,4 +411,74 @@ fn header_bytes(second: u8) -> usize {
     };
     let mask = if second & 0x80 == 0 { 0 } else { 4 };
     2 + length + mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames of every form of length, control frames between fragments, and one that no client sends.
+    fn frames() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (first, length) in [
+            (0x81, 0),
+            (0x81, 5),
+            (0x02, 125),
+            (0x89, 4),
+            (0x00, 126),
+            (0x8a, 0),
+            (0x80, 70_000),
+            (0x88, 2),
+            (0xc1, 3),
+        ] {
+            match length {
+                0..126 => bytes.extend([first, 0x80 | u8::try_from(length).unwrap()]),
+                126..0x1_0000 => {
+                    bytes.extend([first, 0xfe]);
+                    bytes.extend(u16::try_from(length).unwrap().to_be_bytes());
+                }
+                _ => {
+                    bytes.extend([first, 0xff]);
+                    bytes.extend((length as u64).to_be_bytes());
+                }
+            }
+            bytes.extend([7; 4]);
+            bytes.resize(bytes.len() + length, b'x');
+        }
+        bytes
+    }
+
+    fn state(tracker: &Tracker) -> (u32, u32, bool, bool, bool) {
+        let Tracker {
+            asides,
+            ended,
+            closed,
+            violated,
+            ..
+        } = *tracker;
+        let between = tracker.is_between_messages();
+        (asides, ended, closed, violated, between)
+    }
+
+    #[test]
+    fn frames_are_followed_alike_in_whatever_pieces_they_come() {
+        let bytes = frames();
+        let sound = bytes.len() - 9;
+        let mut whole = Tracker::default();
+        assert_eq!(whole.feed(&bytes), sound);
+        assert_eq!(state(&whole), (5, 9, true, true, false));
+
+        for piece in [1, 2, 3, 5, 6, 7, 64, 1000] {
+            let mut tracker = Tracker::default();
+            let mut passed = 0;
+            for piece in bytes.chunks(piece) {
+                let was_sound = !tracker.violated();
+                let count = tracker.feed(piece);
+                passed += if was_sound { count } else { 0 };
+            }
+            assert_eq!(state(&tracker), state(&whole), "in pieces of {piece}");
+            // What of the bad header came before it was whole.
+            assert!((sound..sound + 6).contains(&passed), "in pieces of {piece}");
+        }
+    }
 }

@@ -2,7 +2,6 @@
 //! writes as the socket takes, and each message is settled when its frame was flushed.
 
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -25,7 +24,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         scratch: &mut Scratch,
         now: u64,
     ) -> Option<End> {
-        for _ in 0..WRITES_MAX {
+        for round in 0..WRITES_MAX {
             match self.drain(cx, scratch, now) {
                 Poll::Pending => return None,
                 Poll::Ready(Err(end)) => return Some(end),
@@ -35,7 +34,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 if self.take_owed() {
                     continue;
                 }
-                let found = self.visit(cx);
+                let is_still_now = round == 0 && !scratch.has_read;
+                let found = self.visit(cx, is_still_now.then_some(now));
                 if let Some(end) = found.order.and_then(|order| self.obey(order, now)) {
                     return Some(end);
                 }
@@ -73,8 +73,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         true
     }
 
-    /// Takes what has come for this user.
-    fn visit(&mut self, cx: &Context<'_>) -> Found {
+    /// Takes what has come for this user, at `now` where the turn has made no system call yet:
+    /// a clock costs as much as a message's lookup.
+    fn visit(&mut self, cx: &Context<'_>, now: Option<u64>) -> Found {
         let before = self.flights.len();
         let found = self.membership.seat().visit(
             std::mem::take(&mut self.flushed),
@@ -83,7 +84,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             cx,
         );
         if found.messages {
-            self.board(before);
+            self.board(before, now);
         }
         self.leaving += found.outcomes;
         found
@@ -96,18 +97,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         order.and_then(|order| self.obey(order, now))
     }
 
-    /// Notes where the frames end that were just put at the end of the write buffer.
-    fn board(&mut self, before: usize) {
-        let now = self.common.now();
-        let taken: usize = self
-            .flights
-            .range(before..)
-            .map(|entry| entry.bytes as usize)
-            .sum();
-        let mut end = self.wire.out.len() - taken;
-        for entry in self.flights.range_mut(before..) {
-            end += entry.bytes as usize;
+    /// Notes where the frames end that were just put at the end of the write buffer, at `now` or at the
+    /// time that it is.
+    fn board(&mut self, before: usize, now: Option<u64>) {
+        let now = now.unwrap_or_else(|| self.common.now());
+        let metrics = &self.common.metrics;
+        let waited = |read_at, count| metrics.mailbox_waited(now.saturating_sub(read_at), count);
+        let mut run = Run::default();
+        let mut end = self.wire.out.len();
+        for entry in self.flights.range_mut(before..).rev() {
             entry.end = u32::try_from(end).expect("a write buffer is far below 4 GiB");
+            end -= entry.bytes as usize;
             if let Some(trace) = entry
                 .receipt
                 .as_mut()
@@ -115,12 +115,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             {
                 trace.taken();
             }
+            run.add(entry.read_at, waited);
         }
-        for (read_at, count) in runs(self.flights.range(before..)) {
-            self.common
-                .metrics
-                .mailbox_waited(Duration::from_micros(now.saturating_sub(read_at)), count);
-        }
+        run.end(waited);
     }
 
     /// Writes the buffer, and settles what has left.
@@ -231,37 +228,47 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// Settles the messages whose frames have left.
     fn alight(&mut self, scratch: &mut Scratch) {
         let left = self.wire.left();
-        let count = self
-            .flights
-            .partition_point(|entry| entry.end as usize <= left);
-        if count == 0 {
+        let has_left = |entry: &Entry| entry.end as usize <= left;
+        if !self.flights.front().is_some_and(has_left) {
             return;
         }
         let now = self.common.now();
-        for (read_at, count) in runs(self.flights.range(..count)) {
-            self.common
-                .metrics
-                .delivery_took(Duration::from_micros(now.saturating_sub(read_at)), count);
-        }
-        for entry in self.flights.drain(..count) {
+        let metrics = &self.common.metrics;
+        let took = |read_at, count| metrics.delivery_took(now.saturating_sub(read_at), count);
+        let mut run = Run::default();
+        while let Some(entry) = self.flights.pop_front_if(|entry| has_left(entry)) {
+            run.add(entry.read_at, took);
             self.flushed.messages += 1;
             self.flushed.bytes += entry.bytes as usize;
             if let Some(receipt) = entry.receipt {
                 receipt.settle(Status::Delivered, &mut scratch.wakes);
             }
         }
+        run.end(took);
     }
 }
 
 /// Neighbours that were read at the same time: one observation for all of them.
-fn runs<'a>(entries: impl Iterator<Item = &'a Entry>) -> impl Iterator<Item = (u64, u64)> {
-    let mut entries = entries.peekable();
-    std::iter::from_fn(move || {
-        let first = entries.next()?.read_at;
-        let mut count = 1;
-        while entries.next_if(|entry| entry.read_at == first).is_some() {
-            count += 1;
+#[derive(Default)]
+struct Run {
+    read_at: u64,
+    count: u64,
+}
+
+impl Run {
+    /// One more; the run before it is over where it was read at another time.
+    fn add(&mut self, read_at: u64, observe: impl FnOnce(u64, u64)) {
+        if read_at != self.read_at {
+            self.end(observe);
+            self.read_at = read_at;
         }
-        Some((first, count))
-    })
+        self.count += 1;
+    }
+
+    fn end(&mut self, observe: impl FnOnce(u64, u64)) {
+        let count = std::mem::take(&mut self.count);
+        if count > 0 {
+            observe(self.read_at, count);
+        }
+    }
 }

@@ -219,11 +219,11 @@ struct Latency {
 }
 
 impl Latency {
-    fn observe(&self, each: Duration, count: u64) {
-        let us = u64::try_from(each.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS_US.partition_point(|bound| *bound < us);
+    fn observe(&self, each_us: u64, count: u64) {
+        let bucket = BOUNDS_US.partition_point(|bound| *bound < each_us);
         self.buckets[bucket].fetch_add(count, Relaxed);
-        self.sum_us.fetch_add(us.saturating_mul(count), Relaxed);
+        self.sum_us
+            .fetch_add(each_us.saturating_mul(count), Relaxed);
     }
 }
 
@@ -420,14 +420,14 @@ impl Metrics {
         self.shard().cluster_sent.fetch_add(count, Release);
     }
 
-    /// `count` messages took `each` from being read to being flushed.
-    pub(crate) fn delivery_took(&self, each: Duration, count: u64) {
-        self.shard().delivery.observe(each, count);
+    /// `count` messages took `each_us` microseconds from being read to being flushed.
+    pub(crate) fn delivery_took(&self, each_us: u64, count: u64) {
+        self.shard().delivery.observe(each_us, count);
     }
 
-    /// `count` messages waited `each` in a mailbox.
-    pub(crate) fn mailbox_waited(&self, each: Duration, count: u64) {
-        self.shard().wait.observe(each, count);
+    /// `count` messages waited `each_us` microseconds in a mailbox.
+    pub(crate) fn mailbox_waited(&self, each_us: u64, count: u64) {
+        self.shard().wait.observe(each_us, count);
     }
 
     pub(crate) fn connection_opened(&self) {
