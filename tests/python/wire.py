@@ -262,9 +262,20 @@ async def id_in_use(wire, relay, ticket):
     assert (late.id, late.welcome["reason"]) == (2, "id_in_use")
 
 
-async def expired_token(wire, relay, token):
-    user = await User.join(wire, relay, "v1", additional_headers={"Authorization": f"Bearer {token}"})
-    assert await user.end() == 4401
+def bearer(token):
+    return {"additional_headers": {"Authorization": f"Bearer {token}"}}
+
+
+async def tokens(wire, relay, issue):
+    """A ticket is its subject's alone; a connection ends with its token."""
+    alice = await User.join(wire, relay, "v1", **bearer(issue("alice", "1m")))
+    shown = ["ticket." + alice.welcome["ticket"]]
+    bob = await User.join(wire, relay, "v1", shown, **bearer(issue("bob", "1m")))
+    assert bob.id != alice.id and bob.welcome["reason"] == "ticket_invalid"
+    again = await User.join(wire, relay, "v1", shown, **bearer(issue("alice", "2s")))
+    assert again.id == alice.id and again.welcome["resumed"]
+    assert await alice.end() == 4409
+    assert await again.end() == 4401
 
 
 async def clog(wire, relay):
@@ -348,10 +359,13 @@ def by_itself(wire, binary, secret_file):
         ticket = asyncio.run(ticket_of(wire, relay))
     with Relay(binary, TICKETS__SECRET_FILE=secret_file, **BRIEF) as relay:
         asyncio.run(id_in_use(wire, relay, ticket))
-    command = [binary, "token", "issue", "--subject", "alice", "--expires-in", "2s", "--key-file", secret_file]
+
+    def issue(subject, time):
+        command = [binary, "token", "issue", "--subject", subject, "--expires-in", time, "--key-file", secret_file]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
     with Relay(binary, AUTH__MODE="jwt", AUTH__SECRET_FILE=secret_file, AUTH__LEEWAY="1ms", **BRIEF) as relay:
-        token = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-        asyncio.run(expired_token(wire, relay, token))
+        asyncio.run(tokens(wire, relay, issue))
     patient = {"KEEPALIVE__WRITE_TIMEOUT": "1m", "KEEPALIVE__CLOSE_TIMEOUT": "1m", **BRIEF}
     with Relay(binary, **patient) as relay:
         asyncio.run(gone(wire, relay))
