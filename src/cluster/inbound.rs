@@ -226,9 +226,11 @@ impl Block {
             .link_metrics
             .bytes_received(message.payload.len());
         match for_block(&message.subject) {
-            Some(ForBlock::Message(_)) if is_ask(&message.payload) => self.on_ask(message).await,
+            Some(ForBlock::Message(_)) if is_ask(&message.payload) => {
+                self.on_ask(message, wakes).await;
+            }
             Some(ForBlock::Message(recipient)) => self.on_letter(message, recipient, now, wakes),
-            Some(ForBlock::Claim) => self.on_ask(message).await,
+            Some(ForBlock::Claim) => self.on_ask(message, wakes).await,
             Some(ForBlock::Who) => self.on_who(message).await,
             None => {
                 debug!(subject = %message.subject, "unknown message");
@@ -256,7 +258,7 @@ impl Block {
     }
 
     /// Another node wants an id of the block, or has one still, or no more.
-    async fn on_ask(&self, message: &Message) {
+    async fn on_ask(&self, message: &Message, wakes: &mut Wakes) {
         let shared = &self.shared;
         let reply = match Ask::decode(&message.payload) {
             Some(Ask::Claim(claimant)) => shared.grant(claimant, &self.seen()),
@@ -269,6 +271,12 @@ impl Block {
                 if let Some(taken) = shared.claims.taken(id) {
                     cut.join(&taken);
                 }
+                // What this node has taken to send by now is for that one, so it goes out before the answer
+                // and before anybody else is granted the id, who begins behind it. Fails where the link is
+                // lost, and then nobody hears the answer.
+                // The publisher may be among those that were rung for and not woken yet.
+                wakes.wake();
+                let _lost = shared.fence(&self.link).await.is_err();
                 Reply::Granted(Grant {
                     holder: Some(shared.node),
                     previous,
