@@ -321,7 +321,7 @@ impl Link {
     }
 
     /// Waits until the server has seen all that was published before.
-    async fn is_heard(&self, shared: &Shared) -> Result<(), Lost> {
+    pub(super) async fn is_heard(&self, shared: &Shared) -> Result<(), Lost> {
         let probe = self.probe(shared).await?;
         loop {
             let heard = self.heard.notified();

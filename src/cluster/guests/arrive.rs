@@ -76,6 +76,10 @@ pub(super) async fn arrive(
         is_out.map_err(|Lost| Refusal::Unavailable)?;
         let subscriber = subscribe(&shared, link, id).await;
         let subscriber = subscriber.map_err(|Lost| Refusal::Unavailable)?;
+        // The server may have looked up who listens just before, for a message that it gives to the
+        // holder just behind the claim: neither of the two would take it.
+        let is_listening = link.is_heard(&shared).await;
+        is_listening.map_err(|Lost| Refusal::Unavailable)?;
         bid(&shared, link, claimant, previous, subscriber).await
     };
     match (bid.await, link) {

@@ -212,6 +212,10 @@ impl Host {
     }
 
     async fn drain(&mut self, subscriber: &mut Subscriber, wakes: &mut Wakes) {
+        // The client forgets a subscription that drains as soon as it looks, and what the server has sent
+        // by then and the client has not read is lost: let it come first.
+        wakes.wake();
+        let _lost = self.link.is_heard(&self.shared).await.is_err();
         // Fails where the connection has ended, and then nothing comes.
         let _ended = subscriber.drain().await.is_err();
         loop {
