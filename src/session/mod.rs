@@ -227,8 +227,8 @@ struct Scratch {
     room: Vec<u8>,
     wakes: Wakes,
     ws: Option<Box<WebSocketContext>>,
-    /// Something was read in this turn.
-    has_read: bool,
+    /// Something was read or written in this turn, so that its time is over.
+    is_late: bool,
 }
 
 thread_local! {
@@ -247,14 +247,14 @@ impl Scratch {
                 room: vec![0; GULP_BYTES],
                 wakes: Wakes::default(),
                 ws: None,
-                has_read: false,
+                is_late: false,
             })
         })
     }
 
     fn give_back(mut self: Box<Self>) {
         self.wakes.wake();
-        self.has_read = false;
+        self.is_late = false;
         SCRATCH.set(Some(self));
     }
 

@@ -136,7 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 // Behind a lesser one the socket may be empty, and has to be asked once more so that
                 // it wakes this task.
                 *gulped += count;
-                scratch.has_read = true;
+                scratch.is_late = true;
                 self.common.metrics.bytes_read(count);
                 self.meter_asides(now);
                 match self.phase {

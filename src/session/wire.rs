@@ -46,8 +46,6 @@ pub(crate) struct Wire<S> {
     owes_control: bool,
     /// The last gulp was of many small frames that end no message.
     is_crowded: bool,
-    /// With the last gulp one frame came whole.
-    brought_one: bool,
     /// What may still be passed on in this turn, bytes, where the last gulp was.
     sip: u16,
 }
@@ -69,7 +67,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             control_bytes: 0,
             owes_control: false,
             is_crowded: false,
-            brought_one: false,
             sip: 0,
         }
     }
@@ -92,7 +89,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Whether the message that tungstenite gave out is all that the last gulp has brought, so that
     /// it need not be asked for another.
     pub(crate) fn brought_one_message(&self) -> bool {
-        self.brought_one && self.is_quiet()
+        self.tracker.ended == 1 && self.is_quiet()
     }
 
     /// Whether all that was read was passed on.
@@ -134,9 +131,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         let mut buffer = ReadBuf::new(&mut self.inbox[..bytes]);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
         let count = buffer.filled().len();
-        let ended = self.tracker.ended;
+        self.tracker.ended = 0;
         self.filled = self.tracker.feed(buffer.filled());
-        self.brought_one = self.tracker.ended == ended.wrapping_add(1);
         self.is_crowded = is_crowd(self.tracker.asides, count);
         Poll::Ready(Ok(count))
     }
@@ -276,7 +272,7 @@ pub(crate) struct Tracker {
     in_message: bool,
     /// Frames that do not end a message.
     asides: u32,
-    /// Frames that have come whole.
+    /// Frames that have come whole with the last gulp.
     ended: u32,
     /// A close frame has come whole.
     closed: bool,
@@ -373,7 +369,7 @@ impl Tracker {
 
     fn end_frame(&mut self) {
         if self.left == 0 {
-            self.ended = self.ended.wrapping_add(1);
+            self.ended = self.ended.saturating_add(1);
             if std::mem::take(&mut self.opcode) == 8 {
                 self.closed = true;
             }

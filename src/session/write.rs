@@ -24,7 +24,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         scratch: &mut Scratch,
         now: u64,
     ) -> Option<End> {
-        for round in 0..WRITES_MAX {
+        for _ in 0..WRITES_MAX {
             match self.drain(cx, scratch, now) {
                 Poll::Pending => return None,
                 Poll::Ready(Err(end)) => return Some(end),
@@ -34,8 +34,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 if self.take_owed() {
                     continue;
                 }
-                let is_still_now = round == 0 && !scratch.has_read;
-                let found = self.visit(cx, is_still_now.then_some(now));
+                let found = self.visit(cx, (!scratch.is_late).then_some(now));
                 if let Some(end) = found.order.and_then(|order| self.obey(order, now)) {
                     return Some(end);
                 }
@@ -132,6 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
         let before = self.wire.left();
         let drained = self.wire.poll_drain(cx);
+        scratch.is_late = true;
         if let Poll::Ready(Err(error)) = drained {
             let end = match &self.phase {
                 Phase::Open => io_end(&error),
