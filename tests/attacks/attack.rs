@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::wire::{connect, connect_narrow, elsewhere, frame, join, message, reset, upgrade};
 
@@ -25,6 +27,8 @@ struct Attacker {
     count: Arc<AtomicU64>,
     /// Who asks for an upgrade: so many at a time, or a crowd gets in its own way.
     asking: Arc<Semaphore>,
+    /// A whole `ClientHello`: a client pays for one, and says it again and again.
+    hello: Arc<[u8]>,
 }
 
 impl Attacker {
@@ -55,10 +59,12 @@ pub(crate) async fn run(name: &str, target: SocketAddr) -> ! {
         target,
         count: Arc::new(AtomicU64::new(u64::from(std::process::id()) * 7919)),
         asking: Arc::new(Semaphore::new(100)),
+        hello: client_hello().into(),
     };
     let (crowd, work): (usize, fn(Attacker) -> Work) = match name {
         "heads" => (2000, |it| Box::pin(slow_head(it))),
         "tls" => (2000, |it| Box::pin(slow_tls(it))),
+        "hellos" => (32, |it| Box::pin(hello(it))),
         "frames" => (1000, |it| Box::pin(slow_frame(it))),
         "mute" => (7500, |it| Box::pin(mute(it))),
         "idle" => (7500, |it| Box::pin(idle(it))),
@@ -106,6 +112,22 @@ pub(crate) async fn run(name: &str, target: SocketAddr) -> ! {
     std::future::pending().await
 }
 
+/// What a client of TLS says first.
+fn client_hello() -> Vec<u8> {
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has their suites")
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = "localhost".try_into().expect("a name");
+    let client = ClientConnection::new(Arc::new(config), name);
+    let mut hello = Vec::new();
+    let written = client.expect("a client").write_tls(&mut hello);
+    written.expect("memory takes it");
+    hello
+}
+
 type Work = std::pin::Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
 /// Sends bytes one by one, for as long as that goes.
@@ -140,6 +162,16 @@ async fn slow_tls(it: Attacker) -> io::Result<()> {
         .await?;
     let _cut = drip(&mut stream, std::iter::repeat(7)).await;
     sleep(SECOND).await;
+    Ok(())
+}
+
+/// Has the server answer a hello, or refuse to, and leaves.
+async fn hello(it: Attacker) -> io::Result<()> {
+    let mut stream = it.connect().await?;
+    stream.write_all(&it.hello).await?;
+    // It goes on at once where it was refused, too.
+    let _answer = stream.read(&mut [0; 4096]).await;
+    reset(stream);
     Ok(())
 }
 

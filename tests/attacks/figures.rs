@@ -109,6 +109,7 @@ fn rows() -> Vec<Row> {
     vec![
         row("2,000 request heads, a byte each 100 ms", "heads"),
         row("2,000 TLS hellos, a byte each 100 ms", "tls"),
+        row("TLS hellos at full speed, rates off", "hellos").without_rates(),
         row("1,000 frames, a byte each 100 ms", "frames").of_users(1000),
         row("15,000 connections that never speak", "mute").by(2),
         row("15,000 users who never speak", "idle")
@@ -189,7 +190,7 @@ impl Stage {
             fields: String::new(),
         };
         match row.attack {
-            "tls" => stage.set_certificate(),
+            "tls" | "hellos" => stage.set_certificate(),
             "tokens" => stage.set_secret(),
             "kids" => {
                 stage.set_secret();
