@@ -19,7 +19,7 @@ use hyper::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use jsonwebtoken::{EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 pub use fetch::SourceError;
@@ -205,6 +205,14 @@ pub fn bearer_entries(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 }
 
 impl Jwt {
+    /// Waits until a token names a key that is not there.
+    async fn is_refresh_wanted(&self) {
+        match &self.refresh {
+            Some(refresh) => refresh.wanted.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
     async fn check(&self, token: &str) -> Option<Pass> {
         let header = jsonwebtoken::decode_header(token).ok()?;
         // What has to be understood and is not (RFC 7515 section 4.1.11); nothing is.
@@ -288,24 +296,33 @@ pub struct Keeper {
 impl Keeper {
     /// Keeps the keys, for ever.
     pub async fn run(mut self) {
+        let mut due = self.due();
         loop {
-            let asked = async {
-                match &self.jwt.refresh {
-                    Some(refresh) => refresh.wanted.notified().await,
-                    None => std::future::pending().await,
-                }
+            // The time is kept while somebody asks, or whoever makes up keys would put it off for ever.
+            let is_asked = tokio::select! {
+                () = self.jwt.is_refresh_wanted() => true,
+                () = sleep_until(due) => false,
             };
-            tokio::select! {
-                () = asked => {}
-                () = sleep(self.settings.refresh_interval) => self.read(),
+            if !is_asked {
+                self.read();
             }
             self.fetch().await;
             self.publish();
-            if let Some(refresh) = &self.jwt.refresh {
+            if !is_asked {
+                due = self.due();
+            } else if let Some(refresh) = &self.jwt.refresh {
+                // Who has asked is answered by a fetch that began behind the question, and by no other.
                 refresh.under_way.store(false, Ordering::Release);
                 refresh.ended.send_modify(|count| *count += 1);
             }
         }
+    }
+
+    /// When all keys are to be read again; sooner while an address has never told any.
+    fn due(&self) -> Instant {
+        let interval = self.settings.refresh_interval;
+        let is_bare = self.source.is_some() && self.fetched.is_empty();
+        Instant::now() + interval.min(if is_bare { REFRESH_GAP } else { interval })
     }
 
     fn read(&mut self) {

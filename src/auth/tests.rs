@@ -9,6 +9,7 @@ use ring::signature::{EcdsaKeyPair, KeyPair as _};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::time::sleep;
 
 use super::*;
 use crate::config::Settings;
@@ -495,4 +496,92 @@ async fn a_key_server_that_hangs_holds_nothing_up_for_longer_than_its_timeout() 
     tokio::spawn(keeper.unwrap().run());
     let (_, key) = key_set("first");
     assert_eq!(admits(&auth, &token_of(&key, "first")).await, None);
+}
+
+/// Serves the first set, then the old one again once it is told to, then the second.
+async fn slow_key_server(sets: [String; 2]) -> (String, Arc<Notify>, Arc<Notify>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/keys", listener.local_addr().unwrap());
+    let [asked, answer] = [(); 2].map(|()| Arc::new(Notify::new()));
+    let (is_asked, may_answer) = (asked.clone(), answer.clone());
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(async move {
+        for turn in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _read = stream.read(&mut [0; 1024]).await.unwrap();
+            if turn == 1 {
+                is_asked.notify_one();
+                may_answer.notified().await;
+            }
+            let body = &sets[usize::from(turn > 1)];
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(body.as_bytes()).await.unwrap();
+        }
+    });
+    (url, asked, answer)
+}
+
+#[tokio::test]
+async fn a_fetch_that_began_before_a_key_was_asked_for_is_not_its_answer() {
+    let ((first, _), (second, second_key)) = (key_set("first"), key_set("second"));
+    let (url, asked, answer) = slow_key_server([first, second]).await;
+    let settings = settings(|auth| {
+        auth.jwks_url = Some(url);
+        auth.refresh_interval = Duration::from_millis(10);
+    });
+    let (auth, keeper) = Auth::load(&settings).await.unwrap();
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(keeper.unwrap().run());
+    asked.notified().await;
+    // The token is looked at, and waits, before the old set is told.
+    let token = token_of(&second_key, "second");
+    let (pass, ()) = tokio::join!(biased; admits(&auth, &token), async { answer.notify_one() });
+    assert!(pass.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_names_unknown_keys_keeps_no_file_from_being_read_again() {
+    let file = TempFile::new(SECRET);
+    let settings = settings(|auth| {
+        auth.secret_file = vec![file.0.clone()];
+        // Nobody is there, or nobody in time.
+        auth.jwks_url = Some("http://127.0.0.1:1/".to_owned());
+        auth.refresh_interval = Duration::from_mins(1);
+    });
+    let (auth, keeper) = Auth::load(&settings).await.unwrap();
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(keeper.unwrap().run());
+    let of = |secret: &str| {
+        let secret = Secret::new(secret.as_bytes());
+        issue(&settings, &secret, "alice", Duration::from_mins(1)).unwrap()
+    };
+    let (old, new) = (of(SECRET), of(&SECRET.replace('0', "9")));
+    assert!(admits(&auth, &old).await.is_some());
+    std::fs::write(&file.0, SECRET.replace('0', "9")).unwrap();
+    let (_, key) = key_set("unknown");
+    for _ in 0..4 {
+        assert_eq!(admits(&auth, &token_of(&key, "unknown")).await, None);
+        sleep(REFRESH_GAP).await;
+    }
+    assert_eq!(admits(&auth, &old).await, None, "it was withdrawn");
+    assert!(admits(&auth, &new).await.is_some());
+}
+
+#[tokio::test]
+async fn a_key_server_that_has_never_answered_is_asked_again_soon() {
+    let settings = settings(|auth| auth.jwks_url = Some("http://127.0.0.1:1/".to_owned()));
+    let (_auth, keeper) = Auth::load(&settings).await.unwrap();
+    let keeper = keeper.unwrap();
+    assert!(keeper.due() <= Instant::now() + REFRESH_GAP);
+    assert!(settings.refresh_interval > REFRESH_GAP);
+    let (set, _) = key_set("first");
+    let (url, _) = key_server(vec![set]).await;
+    let settings = config::Auth {
+        jwks_url: Some(url),
+        ..settings
+    };
+    let (_auth, keeper) = Auth::load(&settings).await.unwrap();
+    let loaded = Instant::now();
+    assert!(keeper.unwrap().due() >= loaded + settings.refresh_interval);
 }
