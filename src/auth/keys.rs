@@ -2,20 +2,27 @@
 //! algorithm, whatever a token says.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use jsonwebtoken::jwk::{
-    AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyOperations, PublicKeyUse,
-};
-use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
+use data_encoding::BASE64URL_NOPAD;
+use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tracing::warn;
+use zeroize::Zeroizing;
 
 use crate::config::{self, Secret, SecretError};
 
 /// Keys of one set that are taken.
 const KEYS_MAX: usize = 64;
 
-/// Keys that a token which names none may be tried on: rotation needs two, and each costs.
+/// Keys that a token which names none may be tried on: rotation needs two, and each costs. As many files
+/// of secrets, and of public keys, can be set (`KEY_FILES_MAX` in src/config/rules.rs).
 const TRIES_MAX: usize = 8;
+
+/// Bits of an RSA key: below it is weak (RFC 7518 section 3.3), above it costs, and *ring* takes neither.
+const RSA_BITS: RangeInclusive<usize> = 2048..=8192;
 
 /// One key and its algorithm.
 #[derive(Clone)]
@@ -71,13 +78,23 @@ pub enum KeyError {
         /// The algorithm asked for.
         algorithm: Algorithm,
     },
-    /// Not a set of keys.
-    #[error("{origin}: is no JSON Web Key Set")]
+    /// An RSA key that is not used.
+    #[error("{path}: an RSA key has {} to {} bits, and this has {found}", RSA_BITS.start(), RSA_BITS.end())]
+    RsaBits {
+        /// The file's name.
+        path: PathBuf,
+        /// Bits of its modulus.
+        found: usize,
+    },
+    /// Not a set of keys. What stands there instead may be a secret, and is not said.
+    #[error("{origin}: is no JSON Web Key Set: line {line}, column {column}")]
     NoKeySet {
         /// The file's name, or the address.
         origin: String,
-        /// Where the text is wrong.
-        source: serde_json::Error,
+        /// Where the text is wrong, from 1.
+        line: usize,
+        /// And how far in, bytes.
+        column: usize,
     },
     /// No key of a set can check anything.
     #[error("{origin}: has no key for HS, RS, ES256, ES384 or EdDSA signatures")]
@@ -150,6 +167,13 @@ fn from_public_key(path: &Path, asked: Option<Algorithm>) -> Result<Key, KeyErro
         .or_else(|_| DecodingKey::from_ec_pem(pem))
         .or_else(|_| DecodingKey::from_ed_pem(pem))
         .map_err(|_| no_public_key())?;
+    if key.family() == AlgorithmFamily::Rsa {
+        let found = rsa_bits(&key).ok_or_else(no_public_key)?;
+        if !RSA_BITS.contains(&found) {
+            let path = path.to_owned();
+            return Err(KeyError::RsaBits { path, found });
+        }
+    }
     let natural = natural_algorithm(&key).ok_or_else(no_public_key)?;
     let asked = asked.filter(|asked| asked.family() != AlgorithmFamily::Hmac);
     let fits = |asked: Algorithm| {
@@ -168,10 +192,11 @@ fn from_public_key(path: &Path, asked: Option<Algorithm>) -> Result<Key, KeyErro
     }
 }
 
-/// The algorithm that a public key is for, where it says none.
+/// The algorithm that a key is for, where it says none.
 fn natural_algorithm(key: &DecodingKey) -> Option<Algorithm> {
     let bytes = key.try_get_as_bytes().map_or(0, <[u8]>::len);
     match (key.family(), bytes) {
+        (AlgorithmFamily::Hmac, _) => Some(Algorithm::HS256),
         (AlgorithmFamily::Rsa, _) => Some(Algorithm::RS256),
         // A point without compression (SEC 1 section 2.3.3).
         (AlgorithmFamily::Ec, 65) => Some(Algorithm::ES256),
@@ -188,14 +213,48 @@ pub(super) enum Secrets {
     LeftOut,
 }
 
-/// The keys of a set that can check a token; what it has besides is left out (RFC 7517 section 5).
+/// A set of keys (RFC 7517 section 5), each as it came.
+#[derive(Deserialize)]
+struct Set<'a> {
+    #[serde(borrow)]
+    keys: Vec<&'a RawValue>,
+}
+
+/// One of them (RFC 7517 section 4, RFC 7518 section 6, RFC 8037 section 2), as far as it is looked at.
+/// What is base64url is borrowed: a secret is nowhere else than in the text.
+#[derive(Deserialize)]
+struct Jwk<'a> {
+    kty: &'a str,
+    #[serde(rename = "use")]
+    usage: Option<String>,
+    key_ops: Option<Vec<String>>,
+    alg: Option<String>,
+    kid: Option<String>,
+    crv: Option<&'a str>,
+    n: Option<&'a str>,
+    e: Option<&'a str>,
+    x: Option<&'a str>,
+    y: Option<&'a str>,
+    k: Option<&'a str>,
+}
+
+/// The keys of a set that can check a token; what it has besides is left out, and a key that is none, too
+/// (RFC 7517 section 5).
 pub(super) fn from_set(text: &[u8], origin: &str, secrets: Secrets) -> Result<Vec<Key>, KeyError> {
-    let set: JwkSet = serde_json::from_slice(text).map_err(|source| KeyError::NoKeySet {
+    let Set { keys } = serde_json::from_slice(text).map_err(|error| KeyError::NoKeySet {
         origin: origin.to_owned(),
-        source,
+        line: error.line(),
+        column: error.column(),
     })?;
-    let keys = set.keys.iter().filter_map(|jwk| from_jwk(jwk, secrets));
-    let keys: Vec<_> = keys.take(KEYS_MAX).collect();
+    let keys = keys.iter().filter_map(|key| from_jwk(key.get(), secrets));
+    let mut keys: Vec<_> = keys.take(KEYS_MAX + 1).collect();
+    if keys.len() > KEYS_MAX {
+        keys.truncate(KEYS_MAX);
+        warn!(
+            origin,
+            "a key set has more than {KEYS_MAX} keys: the rest is left out"
+        );
+    }
     if keys.is_empty() {
         return Err(KeyError::NoKey {
             origin: origin.to_owned(),
@@ -204,50 +263,102 @@ pub(super) fn from_set(text: &[u8], origin: &str, secrets: Secrets) -> Result<Ve
     Ok(keys)
 }
 
-fn from_jwk(jwk: &Jwk, secrets: Secrets) -> Option<Key> {
-    let common = &jwk.common;
-    let signs = matches!(common.public_key_use, None | Some(PublicKeyUse::Signature))
-        && common
-            .key_operations
-            .as_ref()
-            .is_none_or(|operations| operations.contains(&KeyOperations::Verify));
-    if !signs {
-        return None;
-    }
-    let natural = match &jwk.algorithm {
-        AlgorithmParameters::OctetKey(_) if secrets == Secrets::LeftOut => return None,
-        AlgorithmParameters::OctetKey(_) => Algorithm::HS256,
-        AlgorithmParameters::RSA(_) => Algorithm::RS256,
-        AlgorithmParameters::EllipticCurve(key) => match key.curve {
-            EllipticCurve::P256 => Algorithm::ES256,
-            EllipticCurve::P384 => Algorithm::ES384,
-            _ => return None,
-        },
-        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
-            Algorithm::EdDSA
-        }
-        _ => return None,
-    };
-    let algorithm = match common.key_algorithm {
-        Some(algorithm) => Algorithm::try_from(algorithm).ok()?,
+fn from_jwk(text: &str, secrets: Secrets) -> Option<Key> {
+    let jwk: Jwk<'_> = serde_json::from_str(text).ok()?;
+    let key = jwk.key(secrets).filter(|_| jwk.is_to_verify())?;
+    let natural = natural_algorithm(&key)?;
+    let algorithm = match &jwk.alg {
+        Some(algorithm) => algorithm.parse().ok()?,
         None => natural,
     };
-    let key = DecodingKey::from_jwk(jwk).ok()?;
-    let fits = match algorithm.family() {
+    let fits = match natural.family() {
         AlgorithmFamily::Hmac => {
-            key.family() == AlgorithmFamily::Hmac
-                && key
-                    .try_get_as_bytes()
-                    .is_ok_and(|secret| secret.len() >= hash_bytes(algorithm))
+            let bytes = key.try_get_as_bytes().map_or(0, <[u8]>::len);
+            algorithm.family() == AlgorithmFamily::Hmac && bytes >= hash_bytes(algorithm)
         }
-        AlgorithmFamily::Rsa => key.family() == AlgorithmFamily::Rsa && is_known_rsa(algorithm),
+        AlgorithmFamily::Rsa => is_known_rsa(algorithm) && RSA_BITS.contains(&rsa_bits(&key)?),
         _ => algorithm == natural,
     };
-    fits.then(|| Key {
-        id: common.key_id.clone(),
+    fits.then_some(Key {
+        id: jwk.kid,
         algorithm,
         check: key,
     })
+}
+
+impl Jwk<'_> {
+    fn is_to_verify(&self) -> bool {
+        let operations = self.key_ops.as_ref();
+        self.usage.as_ref().is_none_or(|usage| usage == "sig")
+            && operations.is_none_or(|all| all.iter().any(|operation| operation == "verify"))
+    }
+
+    fn key(&self, secrets: Secrets) -> Option<DecodingKey> {
+        match (self.kty, self.crv) {
+            ("oct", _) if secrets == Secrets::Taken => {
+                Some(DecodingKey::from_secret(&bytes(self.k?)?))
+            }
+            ("RSA", _) => {
+                let (n, e) = (bytes(self.n?)?, bytes(self.e?)?);
+                let (n, e) = (significant(&n), significant(&e));
+                Some(DecodingKey::from_rsa_raw_components(n, e))
+            }
+            ("EC", Some(curve)) => {
+                let (x, y) = (bytes(self.x?)?, bytes(self.y?)?);
+                let size = match curve {
+                    "P-256" => 32,
+                    "P-384" => 48,
+                    _ => return None,
+                };
+                // A point without compression (SEC 1 section 2.3.3).
+                let point = [&[4], x.as_slice(), &y].concat();
+                (x.len() == size && y.len() == size).then(|| DecodingKey::from_ec_der(&point))
+            }
+            ("OKP", Some("Ed25519")) => Some(DecodingKey::from_ed_der(&bytes(self.x?)?)),
+            _ => None,
+        }
+    }
+}
+
+/// What a text in base64url says, wiped when it is dropped.
+fn bytes(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let text = text.as_bytes();
+    let mut bytes = Zeroizing::new(vec![0; BASE64URL_NOPAD.decode_len(text.len()).ok()?]);
+    BASE64URL_NOPAD.decode_mut(text, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// A number without the zeros that some programs put before it (RFC 7518 section 6.3.1.1).
+fn significant(number: &[u8]) -> &[u8] {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    &number[zeros..]
+}
+
+/// Bits of an RSA key's modulus; nothing for another key.
+fn rsa_bits(key: &DecodingKey) -> Option<usize> {
+    let modulus = match key.kind() {
+        _ if key.family() != AlgorithmFamily::Rsa => return None,
+        DecodingKeyKind::RsaModulusExponent { n, .. } => n.as_slice(),
+        // A sequence of two integers, of which it is the first (RFC 8017 appendix A.1.1).
+        DecodingKeyKind::SecretOrDer(der) => der_content(der_content(der, 0x30)?, 0x02)?,
+    };
+    let modulus = significant(modulus);
+    let unused = modulus.first()?.leading_zeros() as usize;
+    Some(modulus.len() * 8 - unused)
+}
+
+/// The content of what stands at the front of a text in DER, if it is of this kind (X.690 section 8.1).
+fn der_content(der: &[u8], tag: u8) -> Option<&[u8]> {
+    let (head, rest) = der.split_at_checked(2)?;
+    let (length, rest) = match head[1] {
+        short @ ..0x80 => (usize::from(short), rest),
+        long => {
+            let (length, rest) = rest.split_at_checked(usize::from(long & 0x7f))?;
+            let sum = |sum: usize, byte: &u8| sum.checked_mul(256)?.checked_add((*byte).into());
+            (length.iter().try_fold(0, sum)?, rest)
+        }
+    };
+    rest.get(..length).filter(|_| head[0] == tag)
 }
 
 fn is_known_rsa(algorithm: Algorithm) -> bool {
@@ -266,19 +377,19 @@ pub(super) fn hash_bytes(algorithm: Algorithm) -> usize {
     }
 }
 
-/// The keys that a token with this head may be signed by.
+/// The keys that a token with this head may be signed by: those that it names, then those that have no
+/// name, or all where it names none.
 pub(super) fn candidates<'a>(
     keys: &'a [Key],
     algorithm: Algorithm,
     id: Option<&'a str>,
 ) -> impl Iterator<Item = &'a Key> {
-    keys.iter()
-        .filter(move |key| key.algorithm == algorithm)
-        .filter(move |key| match (id, &key.id) {
-            (Some(id), Some(own)) => id == own,
-            _ => true,
-        })
-        .take(TRIES_MAX)
+    let keys = keys.iter().filter(move |key| key.algorithm == algorithm);
+    let is_named = move |key: &Key| id.is_some() && key.id.as_deref() == id;
+    let is_nameless = move |key: &Key| id.is_none() || key.id.is_none();
+    let named = keys.clone().filter(move |key| is_named(key));
+    let others = keys.filter(move |key| is_nameless(key));
+    named.chain(others).take(TRIES_MAX)
 }
 
 /// Whether a key with this name is there.

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU32;
 
 use hyper::header::{AUTHORIZATION, HeaderValue};
-use jsonwebtoken::Algorithm;
+use jsonwebtoken::{Algorithm, DecodingKey};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
 use ring::signature::{EcdsaKeyPair, KeyPair as _};
 use serde_json::{Value, json};
@@ -16,6 +16,13 @@ use crate::config::Settings;
 
 const RSA_PRIVATE: &str = include_str!("../../tests/keys/rsa.pem");
 const RSA_PUBLIC: &str = include_str!("../../tests/keys/rsa.pub.pem");
+const RSA_1024: &str = "-----BEGIN PUBLIC KEY-----
+MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQCXY0Aw/afFPIwnGuI/S9SVMzCE
+4WaFTDANezPmVdGriQRf9ZUHWgZ9M/K8ZRkNvkGrg5EVoHMqMswFaga4lJa4tkx0
+2xx0lC8UO18KweaWUWB6efzXOgMHY5EIa7omg0rlUQ6UBvI97GzDSrWNu0fY4cUl
+Q2UVt/M6+ghpxzkSMwIDAQAB
+-----END PUBLIC KEY-----
+";
 const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 /// A file that is gone with it.
@@ -354,7 +361,11 @@ async fn keys_that_cannot_be_are_refused_with_the_file() {
             panic!("{error:?}");
         };
         let name = file.0.display().to_string();
-        error.to_string().replace(&name, "FILE")
+        let said = error.to_string().replace(&name, "FILE");
+        let all = format!("{error:?}");
+        let all = format!("{all} {:#}", anyhow::Error::from(error));
+        assert!(!all.contains("hunter2"), "{all}");
+        said
     };
     let secret = |auth: &mut config::Auth, path| auth.secret_file = vec![path];
     let public = |auth: &mut config::Auth, path| auth.public_key_file = vec![path];
@@ -374,7 +385,18 @@ async fn keys_that_cannot_be_are_refused_with_the_file() {
         refusal(&es256, RSA_PUBLIC).await,
         "FILE: is no key for ES256 (auth.algorithm)"
     );
-    assert_eq!(refusal(&set, "{}").await, "FILE: is no JSON Web Key Set");
+    assert_eq!(
+        refusal(&public, RSA_1024).await,
+        "FILE: an RSA key has 2048 to 8192 bits, and this has 1024"
+    );
+    let no_key_set = "FILE: is no JSON Web Key Set: line 1, column";
+    for (text, column) in [
+        ("{}", 2),
+        ("\"hunter2\"", 9),
+        ("{\"keys\":\"hunter2\"}", 17),
+    ] {
+        assert_eq!(refusal(&set, text).await, format!("{no_key_set} {column}"));
+    }
     assert_eq!(
         refusal(
             &set,
@@ -383,6 +405,94 @@ async fn keys_that_cannot_be_are_refused_with_the_file() {
         .await,
         "FILE: has no key for HS, RS, ES256, ES384 or EdDSA signatures"
     );
+}
+
+#[tokio::test]
+async fn a_key_of_a_set_that_is_none_spoils_no_other() {
+    let (good, key) = key_set("good");
+    let good: Value = serde_json::from_str(&good).unwrap();
+    let good = &good["keys"][1];
+    let with = |name: &str, value: Value| {
+        let mut key = good.clone();
+        key[name] = value;
+        key
+    };
+    let long = base64_url(&[0xff; 33]);
+    let weak = base64_url(&[0xff; 128]);
+    let odd = [
+        json!(null),
+        json!("text"),
+        json!({}),
+        with("kid", json!(5)),
+        with("alg", json!(["ES256"])),
+        with("alg", json!("ES384")),
+        with("alg", json!("none")),
+        with("alg", json!("HS256")),
+        with("key_ops", json!("verify")),
+        with("key_ops", json!(["sign"])),
+        with("use", json!("enc")),
+        with("crv", json!("P-521")),
+        with("crv", json!("secp256k1")),
+        with("kty", json!("RSA")),
+        with("kty", json!("OKP")),
+        with("x", json!("")),
+        with("x", json!(long)),
+        with("x", json!("?")),
+        with("y", json!(null)),
+        json!({"kty": "RSA", "n": weak, "e": "AQAB"}),
+        json!({"kty": "RSA", "n": "", "e": "AQAB"}),
+        json!({"kty": "RSA", "n": base64_url(&[0xff; 1025]), "e": "AQAB"}),
+        json!({"kty": "RSA", "n": base64_url(&[0xff; 256]), "e": "AQAB", "alg": "PS256"}),
+        json!({"kty": "OKP", "crv": "Ed25519", "x": "AAAA"}),
+        json!({"kty": "oct", "k": base64_url(&[1; 31])}),
+        json!({"kty": "oct", "k": base64_url(&[1; 63]), "alg": "HS512"}),
+        json!({"kty": "oct", "k": base64_url(&[1; 64]), "alg": "ES256"}),
+    ];
+    for odd in &odd {
+        let alone = json!({"keys": [odd]}).to_string();
+        let error = keys::from_set(alone.as_bytes(), "set", Secrets::Taken).unwrap_err();
+        assert!(matches!(error, KeyError::NoKey { .. }), "{odd}: {error}");
+    }
+    let mut all = odd.to_vec();
+    all.push(good.clone());
+    let file = TempFile::new(&json!({"keys": all}).to_string());
+    let auth = load(&settings(|auth| auth.jwks_file = Some(file.0.clone()))).await;
+    assert!(admits(&auth, &token_of(&key, "good")).await.is_some());
+}
+
+#[tokio::test]
+async fn a_key_that_is_named_is_tried_however_many_there_are() {
+    let mut all: Vec<_> = (0..9_u8)
+        .map(|index| json!({"kty": "oct", "k": base64_url(&[index; 32])}))
+        .collect();
+    all.push(json!({"kty": "oct", "k": base64_url(SECRET.as_bytes()), "kid": "named"}));
+    let file = TempFile::new(&json!({"keys": all}).to_string());
+    let auth = load(&settings(|auth| auth.jwks_file = Some(file.0.clone()))).await;
+    let claims = json!({"exp": now() + 60});
+    for (head, admitted) in [
+        (json!({"alg": "HS256", "kid": "named"}), true),
+        (json!({"alg": "HS256", "kid": "other"}), false),
+        // Not before as many others.
+        (json!({"alg": "HS256"}), false),
+    ] {
+        let pass = admits(&auth, &signed(&head, &claims)).await;
+        assert_eq!(pass.is_some(), admitted, "{head}");
+    }
+}
+
+#[tokio::test]
+async fn a_modulus_may_have_a_zero_before_it() {
+    let public = DecodingKey::from_rsa_pem(RSA_PUBLIC.as_bytes()).unwrap();
+    let der = public.try_get_as_bytes().unwrap();
+    // Two integers behind each other, the first with the zero that DER wants before it.
+    let (modulus, exponent) = (&der[8..8 + 257], &der[der.len() - 3..]);
+    let key = json!({"kty": "RSA", "n": base64_url(modulus), "e": base64_url(exponent)});
+    let file = TempFile::new(&json!({"keys": [key]}).to_string());
+    let auth = load(&settings(|auth| auth.jwks_file = Some(file.0.clone()))).await;
+    let rs256 = settings(|auth| auth.algorithm = Some(config::Algorithm::RS256));
+    let secret = Secret::new(RSA_PRIVATE.as_bytes());
+    let token = issue(&rs256, &secret, "alice", Duration::from_mins(1)).unwrap();
+    assert!(admits(&auth, &token).await.is_some());
 }
 
 /// A key set with one P-256 key, and the key in PEM.

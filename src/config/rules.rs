@@ -37,6 +37,9 @@ const PARCEL_OVERHEAD: u64 = 256;
 /// adds to what the sender wrote itself, and a traceparent.
 const MESSAGE_OVERHEAD: u64 = 64 + 72;
 
+/// Secrets, and public keys: a token that names no key is not tried on more.
+const KEY_FILES_MAX: usize = 8;
+
 /// A condition on one key, or on one key with others.
 #[derive(Debug)]
 pub(super) struct Rule {
@@ -209,7 +212,7 @@ fn auth_rules(auth: &Auth) -> Vec<Rule> {
         allowed: allowed.to_owned(),
         holds,
     };
-    let paths = "the path of a file, or a list of some";
+    let paths = format!("the path of a file, or a list of up to {KEY_FILES_MAX}");
     vec![
         words(
             "auth.mode",
@@ -217,8 +220,16 @@ fn auth_rules(auth: &Auth) -> Vec<Rule> {
                 auth.jwks_url",
             *mode == AuthMode::None || has_keys,
         ),
-        words("auth.secret_file", paths, true),
-        words("auth.public_key_file", paths, true),
+        words(
+            "auth.secret_file",
+            &paths,
+            secret_file.len() <= KEY_FILES_MAX,
+        ),
+        words(
+            "auth.public_key_file",
+            &paths,
+            public_key_file.len() <= KEY_FILES_MAX,
+        ),
         words(
             "auth.jwks_url",
             "an address such as \"https://example.com/.well-known/jwks.json\"",

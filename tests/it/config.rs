@@ -643,6 +643,20 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
 }
 
 #[test]
+fn more_keys_than_a_token_is_tried_on_are_refused() {
+    let nine = ["\"k\""; 9].join(", ");
+    let paths = "the path of a file, or a list of up to 8";
+    for key in ["secret_file", "public_key_file"] {
+        check_refused(
+            &file(&format!("[auth]\n{key} = [{nine}]")),
+            &[&format!(
+                "relay.toml: auth.{key}: found [{nine}], allowed: {paths}"
+            )],
+        );
+    }
+}
+
+#[test]
 fn values_that_cannot_go_together_are_refused_with_the_place_of_each() {
     let cases: [(Pairs, Pairs, &str); 8] = [
         (
