@@ -141,9 +141,12 @@ impl Auth {
         Ok((Self::Jwt(jwt), Some(keeper)))
     }
 
-    /// Whether the files that the settings name have keys. An address is not asked.
+    /// Whether the files that the settings name have keys. An address is not asked, but could be.
     pub fn check_files(settings: &config::Auth) -> Result<(), AuthError> {
         keys::from_files(settings)?;
+        let url = settings.jwks_url.as_ref();
+        url.map(|url| Source::new(url, settings.jwks_timeout))
+            .transpose()?;
         Ok(())
     }
 

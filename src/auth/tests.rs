@@ -495,6 +495,14 @@ async fn a_modulus_may_have_a_zero_before_it() {
     assert!(admits(&auth, &token).await.is_some());
 }
 
+#[test]
+fn an_address_whose_host_no_certificate_can_have_is_found_out_by_check() {
+    let url = |host: &str| settings(|auth| auth.jwks_url = Some(format!("https://{host}/keys")));
+    assert!(Auth::check_files(&url("example.com")).is_ok());
+    let error = Auth::check_files(&url(&"a".repeat(64))).unwrap_err();
+    assert!(matches!(error, AuthError::Source(SourceError::NoName(_))));
+}
+
 /// A key set with one P-256 key, and the key in PEM.
 fn key_set(id: &str) -> (String, String) {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();

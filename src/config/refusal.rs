@@ -135,7 +135,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// A value in the words of a message.
+/// A value in the words of a message. What stands for a user and a password in an address is left out: it
+/// is refused, and a message goes to where logs go.
 pub(super) fn describe(value: &Value) -> String {
     match &value.kind {
         ValueKind::Nil => "nothing".to_owned(),
@@ -144,7 +145,12 @@ pub(super) fn describe(value: &Value) -> String {
             let items: Vec<_> = items.iter().map(describe).collect();
             format!("[{}]", items.join(", "))
         }
-        ValueKind::String(text) => format!("{text:?}"),
+        ValueKind::String(text) => match text.split_once("://") {
+            Some((scheme, rest)) if let Some((_, host)) = rest.rsplit_once('@') => {
+                format!("{:?}", format!("{scheme}://***@{host}"))
+            }
+            _ => format!("{text:?}"),
+        },
         ValueKind::Float(number) => format!("{number:?}"),
         plain => plain.to_string(),
     }

@@ -205,7 +205,6 @@ fn auth_rules(auth: &Auth) -> Vec<Rule> {
         || !public_key_file.is_empty()
         || jwks_file.is_some()
         || jwks_url.is_some();
-    let is_url = |url: &String| url.starts_with("https://") || url.starts_with("http://");
     let words = |key, allowed: &str, holds| Rule {
         key,
         with: &[],
@@ -232,8 +231,9 @@ fn auth_rules(auth: &Auth) -> Vec<Rule> {
         ),
         words(
             "auth.jwks_url",
-            "an address such as \"https://example.com/.well-known/jwks.json\"",
-            jwks_url.as_ref().is_none_or(is_url),
+            "an http or https address without a user and a password, such as \
+                \"https://example.com/.well-known/jwks.json\"",
+            jwks_url.as_deref().is_none_or(is_key_set_url),
         ),
         time("auth.jwks_timeout", *jwks_timeout, ONE_MS..=MINUTE),
         time("auth.refresh_interval", *refresh_interval, SECOND..=DAY),
@@ -495,6 +495,15 @@ fn cluster_access(cluster: &Cluster) -> [Rule; 4] {
             holds: !cluster.required || !cluster.nats_url.is_empty(),
         },
     ]
+}
+
+/// Whether a key set can be at this address; a secret in it would be printed and logged.
+fn is_key_set_url(url: &str) -> bool {
+    let has_scheme = url.starts_with("https://") || url.starts_with("http://");
+    let uri = url.parse::<Uri>().ok().filter(|_| has_scheme);
+    let authority = uri.as_ref().and_then(Uri::authority);
+    authority
+        .is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
 }
 
 /// Whether this is where a NATS server can be, and nothing that ought to be in a file: addresses are

@@ -254,10 +254,11 @@ fn what_joins_nodes_has_to_be_whole() {
     let url = "addresses of NATS servers, such as \"nats://127.0.0.1:4222\" or \
         \"tls://nats.example.com:4222\", without a user, a password or a path";
     for wrong in ["nats", "http://a:4222", "nats://me:secret@a", "nats://a/b"] {
+        let found = wrong.replace("me:secret", "***");
         check_refused(
             &file(&format!("[cluster]\nnats_url = [{wrong:?}]")),
             &[&format!(
-                "relay.toml: cluster.nats_url: found [{wrong:?}], allowed: {url}"
+                "relay.toml: cluster.nats_url: found [{found:?}], allowed: {url}"
             )],
         );
     }
@@ -638,6 +639,57 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         check_refused(
             &variables(&[(&name, "1")]),
             &[&format!("{name}: {problem}")],
+        );
+    }
+}
+
+#[test]
+fn a_secret_in_an_address_is_refused_and_not_said() {
+    for (name, key, wrong, found) in [
+        (
+            "SWITCHBOARD__CLUSTER__NATS_URL",
+            "cluster.nats_url",
+            "nats://a:4222,nats://me:secr@t@b",
+            "nats://***@b",
+        ),
+        (
+            "SWITCHBOARD__AUTH__JWKS_URL",
+            "auth.jwks_url",
+            "https://me:secret@a/keys",
+            "https://***@a/keys",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "tracing.otlp_endpoint",
+            "http://secret@a",
+            "http://***@a/v1/traces",
+        ),
+    ] {
+        let error = Settings::resolve(&variables(&[(name, wrong)])).unwrap_err();
+        let said = error.to_string();
+        let place = format!("{name}: {key}: found {found:?}, allowed: ");
+        assert!(said.contains(&place), "{said}");
+        assert!(!said.contains("secr"), "{said}");
+    }
+}
+
+#[test]
+fn a_key_set_has_an_address_that_can_be_asked() {
+    let url = "an http or https address without a user and a password, such as \
+        \"https://example.com/.well-known/jwks.json\"";
+    for wrong in [
+        "example.com",
+        "ftp://a/",
+        "https://",
+        "https://a b/",
+        "HTTPS:",
+        "https://[::1/",
+    ] {
+        check_refused(
+            &file(&format!("[auth]\njwks_url = {wrong:?}")),
+            &[&format!(
+                "relay.toml: auth.jwks_url: found {wrong:?}, allowed: {url}"
+            )],
         );
     }
 }
@@ -1088,8 +1140,9 @@ fn spans_go_to_a_path_of_their_own() {
         "",
     ] {
         let text = format!("[tracing]\notlp_endpoint = {endpoint:?}");
+        let found = endpoint.replace("a:b", "***");
         let problem = format!(
-            "relay.toml: tracing.otlp_endpoint: found {endpoint:?}, allowed: an http:// URL such as \
+            "relay.toml: tracing.otlp_endpoint: found {found:?}, allowed: an http:// URL such as \
              \"http://127.0.0.1:4318\" (https is for a collector nearby to speak)"
         );
         check_refused(&file(&text), &[&problem]);
