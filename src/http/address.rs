@@ -58,12 +58,12 @@ impl Proxies {
         // stands before an entry that names nobody was not written by one of ours for sure.
         let mut client = peer;
         for value in headers.get_all(name).iter().rev() {
-            let Ok(value) = value.to_str() else { break };
-            for entry in value.rsplit(',') {
-                let entry = match self.header {
+            for entry in value.as_bytes().rsplit(|byte| *byte == b',') {
+                let entry = str::from_utf8(entry).ok();
+                let entry = entry.and_then(|entry| match self.header {
                     ForwardedHeader::XForwardedFor => address(entry.trim()),
                     ForwardedHeader::Forwarded => forwarded_for(entry),
-                };
+                });
                 let Some(entry) = entry else { return client };
                 client = entry;
                 if !self.trusts(client) {
@@ -134,6 +134,8 @@ fn forwarded_for(element: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::HeaderValue;
+
     use super::*;
 
     fn client(header: ForwardedHeader, peer: &str, values: &[&'static str]) -> String {
@@ -145,7 +147,7 @@ mod tests {
                 ForwardedHeader::XForwardedFor => X_FORWARDED_FOR,
                 ForwardedHeader::Forwarded => FORWARDED,
             };
-            headers.append(name, value.parse().unwrap());
+            headers.append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         proxies.client(peer.parse().unwrap(), &headers).to_string()
     }
@@ -174,6 +176,10 @@ mod tests {
             ("10.0.0.1", &["6.6.6.6, "], "10.0.0.1"),
             ("10.0.0.1", &["1.1.1.1 2.2.2.2"], "10.0.0.1"),
             ("10.0.0.1", &[""], "10.0.0.1"),
+            // What the client has sent may be anything; the proxy's part is behind it all the same.
+            ("10.0.0.1", &["ü, 1.1.1.1"], "1.1.1.1"),
+            ("10.0.0.1", &["6.6.6.6, ü, 10.0.0.2"], "10.0.0.2"),
+            ("10.0.0.1", &["ü", "1.1.1.1"], "1.1.1.1"),
         ] {
             let found = client(ForwardedHeader::XForwardedFor, peer, values);
             assert_eq!(found, expected, "{peer} {values:?}");
@@ -209,6 +215,7 @@ mod tests {
                 "10.0.0.1",
             ),
             ("10.0.0.1", &["by=10.0.0.1"], "10.0.0.1"),
+            ("10.0.0.1", &["for=\"ü, for=1.1.1.1"], "1.1.1.1"),
         ] {
             let found = client(ForwardedHeader::Forwarded, peer, values);
             assert_eq!(found, expected, "{peer} {values:?}");
