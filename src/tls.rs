@@ -15,8 +15,10 @@ use tokio_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
 use tokio_rustls::rustls::crypto::WebPkiSupportedAlgorithms;
+use tokio_rustls::rustls::crypto::ring::sign::any_supported_type;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{
     self, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme, crypto, version,
 };
@@ -24,7 +26,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 use tracing::{info, warn};
 
-use crate::config::{self, Secret, SecretError};
+use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
 
 /// How often the files are looked at. Whoever renews a certificate does so days ahead.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -65,8 +67,8 @@ pub enum TlsError {
         path: PathBuf,
         /// What it should have.
         what: &'static str,
-        /// What is wrong.
-        source: pem::Error,
+        /// What is wrong, where it says so.
+        source: Option<pem::Error>,
     },
     /// Certificate and key cannot be used, or not together.
     #[error("{cert_file} and {key_file} cannot be used")]
@@ -254,9 +256,9 @@ impl Read {
     }
 
     fn load(&self, cert_file: &PathBuf, key_file: &PathBuf) -> Result<Loaded, TlsError> {
-        let no_pem = |path: &PathBuf, what| {
+        let no_pem = |path: &PathBuf, what, source| {
             let path = path.clone();
-            move |source| TlsError::NoPem { path, what, source }
+            TlsError::NoPem { path, what, source }
         };
         let unusable = |source| TlsError::Unusable {
             cert_file: cert_file.clone(),
@@ -265,16 +267,26 @@ impl Read {
         };
         let chain = CertificateDer::pem_slice_iter(self.cert.expose())
             .collect::<Result<Vec<_>, _>>()
-            .map_err(no_pem(cert_file, "certificate"))?;
-        let key = PrivateKeyDer::from_pem_slice(self.key.expose())
-            .map_err(no_pem(key_file, "private key"))?;
+            .map_err(|error| no_pem(cert_file, "certificate", Some(error)))?;
+        // Not by the library, which would leave copies of it behind.
+        let (label, key) = self
+            .key
+            .pem(&PRIVATE_KEYS)
+            .ok_or_else(|| no_pem(key_file, "private key", None))?;
+        let key = match label {
+            "PRIVATE KEY" => PrivateKeyDer::Pkcs8(key.expose().into()),
+            "RSA PRIVATE KEY" => PrivateKeyDer::Pkcs1(key.expose().into()),
+            _ => PrivateKeyDer::Sec1(key.expose().into()),
+        };
+        let certified = any_supported_type(&key).map(|key| CertifiedKey::new(chain, key));
+        let certified = certified.map_err(unusable)?;
+        certified.keys_match().map_err(unusable)?;
         let provider = Arc::new(crypto::ring::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])
             .map_err(unusable)?
             .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(unusable)?;
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Loaded {
             config: Arc::new(config),
@@ -296,7 +308,10 @@ impl fmt::Debug for Tls {
 mod tests {
     use std::fs;
 
-    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use data_encoding::BASE64;
+    use rcgen::{
+        CertificateParams, CertifiedKey, KeyPair, PKCS_RSA_SHA256, generate_simple_self_signed,
+    };
 
     use super::*;
 
@@ -353,6 +368,28 @@ mod tests {
         fs::remove_file(files.0.join("key.pem")).unwrap();
         tls.look(&mut refused);
         assert_eq!(digest(), second);
+    }
+
+    #[test]
+    fn a_key_may_stand_in_pem_in_any_of_its_three_forms() {
+        let files = Files::new("switchboard-tls-forms");
+        let rsa = include_str!("../tests/keys/rsa.pem");
+        let rsa = KeyPair::from_pkcs8_pem_and_sign_algo(rsa, &PKCS_RSA_SHA256).unwrap();
+        let ec = KeyPair::generate().unwrap();
+        // Behind as many bytes PKCS #8 has the other form.
+        for (pair, label, behind) in [
+            (&rsa, "PRIVATE KEY", 0),
+            (&rsa, "RSA PRIVATE KEY", 26),
+            (&ec, "PRIVATE KEY", 0),
+            (&ec, "EC PRIVATE KEY", 29),
+        ] {
+            let cert = CertificateParams::new(["localhost".to_owned()]).unwrap();
+            let cert = cert.self_signed(pair).unwrap().pem();
+            let key = BASE64.encode(&pair.serialize_der()[behind..]);
+            let key = format!("-----BEGIN {label}-----\n{key}\n-----END {label}-----\n");
+            files.write(&cert, &key);
+            assert!(Tls::load(&files.1).unwrap().is_some(), "{label}");
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub use capacity::Machine;
 pub use error::{ConfigError, Problem};
 pub use load::Sources;
 pub use origin::{Origin, OriginPattern, Served};
-pub use secret::{Secret, SecretError};
+pub use secret::{PRIVATE_KEYS, Secret, SecretError};
 pub(crate) use units::{duration_text, parse_duration, parse_size};
 
 /// `config/default.toml`: the lowest layer, and the documentation of every setting.

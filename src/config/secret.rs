@@ -5,11 +5,16 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use data_encoding::BASE64;
+use memchr::memmem;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 /// The largest file that a secret is read from, bytes.
 const SECRET_BYTES_MAX: usize = 64 * 1024;
+
+/// What PEM calls private keys that are not encrypted: PKCS #8, PKCS #1 and SEC 1.
+pub const PRIVATE_KEYS: [&str; 3] = ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"];
 
 /// A password, a key or a token.
 #[derive(Clone)]
@@ -51,6 +56,28 @@ impl Secret {
     /// A secret of these bytes.
     pub fn new(bytes: &[u8]) -> Self {
         Self(Zeroizing::new(bytes.to_vec()))
+    }
+
+    /// What the first section of PEM that has one of these labels says (RFC 7468), and the label.
+    pub fn pem(&self, labels: &[&'static str]) -> Option<(&'static str, Self)> {
+        const BEGIN: &[u8] = b"-----BEGIN ";
+        let mut rest = self.expose();
+        loop {
+            let begin = memmem::find(rest, BEGIN)? + BEGIN.len();
+            let (_, section) = rest.split_at_checked(begin)?;
+            let (found, body) = section.split_at_checked(memmem::find(section, b"-----")?)?;
+            rest = body;
+            let label = labels.iter().find(|label| label.as_bytes() == found);
+            let Some(label) = label else { continue };
+            let body = body.strip_prefix(b"-----")?;
+            let (body, _) = body.split_at_checked(memmem::find(body, b"-----END ")?)?;
+            // As large as they can get from the beginning: growing would leave copies behind.
+            let mut digits = Zeroizing::new(Vec::with_capacity(body.len()));
+            digits.extend(body.iter().filter(|byte| !byte.is_ascii_whitespace()));
+            let mut bytes = Zeroizing::new(vec![0; BASE64.decode_len(digits.len()).ok()?]);
+            let length = BASE64.decode_mut(&digits, &mut bytes).ok()?;
+            return Some((label, Self::new(bytes.get(..length)?)));
+        }
     }
 
     /// The secret itself, for whoever has to use it.
@@ -107,5 +134,45 @@ mod tests {
             Secret::read(&path),
             Err(SecretError::Unreadable(_))
         ));
+    }
+
+    #[test]
+    fn a_private_key_is_found_in_pem_and_nothing_else_is() {
+        let section = |label: &str, body: &str| {
+            format!("what else\n-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
+        };
+        let (parameters, key) = (
+            section("EC PARAMETERS", "AAAA"),
+            section("EC PRIVATE KEY", "aHVu\r\ndGVy"),
+        );
+        for (text, expected) in [
+            (key.clone(), Some("EC PRIVATE KEY")),
+            (parameters.clone() + &key, Some("EC PRIVATE KEY")),
+            (section("PRIVATE KEY", "aHVudGVy"), Some("PRIVATE KEY")),
+            (
+                section("RSA PRIVATE KEY", " aHVu dGVy"),
+                Some("RSA PRIVATE KEY"),
+            ),
+            (
+                format!("{}{key}", section("ENCRYPTED PRIVATE KEY", "AAAA")),
+                Some("EC PRIVATE KEY"),
+            ),
+            (parameters, None),
+            (section("PUBLIC KEY", "AAAA"), None),
+            (section("PRIVATE KEY", "?"), None),
+            (
+                section("PRIVATE KEY", "Proc-Type: 4,ENCRYPTED\n\nAAAA"),
+                None,
+            ),
+            ("-----BEGIN PRIVATE KEY-----\nAAAA".to_owned(), None),
+            ("-----BEGIN PRIVATE KEY".to_owned(), None),
+            ("-----BEGIN ".to_owned(), None),
+            (String::new(), None),
+        ] {
+            let found = Secret::new(text.as_bytes()).pem(&PRIVATE_KEYS);
+            let (label, key) = found.unzip();
+            assert_eq!(label, expected, "{text}");
+            assert!(key.is_none_or(|key| key.is(b"hunter")), "{text}");
+        }
     }
 }
