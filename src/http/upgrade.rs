@@ -311,8 +311,12 @@ fn check(request: &Request<Incoming>) -> Result<(), &'static str> {
     if request.method() != hyper::Method::GET {
         return Err("a WebSocket handshake is a GET request");
     }
-    if !headers.contains_key(HOST) {
-        return Err("Host is missing");
+    let mut hosts = headers.get_all(HOST).into_iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => return Err("Host is missing"),
+        // Of two, those in front may have looked at the other (RFC 9112 section 3.2).
+        (Some(_), Some(_)) => return Err("Host is given twice"),
+        _ => {}
     }
     if !lists(headers, &CONNECTION, "upgrade") {
         return Err("Connection must list Upgrade");

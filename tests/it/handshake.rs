@@ -117,6 +117,12 @@ async fn a_request_that_is_no_handshake_gets_no_101() {
             upgrade,
         ),
         ("no Host", good.clone().without("Host"), 400, "host"),
+        (
+            "two Hosts",
+            good.clone().with("Host", "chat.example.com"),
+            400,
+            "host is given twice",
+        ),
         ("POST", good.clone().method("POST"), 405, "allow"),
         ("PUT", good.clone().method("PUT"), 405, "allow"),
         ("another path", good.clone().target("/chat"), 404, ""),
