@@ -2,9 +2,12 @@
 //! safe choice, but for rates: what is much depends on who comes.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hyper::Uri;
 
 use super::units::{duration_text, size_text};
-use super::{AuthMode, Settings};
+use super::{AuthMode, Settings, Tracing};
 
 impl Settings {
     /// What was loosened, and that rates are off where they are.
@@ -13,6 +16,7 @@ impl Settings {
         warnings.extend(self.reachable());
         warnings.extend(self.admission());
         warnings.extend(self.between_nodes());
+        warnings.extend(self.traced());
         warnings.extend(self.raised(&Self::default()));
         warnings
     }
@@ -159,13 +163,13 @@ impl Settings {
     fn between_nodes(&self) -> Vec<String> {
         let cluster = &self.cluster;
         let is_remote = |url: &&String| {
-            let host = url.split("://").nth(1).unwrap_or_default();
-            let host = host.trim_end_matches('/');
-            let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+            let url = url.parse::<Uri>().ok();
+            let host = url.as_ref().and_then(Uri::host).unwrap_or_default();
             let host = host.trim_matches(['[', ']']);
             host != "localhost" && !host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
         };
-        let Some(url) = cluster.nats_url.iter().find(is_remote) else {
+        let mut remote = cluster.nats_url.iter().filter(is_remote);
+        let Some(url) = remote.clone().next() else {
             return Vec::new();
         };
         let mut warnings = Vec::new();
@@ -182,7 +186,9 @@ impl Settings {
                  crosses, and writes in anybody's name"
             ));
         }
-        if !url.starts_with("tls://") && cluster.tls_ca_file.is_none() {
+        let asks_for_tls = cluster.tls_ca_file.is_some() || cluster.tls_cert_file.is_some();
+        let in_the_clear = remote.find(|url| !asks_for_tls && !url.starts_with("tls://"));
+        if let Some(url) = in_the_clear {
             warnings.push(format!(
                 "cluster: messages can be read on their way to {url}, unless the NATS server asks for TLS"
             ));
@@ -190,46 +196,33 @@ impl Settings {
         warnings
     }
 
+    fn traced(&self) -> Option<String> {
+        let Tracing {
+            otlp_endpoint,
+            trust_clients,
+            ..
+        } = &self.tracing;
+        (*trust_clients && otlp_endpoint.is_some()).then(|| {
+            "tracing.trust_clients: any client has all that it does traced, if it asks for that"
+                .to_owned()
+        })
+    }
+
     /// Bounds above their defaults.
     fn raised(&self, default: &Self) -> Vec<String> {
-        let numbers = |settings: &Self| {
-            [
-                ("limits.handshakes", settings.limits.handshakes as u64),
-                ("limits.bad_messages", settings.limits.bad_messages.into()),
-                (
-                    "limits.outcomes_pending",
-                    settings.limits.outcomes_pending.into(),
-                ),
-                ("mailbox.messages", settings.mailbox.messages.into()),
-            ]
-            .map(|(key, number)| (key, number, number.to_string()))
-        };
-        let sizes = |settings: &Self| {
-            [
-                ("limits.header_bytes", settings.limits.header_bytes as u64),
-                ("limits.message_bytes", settings.limits.message_bytes as u64),
-                ("limits.frame_bytes", settings.limits.frame_bytes as u64),
-                ("mailbox.bytes", settings.mailbox.bytes as u64),
-                ("mailbox.total_bytes", settings.mailbox.total_bytes),
-            ]
-            .map(|(key, bytes)| (key, bytes, size_text(bytes)))
-        };
-        let times = |settings: &Self| {
-            [
-                ("auth.leeway", settings.auth.leeway),
-                ("limits.header_timeout", settings.limits.header_timeout),
-                ("keepalive.pong_timeout", settings.keepalive.pong_timeout),
-                ("keepalive.write_timeout", settings.keepalive.write_timeout),
-                ("keepalive.close_timeout", settings.keepalive.close_timeout),
-            ]
-            .map(|(key, time)| {
+        let all = |settings: &Self| {
+            let numbers = settings.numbers().map(|(key, number)| {
+                let text = number.to_string();
+                (key, number, text)
+            });
+            let sizes = settings
+                .sizes()
+                .map(|(key, bytes)| (key, bytes, size_text(bytes)));
+            let times = settings.times().map(|(key, time)| {
                 let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
                 (key, millis, duration_text(time))
-            })
-        };
-        let all = |settings: &Self| {
-            let numbers = numbers(settings).into_iter();
-            numbers.chain(sizes(settings)).chain(times(settings))
+            });
+            numbers.into_iter().chain(sizes).chain(times)
         };
         all(self)
             .zip(all(default))
@@ -238,6 +231,51 @@ impl Settings {
                 format!("{key} is {found}, which is above the default of {default}")
             })
             .collect()
+    }
+
+    fn numbers(&self) -> [(&'static str, u64); 10] {
+        let (limits, cluster) = (&self.limits, &self.cluster);
+        [
+            ("limits.handshakes", limits.handshakes as u64),
+            ("limits.bad_messages", limits.bad_messages.into()),
+            ("limits.outcomes_pending", limits.outcomes_pending.into()),
+            ("mailbox.messages", self.mailbox.messages.into()),
+            ("routing.router_queue", self.routing.router_queue as u64),
+            ("cluster.outcomes_pending", cluster.outcomes_pending.into()),
+            ("cluster.claims", cluster.claims.into()),
+            ("cluster.user_messages", cluster.user_messages.into()),
+            ("cluster.inbound_messages", cluster.inbound_messages.into()),
+            ("tracing.queue_spans", self.tracing.queue_spans as u64),
+        ]
+    }
+
+    fn sizes(&self) -> [(&'static str, u64); 8] {
+        let (limits, cluster) = (&self.limits, &self.cluster);
+        [
+            ("limits.header_bytes", limits.header_bytes as u64),
+            ("limits.message_bytes", limits.message_bytes as u64),
+            ("limits.frame_bytes", limits.frame_bytes as u64),
+            ("mailbox.bytes", self.mailbox.bytes as u64),
+            ("mailbox.total_bytes", self.mailbox.total_bytes),
+            ("cluster.user_bytes", cluster.user_bytes as u64),
+            ("cluster.queue_bytes", cluster.queue_bytes as u64),
+            ("cluster.in_flight_bytes", cluster.in_flight_bytes as u64),
+        ]
+    }
+
+    fn times(&self) -> [(&'static str, Duration); 9] {
+        let (auth, keepalive) = (&self.auth, &self.keepalive);
+        [
+            ("auth.leeway", auth.leeway),
+            ("auth.jwks_timeout", auth.jwks_timeout),
+            ("auth.refresh_interval", auth.refresh_interval),
+            ("limits.header_timeout", self.limits.header_timeout),
+            ("keepalive.ping_interval", keepalive.ping_interval),
+            ("keepalive.pong_timeout", keepalive.pong_timeout),
+            ("keepalive.write_timeout", keepalive.write_timeout),
+            ("keepalive.close_timeout", keepalive.close_timeout),
+            ("tickets.ttl", self.tickets.ttl),
+        ]
     }
 }
 

@@ -985,6 +985,33 @@ const LOOSENED: &[Loosened] = &[
         |s| s.cluster.nats_url = vec!["nats://[::1]:1".to_owned(), "nats://nats".to_owned()],
         "cluster: messages can be read on their way to nats://nats",
     ),
+    (
+        |s| s.cluster.nats_url = vec!["tls://nats".to_owned(), "nats://other".to_owned()],
+        "cluster: messages can be read on their way to nats://other",
+    ),
+    (
+        |s| {
+            s.tracing.trust_clients = true;
+            s.tracing.otlp_endpoint = Some("http://127.0.0.1:4318".to_owned());
+        },
+        "tracing.trust_clients: any client has all that it does traced",
+    ),
+    (
+        |s| s.tickets.ttl = Duration::from_hours(48),
+        "tickets.ttl is 48h, which is above the default of 24h",
+    ),
+    (
+        |s| s.auth.refresh_interval = Duration::from_hours(1),
+        "auth.refresh_interval is 1h, which is above the default of 5m",
+    ),
+    (
+        |s| s.cluster.queue_bytes = 65 << 20,
+        "cluster.queue_bytes is 65MiB, which is above the default of 64MiB",
+    ),
+    (
+        |s| s.tracing.queue_spans = 2049,
+        "tracing.queue_spans is 2049, which is above the default of 2048",
+    ),
 ];
 
 #[test]
@@ -1004,6 +1031,16 @@ fn what_was_loosened_is_said() {
         s.cluster.nats_url = vec!["nats://[::1]:1".to_owned(), "nats://localhost".to_owned()];
     });
     assert_eq!(nearby.lines().count(), 1, "{nearby}");
+    let nearby = said(|s| {
+        s.cluster.nats_url = vec!["nats://[::1]".to_owned(), "nats://127.0.0.2/".to_owned()];
+    });
+    assert_eq!(nearby.lines().count(), 1, "{nearby}");
+    let shown = said(|s| {
+        s.cluster.nats_url = vec!["nats://nats".to_owned()];
+        s.cluster.tls_cert_file = Some("cert.pem".into());
+        s.cluster.tls_key_file = Some("key.pem".into());
+    });
+    assert_eq!(shown.lines().count(), 1, "it asks for TLS: {shown}");
     for (change, expected) in LOOSENED {
         let said = said(*change);
         assert!(said.contains(expected), "{expected}\nin\n{said}");
