@@ -291,15 +291,20 @@ pub fn check_files(settings: &Settings) -> anyhow::Result<()> {
     Tls::load(&settings.admin.tls).context("no TLS (admin.tls)")?;
     operator_token(&settings.admin)?;
     tickets(&settings.tickets)?;
+    Cluster::check_files(&settings.cluster).context("no way to NATS (cluster)")?;
     Ok(())
 }
 
 fn operator_token(settings: &config::Admin) -> anyhow::Result<Option<Secret>> {
-    let path = settings.token_file.as_ref();
-    path.map(|path| {
-        Secret::read(path).with_context(|| format!("{} (admin.token_file)", path.display()))
-    })
-    .transpose()
+    let read = |path: &PathBuf| {
+        let what = format!("{} (admin.token_file)", path.display());
+        let token = Secret::read(path).with_context(|| what.clone())?;
+        // What else is in it no header carries, and whoever has it would never get in.
+        let is_sound = token.expose().iter().all(u8::is_ascii_graphic);
+        anyhow::ensure!(is_sound, "{what} is more than one line of visible ASCII");
+        Ok(token)
+    };
+    settings.token_file.as_ref().map(read).transpose()
 }
 
 fn tickets(settings: &config::Tickets) -> anyhow::Result<Tickets> {

@@ -159,6 +159,14 @@ impl Cluster {
         Ok((Self { shared }, tasks))
     }
 
+    /// Whether the files that the settings name can be used, where there are other nodes.
+    pub fn check_files(settings: &config::Cluster) -> Result<(), AccessError> {
+        if settings.nats_url.is_empty() {
+            return Ok(());
+        }
+        Access::new(settings).read()
+    }
+
     /// Where new users' ids come from.
     pub fn sequence(&self) -> Sequence {
         Sequence::Leased(self.shared.leases.clone())

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use async_nats::{Auth, AuthError, Client, ConnectError, ConnectOptions, Event};
 use nkeys::KeyPair;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tracing::warn;
 
 use super::envelope::Subjects;
-use crate::config::{self, Secret, SecretError};
+use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
 use crate::telemetry::link::LinkMetrics;
 
 /// What the channel of the client library has room for beside messages: answers, subscriptions, probes.
@@ -57,7 +59,7 @@ enum Identity {
     User { name: String, password: Text },
     Token(Text),
     Nkey(KeyPair),
-    Credentials { jwt: String, key: KeyPair },
+    Credentials { jwt: Text, key: KeyPair },
 }
 
 impl Access {
@@ -67,9 +69,28 @@ impl Access {
         }
     }
 
-    /// Reads the secrets, to find what is wrong with them.
+    /// Reads the secrets and what TLS needs, to find what is wrong with them.
     pub(super) fn read(&self) -> Result<(), AccessError> {
-        self.identity().map(drop)
+        drop(self.identity()?);
+        let config::Cluster {
+            tls_ca_file,
+            tls_cert_file,
+            tls_key_file,
+            ..
+        } = &self.settings;
+        for (key, path) in [
+            ("cluster.tls_ca_file", tls_ca_file),
+            ("cluster.tls_cert_file", tls_cert_file),
+        ] {
+            path.as_ref()
+                .map_or(Ok(()), |path| certificate(key, path))?;
+        }
+        if let Some(path) = tls_key_file {
+            let key = "cluster.tls_key_file";
+            let found = read(key, path)?.pem(&PRIVATE_KEYS);
+            found.ok_or_else(|| malformed(key, path, "private key in PEM"))?;
+        }
+        Ok(())
     }
 
     /// Connects to one of the servers.
@@ -174,7 +195,7 @@ impl Access {
             let jwt = jwt.ok_or_else(|| malformed(key, path, "user JWT"))?;
             let pair = key_pair(key, path, inside(text.expose(), "USER NKEY SEED"))?;
             return Ok(Identity::Credentials {
-                jwt: jwt.to_owned(),
+                jwt: Text(Secret::new(jwt.as_bytes())),
                 key: pair,
             });
         }
@@ -211,7 +232,7 @@ impl Identity {
                 key
             }
             Self::Credentials { jwt, key } => {
-                auth.jwt = Some(jwt.clone());
+                auth.jwt = Some(jwt.expose().to_owned());
                 key
             }
         };
@@ -234,13 +255,23 @@ fn heed(event: &Event, metrics: &LinkMetrics) {
     }
 }
 
+fn read(key: &'static str, path: &Path) -> Result<Secret, AccessError> {
+    Secret::read(path).map_err(|source| unreadable(key, path, source))
+}
+
+/// Whether a file has a certificate. It may have all that a machine trusts, which is more than a secret has.
+fn certificate(key: &'static str, path: &Path) -> Result<(), AccessError> {
+    let first = CertificateDer::pem_file_iter(path).map(|mut all| all.next());
+    match first {
+        Ok(Some(Ok(_))) => Ok(()),
+        Err(pem::Error::Io(error)) => Err(unreadable(key, path, error.into())),
+        _ => Err(malformed(key, path, "certificate in PEM")),
+    }
+}
+
 /// The secret in a file; all of those that NATS takes are text.
 fn secret(key: &'static str, path: &Path) -> Result<Text, AccessError> {
-    let secret = Secret::read(path).map_err(|source| AccessError::Unreadable {
-        key,
-        path: path.to_owned(),
-        source,
-    })?;
+    let secret = read(key, path)?;
     match std::str::from_utf8(secret.expose()) {
         Ok(_) => Ok(Text(secret)),
         Err(_) => Err(malformed(key, path, "UTF-8")),
@@ -263,6 +294,14 @@ fn key_pair(key: &'static str, path: &Path, seed: Option<&str>) -> Result<KeyPai
 
 fn is_seed(line: &str) -> bool {
     line.starts_with('S') && line.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+fn unreadable(key: &'static str, path: &Path, source: SecretError) -> AccessError {
+    AccessError::Unreadable {
+        key,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn malformed(key: &'static str, path: &Path, expected: &'static str) -> AccessError {

@@ -234,6 +234,68 @@ fn a_token_is_issued_and_verified() {
 }
 
 #[test]
+fn check_refuses_a_token_that_no_header_can_carry() {
+    let file = settings_file("admin-token", "");
+    for (text, code) in [
+        ("hunter2-hunter2", 0),
+        ("hunter2-hunter2\n", 0),
+        ("hunter2\nhunter2\n", 1),
+        (" hunter2", 1),
+        ("hunter2 hunter2", 1),
+        ("hünter2", 1),
+    ] {
+        fs::write(&file, text).unwrap();
+        let mut command = switchboard(&["check"]);
+        command.env("SWITCHBOARD__ADMIN__LISTEN", "127.0.0.1:9090");
+        command.env("SWITCHBOARD__ADMIN__TOKEN_FILE", &file);
+        let (found, stdout, stderr) = outcome(&mut command);
+        assert_eq!(found, Some(code), "{text:?}: {stderr}");
+        let path = file.display();
+        let complaint =
+            format!("{path} (admin.token_file) is more than one line of visible ASCII\n");
+        assert_eq!(stderr.ends_with(&complaint), code == 1, "{stderr}");
+        assert!(!stdout.contains("nter2") && !stderr.contains("nter2"));
+    }
+}
+
+#[test]
+fn check_reads_what_is_for_nats() {
+    let file = settings_file("no-pem", "hunter2");
+    let file = file.to_str().unwrap();
+    for (key, path, why) in [
+        (
+            "TOKEN_FILE",
+            "/no/such/file",
+            "(cluster.token_file): cannot be read",
+        ),
+        (
+            "NKEY_FILE",
+            file,
+            "has no seed of an nkey (cluster.nkey_file)",
+        ),
+        (
+            "TLS_CA_FILE",
+            "/no/such/file",
+            "(cluster.tls_ca_file): cannot be read",
+        ),
+        (
+            "TLS_CA_FILE",
+            file,
+            "has no certificate in PEM (cluster.tls_ca_file)",
+        ),
+    ] {
+        let mut command = switchboard(&["check"]);
+        command.env(format!("SWITCHBOARD__CLUSTER__{key}"), path);
+        assert_eq!(outcome(&mut command).0, Some(0), "nobody needs {key}");
+        command.env("SWITCHBOARD__CLUSTER__NATS_URL", "nats://127.0.0.1:4222");
+        let (code, _, stderr) = outcome(&mut command);
+        assert_eq!(code, Some(1), "{key}");
+        assert!(stderr.contains(path) && stderr.contains(why), "{stderr}");
+        assert!(!stderr.contains("hunter2"), "{stderr}");
+    }
+}
+
+#[test]
 fn a_wrong_configuration_ends_with_78_before_anything_is_bound() {
     // Whoever binds this address fails, with another code.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
