@@ -71,6 +71,11 @@ impl JwtVerifier for Verify {
     }
 }
 
+/// Whether a key can sign by an algorithm.
+pub(super) fn signs(algorithm: Algorithm, key: &EncodingKey) -> bool {
+    Signing::new(algorithm, key).is_ok()
+}
+
 struct Sign(Algorithm, Signing);
 
 enum Signing {

@@ -16,7 +16,8 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
-use jsonwebtoken::{EncodingKey, Header, Validation};
+use jsonwebtoken::{AlgorithmFamily, EncodingKey, Header, Validation};
+use memchr::memmem;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -402,13 +403,20 @@ pub enum IssueError {
     /// The key cannot be read.
     #[error("the key to sign with")]
     Key(#[from] SecretError),
+    /// The file has a private key that is of no use.
+    #[error("{path} is no private key in PEM: RSA, or in PKCS #8 P-256, P-384 or Ed25519")]
+    NoPrivateKey {
+        /// The file's name.
+        path: PathBuf,
+    },
     /// The key does not fit the algorithm.
     #[error("the key is none for {0:?}")]
     OtherAlgorithm(config::Algorithm),
 }
 
 /// Signs a token as these settings want it, by a shared secret or a private key in PEM from `key_file`,
-/// else by the first of `auth.secret_file`.
+/// else by the first of `auth.secret_file`. As for those who check it, `auth.algorithm` is for the keys
+/// that it fits.
 pub fn issue_from(
     settings: &config::Auth,
     key_file: Option<&Path>,
@@ -417,7 +425,60 @@ pub fn issue_from(
 ) -> Result<String, IssueError> {
     let first = || settings.secret_file.first().map(PathBuf::as_path);
     let path = key_file.or_else(first).ok_or(IssueError::NoKey)?;
-    issue(settings, &Secret::read(path)?, subject, lifetime)
+    let secret = Secret::read(path)?;
+    let is_private =
+        key_file.is_some() && memmem::find(secret.expose(), b"PRIVATE KEY-----").is_some();
+    let asked = settings.algorithm;
+    let algorithm = if is_private {
+        let asked = asked.filter(|asked| !is_hmac(*asked));
+        asked
+            .or_else(|| algorithm_of(&secret))
+            .ok_or_else(|| IssueError::NoPrivateKey {
+                path: path.to_owned(),
+            })?
+    } else {
+        let asked = asked.filter(|asked| key_file.is_some() || is_hmac(*asked));
+        asked.unwrap_or(config::Algorithm::HS256)
+    };
+    let settings = config::Auth {
+        algorithm: Some(algorithm),
+        ..settings.clone()
+    };
+    issue(&settings, &secret, subject, lifetime)
+}
+
+/// The first algorithm that a private key in PEM can sign by.
+fn algorithm_of(secret: &Secret) -> Option<config::Algorithm> {
+    let all = [
+        config::Algorithm::RS256,
+        config::Algorithm::ES256,
+        config::Algorithm::ES384,
+        config::Algorithm::EdDSA,
+    ];
+    all.into_iter().find(|algorithm| {
+        let key = encoding_key(*algorithm, secret.expose());
+        key.is_ok_and(|key| crypto::signs(keys::algorithm(*algorithm), &key))
+    })
+}
+
+fn is_hmac(algorithm: config::Algorithm) -> bool {
+    keys::algorithm(algorithm).family() == AlgorithmFamily::Hmac
+}
+
+fn encoding_key(
+    algorithm: config::Algorithm,
+    bytes: &[u8],
+) -> jsonwebtoken::errors::Result<EncodingKey> {
+    match algorithm {
+        config::Algorithm::HS256 | config::Algorithm::HS384 | config::Algorithm::HS512 => {
+            Ok(EncodingKey::from_secret(bytes))
+        }
+        config::Algorithm::RS256 | config::Algorithm::RS384 | config::Algorithm::RS512 => {
+            EncodingKey::from_rsa_pem(bytes)
+        }
+        config::Algorithm::ES256 | config::Algorithm::ES384 => EncodingKey::from_ec_pem(bytes),
+        config::Algorithm::EdDSA => EncodingKey::from_ed_pem(bytes),
+    }
 }
 
 /// Signs a token for `subject` that is good for `lifetime`, as these settings want it: with `secret`,
@@ -431,17 +492,7 @@ pub fn issue(
     crypto::install();
     let asked = settings.algorithm.unwrap_or(config::Algorithm::HS256);
     let algorithm = keys::algorithm(asked);
-    let bytes = secret.expose();
-    let key = match asked {
-        config::Algorithm::HS256 | config::Algorithm::HS384 | config::Algorithm::HS512 => {
-            Ok(EncodingKey::from_secret(bytes))
-        }
-        config::Algorithm::RS256 | config::Algorithm::RS384 | config::Algorithm::RS512 => {
-            EncodingKey::from_rsa_pem(bytes)
-        }
-        config::Algorithm::ES256 | config::Algorithm::ES384 => EncodingKey::from_ec_pem(bytes),
-        config::Algorithm::EdDSA => EncodingKey::from_ed_pem(bytes),
-    };
+    let key = encoding_key(asked, secret.expose());
     let key = key.map_err(|_| IssueError::OtherAlgorithm(asked))?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let iat = now.unwrap_or_default().as_secs();

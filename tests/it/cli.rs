@@ -296,6 +296,45 @@ fn check_reads_what_is_for_nats() {
 }
 
 #[test]
+fn a_token_is_issued_by_what_the_key_is_for() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let private = settings_file("token-private.pem", &key.serialize_pem());
+    let public = settings_file("token-public.pem", &key.public_key_pem());
+    let secret = settings_file("token-shared", "0123456789abcdef0123456789abcdef");
+    let token = |arguments: &[&str], algorithm: &str| {
+        let mut command = switchboard(&["token"]);
+        command.args(arguments);
+        command.env("SWITCHBOARD__AUTH__MODE", "jwt");
+        command.env("SWITCHBOARD__AUTH__SECRET_FILE", &secret);
+        command.env("SWITCHBOARD__AUTH__PUBLIC_KEY_FILE", &public);
+        command.env("SWITCHBOARD__AUTH__ALGORITHM", algorithm);
+        outcome(&mut command)
+    };
+    let by_secret = ["issue", "--subject", "alice"];
+    let by_key = [&by_secret[..], &["--key-file", private.to_str().unwrap()]].concat();
+    for (arguments, algorithm) in [
+        (&by_secret[..], ""),
+        (&by_secret, "ES256"),
+        (&by_key, ""),
+        (&by_key, "ES256"),
+        (&by_key, "HS256"),
+    ] {
+        let (code, issued, stderr) = token(arguments, algorithm);
+        assert_eq!(code, Some(0), "{arguments:?} {algorithm}: {stderr}");
+        let (code, _, stderr) = token(&["verify", issued.trim()], algorithm);
+        assert_eq!(code, Some(0), "{arguments:?} {algorithm}: {stderr}");
+    }
+    let (code, _, stderr) = token(&by_key, "RS256");
+    assert_eq!(code, Some(1));
+    assert!(stderr.ends_with("the key is none for RS256\n"), "{stderr}");
+    std::fs::write(&private, "-----BEGIN EC PRIVATE KEY-----\nhunter2\n").unwrap();
+    let (code, _, stderr) = token(&by_key, "");
+    assert_eq!(code, Some(1));
+    let complaint = "is no private key in PEM: RSA, or in PKCS #8 P-256, P-384 or Ed25519\n";
+    assert!(stderr.ends_with(complaint), "{stderr}");
+}
+
+#[test]
 fn a_wrong_configuration_ends_with_78_before_anything_is_bound() {
     // Whoever binds this address fails, with another code.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
