@@ -18,12 +18,13 @@ use tokio_rustls::rustls::crypto::WebPkiSupportedAlgorithms;
 use tokio_rustls::rustls::crypto::ring::sign::any_supported_type;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{
     self, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme, crypto, version,
 };
 use tokio_rustls::server::TlsStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector, client};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsConnector, client};
 use tracing::{info, warn};
 
 use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
@@ -47,6 +48,28 @@ struct Loaded {
     config: Arc<ServerConfig>,
     /// Of what was read.
     digest: [u8; 32],
+}
+
+/// All that a client says first. It was read and nothing was computed for it.
+#[derive(Debug)]
+pub struct Hello(StartHandshake<TcpStream>);
+
+impl Hello {
+    /// Waits until it is whole, or until it cannot be one.
+    pub async fn of(stream: TcpStream) -> io::Result<Self> {
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+        Ok(Self(hello.await?))
+    }
+
+    /// Cuts the connection off. A reset is one packet, and leaves the kernel no connection to remember;
+    /// to a client it is a network that failed, which is tried again. An alert would be one more write
+    /// for each, and none of them says "later" (RFC 8446 section 6.2): clients take `internal_error` for
+    /// a server that is broken for good.
+    pub fn refuse(self) {
+        let Self(StartHandshake { io: stream, .. }) = self;
+        // Without the option it ends as any other does.
+        let _reset = stream.set_zero_linger();
+    }
 }
 
 /// Why there is no TLS with these files.
@@ -100,10 +123,11 @@ impl Tls {
         }))
     }
 
-    /// Speaks TLS with a client.
-    pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    /// Speaks TLS with a client that has said hello. This is what costs: keys are agreed on and a
+    /// signature is made, which takes an RSA key more than ten times as long as an ECDSA key.
+    pub async fn accept(&self, Hello(hello): Hello) -> io::Result<TlsStream<TcpStream>> {
         let config = self.shared.current.load().config.clone();
-        TlsAcceptor::from(config).accept(stream).await
+        hello.into_stream(config).await
     }
 
     /// Takes a new certificate when the files have one, for ever. What cannot be used leaves the last

@@ -15,6 +15,7 @@ impl Settings {
         let mut warnings = self.unset_rates();
         warnings.extend(self.reachable());
         warnings.extend(self.admission());
+        warnings.extend(self.cut_off());
         warnings.extend(self.between_nodes());
         warnings.extend(self.traced());
         warnings.extend(self.raised(&Self::default()));
@@ -23,6 +24,7 @@ impl Settings {
 
     fn unset_rates(&self) -> Vec<String> {
         let limits = &self.limits;
+        let no_tls = !self.speaks_tls();
         let keys = [
             ("message_rate", limits.message_rate.is_some()),
             ("byte_rate", limits.byte_rate.is_some()),
@@ -30,6 +32,14 @@ impl Settings {
             (
                 "address_handshake_rate",
                 limits.address_handshake_rate.is_some(),
+            ),
+            (
+                "tls_handshake_rate",
+                limits.tls_handshake_rate.is_some() || no_tls,
+            ),
+            (
+                "address_tls_handshake_rate",
+                limits.address_tls_handshake_rate.is_some() || no_tls,
             ),
             ("address_connections", limits.address_connections.is_some()),
             (
@@ -71,7 +81,7 @@ impl Settings {
                      address of {open}, connects in its visitors' names"
                 ));
             }
-            if self.server.tls.cert_file.is_none() {
+            if !self.speaks_tls() {
                 warnings.push(format!(
                     "server.tls is not set: what is said over {open} can be read on its way, unless a \
                      proxy in front speaks TLS"
@@ -110,6 +120,10 @@ impl Settings {
             (
                 "address_handshake_rate",
                 limits.address_handshake_rate.is_some(),
+            ),
+            (
+                "address_tls_handshake_rate",
+                limits.address_tls_handshake_rate.is_some(),
             ),
             ("address_connections", limits.address_connections.is_some()),
             (
@@ -157,6 +171,50 @@ impl Settings {
             ));
         }
         warnings
+    }
+
+    /// Who is cut off before HTTP can say anything to it.
+    fn cut_off(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.speaks_tls() {
+            return warnings;
+        }
+        let limits = &self.limits;
+        let rates = [
+            (
+                ("tls_handshake_rate", limits.tls_handshake_rate),
+                ("handshake_rate", limits.handshake_rate),
+            ),
+            (
+                (
+                    "address_tls_handshake_rate",
+                    limits.address_tls_handshake_rate,
+                ),
+                ("address_handshake_rate", limits.address_handshake_rate),
+            ),
+        ];
+        for ((tls_key, tls_rate), (key, rate)) in rates {
+            let Some(tls_rate) = tls_rate else { continue };
+            // Each handshake has a TLS handshake before it, so with the same rate TLS ends first.
+            if rate.is_some_and(|rate| tls_rate <= rate) {
+                warnings.push(format!(
+                    "limits.{tls_key} is not above limits.{key}: who comes too often is cut off, and not \
+                     told when to come back"
+                ));
+            }
+            if self.admin.listen.is_none() {
+                warnings.push(format!(
+                    "admin.listen is not set: who is over limits.{tls_key} is cut off, probes and scrapes \
+                     of /metrics included"
+                ));
+            }
+        }
+        warnings
+    }
+
+    /// Whether users come by TLS.
+    fn speaks_tls(&self) -> bool {
+        self.server.tls.cert_file.is_some()
     }
 
     /// Who can reach NATS reads what crosses, and writes in anybody's name.

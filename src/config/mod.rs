@@ -187,6 +187,10 @@ pub struct Limits {
     pub handshake_rate: Option<u32>,
     /// Handshakes a second from one address; default none, any number.
     pub address_handshake_rate: Option<u32>,
+    /// TLS handshakes a second, over all; default none, any number.
+    pub tls_handshake_rate: Option<u32>,
+    /// TLS handshakes a second from one address; default none, any number.
+    pub address_tls_handshake_rate: Option<u32>,
     /// Users from one address; default none, any number.
     pub address_connections: Option<u32>,
     /// Failed authentications a minute from one address; default none, any number.

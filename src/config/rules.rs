@@ -256,6 +256,8 @@ fn limit_rules(limits: &Limits) -> Vec<Rule> {
         byte_rate,
         handshake_rate,
         address_handshake_rate,
+        tls_handshake_rate,
+        address_tls_handshake_rate,
         address_connections,
         address_auth_failures,
     } = limits;
@@ -296,6 +298,11 @@ fn limit_rules(limits: &Limits) -> Vec<Rule> {
         size("limits.byte_rate", byte_rate.unwrap_or(1), 1..=GIB),
         optional("limits.handshake_rate", handshake_rate),
         optional("limits.address_handshake_rate", address_handshake_rate),
+        optional("limits.tls_handshake_rate", tls_handshake_rate),
+        optional(
+            "limits.address_tls_handshake_rate",
+            address_tls_handshake_rate,
+        ),
         optional("limits.address_connections", address_connections),
         optional("limits.address_auth_failures", address_auth_failures),
     ]

@@ -20,8 +20,10 @@ use tracing::{debug, warn};
 use super::io::Io;
 use super::room::{Place, Room};
 use super::upgrade::{Handshake, Joined};
+use super::visitors::TooMany;
 use super::{Door, Host, proxy, routes};
 use crate::session::Session;
+use crate::tls::Hello;
 
 /// How long to wait when there is no file descriptor for one more connection. One is free again as
 /// soon as anybody leaves.
@@ -84,7 +86,11 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
     };
     let (io, client) = match opened {
         Ok(Ok(opened)) => opened,
-        Ok(Err(error)) => {
+        Ok(Err(NotOpened::Refused(TooMany { reason, .. }, client))) => {
+            debug!(client.addr = %client, ?reason, "tls handshake refused");
+            return host.relay.metrics().handshake_rejected(reason);
+        }
+        Ok(Err(NotOpened::Failed(error))) => {
             debug!(peer.addr = %peer, %error, "connection failed before its first request");
             return;
         }
@@ -164,17 +170,45 @@ async fn open(
     peer: IpAddr,
     door: Door,
     host: &Host,
-) -> io::Result<(Io, IpAddr)> {
+) -> Result<(Io, IpAddr), NotOpened> {
     let client = if host.proxy_protocol && door != Door::Admin {
         proxied(&stream, peer, host).await?
     } else {
         peer
     };
-    let io = match host.tls(door) {
-        Some(tls) => Io::Tls(Box::new(tls.accept(stream).await?)),
-        None => Io::Plain(stream),
+    let Some(tls) = host.tls(door) else {
+        return Ok((Io::Plain(stream), client));
     };
-    Ok((io, client))
+    // Who has not said all of it has cost next to nothing, and takes nothing of the rates.
+    let hello = Hello::of(stream).await?;
+    if let Err(too_many) = may_go_on(client, door, host) {
+        hello.refuse();
+        return Err(NotOpened::Refused(too_many, client));
+    }
+    let stream = tls.accept(hello).await?;
+    Ok((Io::Tls(Box::new(stream)), client))
+}
+
+/// Why a connection got no further than its first request.
+#[derive(Debug, thiserror::Error)]
+enum NotOpened {
+    /// Too many TLS handshakes come, and this was one of them.
+    #[error("too many tls handshakes")]
+    Refused(TooMany, IpAddr),
+    #[error(transparent)]
+    Failed(#[from] io::Error),
+}
+
+/// Counts a TLS handshake, before it costs anything. Operators have a listener of their own so that they
+/// get through when users do not, and so it is not counted there.
+fn may_go_on(client: IpAddr, door: Door, host: &Host) -> Result<(), TooMany> {
+    let Some(visitors) = host.visitors.as_ref().filter(|_| door != Door::Admin) else {
+        return Ok(());
+    };
+    // A trusted proxy will say whom a request is from, and not before there is one: until then all of
+    // its clients are one, who must not be held to what one may do.
+    let known = Some(client).filter(|client| !host.proxies.trusts(*client));
+    visitors.says_hello(known)
 }
 
 /// Whom a connection is from, by the PROXY protocol header at its front if it is a proxy's.

@@ -13,7 +13,7 @@ use crate::config::Limits;
 use crate::rate::{Bucket, Rate};
 use crate::telemetry::metrics::Rejection;
 
-/// Networks whose pace is remembered: about 5 MB. With more than these the longest unseen is
+/// Networks whose pace is remembered: about 6 MB. With more than these the longest unseen is
 /// forgotten first, which lets it begin anew.
 const NETWORKS_MAX: usize = 1 << 16;
 
@@ -26,15 +26,23 @@ pub struct Visitors {
 #[derive(Debug)]
 struct Shared {
     connections_max: Option<u32>,
-    handshakes: Option<Rate>,
+    handshakes: Rates,
+    tls_handshakes: Rates,
     failures: Option<Rate>,
-    all_handshakes: Option<Rate>,
     /// Time zero of the buckets.
     epoch: Instant,
-    all: Mutex<Bucket>,
+    /// The pace of all together.
+    all: Mutex<Pace>,
     /// How many users a network has. As many entries as there are users, at most.
     here: Mutex<HashMap<Network, u32>>,
     paces: Mutex<Paces>,
+}
+
+/// What is allowed of one kind of handshake.
+#[derive(Clone, Copy, Debug)]
+struct Rates {
+    each: Option<Rate>,
+    all: Option<Rate>,
 }
 
 /// The paces of networks. The hash is keyed by chance: who chooses addresses cannot make them collide.
@@ -48,7 +56,15 @@ struct Paces {
 #[derive(Clone, Copy, Debug, Default)]
 struct Pace {
     handshakes: Bucket,
+    tls_handshakes: Bucket,
     failures: Bucket,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Tls,
+    Upgrade,
 }
 
 /// Too many, and how long to wait.
@@ -68,22 +84,24 @@ pub(super) struct Visit {
 impl Visitors {
     /// Bounded by these limits; nothing if they set none.
     pub fn new(limits: &Limits) -> Option<Self> {
-        let per_second = |rate: Option<u32>| rate.map(|rate| Rate::per_second(rate.into(), 1));
         let per_minute = |rate: u32| Rate::per_minute(rate.into());
         let shared = Shared {
             connections_max: limits.address_connections,
-            handshakes: per_second(limits.address_handshake_rate),
+            handshakes: Rates::new(limits.address_handshake_rate, limits.handshake_rate),
+            tls_handshakes: Rates::new(
+                limits.address_tls_handshake_rate,
+                limits.tls_handshake_rate,
+            ),
             failures: limits.address_auth_failures.map(per_minute),
-            all_handshakes: per_second(limits.handshake_rate),
             epoch: Instant::now(),
             all: Mutex::default(),
             here: Mutex::default(),
             paces: Mutex::default(),
         };
         let bounded = shared.connections_max.is_some()
-            || shared.handshakes.is_some()
-            || shared.failures.is_some()
-            || shared.all_handshakes.is_some();
+            || shared.handshakes.is_any()
+            || shared.tls_handshakes.is_any()
+            || shared.failures.is_some();
         bounded.then(|| Self {
             shared: Arc::new(shared),
         })
@@ -91,28 +109,48 @@ impl Visitors {
 
     /// Counts a handshake from `client`.
     pub(super) fn arrives(&self, client: IpAddr) -> Result<(), TooMany> {
+        self.count(Step::Upgrade, Some(client))
+    }
+
+    /// Counts a TLS handshake from `client`, over all only where that is not known yet.
+    pub(super) fn says_hello(&self, client: Option<IpAddr>) -> Result<(), TooMany> {
+        self.count(Step::Tls, client)
+    }
+
+    fn count(&self, step: Step, client: Option<IpAddr>) -> Result<(), TooMany> {
+        let (rates, for_each, for_all) = match step {
+            Step::Tls => (
+                self.shared.tls_handshakes,
+                Rejection::AddressTlsRate,
+                Rejection::TlsRate,
+            ),
+            Step::Upgrade => (
+                self.shared.handshakes,
+                Rejection::AddressRate,
+                Rejection::Rate,
+            ),
+        };
         let now = self.now();
+        let take = |pace: &mut Pace, rate, reason| {
+            let bucket = match step {
+                Step::Tls => &mut pace.tls_handshakes,
+                Step::Upgrade => &mut pace.handshakes,
+            };
+            if bucket.take(rate, 1, now) {
+                return Ok(());
+            }
+            let wait = bucket.wait(rate, now);
+            Err(TooMany { reason, wait })
+        };
         // The address first: what it has too much of is not taken from the others.
-        if let Some(rate) = self.shared.handshakes {
+        if let (Some(rate), Some(client)) = (rates.each, client) {
             let mut paces = lock(&self.shared.paces);
-            let pace = paces.of(Network::of(client));
-            if !pace.handshakes.take(rate, 1, now) {
-                return Err(TooMany {
-                    reason: Rejection::AddressRate,
-                    wait: pace.handshakes.wait(rate, now),
-                });
-            }
+            take(paces.of(Network::of(client)), rate, for_each)?;
         }
-        if let Some(rate) = self.shared.all_handshakes {
-            let mut all = lock(&self.shared.all);
-            if !all.take(rate, 1, now) {
-                return Err(TooMany {
-                    reason: Rejection::Rate,
-                    wait: all.wait(rate, now),
-                });
-            }
+        match rates.all {
+            Some(rate) => take(&mut lock(&self.shared.all), rate, for_all),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether `client` may try to authenticate.
@@ -162,6 +200,20 @@ impl Visitors {
 
     fn now(&self) -> Duration {
         self.shared.epoch.elapsed()
+    }
+}
+
+impl Rates {
+    fn new(each: Option<u32>, all: Option<u32>) -> Self {
+        let per_second = |rate: u32| Rate::per_second(rate.into(), 1);
+        Self {
+            each: each.map(per_second),
+            all: all.map(per_second),
+        }
+    }
+
+    fn is_any(self) -> bool {
+        self.each.is_some() || self.all.is_some()
     }
 }
 
@@ -231,6 +283,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn tls_is_counted_by_itself_and_over_all_where_nobody_is_known() {
+        let visitors = visitors(|limits| {
+            limits.address_tls_handshake_rate = Some(1);
+            limits.tls_handshake_rate = Some(3);
+            limits.address_handshake_rate = Some(1);
+        });
+        let refused = |client: Option<&str>| {
+            let client = client.map(|client| client.parse().unwrap());
+            visitors
+                .says_hello(client)
+                .map_err(|too_many| too_many.reason)
+        };
+        // One subscriber has a whole /64.
+        let subscriber = ["2001:db8::1", "2001:db8::ffff:2", "2001:db8::3"].map(Some);
+        assert_eq!(subscriber.map(refused)[..2], [Ok(()), Ok(())]);
+        assert_eq!(refused(subscriber[2]), Err(Rejection::AddressTlsRate));
+        // Nobody in particular has no rate of its own, and what was refused above has cost nothing.
+        assert_eq!([None; 4].map(refused), [Ok(()); 4]);
+        assert_eq!(refused(None), Err(Rejection::TlsRate));
+        assert_eq!(refused(Some("192.0.2.1")), Err(Rejection::TlsRate));
+        // What they ask for then is counted anew.
+        let client = "2001:db8::1".parse().unwrap();
+        let asks = [(); 3].map(|()| visitors.arrives(client).is_ok());
+        assert_eq!(asks, [true, true, false]);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(refused(subscriber[2]), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn failures_count_and_what_succeeds_does_not() {
         let visitors = visitors(|limits| limits.address_auth_failures = Some(3));
         for _ in 0..100 {
@@ -264,13 +345,21 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_comes_from_everywhere_fills_no_table() {
-        let visitors = visitors(|limits| limits.address_handshake_rate = Some(1));
+        let visitors = visitors(|limits| {
+            limits.address_handshake_rate = Some(1);
+            limits.address_tls_handshake_rate = Some(1);
+        });
         let size = || {
             let paces = lock(&visitors.shared.paces);
             paces.recent.len() + paces.earlier.len()
         };
         for client in 0..200_000 {
-            visitors.arrives(address(client)).unwrap();
+            // Whoever only says hello is one as well.
+            if client % 2 == 0 {
+                visitors.says_hello(Some(address(client))).unwrap();
+            } else {
+                visitors.arrives(address(client)).unwrap();
+            }
             if client % 1000 == 0 {
                 // One that comes all the while is not forgotten.
                 let _within = visitors.arrives(address(u32::MAX));

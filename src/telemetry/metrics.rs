@@ -129,7 +129,7 @@ fn code_label(index: usize) -> String {
     }
 }
 
-/// Why an upgrade was refused: the `reason` label.
+/// Why a handshake was refused, of TLS or an upgrade: the `reason` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
     /// The request is no WebSocket handshake as RFC 6455 section 4.2.1 wants it.
@@ -144,6 +144,10 @@ pub enum Rejection {
     Rate,
     /// Too many handshakes from one address.
     AddressRate,
+    /// Too many TLS handshakes, over all.
+    TlsRate,
+    /// Too many TLS handshakes from one address.
+    AddressTlsRate,
     /// Too many users from one address.
     AddressConnections,
     /// Too many failed authentications from one address.
@@ -157,13 +161,15 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 13] = [
         Self::Malformed,
         Self::Version,
         Self::Origin,
         Self::Unauthorized,
         Self::Rate,
         Self::AddressRate,
+        Self::TlsRate,
+        Self::AddressTlsRate,
         Self::AddressConnections,
         Self::AddressFailures,
         Self::Full,
@@ -179,6 +185,8 @@ impl Rejection {
             Self::Unauthorized => "unauthorized",
             Self::Rate => "rate",
             Self::AddressRate => "address_rate",
+            Self::TlsRate => "tls_rate",
+            Self::AddressTlsRate => "address_tls_rate",
             Self::AddressConnections => "address_connections",
             Self::AddressFailures => "address_failures",
             Self::Full => "full",
@@ -337,7 +345,7 @@ impl Metrics {
         let rejected = vector(
             &registry,
             "switchboard_handshakes_rejected_total",
-            "WebSocket upgrades that were refused.",
+            "WebSocket upgrades that were refused, and TLS handshakes over their rate.",
             &["reason"],
         );
         let build = Opts::new("switchboard_build_info", "What is running; always 1.")

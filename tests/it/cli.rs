@@ -179,6 +179,33 @@ const RATES_ARE_OFF: &str = "switchboard: warning: rates are off: limits.message
     limits.handshake_rate, limits.address_handshake_rate, limits.address_connections are not set";
 
 #[test]
+fn check_asks_for_the_rates_of_tls_where_a_certificate_is_shown() {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let cert = settings_file("check-cert.pem", &cert.pem());
+    let key = settings_file("check-key.pem", &signing_key.serialize_pem());
+    let mut command = switchboard(&["check"]);
+    command.env("SWITCHBOARD__SERVER__TLS__CERT_FILE", cert);
+    command.env("SWITCHBOARD__SERVER__TLS__KEY_FILE", key);
+    let (code, _, stderr) = outcome(&mut command);
+    let rates = "limits.address_handshake_rate, limits.tls_handshake_rate, \
+        limits.address_tls_handshake_rate, limits.address_connections are not set\n";
+    assert_eq!((code, stderr.ends_with(rates)), (Some(0), true), "{stderr}");
+
+    command.env("SWITCHBOARD__LIMITS__HANDSHAKE_RATE", "10");
+    command.env("SWITCHBOARD__LIMITS__TLS_HANDSHAKE_RATE", "5");
+    let (code, stdout, stderr) = outcome(&mut command);
+    assert!(stdout.contains("\ntls_handshake_rate = 5\n"), "{stdout}");
+    let cut_off =
+        "switchboard: warning: limits.tls_handshake_rate is not above limits.handshake_rate: ";
+    assert_eq!(
+        (code, stderr.contains(cut_off)),
+        (Some(0), true),
+        "{stderr}"
+    );
+}
+
+#[test]
 fn check_names_the_file_that_cannot_be_used_and_shows_no_secret() {
     let secret = settings_file("secret", "hunter2-hunter2-hunter2-hunter2-\n");
     let mut command = switchboard(&["check"]);

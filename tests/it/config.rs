@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use switchboard::config::{
     Algorithm, AuthMode, DEFAULT, ForwardedHeader, LogFormat, Machine, Overflow, Problem, Settings,
-    Sources, Strategy,
+    Sources, Strategy, Tls,
 };
 
 /// Names with texts or values.
@@ -229,6 +229,7 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
         limits.connections = Some(10_000);
         (limits.message_rate, limits.byte_rate) = (Some(100), Some(1 << 20));
         (limits.handshake_rate, limits.address_handshake_rate) = (Some(1000), Some(10));
+        (limits.tls_handshake_rate, limits.address_tls_handshake_rate) = (Some(2000), Some(20));
         (limits.address_connections, limits.address_auth_failures) = (Some(100), Some(10));
         let secret = |name| Some(Path::new("/run/secrets").join(name));
         settings.cluster.user = Some("switchboard".to_owned());
@@ -1045,6 +1046,89 @@ fn what_was_loosened_is_said() {
         let said = said(*change);
         assert!(said.contains(expected), "{expected}\nin\n{said}");
     }
+}
+
+/// What is said of a relay that speaks TLS and has all rates but those of handshakes.
+fn said_of_tls(change: impl FnOnce(&mut Settings)) -> Vec<String> {
+    let mut settings = Settings::default();
+    settings.admin.listen = Some("127.0.0.1:9090".parse().unwrap());
+    settings.server.tls.cert_file = Some("cert.pem".into());
+    settings.server.tls.key_file = Some("key.pem".into());
+    settings.server.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
+    let limits = &mut settings.limits;
+    (limits.message_rate, limits.byte_rate) = (Some(1), Some(1));
+    limits.address_connections = Some(1);
+    change(&mut settings);
+    settings.loosened()
+}
+
+/// Sets the rates of upgrades and of TLS handshakes, over all and from one address.
+fn set_handshake_rates(settings: &mut Settings, upgrade: [u32; 2], tls: [u32; 2]) {
+    let limits = &mut settings.limits;
+    [limits.handshake_rate, limits.address_handshake_rate] = upgrade.map(Some);
+    [limits.tls_handshake_rate, limits.address_tls_handshake_rate] = tls.map(Some);
+}
+
+#[test]
+fn rates_of_tls_are_asked_for_where_tls_is_spoken() {
+    assert_eq!(
+        said_of_tls(|_| {}),
+        [
+            "rates are off: limits.handshake_rate, limits.address_handshake_rate, \
+             limits.tls_handshake_rate, limits.address_tls_handshake_rate are not set"
+        ]
+    );
+    assert_eq!(
+        said_of_tls(|s| s.server.tls = Tls::default()),
+        ["rates are off: limits.handshake_rate, limits.address_handshake_rate are not set"]
+    );
+    for key in ["tls_handshake_rate", "address_tls_handshake_rate"] {
+        check_refused(
+            &file(&format!("[limits]\n{key} = 0")),
+            &[&format!(
+                "relay.toml: limits.{key}: found 0, allowed: a whole number from 1 to 1048576"
+            )],
+        );
+    }
+}
+
+#[test]
+fn whoever_is_cut_off_before_http_can_say_anything_is_spoken_of() {
+    let said = |upgrade, tls, change: fn(&mut Settings)| {
+        said_of_tls(|settings| {
+            set_handshake_rates(settings, upgrade, tls);
+            change(settings);
+        })
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(said([1000, 10], [1001, 11], |_| {}), none);
+    let cut_off = "who comes too often is cut off, and not told when to come back";
+    assert_eq!(
+        said([1000, 10], [1000, 9], |_| {}),
+        [
+            format!("limits.tls_handshake_rate is not above limits.handshake_rate: {cut_off}"),
+            format!(
+                "limits.address_tls_handshake_rate is not above limits.address_handshake_rate: {cut_off}"
+            ),
+        ]
+    );
+    // Where TLS is not spoken, they cut off nobody.
+    let without_tls = said([1000, 10], [1, 1], |s| {
+        s.server.tls = Tls::default();
+        s.admin.listen = None;
+    });
+    assert_eq!(without_tls, none);
+    assert_eq!(
+        said([1000, 10], [2000, 20], |s| s.admin.listen = None),
+        ["tls_handshake_rate", "address_tls_handshake_rate"].map(|key| format!(
+            "admin.listen is not set: who is over limits.{key} is cut off, probes and scrapes of \
+             /metrics included"
+        ))
+    );
+    let behind = said([1000, 10], [2000, 20], |s| s.server.trusted_proxies.clear());
+    let expected = "server.trusted_proxies is not set: if a proxy is in front, \
+        limits.address_handshake_rate, limits.address_tls_handshake_rate, limits.address_connections are";
+    assert!(behind[0].starts_with(expected), "{behind:?}");
 }
 
 #[test]

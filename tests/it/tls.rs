@@ -1,10 +1,11 @@
 //! Certificates on either listener, and the token of operators. The client is rustls with the
 //! certificate as its root.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
@@ -12,18 +13,22 @@ use switchboard::app::{App, Report, Stop};
 use switchboard::cli;
 use switchboard::config::{self, Settings};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
+use tokio_rustls::rustls::{
+    ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion, version,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const TOKEN: &str = "let-me-in";
+const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const THERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// A relay with a certificate of its own and a token, and what a client needs to know of it.
 struct Secured {
@@ -82,6 +87,13 @@ impl Secured {
         addr: SocketAddr,
         version: &'static SupportedProtocolVersion,
     ) -> TlsStream<TcpStream> {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        let name = "localhost".try_into().unwrap();
+        let connector = TlsConnector::from(self.client(version));
+        connector.connect(name, stream).await.unwrap()
+    }
+
+    fn client(&self, version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -89,10 +101,55 @@ impl Secured {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let stream = TcpStream::connect(addr).await.unwrap();
+        Arc::new(config)
+    }
+
+    /// All that a client says first.
+    fn hello(&self) -> Vec<u8> {
         let name = "localhost".try_into().unwrap();
-        let connector = TlsConnector::from(Arc::new(config));
-        connector.connect(name, stream).await.unwrap()
+        let mut client = ClientConnection::new(self.client(&version::TLS13), name).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        hello
+    }
+
+    /// What becomes of a hello from there, with something before it; and the connection, still open.
+    async fn say_hello(&self, from: Ipv4Addr, before: &str) -> (Heard, TcpStream) {
+        let mut stream = connect_from(from, self.users).await;
+        let hello = [before.as_bytes(), &self.hello()].concat();
+        stream.write_all(&hello).await.unwrap();
+        (heard(&mut stream).await, stream)
+    }
+
+    /// One after the other; how many of them were answered before one was not.
+    async fn answered(&self, hellos: usize, from: Ipv4Addr, before: &str) -> usize {
+        let mut answered = 0;
+        for number in 0..hellos {
+            let (heard, _) = self.say_hello(from, before).await;
+            answered += usize::from(heard == Heard::ServerHello);
+            let in_order = answered == number + 1 || heard == Heard::Reset;
+            assert!(in_order, "{number} of {hellos} from {from}: {heard:?}");
+        }
+        answered
+    }
+
+    async fn metric(&self, series: &str) -> u64 {
+        let fields = format!("Authorization: Bearer {TOKEN}\r\n");
+        let answer = self.get(self.admin, "/metrics", &fields).await;
+        let mut lines = answer.lines();
+        let value = lines.find_map(|line| line.strip_prefix(&format!("switchboard_{series} ")));
+        value.expect(series).parse().unwrap()
+    }
+
+    async fn rejected(&self, reason: &str) -> u64 {
+        let series = format!("handshakes_rejected_total{{reason=\"{reason}\"}}");
+        self.metric(&series).await
+    }
+
+    /// Waits for so many connections that are not users.
+    async fn until_connections(&self, count: u64) {
+        let reached = async { while self.metric("http_connections").await != count {} };
+        timeout(PATIENCE, reached).await.expect("so many in time");
     }
 
     /// The head and the body of the answer to a GET.
@@ -115,6 +172,42 @@ impl Secured {
         assert_eq!((report.left, report.figures.gap()), (0, 0));
         std::fs::remove_dir_all(&self.folder).unwrap();
     }
+}
+
+/// What a server says first, or does.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    /// It has agreed on keys and signed that.
+    ServerHello,
+    Reset,
+    Other(Vec<u8>),
+}
+
+async fn heard(stream: &mut TcpStream) -> Heard {
+    let mut head = [0; 6];
+    let read = timeout(PATIENCE, stream.read_exact(&mut head));
+    match read.await.expect("it says something in time") {
+        // A record of the handshake with a ServerHello (RFC 8446 sections 5.1 and 4).
+        Ok(_) if (head[0], head[5]) == (22, 2) => Heard::ServerHello,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Heard::Reset,
+        _ => Heard::Other(head.to_vec()),
+    }
+}
+
+async fn connect_from(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// Has the clock stand still, so that no rate allows more than it does at once, and no timeout ends
+/// anything. It goes on by hand, or by itself when this is dropped.
+fn hold_the_clock() -> mpsc::Sender<()> {
+    tokio::time::pause();
+    let (held, dropped) = mpsc::channel();
+    // While such a task runs, tokio does not advance a paused clock. A test that hangs is let go.
+    spawn_blocking(move || dropped.recv_timeout(PATIENCE));
+    held
 }
 
 /// The head of the answer to an upgrade.
@@ -258,5 +351,157 @@ async fn who_does_not_finish_the_handshake_is_cut_and_holds_nobody_up() {
     let _reset_or_end = read.await.expect("it is cut in time");
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     drop((user, many));
+    relay.end().await;
+}
+
+#[tokio::test]
+async fn a_storm_of_hellos_from_one_address_is_cut_off_unanswered() {
+    let clock = hold_the_clock();
+    let relay = Secured::start(|settings| {
+        settings.limits.address_tls_handshake_rate = Some(1);
+    })
+    .await;
+    // Two seconds' worth at once.
+    assert_eq!(relay.answered(20, HERE, "").await, 2);
+    // Not a byte in answer and the place free at once, though the client stays.
+    let (heard, stays) = relay.say_hello(HERE, "").await;
+    assert_eq!(heard, Heard::Reset);
+    relay.until_connections(0).await;
+    drop(stays);
+    assert_eq!(relay.rejected("address_tls_rate").await, 19);
+    assert_eq!(relay.rejected("tls_rate").await, 0);
+
+    assert_eq!(relay.answered(3, THERE, "").await, 2);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let mut user = relay.connect(relay.users, &version::TLS13).await;
+    assert!(upgrade(&mut user).await.starts_with("HTTP/1.1 101 "));
+    assert_eq!(relay.say_hello(HERE, "").await.0, Heard::Reset);
+    drop((user, clock));
+    relay.end().await;
+}
+
+#[tokio::test]
+async fn operators_get_through_when_all_users_together_are_too_many() {
+    let clock = hold_the_clock();
+    let relay = Secured::start(|settings| {
+        settings.limits.tls_handshake_rate = Some(2);
+        settings.limits.address_tls_handshake_rate = Some(1);
+    })
+    .await;
+    assert_eq!(relay.answered(3, HERE, "").await, 2);
+    assert_eq!(relay.answered(3, THERE, "").await, 2);
+    let elsewhere = Ipv4Addr::new(127, 0, 0, 3);
+    assert_eq!(relay.answered(3, elsewhere, "").await, 0);
+    for _ in 0..10 {
+        let answer = relay.get(relay.admin, "/livez", "").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    // The third from elsewhere is over its own rate, too, which is looked at first.
+    assert_eq!(relay.rejected("address_tls_rate").await, 3);
+    assert_eq!(relay.rejected("tls_rate").await, 2);
+
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let mut user = relay.connect(relay.users, &version::TLS12).await;
+    assert!(upgrade(&mut user).await.starts_with("HTTP/1.1 101 "));
+    drop((user, clock));
+    relay.end().await;
+}
+
+#[tokio::test]
+async fn what_is_not_a_whole_hello_takes_nothing_of_the_rate() {
+    let clock = hold_the_clock();
+    let relay = Secured::start(|settings| {
+        settings.limits.tls_handshake_rate = Some(1);
+    })
+    .await;
+    let hello = relay.hello();
+    let (first, rest) = hello.split_at(hello.len() / 2);
+    let mut slow = Vec::new();
+    for _ in 0..5 {
+        let mut stream = connect_from(HERE, relay.users).await;
+        stream.write_all(first).await.unwrap();
+        slow.push(stream);
+    }
+    let mut plain = connect_from(HERE, relay.users).await;
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    assert!(matches!(heard(&mut plain).await, Heard::Other(_)));
+    relay.until_connections(5).await;
+    assert_eq!(relay.answered(1, HERE, "").await, 1);
+
+    // When it is whole, it counts.
+    let mut becomes = Vec::new();
+    for mut stream in slow {
+        stream.write_all(rest).await.unwrap();
+        becomes.push(heard(&mut stream).await);
+    }
+    let (answered, others) = becomes.split_first().unwrap();
+    assert_eq!(*answered, Heard::ServerHello);
+    assert!(others.iter().all(|it| *it == Heard::Reset), "{becomes:?}");
+    assert_eq!(relay.rejected("tls_rate").await, 4);
+    drop(clock);
+    relay.end().await;
+}
+
+#[tokio::test]
+async fn clients_of_a_proxy_are_not_held_to_what_one_may_do() {
+    let clock = hold_the_clock();
+    let relay = Secured::start(|settings| {
+        settings.server.trusted_proxies = vec!["127.0.0.2/32".parse().unwrap()];
+        settings.limits.address_tls_handshake_rate = Some(1);
+        settings.limits.tls_handshake_rate = Some(6);
+    })
+    .await;
+    assert_eq!(relay.answered(5, HERE, "").await, 2);
+    // It says whose a request is when there is one.
+    assert_eq!(relay.answered(20, THERE, "").await, 10);
+    assert_eq!(relay.rejected("address_tls_rate").await, 3);
+    assert_eq!(relay.rejected("tls_rate").await, 10);
+    drop(clock);
+    relay.end().await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_names_its_clients_first_has_each_counted() {
+    let clock = hold_the_clock();
+    let relay = Secured::start(|settings| {
+        settings.server.trusted_proxies = ["127.0.0.2/32", "10.0.0.0/8"]
+            .map(|network| network.parse().unwrap())
+            .to_vec();
+        settings.server.proxy_protocol = true;
+        settings.limits.address_tls_handshake_rate = Some(1);
+    })
+    .await;
+    let named = |client: &str| {
+        let family = if client.contains(':') { "TCP6" } else { "TCP4" };
+        format!("PROXY {family} {client} {client} 4711 443\r\n")
+    };
+    for (headers, expected) in [
+        ([named("192.0.2.1"), named("192.0.2.1")], 2),
+        ([named("192.0.2.1"), named("192.0.2.1")], 0),
+        ([named("192.0.2.2"), named("192.0.2.2")], 2),
+        ([named("2001:db8::1"), named("2001:db8::2")], 2),
+        ([named("2001:db8::3"), named("2001:db8:0:1::3")], 1),
+        // Another proxy before it says the client in its turn, and a proxy's own connection is nobody's.
+        ([named("10.0.0.1"), named("10.0.0.1")], 2),
+        ([named("10.0.0.1"), named("10.0.0.1")], 2),
+        (
+            ["PROXY UNKNOWN\r\n", "PROXY UNKNOWN\r\n"].map(str::to_owned),
+            2,
+        ),
+        (
+            ["PROXY UNKNOWN\r\n", "PROXY UNKNOWN\r\n"].map(str::to_owned),
+            2,
+        ),
+    ] {
+        let mut answered = 0;
+        for header in &headers {
+            let (heard, _) = relay.say_hello(THERE, header).await;
+            answered += usize::from(heard == Heard::ServerHello);
+        }
+        assert_eq!(answered, expected, "{headers:?}");
+    }
+    // Whoever is no proxy is itself.
+    assert_eq!(relay.answered(5, HERE, "").await, 2);
+    drop(clock);
     relay.end().await;
 }
