@@ -109,6 +109,10 @@ fn rows() -> Vec<Row> {
     vec![
         row("2,000 request heads, a byte each 100 ms", "heads"),
         row("2,000 TLS hellos, a byte each 100 ms", "tls"),
+        row("TLS hellos at full speed", "hellos")
+            .with("LIMITS__HANDSHAKE_RATE", "500")
+            .with("LIMITS__TLS_HANDSHAKE_RATE", "1000")
+            .with("LIMITS__ADDRESS_TLS_HANDSHAKE_RATE", "20"),
         row("TLS hellos at full speed, rates off", "hellos").without_rates(),
         row("1,000 frames, a byte each 100 ms", "frames").of_users(1000),
         row("15,000 connections that never speak", "mute").by(2),
