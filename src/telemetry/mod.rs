@@ -150,10 +150,12 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let (filter, handle) = reload::Layer::new(filter(&settings.filter)?);
-    // Spans that are exported are nothing to a log line but two ids, which it gets otherwise.
+    // Spans that are exported are nothing to a log line but two ids, which it gets otherwise. The NATS
+    // client would show the messages that it reads.
     let others = Targets::new()
         .with_default(LevelFilter::TRACE)
-        .with_target(trace::TARGET, LevelFilter::OFF);
+        .with_target(trace::TARGET, LevelFilter::OFF)
+        .with_target("async_nats", LevelFilter::DEBUG);
     let spans = provider.map(|provider| {
         let scope = InstrumentationScope::builder("switchboard")
             .with_version(env!("CARGO_PKG_VERSION"))
@@ -298,6 +300,17 @@ mod tests {
         let lines = logged(LogFormat::Text, |_| info!(users = 2, "started"));
         assert!(lines[0].ends_with("started users=2"), "{lines:?}");
         assert!(!lines[0].contains('\u{1b}'), "{lines:?}");
+    }
+
+    #[test]
+    fn whatever_the_filter_the_nats_client_shows_no_message() {
+        let lines = logged(LogFormat::Text, |logs| {
+            logs.set_filter("trace,async_nats=trace").unwrap();
+            tracing::trace!(target: "async_nats::connection", payload = "Go Braves!", "read");
+            debug!(target: "async_nats", "received");
+        });
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].ends_with("async_nats: received"), "{lines:?}");
     }
 
     #[test]
