@@ -14,10 +14,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use data_encoding::BASE64URL_NOPAD;
 use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
-use jsonwebtoken::{AlgorithmFamily, EncodingKey, Header, Validation};
+use jsonwebtoken::{Algorithm, AlgorithmFamily, EncodingKey, Header, Validation};
 use memchr::memmem;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -99,6 +101,46 @@ struct Refresh {
 struct Claims {
     sub: Option<String>,
     exp: f64,
+}
+
+/// The head of a token (RFC 7515 section 4.1), as far as it is looked at; the rest of it is passed over.
+struct Head {
+    alg: Algorithm,
+    kid: Option<String>,
+    crit: Option<IgnoredAny>,
+    /// Longer than one has to be. The library reads all of it, more than once for each key, so it gets it
+    /// only where a key has signed it.
+    is_long: bool,
+}
+
+/// What a head takes at most that says its algorithm, its type and its key, in base64url.
+const HEAD_BYTES_USUAL: usize = 256;
+
+impl Head {
+    fn of(token: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Fields {
+            alg: Algorithm,
+            kid: Option<String>,
+            crit: Option<IgnoredAny>,
+        }
+        let (text, _) = token.split_once('.')?;
+        let head = BASE64URL_NOPAD.decode(text.as_bytes()).ok()?;
+        let Fields { alg, kid, crit } = serde_json::from_slice(&head).ok()?;
+        Some(Self {
+            alg,
+            kid,
+            crit,
+            is_long: text.len() > HEAD_BYTES_USUAL,
+        })
+    }
+}
+
+fn is_signed_by(key: &Key, token: &str) -> bool {
+    token.rsplit_once('.').is_some_and(|(message, signature)| {
+        let message = message.as_bytes();
+        jsonwebtoken::crypto::verify(signature, message, &key.check, key.algorithm).unwrap_or(false)
+    })
 }
 
 impl Auth {
@@ -218,24 +260,24 @@ impl Jwt {
     }
 
     async fn check(&self, token: &str) -> Option<Pass> {
-        let header = jsonwebtoken::decode_header(token).ok()?;
+        let head = Head::of(token)?;
         // What has to be understood and is not (RFC 7515 section 4.1.11); nothing is.
-        if header.crit.is_some() {
+        if head.crit.is_some() {
             return None;
         }
         let keys = self.keys.load_full();
-        if let Some(pass) = self.check_by(&keys, &header, token) {
+        if let Some(pass) = self.check_by(&keys, &head, token) {
             return Some(pass);
         }
-        let (refresh, id) = (self.refresh.as_ref()?, header.kid.as_deref()?);
+        let (refresh, id) = (self.refresh.as_ref()?, head.kid.as_deref()?);
         if keys::knows(&keys, id) || !refresh.happens().await {
             return None;
         }
-        self.check_by(&self.keys.load(), &header, token)
+        self.check_by(&self.keys.load(), &head, token)
     }
 
-    fn check_by(&self, keys: &[Key], header: &Header, token: &str) -> Option<Pass> {
-        let mut validation = Validation::new(header.alg);
+    fn check_by(&self, keys: &[Key], head: &Head, token: &str) -> Option<Pass> {
+        let mut validation = Validation::new(head.alg);
         validation.leeway = self.leeway.as_secs();
         validation.validate_nbf = true;
         validation.validate_aud = self.audience.is_some();
@@ -247,7 +289,8 @@ impl Jwt {
             validation.set_issuer(&[issuer]);
             validation.required_spec_claims.insert("iss".to_owned());
         }
-        keys::candidates(keys, header.alg, header.kid.as_deref())
+        keys::candidates(keys, head.alg, head.kid.as_deref())
+            .filter(|key| !head.is_long || is_signed_by(key, token))
             .find_map(|key| jsonwebtoken::decode::<Claims>(token, &key.check, &validation).ok())
             .and_then(|data| self.pass(&data.claims))
     }

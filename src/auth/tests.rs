@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU32;
 
 use hyper::header::{AUTHORIZATION, HeaderValue};
-use jsonwebtoken::{Algorithm, DecodingKey};
+use jsonwebtoken::DecodingKey;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
 use ring::signature::{EcdsaKeyPair, KeyPair as _};
 use serde_json::{Value, json};
@@ -702,4 +702,42 @@ async fn a_key_server_that_has_never_answered_is_asked_again_soon() {
     let (_auth, keeper) = Auth::load(&settings).await.unwrap();
     let loaded = Instant::now();
     assert!(keeper.unwrap().due() >= loaded + settings.refresh_interval);
+}
+
+/// The least time that a token takes to be looked at, of a few rounds.
+async fn cost(auth: &Auth, token: &str) -> Duration {
+    let mut least = Duration::MAX;
+    for _ in 0..30 {
+        let begin = SystemTime::now();
+        let _pass = admits(auth, token).await;
+        least = least.min(begin.elapsed().unwrap());
+    }
+    least
+}
+
+/// What stands in a head is read by the library in pieces, for each key anew: a hundred times the cost.
+#[tokio::test]
+async fn a_guess_with_a_long_head_costs_little_more_than_another() {
+    let mut all: Vec<_> = (1..8_u8)
+        .map(|index| json!({"kty": "oct", "k": base64_url(&[index; 32])}))
+        .collect();
+    all.push(json!({"kty": "oct", "k": base64_url(SECRET.as_bytes())}));
+    let file = TempFile::new(&json!({"keys": all}).to_string());
+    let auth = load(&settings(|auth| auth.jwks_file = Some(file.0.clone()))).await;
+    let claims = json!({"exp": now() + 60});
+    let good = signed(&json!({"alg": "HS256"}), &claims);
+    let mut head = json!({"alg": "HS256"});
+    for index in 0..600 {
+        head[format!("{index:03}")] = json!(0);
+    }
+    let long = signed(&head, &claims);
+    assert!(admits(&auth, &long).await.is_some(), "it may be long");
+    let (message, _) = long.rsplit_once('.').unwrap();
+    let guess = format!("{message}.{}", "A".repeat(43));
+    assert_eq!(admits(&auth, &guess).await, None);
+    let (good, guess) = (cost(&auth, &good).await, cost(&auth, &guess).await);
+    assert!(
+        guess < 40 * good,
+        "{guess:?} for a guess, {good:?} for a pass"
+    );
 }
