@@ -1,5 +1,6 @@
 //! The command line: its verbs and options, and what the small verbs do. Does not exit, bind or serve.
 
+use std::future::pending;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -163,12 +164,23 @@ impl Verify {
         settings: &Settings,
         mut stdin: impl io::Read,
     ) -> Result<String, TokenError> {
-        let (auth, _keeper) = Auth::load(&settings.auth).await?;
+        let (auth, keeper) = Auth::load(&settings.auth).await?;
         let token = match self.token {
             Some(token) => token,
             None => io::read_to_string(&mut stdin)?,
         };
-        let Pass { subject, remaining } = auth.verify(token.trim()).await?;
+        // A token may have to wait for the keeper, which never ends by itself.
+        let keeping = async {
+            match keeper {
+                Some(keeper) => keeper.run().await,
+                None => pending().await,
+            }
+        };
+        let verified = tokio::select! {
+            verified = auth.verify(token.trim()) => verified,
+            () = keeping => Err(Denied),
+        };
+        let Pass { subject, remaining } = verified?;
         let subject = subject.as_ref().map_or("nobody", Subject::as_str);
         let seconds = remaining.map_or(0, |remaining| remaining.as_secs());
         Ok(format!(

@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use data_encoding::BASE64URL_NOPAD;
 use switchboard::config::{DEFAULT, Settings};
 use tokio::time::Instant;
 
@@ -359,6 +360,34 @@ fn a_token_is_issued_by_what_the_key_is_for() {
     assert_eq!(code, Some(1));
     let complaint = "is no private key in PEM: RSA, or in PKCS #8 P-256, P-384 or Ed25519\n";
     assert!(stderr.ends_with(complaint), "{stderr}");
+}
+
+/// Whoever serves has a task that fetches keys; here nobody else does.
+#[test]
+fn a_token_of_an_unknown_key_has_the_set_fetched_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let answer = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
+    let again = listener.try_clone().unwrap();
+    let server = thread::spawn(move || {
+        for listener in [listener, again] {
+            answering(listener, answer).join().unwrap();
+        }
+    });
+    let head = BASE64URL_NOPAD.encode(br#"{"alg":"ES256","kid":"unknown"}"#);
+    let mut command = switchboard(&["token", "verify", &format!("{head}.e30.AAAA")]);
+    command.env("SWITCHBOARD__AUTH__MODE", "jwt");
+    command.env("SWITCHBOARD__AUTH__JWKS_URL", url);
+    command.env("SWITCHBOARD__AUTH__JWKS_TIMEOUT", "15s");
+    let begin = Instant::now();
+    let (code, _, stderr) = outcome(&mut command);
+    assert_eq!(code, Some(1));
+    assert!(stderr.ends_with("the token does not hold\n"), "{stderr}");
+    assert!(
+        begin.elapsed() < Duration::from_secs(15),
+        "nobody was waited for"
+    );
+    server.join().unwrap();
 }
 
 #[test]
