@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use switchboard::config::Settings;
+use switchboard::config::{Origin, Served, Settings};
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -48,6 +48,28 @@ fn image_is_of_this_version_and_this_toolchain() {
         after(&compose, "image: switchboard:"),
         env!("CARGO_PKG_VERSION")
     );
+}
+
+/// Whose page is open on this machine comes from the bridge's address there, and not from loopback.
+#[test]
+fn compose_lets_no_page_in_by_a_name_that_was_given_its_address() {
+    let compose = read("docker-compose.yml");
+    let names = after(&compose, "SWITCHBOARD__SERVER__ALLOWED_HOSTS: ");
+    assert_eq!(names, "${ALLOWED_HOSTS:-localhost}");
+    let rebound = Origin::parse("http://evil.com:8080").unwrap();
+    let here = Origin::parse("http://localhost:8080").unwrap();
+    for (page, host, allowed) in [
+        (rebound, "evil.com:8080", false),
+        (here, "localhost:8080", true),
+    ] {
+        let served = Served {
+            host,
+            client: [172, 18, 0, 1].into(),
+            is_tls: false,
+            names: &["localhost".to_owned()],
+        };
+        assert_eq!(page.is_of(&served), allowed, "{host}");
+    }
 }
 
 #[test]
