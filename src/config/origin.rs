@@ -116,8 +116,11 @@ impl TryFrom<String> for OriginPattern {
         let plain = text.replacen("://*.", "://", 1);
         let Origin { scheme, host, port } = Origin::parse(&plain).ok_or(NoOrigin)?;
         let below = plain != text;
-        // Below an address there is nothing, and below a name of one label there is everything.
-        if below && (host.starts_with('[') || !host.contains('.')) {
+        // Below an address there is nothing, and below a name of one label there is everything: `com.`
+        // has no second one.
+        let is_address = host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok();
+        let is_narrow = host.contains('.') && host.split('.').all(|label| !label.is_empty());
+        if below && (is_address || !is_narrow) {
             return Err(NoOrigin);
         }
         Ok(Self {
@@ -355,6 +358,9 @@ mod tests {
             "https://*.*.example.com",
             "https://a.*.example.com",
             "https://*.[::1]",
+            "https://*.192.0.2.1",
+            "https://*.com.",
+            "https://*..com",
             "null",
             "https://example.com/",
         ] {
