@@ -601,6 +601,80 @@ async fn a_key_server_that_fails_leaves_the_last_good_set() {
     assert!(admits(&auth, &token_of(&key, "first")).await.is_some());
 }
 
+/// Answers that begin so and go on by the same piece until nobody takes any more of it, one a connection,
+/// the last again and again; says when each has come.
+async fn odd_key_server(answers: Vec<(String, Option<&'static [u8]>)>) -> (String, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/keys", listener.local_addr().unwrap());
+    let count = Arc::new(AtomicU32::new(0));
+    let answered = count.clone();
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(async move {
+        for turn in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _read = stream.read(&mut [0; 1024]).await.unwrap();
+            let (begin, piece) = &answers[turn.min(answers.len() - 1)];
+            stream.write_all(begin.as_bytes()).await.unwrap();
+            while let Some(piece) = piece {
+                if stream.write_all(piece).await.is_err() {
+                    break;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    (url, count)
+}
+
+#[tokio::test]
+async fn a_key_server_that_answers_oddly_is_neither_followed_nor_waited_for() {
+    let (good, key) = key_set("first");
+    let (other, other_key) = key_set("other");
+    let whole = |set: &str| {
+        let length = set.len();
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{set}")
+    };
+    let (elsewhere, followed) = key_server(vec![other.clone()]).await;
+    let ok = "HTTP/1.1 200 OK\r\n";
+    let odd = [
+        (
+            format!("HTTP/1.1 302 Found\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n"),
+            None,
+        ),
+        // Another set with a status that is none of success, or cut short, or behind too much of nothing.
+        (whole(&other).replace("200 OK", "404 Not Found"), None),
+        (format!("{ok}Content-Length: 9999\r\n\r\n{other}"), None),
+        (whole(&format!("{}{other}", " ".repeat(256 * 1024))), None),
+        // What never ends: a body in chunks, a head, a body that drips.
+        (
+            format!("{ok}Transfer-Encoding: chunked\r\n\r\n"),
+            Some(&b"5\r\n     \r\n"[..]),
+        ),
+        (ok.to_owned(), Some(b"X-More: of this\r\n")),
+        (format!("{ok}Content-Length: 200000\r\n\r\n"), Some(b" ")),
+    ];
+    let count = u32::try_from(odd.len()).unwrap();
+    let answers = [(whole(&good), None)].into_iter().chain(odd).collect();
+    let (url, answered) = odd_key_server(answers).await;
+    let settings = settings(|auth| {
+        auth.jwks_url = Some(url);
+        auth.jwks_timeout = Duration::from_millis(300);
+        auth.refresh_interval = Duration::from_millis(1);
+    });
+    let (auth, keeper) = Auth::load(&settings).await.unwrap();
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(keeper.unwrap().run());
+    while answered.load(Ordering::Relaxed) < count + 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(admits(&auth, &token_of(&key, "first")).await.is_some());
+        let token = signed(&json!({"alg": "ES256", "kid": "first"}), &json!({}));
+        assert_eq!(admits(&auth, &token).await, None);
+    }
+    assert_eq!(followed.load(Ordering::Relaxed), 0);
+    assert_eq!(admits(&auth, &token_of(&other_key, "other")).await, None);
+}
+
 #[tokio::test]
 async fn a_key_server_that_hangs_holds_nothing_up_for_longer_than_its_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
