@@ -152,6 +152,12 @@ impl Settings {
         }
         let auth = &self.auth;
         if auth.mode == AuthMode::None {
+            if auth.has_keys() {
+                warnings.push(
+                    "auth.mode is \"none\": nobody is asked for a token, whatever else auth sets"
+                        .to_owned(),
+                );
+            }
             return warnings;
         }
         if auth.query_token {

@@ -430,6 +430,16 @@ pub enum LogFormat {
     Json,
 }
 
+impl Auth {
+    /// Whether tokens could be checked.
+    fn has_keys(&self) -> bool {
+        !self.secret_file.is_empty()
+            || !self.public_key_file.is_empty()
+            || self.jwks_file.is_some()
+            || self.jwks_url.is_some()
+    }
+}
+
 impl Tracing {
     /// The URL that spans are posted to, where anything is traced.
     pub fn endpoint(&self) -> Option<String> {

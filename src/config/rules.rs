@@ -191,7 +191,7 @@ fn auth_rules(auth: &Auth) -> Vec<Rule> {
         mode,
         secret_file,
         public_key_file,
-        jwks_file,
+        jwks_file: _,
         jwks_url,
         jwks_timeout,
         refresh_interval,
@@ -201,10 +201,6 @@ fn auth_rules(auth: &Auth) -> Vec<Rule> {
         leeway,
         query_token: _,
     } = auth;
-    let has_keys = !secret_file.is_empty()
-        || !public_key_file.is_empty()
-        || jwks_file.is_some()
-        || jwks_url.is_some();
     let words = |key, allowed: &str, holds| Rule {
         key,
         with: &[],
@@ -217,7 +213,7 @@ fn auth_rules(auth: &Auth) -> Vec<Rule> {
             "auth.mode",
             "\"none\", or \"jwt\" beside auth.secret_file, auth.public_key_file, auth.jwks_file or \
                 auth.jwks_url",
-            *mode == AuthMode::None || has_keys,
+            *mode == AuthMode::None || auth.has_keys(),
         ),
         words(
             "auth.secret_file",

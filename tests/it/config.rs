@@ -998,6 +998,10 @@ const LOOSENED: &[Loosened] = &[
         "tracing.trust_clients: any client has all that it does traced",
     ),
     (
+        |s| s.auth.secret_file = vec!["secret".into()],
+        "auth.mode is \"none\": nobody is asked for a token, whatever else auth sets",
+    ),
+    (
         |s| s.tickets.ttl = Duration::from_hours(48),
         "tickets.ttl is 48h, which is above the default of 24h",
     ),
