@@ -647,6 +647,122 @@ fn a_second_signal_ends_at_once_with_its_number() {
     }
 }
 
+/// A handshake with these parts, and all that is said until there is `word` in it.
+fn hear(users: SocketAddr, target: &str, fields: &str, said: &str, word: &str) -> String {
+    let mut stream = TcpStream::connect(users).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    write!(
+        stream,
+        "GET {target} HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{fields}\r\n"
+    )
+    .unwrap();
+    if !said.is_empty() {
+        // One text frame, masked with nothing.
+        let length = u8::try_from(said.len()).unwrap();
+        let head = [0x81, 0x80 | length, 0, 0, 0, 0];
+        stream
+            .write_all(&[&head, said.as_bytes()].concat())
+            .unwrap();
+    }
+    let mut heard = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let text = String::from_utf8_lossy(&heard).into_owned();
+        if text.contains(word) {
+            return text;
+        }
+        let count = stream.read(&mut piece).unwrap();
+        assert!(count > 0, "no {word:?} in {text:?}");
+        heard.extend_from_slice(&piece[..count]);
+    }
+}
+
+/// A server that logs all that it can, and what it will have logged.
+fn verbose(settings: &[(&str, &str)], address: SocketAddr) -> (Served, thread::JoinHandle<String>) {
+    let mut command = switchboard(&["--listen", &address.to_string()]);
+    command
+        .envs(settings.iter().copied())
+        .env("SWITCHBOARD__LOG__FILTER", "trace")
+        .stderr(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    let mut stderr = process.stderr.take().unwrap();
+    let log = thread::spawn(move || {
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).unwrap();
+        text
+    });
+    eventually(|| TcpStream::connect(address).ok());
+    (Served { process, address }, log)
+}
+
+/// What an operator is answered who writes, and shows this token.
+fn post(admin: SocketAddr, token: &str, body: &str) -> String {
+    let length = body.len();
+    let head = format!(
+        "POST /api/messages HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\
+         Authorization: Bearer {token}\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n"
+    );
+    exchange(admin, &(head + body))
+}
+
+/// At the level that says the most, of good and bad tokens in each of their places, a ticket, messages of
+/// users and of an operator: every one of them, and every secret, has this word in it or is looked for.
+#[test]
+fn no_token_secret_message_or_query_is_ever_logged() {
+    let text = |name: &str| format!("hunter2-{name}-0123456789abcdef0123456789");
+    let file = |name: &str| settings_file(name, &text(name)).display().to_string();
+    let (users, admin) = (free_address(), free_address());
+    let settings = [
+        ("SWITCHBOARD__AUTH__MODE", "jwt"),
+        ("SWITCHBOARD__AUTH__SECRET_FILE", &file("log-jwt")),
+        ("SWITCHBOARD__AUTH__QUERY_TOKEN", "true"),
+        ("SWITCHBOARD__TICKETS__SECRET_FILE", &file("log-tickets")),
+        ("SWITCHBOARD__ADMIN__LISTEN", &admin.to_string()),
+        ("SWITCHBOARD__ADMIN__TOKEN_FILE", &file("log-admin")),
+    ];
+    let mut issue = switchboard(&["token", "issue", "--subject", "hunter2"]);
+    let token = outcome(issue.envs(settings)).1.trim().to_owned();
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let forged = format!("{signed}.{}", "hunter2".repeat(6));
+    let (mut served, log) = verbose(&settings, users);
+
+    let v1 = "Sec-WebSocket-Protocol: switchboard.v1";
+    let said = r#"{"recipient_id":1,"message":"hunter2"}"#;
+    let fields = format!("{v1}\r\nAuthorization: Bearer {token}\r\n");
+    let heard = hear(users, "/?hunter2", &fields, said, r#""message":"hunter2""#);
+    let (_, ticket) = heard.split_once(r#""ticket":""#).unwrap();
+    let (ticket, _) = ticket.split_once('"').unwrap();
+    let fields = format!("{v1}, bearer.{token}, ticket.{ticket}\r\n");
+    hear(users, "/", &fields, "", r#""resumed":true"#);
+    let target = format!("/?token={token}");
+    hear(users, &target, "", "{hunter2", "not a JSON object");
+    for (target, fields) in [
+        ("/", format!("{v1}\r\nAuthorization: Bearer {forged}\r\n")),
+        ("/", format!("{v1}, bearer.{forged}\r\n")),
+        (&*format!("/?token={forged}"), String::new()),
+    ] {
+        hear(users, target, &fields, "", "401 Unauthorized");
+    }
+    let body = r#"{"recipient_id":9,"message":"hunter2"}"#;
+    for (given, code) in [("hunter2", 401), (&*text("log-admin"), 200)] {
+        let answer = post(admin, given, body);
+        let status = format!("HTTP/1.1 {code} ");
+        assert!(answer.starts_with(&status), "{answer}");
+    }
+    served.signal("INT");
+    assert_eq!(served.exit_code(), Some(0));
+    let log = log.join().unwrap();
+    assert_eq!(log.matches("upgrade accepted").count(), 3, "{log}");
+    assert_eq!(log.matches("upgrade refused").count(), 3, "{log}");
+    for secret in ["hunter2", signature, ticket, "token="] {
+        assert!(!log.contains(secret), "{secret} in {log}");
+    }
+}
+
 /// What is looked for is the line of a refused upgrade, which is of level debug.
 #[test]
 fn what_is_logged_is_changed_by_the_api_and_sighup_takes_the_files_filter_again() {
