@@ -96,7 +96,8 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
         }
         Err(_) => return,
     };
-    let handshake = Arc::new(Handshake::new(client));
+    let is_nobodys = host.proxy_protocol && client == peer;
+    let handshake = Arc::new(Handshake::new(client, is_nobodys));
     let service = service_fn({
         let (host, handshake) = (host.clone(), handshake.clone());
         move |request| {

@@ -58,14 +58,17 @@ pub(super) struct Joined {
 pub(super) struct Handshake {
     /// Whom the connection is from: the socket's peer, or whom a proxy named at its beginning.
     peer: IpAddr,
+    /// A proxy that passes bytes on has named nobody: what headers name is the client's own word.
+    is_nobodys: bool,
     joined: Mutex<Option<Joined>>,
     told: Notify,
 }
 
 impl Handshake {
-    pub(super) fn new(peer: IpAddr) -> Self {
+    pub(super) fn new(peer: IpAddr, is_nobodys: bool) -> Self {
         Self {
             peer,
+            is_nobodys,
             joined: Mutex::new(None),
             told: Notify::new(),
         }
@@ -133,7 +136,12 @@ pub(super) async fn upgrade(
 }
 
 async fn answer(mut request: Request<Incoming>, host: &Host, handshake: &Handshake) -> Answer {
-    let client = host.proxies.client(handshake.peer, request.headers());
+    let peer = handshake.peer;
+    let client = if handshake.is_nobodys && host.proxies.trusts(peer) {
+        peer
+    } else {
+        host.proxies.client(peer, request.headers())
+    };
     let joined = match join(&request, host, client).await {
         Ok(joined) => joined,
         Err(refusal) => {

@@ -546,6 +546,38 @@ async fn forged_proxy_headers_change_nothing_and_limits_of_an_address_hold() {
     relay.end().await;
 }
 
+/// A proxy that passes bytes on and does not know whose they are passes the client's own headers on, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_by_a_proxy_that_names_nobody_names_nobody_either() {
+    let relay = Relay::start(|settings| {
+        settings.limits.address_connections = Some(1);
+        settings.server.trusted_proxies = vec!["127.0.0.2/32".parse().unwrap()];
+        settings.server.proxy_protocol = true;
+    })
+    .await;
+    let mut here = Vec::new();
+    let local = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
+    for (header, client, expected) in [
+        (&b"PROXY UNKNOWN\r\n"[..], 1, "101"),
+        (b"PROXY UNKNOWN\r\n", 2, "429"),
+        (local, 3, "429"),
+        // Itself by its address, and somebody else.
+        (b"PROXY TCP4 127.0.0.2 127.0.0.1 1 2\r\n", 4, "429"),
+        (b"PROXY TCP4 10.0.0.5 127.0.0.1 1 2\r\n", 5, "101"),
+    ] {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((THERE, 0))).unwrap();
+        let mut stream = socket.connect(relay.addr).await.unwrap();
+        stream.write_all(header).await.unwrap();
+        let forged = format!("X-Forwarded-For: 10.0.0.{client}\r\n");
+        let (head, stream) = ask(stream, &forged).await;
+        assert_eq!(head.split(' ').nth(1), Some(expected), "{client}: {head}");
+        here.push(stream);
+    }
+    drop(here);
+    relay.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_of_handshakes_is_told_to_come_back() {
     let relay = Relay::start(|settings| {
