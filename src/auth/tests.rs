@@ -75,8 +75,13 @@ fn now() -> i64 {
 
 /// A token with any head and claims, signed with [`SECRET`].
 fn signed(head: &Value, claims: &Value) -> String {
+    signed_text(&head.to_string(), &claims.to_string())
+}
+
+/// The same of any text.
+fn signed_text(head: &str, claims: &str) -> String {
     use ring::hmac;
-    let part = |value: &Value| base64_url(value.to_string().as_bytes());
+    let part = |text: &str| base64_url(text.as_bytes());
     let message = format!("{}.{}", part(head), part(claims));
     let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
     let signature = hmac::sign(&key, message.as_bytes());
@@ -241,15 +246,20 @@ async fn every_algorithm_is_checked_by_its_own_key_and_by_no_other() {
     }
 }
 
-#[tokio::test]
-async fn claims_are_checked() {
+/// Takes tokens of [`SECRET`] from one issuer for one audience.
+async fn strict() -> Auth {
     let file = TempFile::new(SECRET);
-    let auth = load(&settings(|auth| {
+    let settings = settings(|auth| {
         auth.secret_file = vec![file.0.clone()];
         auth.issuer = Some("us".to_owned());
         auth.audience = Some("relay".to_owned());
-    }))
-    .await;
+    });
+    load(&settings).await
+}
+
+#[tokio::test]
+async fn claims_are_checked() {
+    let auth = strict().await;
     let head = json!({"alg": "HS256", "typ": "JWT"});
     let good = json!({"sub": "alice", "exp": now() + 60, "iss": "us", "aud": ["relay", "other"]});
     let with = |change: Value| {
@@ -273,7 +283,13 @@ async fn claims_are_checked() {
         (json!({"exp": now() - 35}), false),
         (json!({"exp": -1}), false),
         (json!({"exp": 1e12}), true),
+        (json!({"exp": 1.8e19}), true),
+        (json!({"exp": u64::MAX}), true),
         (json!({"exp": 1e300}), false),
+        (json!({"nbf": u64::MAX}), false),
+        (json!({"nbf": 1.8e19}), false),
+        (json!({"nbf": -1}), false),
+        (json!({"nbf": "soon"}), false),
         (json!({"nbf": now() + 25}), true),
         (json!({"nbf": now() + 40}), false),
         (json!({"iss": "them"}), false),
@@ -314,6 +330,30 @@ async fn claims_are_checked() {
     let token = with(json!({}));
     let (message, _) = token.rsplit_once('.').unwrap();
     assert_eq!(admits(&auth, &format!("{message}.")).await, None);
+}
+
+/// What one reader takes by its first value, another takes by its last.
+#[tokio::test]
+async fn what_is_said_twice_is_not_said() {
+    let auth = strict().await;
+    let head = json!({"alg": "HS256", "typ": "JWT"}).to_string();
+    let claims = json!({"sub": "alice", "exp": now() + 60, "iss": "us", "aud": "relay"});
+    let claims = claims.to_string();
+    let twice = |text: &str, member: &str| text.replacen('{', &format!("{{{member},"), 1);
+    for (head, claims, admitted) in [
+        (head.clone(), claims.clone(), true),
+        (twice(&head, r#""typ":"JWT""#), claims.clone(), false),
+        (twice(&head, r#""alg":"none""#), claims.clone(), false),
+        (twice(&head, r#""alg":"HS256""#), claims.clone(), false),
+        (head.clone(), twice(&claims, r#""exp":1"#), false),
+        (head.clone(), twice(&claims, r#""sub":"root""#), false),
+        (head.clone(), twice(&claims, r#""aud":"relay""#), false),
+        (head.clone(), twice(&claims, r#""iss":"us""#), false),
+        (head.clone(), format!("{claims}x"), false),
+    ] {
+        let pass = admits(&auth, &signed_text(&head, &claims)).await;
+        assert_eq!(pass.is_some(), admitted, "{head} {claims}");
+    }
 }
 
 #[tokio::test]

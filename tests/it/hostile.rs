@@ -498,14 +498,24 @@ async fn a_token_that_expires_ends_its_connection() {
     std::fs::remove_file(&path).unwrap();
     let settings = Settings::default().auth;
     let secret = Secret::new(SECRET);
-    let token = auth::issue(&settings, &secret, "alice", Duration::from_secs(1)).unwrap();
-    let fields = format!("Authorization: Bearer {token}\r\n");
+    let fields = |lifetime| {
+        let token = auth::issue(&settings, &secret, "alice", lifetime).unwrap();
+        format!("Authorization: Bearer {token}\r\n")
+    };
+    // As far in the future as a number goes, on one that is there before and behind the other.
+    let (_, head, stream) = status(&relay, HERE, &fields(Duration::MAX)).await;
+    let mut friend = User::new(&head, stream);
+    let fields = fields(Duration::from_secs(1));
     let (_, head, stream) = status(&relay, HERE, &fields).await;
     let mut user = User::new(&head, stream);
     user.is_closed_with(4401).await;
     let (code, ..) = status(&relay, HERE, &fields).await;
     assert_eq!(code, "401");
-    drop(user);
+    let own = friend.id;
+    friend.say(own, "still here").await;
+    let expected = format!("{{\"sender_id\":{own},\"message\":\"still here\"}}");
+    assert_eq!(friend.hear().await, (1, expected.into_bytes()));
+    drop((user, friend));
     relay.end().await;
 }
 
