@@ -295,6 +295,22 @@ pub fn check_files(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Which of the secrets that may have any length can be guessed, a sentence each.
+pub fn guessable(settings: &Settings) -> Option<String> {
+    // What is wrong with it otherwise is for `check_files` to say.
+    let token = operator_token(&settings.admin).ok()??;
+    let found = token.expose().len();
+    (found < TOKEN_BYTES_SOUND).then(|| {
+        format!(
+            "admin.token_file: {found} bytes can be guessed, and nothing slows down who tries: \
+             take {TOKEN_BYTES_SOUND} or more"
+        )
+    })
+}
+
+/// 16 digits of base64 are 96 bits.
+const TOKEN_BYTES_SOUND: usize = 16;
+
 fn operator_token(settings: &config::Admin) -> anyhow::Result<Option<Secret>> {
     let read = |path: &PathBuf| {
         let what = format!("{} (admin.token_file)", path.display());

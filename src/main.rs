@@ -77,8 +77,10 @@ fn small_runtime() -> io::Result<runtime::Runtime> {
 
 fn check(settings: &Settings) -> anyhow::Result<()> {
     io::stdout().write_all(settings.to_string().as_bytes())?;
-    let warnings = Machine::read()?.warnings(settings);
-    for warning in warnings.into_iter().chain(settings.loosened()) {
+    let mut warnings = Machine::read()?.warnings(settings);
+    warnings.extend(settings.loosened());
+    warnings.extend(app::guessable(settings));
+    for warning in warnings {
         complain(format_args!("warning: {warning}"));
     }
     app::check_files(settings)

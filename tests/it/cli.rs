@@ -265,7 +265,7 @@ fn a_token_is_issued_and_verified() {
 fn check_refuses_a_token_that_no_header_can_carry() {
     let file = settings_file("admin-token", "");
     for (text, code) in [
-        ("hunter2-hunter2", 0),
+        ("hunter2-hunter22", 0),
         ("hunter2-hunter2\n", 0),
         ("hunter2\nhunter2\n", 1),
         (" hunter2", 1),
@@ -282,6 +282,9 @@ fn check_refuses_a_token_that_no_header_can_carry() {
         let complaint =
             format!("{path} (admin.token_file) is more than one line of visible ASCII\n");
         assert_eq!(stderr.ends_with(&complaint), code == 1, "{stderr}");
+        let warning = "admin.token_file: 15 bytes can be guessed, and nothing slows down who tries";
+        let is_short = text == "hunter2-hunter2\n";
+        assert_eq!(stderr.contains(warning), is_short, "{text:?}: {stderr}");
         assert!(!stdout.contains("nter2") && !stderr.contains("nter2"));
     }
 }
