@@ -1,12 +1,24 @@
-//! Two users who behave: one writes at a steady rate, and the other takes the time.
+//! Two users who behave: one writes at a steady rate, and the other says how long it took.
+//!
+//! A message's time is from before its write to when the relay has written it to the reader's socket, by
+//! the kernel's stamp on the packet (`SO_TIMESTAMPNS`): what the reader then waits for a core, which it
+//! shares with the attackers, is not the relay's.
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use nix::sys::time::TimeSpec;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::CertificateDer;
@@ -18,6 +30,10 @@ use crate::wire::{join, message};
 /// Messages a second.
 pub(crate) const RATE: u32 = 400;
 
+/// Until the pair is in.
+const PATIENCE: Duration = Duration::from_secs(10);
+const MOMENT: Duration = Duration::from_millis(100);
+
 trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 
@@ -25,6 +41,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 pub(crate) struct Pair {
     sender: Box<dyn Wire>,
     reader: Box<dyn Wire>,
+    /// When what the reader read last had come to it.
+    came: Arc<AtomicU64>,
     to: u64,
 }
 
@@ -44,23 +62,36 @@ impl Pair {
         certificate: Option<&CertificateDer<'static>>,
         fields: &str,
     ) -> Self {
-        let mut sender = connect(server, certificate).await.expect("a connection");
-        let mut reader = connect(server, certificate).await.expect("a connection");
-        join(&mut sender, fields)
-            .await
-            .expect("an answer")
-            .expect("a place");
-        let to = join(&mut reader, fields).await.expect("an answer");
+        let enter = async || {
+            let begin = Instant::now();
+            loop {
+                let (mut stream, came) = connect(server, certificate).await.expect("a connection");
+                match join(&mut stream, fields).await.expect("an answer") {
+                    Ok(id) => return (stream, came, id),
+                    // An attack may have used up the rate just now.
+                    Err(503) if begin.elapsed() < PATIENCE => sleep(MOMENT).await,
+                    Err(status) => panic!("refused with {status}"),
+                }
+            }
+        };
+        let (sender, _, _) = enter().await;
+        let (reader, came, to) = enter().await;
         Self {
             sender,
             reader,
-            to: to.expect("a place"),
+            came,
+            to,
         }
     }
 
     /// Talks for a while.
     pub(crate) async fn talk(&mut self, time: Duration) -> Talk {
-        let Self { sender, reader, to } = self;
+        let Self {
+            sender,
+            reader,
+            came,
+            to,
+        } = self;
         let epoch = Instant::now();
         let count = time.as_millis() as usize * RATE as usize / 1000;
         let write = async {
@@ -68,7 +99,7 @@ impl Pair {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
             for _ in 0..count {
                 ticks.tick().await;
-                let sent = format!("{:020}", epoch.elapsed().as_nanos());
+                let sent = format!("{:020}", nanos(SystemTime::now()));
                 sender
                     .write_all(&message(*to, &sent))
                     .await
@@ -80,9 +111,8 @@ impl Pair {
             let mut room = Vec::new();
             while took.len() < count {
                 assert_ne!(reader.read_buf(&mut room).await.expect("it stays"), 0);
-                let now = epoch.elapsed().as_nanos();
                 for sent in take_frames(&mut room) {
-                    took.push((now - sent) as u64);
+                    took.push(came.load(Relaxed).saturating_sub(sent));
                 }
             }
             took
@@ -100,7 +130,7 @@ impl Pair {
 }
 
 /// Takes whole frames off the front; when each was sent.
-fn take_frames(room: &mut Vec<u8>) -> Vec<u128> {
+fn take_frames(room: &mut Vec<u8>) -> Vec<u64> {
     let mut found = Vec::new();
     while let [first, length, ..] = room[..] {
         let end = 2 + usize::from(length);
@@ -118,14 +148,27 @@ fn take_frames(room: &mut Vec<u8>) -> Vec<u128> {
     found
 }
 
+/// Of the clock that the kernel's stamps are of.
+fn nanos(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.expect("a clock that is set").as_nanos() as u64
+}
+
+/// A connection, and when what was read last had come to it.
 async fn connect(
     server: &Server,
     certificate: Option<&CertificateDer<'static>>,
-) -> io::Result<Box<dyn Wire>> {
+) -> io::Result<(Box<dyn Wire>, Arc<AtomicU64>)> {
     let stream = TcpStream::connect(server.users).await?;
     stream.set_nodelay(true)?;
+    setsockopt(&stream, sockopt::ReceiveTimestampns, &true)?;
+    let came = Arc::new(AtomicU64::new(0));
+    let stream = Stamped {
+        stream,
+        came: came.clone(),
+    };
     let Some(certificate) = certificate else {
-        return Ok(Box::new(stream));
+        return Ok((Box::new(stream), came));
     };
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).map_err(io::Error::other)?;
@@ -136,5 +179,65 @@ async fn connect(
         .with_no_client_auth();
     let name = "localhost".try_into().map_err(io::Error::other)?;
     let connector = TlsConnector::from(Arc::new(config));
-    Ok(Box::new(connector.connect(name, stream).await?))
+    Ok((Box::new(connector.connect(name, stream).await?), came))
+}
+
+/// A stream that keeps the stamp of the last packet that was read from.
+struct Stamped {
+    stream: TcpStream,
+    came: Arc<AtomicU64>,
+}
+
+impl Stamped {
+    fn receive(&self, room: &mut [u8]) -> io::Result<usize> {
+        let mut control = cmsg_space!(TimeSpec);
+        let mut parts = [IoSliceMut::new(room)];
+        let socket = self.stream.as_raw_fd();
+        let found = recvmsg::<()>(socket, &mut parts, Some(&mut control), MsgFlags::empty())?;
+        for message in found.cmsgs()? {
+            if let ControlMessageOwned::ScmTimestampns(stamp) = message {
+                let stamp = SystemTime::UNIX_EPOCH + Duration::from(stamp);
+                self.came.store(nanos(stamp), Relaxed);
+            }
+        }
+        Ok(found.bytes)
+    }
+}
+
+impl AsyncRead for Stamped {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        room: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            let receive = || self.receive(room.initialize_unfilled());
+            match self.stream.try_io(Interest::READABLE, receive) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => {
+                    room.advance(received?);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Stamped {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }

@@ -5,20 +5,13 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+use std::thread;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
-
-/// Where a relay runs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Core {
-    /// On one of its own.
-    Own,
-    /// On the attackers', at their priority.
-    Attackers,
-}
 
 /// A running relay, ended by Drop.
 #[derive(Debug)]
@@ -40,15 +33,13 @@ impl Server {
         program: &Path,
         variables: &[(&str, String)],
         files: Option<u32>,
-        core: Core,
     ) -> Self {
         let (users, admin) = (free(), free());
         let limit = files.map_or(String::new(), |files| format!("ulimit -n {files}; "));
-        let pin = match core {
-            Core::Own if pinned() => "exec taskset -c 0",
-            Core::Attackers if pinned() => "exec nice -n 19 taskset -c 1",
-            Core::Own => "exec",
-            Core::Attackers => "exec nice -n 19",
+        let pin = if pinned() {
+            "exec taskset -c 0"
+        } else {
+            "exec"
         };
         let mut command = Command::new("sh");
         command
@@ -123,7 +114,10 @@ impl Drop for Server {
     }
 }
 
-/// Whether there are cores to be given to each part.
+/// Whether there are cores to be given to each part. To be asked before any is given: a process that has
+/// one knows of no other.
 pub(crate) fn pinned() -> bool {
-    std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1)
+    static PINNED: LazyLock<bool> =
+        LazyLock::new(|| thread::available_parallelism().is_ok_and(|cores| cores.get() > 1));
+    *PINNED
 }
