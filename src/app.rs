@@ -18,7 +18,7 @@ use crate::auth::{Auth, Keeper};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
 use crate::directory::{Bounds, Budget, Directory, Order, Overflow, Seat};
-use crate::http::{self, Door, Host, Proxies, Visitors};
+use crate::http::{self, Door, Gate, Host, Proxies, Visitors};
 use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
 use crate::lifecycle::{Shutdown, Stage};
@@ -84,10 +84,7 @@ impl App {
         let admin_tls = Tls::load(&settings.admin.tls).context("no TLS (admin.tls)")?;
         let operator_token = operator_token(&settings.admin)?;
         let listeners = bind_all(&settings.server.listen)?;
-        let addrs = listeners
-            .iter()
-            .map(TcpListener::local_addr)
-            .collect::<io::Result<Vec<_>>>()?;
+        let addrs = addrs(&listeners)?;
         let admin = settings.admin.listen.map(bind).transpose()?;
 
         let workers = tokio::runtime::Handle::current().metrics().num_workers();
@@ -136,6 +133,7 @@ impl App {
             admin_tls,
             operator_token,
             api,
+            gate: Gate::new(workers),
             visitors: Visitors::new(&settings.limits),
         });
         info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");
@@ -359,6 +357,10 @@ fn bind_all(addrs: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
         "cannot listen on any address of server.listen"
     );
     Ok(listeners)
+}
+
+fn addrs(listeners: &[TcpListener]) -> io::Result<Vec<SocketAddr>> {
+    listeners.iter().map(TcpListener::local_addr).collect()
 }
 
 fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -13,7 +13,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::yield_now;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -37,15 +36,16 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
     loop {
         let accepted = tokio::select! {
             () = &mut stopped => return,
-            accepted = accept(&listener, &room) => accepted,
+            accepted = host.gate.pass(accept(&listener, &room)) => accepted,
         };
         match accepted {
             Ok((stream, peer, place)) => {
-                host.shutdown
-                    .spawn(connection(stream, peer, door, host.clone(), place));
-                // The others' sockets are looked at before the next one: where strangers come by the
-                // thousand, a user's message waits for one of them, and not for dozens.
-                yield_now().await;
+                let connection = connection(stream, peer, door, host.clone(), place);
+                if door == Door::Admin {
+                    host.shutdown.spawn(connection);
+                } else {
+                    host.shutdown.spawn(host.gate.pass(connection));
+                }
             }
             Err(error) if is_the_peers(&error) => {
                 debug!(%error, "connection failed before it was accepted");
@@ -103,6 +103,7 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
         move |request| {
             let (host, handshake) = (host.clone(), handshake.clone());
             // Boxed, since hyper gives the stream back only where a service's future is `Unpin`.
+            handshake.asked();
             Box::pin(async move {
                 Ok::<_, Infallible>(routes::answer(request, door, &host, &handshake).await)
             })
@@ -127,7 +128,14 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
                 }
                 // The seat goes back with the handshake.
                 () = &mut late => return,
-                () = &mut wanted => return host.relay.metrics().http_evicted(),
+                () = &mut wanted => {
+                    host.relay.metrics().http_evicted();
+                    // Whoever was answered is to have the answer.
+                    if !handshake.was_asked() {
+                        connection.into_parts().io.into_inner().reset();
+                    }
+                    return;
+                }
             }
         }
     };

@@ -2,6 +2,7 @@
 
 mod accept;
 mod address;
+mod gate;
 mod io;
 mod listen;
 mod page;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 pub use accept::serve;
 pub use address::Proxies;
+pub use gate::Gate;
 pub use listen::bind;
 pub use visitors::Visitors;
 
@@ -77,6 +79,8 @@ pub struct Host {
     pub operator_token: Option<Secret>,
     /// The operator's API, on the admin listener; nothing without a token.
     pub api: Option<Api>,
+    /// What keeps those who are not users yet from taking the time of those who are.
+    pub gate: Gate,
     /// How often one address may come, where that is bounded.
     pub visitors: Option<Visitors>,
 }

@@ -2,6 +2,8 @@
 //! the seat, which is taken before the 101 is written, and the answer.
 
 use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -62,6 +64,8 @@ pub(super) struct Handshake {
     is_nobodys: bool,
     joined: Mutex<Option<Joined>>,
     told: Notify,
+    /// A request has come over it.
+    asked: AtomicBool,
 }
 
 impl Handshake {
@@ -71,7 +75,17 @@ impl Handshake {
             is_nobodys,
             joined: Mutex::new(None),
             told: Notify::new(),
+            asked: AtomicBool::new(false),
         }
+    }
+
+    /// A request has come.
+    pub(super) fn asked(&self) {
+        self.asked.store(true, Relaxed);
+    }
+
+    pub(super) fn was_asked(&self) -> bool {
+        self.asked.load(Relaxed)
     }
 
     fn put(&self, joined: Joined) {

@@ -251,6 +251,29 @@ async fn connections_that_never_speak_hold_no_place_either() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_makes_room_is_reset_unless_it_was_answered() {
+    let relay = Relay::start(|settings| settings.limits.handshakes = 2).await;
+    let enter = || async { TcpStream::connect(relay.addr).await.unwrap() };
+    let mut answered = enter().await;
+    let request = b"GET /healthz HTTP/1.1\r\nHost: l\r\n\r\n";
+    answered.write_all(request).await.unwrap();
+    assert_eq!(answered.read_u8().await.unwrap(), b'H');
+    let mut mute = enter().await;
+    let rest = async |stream: &mut TcpStream| {
+        let mut rest = Vec::new();
+        let read = timeout(PATIENCE, stream.read_to_end(&mut rest));
+        read.await.expect("an end in time").map_err(|it| it.kind())
+    };
+    // Each makes room for the next but one.
+    let _third = enter().await;
+    assert_ne!(rest(&mut answered).await.unwrap(), 0);
+    let _fourth = enter().await;
+    let end = rest(&mut mute).await;
+    assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_at_any_step_leaves_nothing_behind() {
     let relay = Relay::start(|_| {}).await;
     let mut reader = User::join(relay.addr).await;
