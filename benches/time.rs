@@ -4,9 +4,15 @@ mod parts;
 
 use std::hint::black_box;
 use std::time::Duration;
+use std::{env, fs};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use data_encoding::BASE64URL_NOPAD;
+use hyper::HeaderMap;
+use hyper::header::AUTHORIZATION;
 use parts::{Ids, Joiner, Line, Mail, RECIPIENT, frames, plain, turned, user, with_id};
+use switchboard::auth::{self, Auth};
+use switchboard::config::{self, AuthMode, Secret, Settings};
 use switchboard::directory::Directory;
 use switchboard::protocol::{Dialect, Outbound, Status, decode, push_frame};
 
@@ -22,6 +28,7 @@ fn main() {
     end_to_end(&mut criterion);
     lookup(&mut criterion);
     join_and_leave(&mut criterion);
+    tokens(&mut criterion);
     criterion.final_summary();
 }
 
@@ -147,5 +154,44 @@ fn join_and_leave(criterion: &mut Criterion) {
                 BatchSize::SmallInput,
             );
         });
+    }
+}
+
+/// What a token takes to be looked at by eight keys that have no names: one that the last of them signed, and
+/// a guess whose head says a lot.
+fn tokens(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let base64 = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
+    let keys =
+        (1..=8_u8).map(|byte| format!("{{\"kty\":\"oct\",\"k\":\"{}\"}}", base64(&[byte; 32])));
+    let keys = format!("{{\"keys\":[{}]}}", keys.collect::<Vec<_>>().join(","));
+    let file = env::temp_dir().join(format!("switchboard-bench-{}", std::process::id()));
+    fs::write(&file, keys).expect("a file of keys");
+    let settings = config::Auth {
+        mode: AuthMode::Jwt,
+        jwks_file: Some(file.clone()),
+        ..Settings::default().auth
+    };
+    let (auth, _) = runtime.block_on(Auth::load(&settings)).expect("keys");
+    fs::remove_file(&file).expect("a file of keys");
+    let hour = Duration::from_hours(1);
+    let good = auth::issue(&settings, &Secret::new(&[8; 32]), "alice", hour).expect("a token");
+    let more: Vec<_> = (0..600)
+        .map(|member| format!(",\"{member:03}\":0"))
+        .collect();
+    let more = more.concat();
+    let head = base64(format!("{{\"alg\":\"HS256\"{more}}}").as_bytes());
+    let guess = format!("{head}.{}.{}", base64(b"{}"), "A".repeat(43));
+    let mut group = criterion.benchmark_group("token");
+    for (name, token, admitted) in [("good", good, true), ("guess/long", guess, false)] {
+        let mut headers = HeaderMap::new();
+        let value = format!("Bearer {token}").parse().expect("a header");
+        headers.insert(AUTHORIZATION, value);
+        let admit = || runtime.block_on(auth.admit(&headers, None)).is_ok();
+        assert_eq!(admit(), admitted, "{name}");
+        group.bench_function(name, |bencher| bencher.iter(admit));
     }
 }
