@@ -102,8 +102,8 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
         let (host, handshake) = (host.clone(), handshake.clone());
         move |request| {
             let (host, handshake) = (host.clone(), handshake.clone());
-            // Boxed, since hyper gives the stream back only where a service's future is `Unpin`.
             handshake.asked();
+            // Boxed, since hyper gives the stream back only where a service's future is `Unpin`.
             Box::pin(async move {
                 Ok::<_, Infallible>(routes::answer(request, door, &host, &handshake).await)
             })

@@ -214,10 +214,10 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// Takes all of a turn.
-    fn work() {
+    /// Takes that long.
+    fn work(time: Duration) {
         let begin = Instant::now();
-        while begin.elapsed() < TURN {
+        while begin.elapsed() < time {
             std::hint::spin_loop();
         }
     }
@@ -248,7 +248,7 @@ mod tests {
         for _ in 0..400 {
             let log = log.clone();
             tasks.spawn(gate.pass(async move {
-                work();
+                work(TURN);
                 log.lock().unwrap().push("stranger");
             }));
         }
@@ -261,19 +261,18 @@ mod tests {
         assert!(gate.line().waiting.is_empty());
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn whoever_waits_goes_in_by_order() {
-        const TASKS: usize = 50;
-        let gate = Gate::new(2);
-        let counts = Arc::new(Mutex::new([0_u32; TASKS]));
+    /// How often each of a few came in who always want to, once that was 1,000 times in all.
+    async fn come_again(gate: &Gate) -> [u32; 50] {
+        let counts = Arc::new(Mutex::new([0; 50]));
         let mut tasks = JoinSet::new();
-        for number in 0..TASKS {
+        for number in 0..50 {
             let (gate, counts) = (gate.clone(), counts.clone());
             tasks.spawn(async move {
                 loop {
                     // Each time anew, as a listener does that always has more to accept.
                     let done = gate.pass(async {
-                        work();
+                        // Some go in by a turn's beginning, and some by the one before them.
+                        work(TURN / 4);
                         let mut counts = counts.lock().unwrap();
                         counts[number] += 1;
                         counts.iter().sum::<u32>() >= 1000
@@ -285,9 +284,23 @@ mod tests {
             });
         }
         timeout(PATIENCE, tasks.join_all()).await.unwrap();
-        let counts = counts.lock().unwrap();
-        assert!(counts.iter().all(|count| *count >= 15), "{counts:?}");
         assert!(gate.line().waiting.is_empty());
+        *counts.lock().unwrap()
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_goes_in_by_order() {
+        let counts = come_again(&Gate::new(1)).await;
+        // The first has a turn for itself, before the others are there.
+        let mut others = counts.iter().skip(1);
+        assert!(others.all(|count| (19..=22).contains(count)), "{counts:?}");
+    }
+
+    // A thread that the machine stops takes its task out of the order, and no other.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_waits_goes_in_by_two_threads() {
+        let counts = come_again(&Gate::new(2)).await;
+        assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
     }
 
     #[tokio::test]
@@ -297,7 +310,7 @@ mod tests {
             let mut cx = Context::from_waker(Waker::noop());
             future.poll(&mut cx).is_ready()
         };
-        let enter = || Box::pin(gate.pass(async { work() }));
+        let enter = || Box::pin(gate.pass(async { work(TURN) }));
         assert!(polled(enter().as_mut()), "nobody is there");
         // The first gives up before its turn, and the next one after it was let in.
         let mut first = enter();
