@@ -18,7 +18,7 @@ use crate::auth::{Auth, Keeper};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
 use crate::directory::{Bounds, Budget, Directory, Order, Overflow, Seat};
-use crate::http::{self, Door, Gate, Host, Proxies, Visitors};
+use crate::http::{self, Door, Gate, Host, Intake, Proxies, Visitors};
 use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
 use crate::lifecycle::{Shutdown, Stage};
@@ -134,6 +134,7 @@ impl App {
             operator_token,
             api,
             gate: Gate::new(workers),
+            intake: settings.limits.accept_rate.map(Intake::new),
             visitors: Visitors::new(&settings.limits),
         });
         info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");

@@ -25,6 +25,15 @@ impl Rate {
         }
     }
 
+    /// So many a second, and a hundredth of them at once, but at least one.
+    pub fn evenly(count: u64) -> Self {
+        Self {
+            count,
+            per_ns: SECOND_NS,
+            burst: (count / 100).max(1),
+        }
+    }
+
     /// So many a minute, and as many at once.
     pub fn per_minute(count: u64) -> Self {
         Self {

@@ -28,6 +28,7 @@ impl Settings {
         let keys = [
             ("message_rate", limits.message_rate.is_some()),
             ("byte_rate", limits.byte_rate.is_some()),
+            ("accept_rate", limits.accept_rate.is_some()),
             ("handshake_rate", limits.handshake_rate.is_some()),
             (
                 "address_handshake_rate",
@@ -179,13 +180,19 @@ impl Settings {
         warnings
     }
 
-    /// Who is cut off before HTTP can say anything to it.
+    /// Who waits or is cut off before HTTP can say anything to it.
     fn cut_off(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if !self.speaks_tls() {
-            return warnings;
-        }
         let limits = &self.limits;
+        if let (Some(accepted), Some(rate)) = (limits.accept_rate, limits.handshake_rate)
+            && accepted <= rate
+        {
+            warnings.push(
+                "limits.accept_rate is not above limits.handshake_rate: who comes too often waits, and is \
+                 not told when to come back"
+                    .to_owned(),
+            );
+        }
         let rates = [
             (
                 ("tls_handshake_rate", limits.tls_handshake_rate),
@@ -201,6 +208,12 @@ impl Settings {
         ];
         for ((tls_key, tls_rate), (key, rate)) in rates {
             let Some(tls_rate) = tls_rate else { continue };
+            if !self.speaks_tls() {
+                warnings.push(format!(
+                    "server.tls is not set: limits.{tls_key} bounds nothing"
+                ));
+                continue;
+            }
             // Each handshake has a TLS handshake before it, so with the same rate TLS ends first.
             if rate.is_some_and(|rate| tls_rate <= rate) {
                 warnings.push(format!(

@@ -183,6 +183,8 @@ pub struct Limits {
     /// Bytes of messages a second from one connection; default none, any number.
     #[serde(default, with = "units::optional_size")]
     pub byte_rate: Option<u64>,
+    /// Connections a second that are accepted; default none, any number.
+    pub accept_rate: Option<u32>,
     /// Handshakes a second, over all; default none, any number.
     pub handshake_rate: Option<u32>,
     /// Handshakes a second from one address; default none, any number.

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use hyper::Uri;
+use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use super::capacity::CONNECTIONS_MAX;
@@ -174,8 +175,10 @@ fn edge_rules(server: &Server, admin: &Admin) -> Vec<Rule> {
         Rule {
             key: "server.trusted_proxies",
             with: &[],
-            allowed: "networks such as \"10.0.0.0/8\" or \"2001:db8::1/128\"".to_owned(),
-            holds: true,
+            allowed:
+                "networks such as \"10.0.0.0/8\" or \"2001:db8::1/128\", none of IPv4 within IPv6"
+                    .to_owned(),
+            holds: !trusted_proxies.iter().any(is_mapped),
         },
         Rule {
             key: "server.proxy_protocol",
@@ -184,6 +187,12 @@ fn edge_rules(server: &Server, admin: &Admin) -> Vec<Rule> {
             holds: !*proxy_protocol || !trusted_proxies.is_empty(),
         },
     ]
+}
+
+/// A network of IPv4 addresses as IPv6 writes them (RFC 4291 section 2.5.5.2), which would hold nobody:
+/// each address counts as the IPv4 address that it is.
+fn is_mapped(network: &IpNet) -> bool {
+    matches!(network, IpNet::V6(network) if network.addr().to_ipv4_mapped().is_some())
 }
 
 fn auth_rules(auth: &Auth) -> Vec<Rule> {
@@ -250,6 +259,7 @@ fn limit_rules(limits: &Limits) -> Vec<Rule> {
         outcomes_pending,
         message_rate,
         byte_rate,
+        accept_rate,
         handshake_rate,
         address_handshake_rate,
         tls_handshake_rate,
@@ -292,6 +302,7 @@ fn limit_rules(limits: &Limits) -> Vec<Rule> {
         ),
         optional("limits.message_rate", message_rate),
         size("limits.byte_rate", byte_rate.unwrap_or(1), 1..=GIB),
+        optional("limits.accept_rate", accept_rate),
         optional("limits.handshake_rate", handshake_rate),
         optional("limits.address_handshake_rate", address_handshake_rate),
         optional("limits.tls_handshake_rate", tls_handshake_rate),

@@ -33,10 +33,20 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
     let room = Room::new(connections_max);
     let shutdown = host.shutdown.clone();
     let mut stopped = pin!(shutdown.stopped());
+    // Operators have a listener of their own so that they get through when users do not.
+    let intake = host.intake.as_ref().filter(|_| door != Door::Admin);
+    let accept = async || {
+        if let Some(intake) = intake
+            && intake.one_more().await
+        {
+            host.relay.metrics().accept_deferred();
+        }
+        host.gate.pass(accept(&listener, &room)).await
+    };
     loop {
         let accepted = tokio::select! {
             () = &mut stopped => return,
-            accepted = host.gate.pass(accept(&listener, &room)) => accepted,
+            accepted = accept() => accepted,
         };
         match accepted {
             Ok((stream, peer, place)) => {

@@ -3,6 +3,7 @@
 mod accept;
 mod address;
 mod gate;
+mod intake;
 mod io;
 mod listen;
 mod page;
@@ -19,6 +20,7 @@ use std::time::Duration;
 pub use accept::serve;
 pub use address::Proxies;
 pub use gate::Gate;
+pub use intake::Intake;
 pub use listen::bind;
 pub use visitors::Visitors;
 
@@ -81,6 +83,8 @@ pub struct Host {
     pub api: Option<Api>,
     /// What keeps those who are not users yet from taking the time of those who are.
     pub gate: Gate,
+    /// How fast users' connections are accepted, where that is bounded.
+    pub intake: Option<Intake>,
     /// How often one address may come, where that is bounded.
     pub visitors: Option<Visitors>,
 }

@@ -270,6 +270,7 @@ pub struct Metrics {
     rejected: [IntCounter; Rejection::ALL.len()],
     panics: IntCounter,
     accept_errors: IntCounter,
+    accepts_deferred: IntCounter,
     http_evicted: IntCounter,
     bad_messages: IntCounter,
     spans: Arc<SpanCounts>,
@@ -372,6 +373,10 @@ impl Metrics {
                 "switchboard_accept_errors_total",
                 "Connections that could not be accepted, for want of file descriptors mostly.",
             ),
+            accepts_deferred: count(
+                "switchboard_accepts_deferred_total",
+                "Connections that waited in the kernel for limits.accept_rate.",
+            ),
             http_evicted: count(
                 "switchboard_http_evicted_total",
                 "HTTP connections that were closed to make room for newer ones.",
@@ -456,6 +461,10 @@ impl Metrics {
 
     pub(crate) fn accept_failed(&self) {
         self.accept_errors.inc();
+    }
+
+    pub(crate) fn accept_deferred(&self) {
+        self.accepts_deferred.inc();
     }
 
     pub(crate) fn http_evicted(&self) {

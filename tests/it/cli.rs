@@ -177,7 +177,8 @@ fn check_warns_on_stderr_of_what_the_machine_cannot_hold() {
 }
 
 const RATES_ARE_OFF: &str = "switchboard: warning: rates are off: limits.message_rate, limits.byte_rate, \
-    limits.handshake_rate, limits.address_handshake_rate, limits.address_connections are not set";
+    limits.accept_rate, limits.handshake_rate, limits.address_handshake_rate, \
+    limits.address_connections are not set";
 
 #[test]
 fn check_asks_for_the_rates_of_tls_where_a_certificate_is_shown() {

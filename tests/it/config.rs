@@ -228,6 +228,7 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
         let limits = &mut settings.limits;
         limits.connections = Some(10_000);
         (limits.message_rate, limits.byte_rate) = (Some(100), Some(1 << 20));
+        limits.accept_rate = Some(5000);
         (limits.handshake_rate, limits.address_handshake_rate) = (Some(1000), Some(10));
         (limits.tls_handshake_rate, limits.address_tls_handshake_rate) = (Some(2000), Some(20));
         (limits.address_connections, limits.address_auth_failures) = (Some(100), Some(10));
@@ -696,6 +697,17 @@ fn a_key_set_has_an_address_that_can_be_asked() {
 }
 
 #[test]
+fn a_network_that_would_hold_nobody_is_refused() {
+    check_refused(
+        &file("[server]\ntrusted_proxies = [\"10.0.0.0/8\", \"::ffff:10.0.0.0/104\"]"),
+        &[
+            "relay.toml: server.trusted_proxies: found [\"10.0.0.0/8\", \"::ffff:10.0.0.0/104\"], \
+             allowed: networks such as \"10.0.0.0/8\" or \"2001:db8::1/128\", none of IPv4 within IPv6",
+        ],
+    );
+}
+
+#[test]
 fn more_keys_than_a_token_is_tried_on_are_refused() {
     let nine = ["\"k\""; 9].join(", ");
     let paths = "the path of a file, or a list of up to 8";
@@ -1061,6 +1073,7 @@ fn said_of_tls(change: impl FnOnce(&mut Settings)) -> Vec<String> {
     settings.server.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
     let limits = &mut settings.limits;
     (limits.message_rate, limits.byte_rate) = (Some(1), Some(1));
+    limits.accept_rate = Some(5000);
     limits.address_connections = Some(1);
     change(&mut settings);
     settings.loosened()
@@ -1121,7 +1134,23 @@ fn whoever_is_cut_off_before_http_can_say_anything_is_spoken_of() {
         s.server.tls = Tls::default();
         s.admin.listen = None;
     });
-    assert_eq!(without_tls, none);
+    assert_eq!(
+        without_tls,
+        ["tls_handshake_rate", "address_tls_handshake_rate"]
+            .map(|key| format!("server.tls is not set: limits.{key} bounds nothing"))
+    );
+    assert_eq!(
+        said([1000, 10], [2000, 20], |s| s.limits.accept_rate =
+            Some(1000)),
+        [
+            "limits.accept_rate is not above limits.handshake_rate: who comes too often waits, and is not \
+             told when to come back"
+        ]
+    );
+    check_refused(
+        &file("[limits]\naccept_rate = 0"),
+        &["relay.toml: limits.accept_rate: found 0, allowed: a whole number from 1 to 1048576"],
+    );
     assert_eq!(
         said([1000, 10], [2000, 20], |s| s.admin.listen = None),
         ["tls_handshake_rate", "address_tls_handshake_rate"].map(|key| format!(

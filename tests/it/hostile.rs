@@ -634,6 +634,24 @@ async fn a_storm_of_handshakes_is_told_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_beyond_the_rate_wait_in_the_kernel_and_come_in() {
+    let relay = Relay::start(|settings| settings.limits.accept_rate = Some(200)).await;
+    let mut waiting = Vec::new();
+    for _ in 0..100 {
+        waiting.push(TcpStream::connect(relay.addr).await.unwrap());
+    }
+    let mut here = Vec::new();
+    for stream in waiting {
+        let (head, stream) = ask(stream, "").await;
+        assert_eq!(head.split(' ').nth(1), Some("101"), "{head}");
+        here.push(stream);
+    }
+    assert!(relay.metric("switchboard_accepts_deferred_total").await > 0);
+    drop(here);
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_of_another_origin_may_not_connect() {
     let relay = Relay::start(|settings| {
         let origin = "https://*.example.com".to_owned();
