@@ -180,6 +180,11 @@ impl Relay {
         }
     }
 
+    /// Whether there is no room for one more user just now.
+    pub(crate) fn is_full(&self) -> bool {
+        self.shared.users.load(Relaxed) >= self.shared.users_max
+    }
+
     /// Seats a user: letters for it queue from now on. It leaves when the membership is dropped.
     /// `subject` is whom its token is about.
     ///

@@ -25,7 +25,7 @@ use crate::config::{Origin, Served};
 use crate::identity::Subject;
 use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
-use crate::relay::{Membership, Unclaimed};
+use crate::relay::{Membership, Refused, Unclaimed};
 use crate::session::Arrival;
 use crate::telemetry::trace;
 use crate::ticket::{Claim, Invalid, Tickets};
@@ -205,6 +205,11 @@ async fn join(request: &Request<Incoming>, host: &Host, client: IpAddr) -> Resul
     }
     if let Some(visitors) = visitors {
         visitors.may_try(client).map_err(Refusal::TooMany)?;
+    }
+    // Who will find no place costs no look at its token. It is taken behind that, since a key may have to
+    // be asked for.
+    if host.relay.is_full() {
+        return Err(Refusal::NoSeat(Refused::Full));
     }
     let pass = host.auth.admit(headers, request.uri().query()).await;
     let Pass { subject, remaining } = pass.map_err(|Denied| {

@@ -153,8 +153,12 @@ impl Visitors {
         }
     }
 
-    /// Whether `client` may try to authenticate.
+    /// Whether `client` may try to authenticate: it has not failed too often, and there is a place that it
+    /// would have then.
     pub(super) fn may_try(&self, client: IpAddr) -> Result<(), TooMany> {
+        if self.shared.connections_max.is_some() {
+            self.place(client, &lock(&self.shared.here))?;
+        }
         let Some(rate) = self.shared.failures else {
             return Ok(());
         };
@@ -179,23 +183,29 @@ impl Visitors {
 
     /// Counts a user from `client`, if it is not one too many; nothing where users are not counted.
     pub(super) fn enters(&self, client: IpAddr) -> Result<Option<Visit>, TooMany> {
-        let Some(connections_max) = self.shared.connections_max else {
+        if self.shared.connections_max.is_none() {
             return Ok(None);
-        };
+        }
         let network = Network::of(client);
         let mut here = lock(&self.shared.here);
-        let users = here.get(&network).copied().unwrap_or(0);
-        if users >= connections_max {
-            return Err(TooMany {
-                reason: Rejection::AddressConnections,
-                wait: Duration::ZERO,
-            });
-        }
+        let users = self.place(client, &here)?;
         here.insert(network, users + 1);
         Ok(Some(Visit {
             visitors: self.clone(),
             network,
         }))
+    }
+
+    /// How many users the network of `client` has, if there may be one more.
+    fn place(&self, client: IpAddr, here: &HashMap<Network, u32>) -> Result<u32, TooMany> {
+        let users = here.get(&Network::of(client)).copied().unwrap_or(0);
+        if self.shared.connections_max.is_some_and(|max| users >= max) {
+            return Err(TooMany {
+                reason: Rejection::AddressConnections,
+                wait: Duration::ZERO,
+            });
+        }
+        Ok(users)
     }
 
     fn now(&self) -> Duration {

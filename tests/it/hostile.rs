@@ -652,6 +652,51 @@ async fn connections_beyond_the_rate_wait_in_the_kernel_and_come_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_finds_no_place_is_told_so_before_a_look_at_its_token() {
+    let path = std::env::temp_dir().join(format!("hostile-places-{}", std::process::id()));
+    std::fs::write(&path, SECRET).unwrap();
+    let relay = Relay::start(|settings| {
+        settings.auth.mode = AuthMode::Jwt;
+        settings.auth.secret_file = vec![path.clone()];
+        settings.limits.connections = Some(2);
+        settings.limits.address_connections = Some(1);
+    })
+    .await;
+    std::fs::remove_file(&path).unwrap();
+    let minute = Duration::from_mins(1);
+    let token = auth::issue(
+        &Settings::default().auth,
+        &Secret::new(SECRET),
+        "alice",
+        minute,
+    );
+    let good = format!("Authorization: Bearer {}\r\n", token.unwrap());
+    let bad = "Authorization: Bearer x\r\n";
+    let elsewhere = Ipv4Addr::new(127, 0, 0, 3);
+    let (code, _, first) = status(&relay, HERE, &good).await;
+    assert_eq!(code, "101");
+    assert_eq!(
+        status(&relay, HERE, bad).await.0,
+        "429",
+        "its address has one"
+    );
+    assert_eq!(status(&relay, THERE, bad).await.0, "401");
+    let (code, _, second) = status(&relay, THERE, &good).await;
+    assert_eq!(code, "101");
+    assert_eq!(
+        status(&relay, elsewhere, bad).await.0,
+        "503",
+        "there is no third"
+    );
+    drop((first, second));
+    relay
+        .until("switchboard_connections", |users| users == 0)
+        .await;
+    assert_eq!(status(&relay, elsewhere, bad).await.0, "401");
+    relay.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_of_another_origin_may_not_connect() {
     let relay = Relay::start(|settings| {
         let origin = "https://*.example.com".to_owned();
