@@ -32,6 +32,10 @@ use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
 /// How often the files are looked at. Whoever renews a certificate does so days ahead.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Looks in a row at files that cannot be read before that is said. Between the renewal of one file and
+/// that of the other there is nothing to say, and behind a minute there is.
+const UNREADABLE_MAX: u32 = 6;
+
 /// A certificate and its key: a cheap handle.
 #[derive(Clone)]
 pub struct Tls {
@@ -48,6 +52,15 @@ struct Loaded {
     config: Arc<ServerConfig>,
     /// Of what was read.
     digest: [u8; 32],
+}
+
+/// What was found when the files were looked at.
+#[derive(Debug, Default)]
+struct Seen {
+    /// What could not be used, and was told.
+    refused: Option<[u8; 32]>,
+    /// Looks in a row that found files which cannot be read.
+    unreadable: u32,
 }
 
 /// All that a client says first. It was read and nothing was computed for it.
@@ -133,40 +146,44 @@ impl Tls {
     /// Takes a new certificate when the files have one, for ever. What cannot be used leaves the last
     /// that could.
     pub async fn keep(self) {
-        let mut refused = None;
+        let mut seen = Seen::default();
         loop {
             sleep(LOOK_INTERVAL).await;
-            self.look(&mut refused);
-        }
-    }
-
-    fn look(&self, refused: &mut Option<[u8; 32]>) {
-        let Shared {
-            cert_file,
-            key_file,
-            current,
-        } = &*self.shared;
-        // Between the renewal of one file and that of the other they do not fit.
-        let Ok(read) = Read::files(cert_file, key_file) else {
-            return;
-        };
-        let digest = read.digest();
-        if digest == current.load().digest || *refused == Some(digest) {
-            return;
-        }
-        match read.load(cert_file, key_file) {
-            Ok(loaded) => {
-                info!(cert_file = %cert_file.display(), "certificate read again");
-                current.store(Arc::new(loaded));
-            }
-            Err(error) => {
-                *refused = Some(digest);
+            if let Err(error) = self.look(&mut seen) {
                 warn!(
                     error = &error as &dyn std::error::Error,
                     "certificate cannot be read again: the last one stays"
                 );
             }
         }
+    }
+
+    /// Looks at the files; an error is said once.
+    fn look(&self, seen: &mut Seen) -> Result<(), TlsError> {
+        let Shared {
+            cert_file,
+            key_file,
+            current,
+        } = &*self.shared;
+        let read = match Read::files(cert_file, key_file) {
+            Ok(read) => read,
+            Err(error) => {
+                seen.unreadable = seen.unreadable.saturating_add(1);
+                let is_news = seen.unreadable == UNREADABLE_MAX;
+                return if is_news { Err(error) } else { Ok(()) };
+            }
+        };
+        seen.unreadable = 0;
+        let digest = read.digest();
+        if digest == current.load().digest || seen.refused == Some(digest) {
+            return Ok(());
+        }
+        let loaded = read.load(cert_file, key_file);
+        current.store(Arc::new(
+            loaded.inspect_err(|_| seen.refused = Some(digest))?,
+        ));
+        info!(cert_file = %cert_file.display(), "certificate read again");
+        Ok(())
     }
 }
 
@@ -378,20 +395,31 @@ mod tests {
         let tls = Tls::load(&files.1).unwrap().unwrap();
         let digest = || tls.shared.current.load().digest;
         let first = digest();
-        let mut refused = None;
-        tls.look(&mut refused);
-        assert_eq!((digest(), refused), (first, None));
+        let mut seen = Seen::default();
+        let mut look = || tls.look(&mut seen).map_err(|error| error.to_string());
+        assert_eq!((look(), digest()), (Ok(()), first));
 
         files.write(&new, &old_key);
-        tls.look(&mut refused);
-        assert_eq!((digest(), refused.is_some()), (first, true));
+        assert!(look().unwrap_err().ends_with("cannot be used"));
+        assert_eq!((look(), digest()), (Ok(()), first), "it is said once");
         files.write(&new, &new_key);
-        tls.look(&mut refused);
+        assert_eq!(look(), Ok(()));
         let second = digest();
         assert_ne!(second, first);
-        fs::remove_file(files.0.join("key.pem")).unwrap();
-        tls.look(&mut refused);
+
+        let key = files.0.join("key.pem");
+        fs::remove_file(&key).unwrap();
+        let mut said: Vec<_> = (0..20).filter_map(|_| look().err()).collect();
+        assert_eq!(
+            (said.pop(), said.len()),
+            (Some(key.display().to_string()), 0)
+        );
         assert_eq!(digest(), second);
+        // Once they were there again, it is news again.
+        fs::write(&key, &new_key).unwrap();
+        assert_eq!(look(), Ok(()));
+        fs::remove_file(&key).unwrap();
+        assert_eq!((0..20).filter_map(|_| look().err()).count(), 1);
     }
 
     #[test]
