@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use config::{Config, FileFormat, Format, Map, Source, Value, ValueKind};
 
@@ -126,6 +127,10 @@ impl Settings {
     }
 }
 
+/// The lowest layer, of which reading the text is the larger part of the work.
+static DEFAULTS: LazyLock<Layer> =
+    LazyLock::new(|| Layer::typed(DEFAULT_ORIGIN, DEFAULT).expect("the defaults are TOML"));
+
 /// What one source says.
 #[derive(Clone, Debug)]
 struct Layer {
@@ -137,19 +142,11 @@ struct Layer {
 impl Layer {
     /// All layers, the lowest first. A file that is not TOML is a problem and no layer.
     fn all(sources: &Sources, problems: &mut Vec<Problem>) -> Vec<Self> {
-        let mut layers = Vec::new();
-        let defaults = [(DEFAULT_ORIGIN.to_owned(), DEFAULT.to_owned())];
-        for (origin, text) in defaults.iter().chain(&sources.files) {
-            match FileFormat::Toml.parse(Some(origin), text) {
-                Ok(tree) => layers.push(Self {
-                    origin: origin.clone(),
-                    tree: Value::new(Some(origin), tree),
-                    strings: Strings::Typed,
-                }),
-                Err(error) => problems.push(Problem::Syntax {
-                    origin: origin.clone(),
-                    reason: error.to_string().trim_end().to_owned(),
-                }),
+        let mut layers = vec![DEFAULTS.clone()];
+        for (origin, text) in &sources.files {
+            match Self::typed(origin, text) {
+                Ok(layer) => layers.push(layer),
+                Err(problem) => problems.push(problem),
             }
         }
         for (name, value) in &sources.variables {
@@ -174,6 +171,22 @@ impl Layer {
             layers.push(Self::untyped("--listen", &["server", "listen"], addresses));
         }
         layers
+    }
+
+    /// A layer of a file.
+    fn typed(origin: &str, text: &str) -> Result<Self, Problem> {
+        let origin = origin.to_owned();
+        match FileFormat::Toml.parse(Some(&origin), text) {
+            Ok(tree) => Ok(Self {
+                tree: Value::new(Some(&origin), tree),
+                origin,
+                strings: Strings::Typed,
+            }),
+            Err(error) => Err(Problem::Syntax {
+                origin,
+                reason: error.to_string().trim_end().to_owned(),
+            }),
+        }
     }
 
     /// A layer of one value.
