@@ -5,9 +5,10 @@
 //! `target/release/examples/attack_figures target/release/switchboard`, or some names of attacks behind it.
 //!
 //! The relay has a core of its own, and a setting of rates as the compose file has it unless a row says
-//! otherwise. The attackers share the other core with the pair, at the lowest priority; a message's time
-//! ends where the relay has written it, so that what the reader waits for that core is not in it. Each
-//! figure is the median of its rounds. It needs the right to a real-time priority, for the pair.
+//! otherwise. The attackers share the other core with the pair, at the lowest priority, and with all else
+//! that runs on the machine, which is moved there meanwhile; a message's time ends where the relay has
+//! written it, so that what the reader waits for that core is not in it. Each figure is the median of its
+//! rounds. It needs root, to move others and for real-time priorities.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -19,6 +20,7 @@
 )]
 
 mod attack;
+mod cores;
 mod pair;
 mod server;
 mod wire;
@@ -37,8 +39,9 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
+use cores::{Cores, RELAYS};
 use pair::{Pair, RATE, Talk};
-use server::{Server, pinned};
+use server::Server;
 
 /// Rounds of a row, each without the attack and then with it.
 const ROUNDS: usize = 3;
@@ -102,6 +105,7 @@ impl Row {
         self.with("LIMITS__MESSAGE_RATE", "")
             .with("LIMITS__BYTE_RATE", "")
             .with("LIMITS__HANDSHAKE_RATE", "")
+            .with("LIMITS__ACCEPT_RATE", "")
     }
 }
 
@@ -117,6 +121,9 @@ fn rows() -> Vec<Row> {
         row("TLS hellos at full speed, rates off", "hellos").without_rates(),
         row("1,000 frames, a byte each 100 ms", "frames").of_users(1000),
         row("15,000 connections that never speak", "mute").by(2),
+        row("15,000 connections that never speak, rates off", "mute")
+            .by(2)
+            .without_rates(),
         row("15,000 users who never speak", "idle")
             .by(2)
             .of_users(15_000)
@@ -155,27 +162,14 @@ async fn main() {
         .get(1)
         .expect("usage: attack_figures PROGRAM [NAME]...");
     let program = fs::canonicalize(program).expect("the program is there");
-    if pinned() {
-        let this = std::process::id().to_string();
-        let mut pin = Command::new("taskset");
-        pin.args(["-acp", "1", &this]).stdout(Stdio::null());
-        assert!(pin.status().unwrap().success(), "this process has a core");
-        // Before all attackers, or the kernel puts two messages that wait for the reader into one packet,
-        // which has one stamp.
-        let mut first = Command::new("chrt");
-        first.args(["--fifo", "--reset-on-fork", "--pid", "1", &this]);
-        assert!(
-            first.status().unwrap().success(),
-            "this process may have a real-time priority"
-        );
-    }
+    let cores = Cores::divide();
     println!(
         "| attack | p50, µs | p99, µs | ratio | memory, MiB: before, most, after | what was seen |"
     );
     println!("| - | - | - | -: | - | - |");
     for row in rows() {
         if arguments.len() == 2 || arguments[2..].iter().any(|name| name == row.attack) {
-            measure(&program, &row).await;
+            measure(&program, &row, cores.as_ref()).await;
         }
     }
 }
@@ -293,9 +287,10 @@ impl Drop for Attackers {
     }
 }
 
-async fn measure(program: &Path, row: &Row) {
+async fn measure(program: &Path, row: &Row, cores: Option<&Cores>) {
     let stage = Stage::set(row).await;
-    let server = Server::start(program, &stage.variables, row.files).await;
+    let core = cores.map(|_| RELAYS);
+    let server = Server::start(program, &stage.variables, row.files, core).await;
     let memory = server.memory();
     let mut memory_most = memory;
     let mut talks = Vec::new();
@@ -381,6 +376,7 @@ fn seen(sightings: &[(Counters, Counters)]) -> String {
         "messages_dropped_total{",
         "http_evicted_total",
         "accept_errors_total",
+        "accepts_deferred_total",
     ];
     let mut counts = BTreeMap::new();
     for (before, held) in sightings {

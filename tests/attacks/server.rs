@@ -5,8 +5,6 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::LazyLock;
-use std::thread;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,28 +26,27 @@ pub(crate) fn free() -> SocketAddr {
 }
 
 impl Server {
-    /// Starts one with these variables, and with that many file descriptors where that is said.
+    /// Starts one with these variables, and with that many file descriptors and on that core where that
+    /// is said.
     pub(crate) async fn start(
         program: &Path,
         variables: &[(&str, String)],
         files: Option<u32>,
+        core: Option<usize>,
     ) -> Self {
         let (users, admin) = (free(), free());
         let limit = files.map_or(String::new(), |files| format!("ulimit -n {files}; "));
-        let pin = if pinned() {
-            "exec taskset -c 0"
-        } else {
-            "exec"
-        };
+        let pin = core.map_or(String::new(), |core| format!("taskset -c {core} "));
         let mut command = Command::new("sh");
         command
-            .args(["-c", &format!("{limit}{pin} {}", program.display())])
+            .args(["-c", &format!("{limit}exec {pin}{}", program.display())])
             .env("SWITCHBOARD__SERVER__LISTEN", users.to_string())
             .env("SWITCHBOARD__ADMIN__LISTEN", admin.to_string())
             .env("SWITCHBOARD__LOG__FILTER", "error")
             // As in the compose file.
             .env("SWITCHBOARD__LIMITS__MESSAGE_RATE", "1000")
             .env("SWITCHBOARD__LIMITS__BYTE_RATE", "4MiB")
+            .env("SWITCHBOARD__LIMITS__ACCEPT_RATE", "5000")
             .env("SWITCHBOARD__LIMITS__HANDSHAKE_RATE", "1000")
             .stdout(Stdio::null());
         for (key, value) in variables {
@@ -112,12 +109,4 @@ impl Drop for Server {
         let _killed = self.child.kill();
         let _waited = self.child.wait();
     }
-}
-
-/// Whether there are cores to be given to each part. To be asked before any is given: a process that has
-/// one knows of no other.
-pub(crate) fn pinned() -> bool {
-    static PINNED: LazyLock<bool> =
-        LazyLock::new(|| thread::available_parallelism().is_ok_and(|cores| cores.get() > 1));
-    *PINNED
 }
