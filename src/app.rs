@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::api::{self, Api};
+use crate::aside::Aside;
 use crate::auth::{Auth, Keeper};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
@@ -129,6 +130,7 @@ impl App {
             tickets: tickets(&settings.tickets)?,
             page: settings.ui.enabled,
             auth,
+            aside: aside(tls.is_some() || admin_tls.is_some(), workers)?,
             tls,
             admin_tls,
             operator_token,
@@ -309,6 +311,12 @@ pub fn guessable(settings: &Settings) -> Option<String> {
 
 /// 16 digits of base64 are 96 bits.
 const TOKEN_BYTES_SOUND: usize = 16;
+
+/// Threads for what TLS computes, as many as serve users.
+fn aside(is_tls_spoken: bool, workers: usize) -> anyhow::Result<Option<Aside>> {
+    let threads = is_tls_spoken.then(|| Aside::new(workers)).transpose();
+    threads.context("no threads for TLS handshakes")
+}
 
 fn operator_token(settings: &config::Admin) -> anyhow::Result<Option<Secret>> {
     let read = |path: &PathBuf| {

@@ -31,6 +31,7 @@
 //! | [`auth`] | who may come in |
 //! | [`api`] | what operators ask and order |
 //! | [`tls`] | certificates, read again when they change |
+//! | [`aside`] | work that users are not to wait for |
 //! | [`rate`] | how fast somebody may go |
 //! | [`session`] | the life of one connection |
 //! | [`protocol`] | the wire: bytes to values and back |
@@ -62,6 +63,7 @@
 
 pub mod api;
 pub mod app;
+pub mod aside;
 pub mod auth;
 pub mod bench;
 pub mod cli;

@@ -27,6 +27,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsConnector, client};
 use tracing::{info, warn};
 
+use crate::aside::Aside;
 use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
 
 /// How often the files are looked at. Whoever renews a certificate does so days ahead.
@@ -137,10 +138,17 @@ impl Tls {
     }
 
     /// Speaks TLS with a client that has said hello. This is what costs: keys are agreed on and a
-    /// signature is made, which takes an RSA key more than ten times as long as an ECDSA key.
-    pub async fn accept(&self, Hello(hello): Hello) -> io::Result<TlsStream<TcpStream>> {
+    /// signature is made, which takes an RSA key more than ten times as long as an ECDSA key. It is done
+    /// aside, so that no user waits for it.
+    pub async fn accept(
+        &self,
+        Hello(hello): Hello,
+        aside: &Aside,
+    ) -> io::Result<TlsStream<TcpStream>> {
         let config = self.shared.current.load().config.clone();
-        hello.into_stream(config).await
+        // The answer is computed before the first poll.
+        let answered = aside.run(move || hello.into_stream(config)).await?;
+        answered.await
     }
 
     /// Takes a new certificate when the files have one, for ever. What cannot be used leaves the last

@@ -195,7 +195,7 @@ async fn open(
     } else {
         peer
     };
-    let Some(tls) = host.tls(door) else {
+    let Some((tls, aside)) = host.tls(door) else {
         return Ok((Io::Plain(stream), client));
     };
     // Who has not said all of it has cost next to nothing, and takes nothing of the rates.
@@ -204,7 +204,7 @@ async fn open(
         hello.refuse();
         return Err(NotOpened::Refused(too_many, client));
     }
-    let stream = tls.accept(hello).await?;
+    let stream = tls.accept(hello, aside).await?;
     Ok((Io::Tls(Box::new(stream)), client))
 }
 

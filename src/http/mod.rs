@@ -27,6 +27,7 @@ pub use visitors::Visitors;
 use hyper::HeaderMap;
 
 use crate::api::Api;
+use crate::aside::Aside;
 use crate::auth::{self, Auth};
 use crate::config::{OriginPattern, Secret};
 use crate::lifecycle::Shutdown;
@@ -77,6 +78,8 @@ pub struct Host {
     pub tls: Option<Tls>,
     /// `admin.tls`.
     pub admin_tls: Option<Tls>,
+    /// Where TLS handshakes are computed; nothing where there is no TLS.
+    pub aside: Option<Aside>,
     /// What operators show on the admin listener; nothing if they need not.
     pub operator_token: Option<Secret>,
     /// The operator's API, on the admin listener; nothing without a token.
@@ -97,10 +100,11 @@ impl Host {
         })
     }
 
-    fn tls(&self, door: Door) -> Option<&Tls> {
-        match door {
+    fn tls(&self, door: Door) -> Option<(&Tls, &Aside)> {
+        let tls = match door {
             Door::Admin => self.admin_tls.as_ref(),
             Door::Everything | Door::Users => self.tls.as_ref(),
-        }
+        };
+        tls.zip(self.aside.as_ref())
     }
 }

@@ -10,10 +10,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("identity", &[]),
     ("config", &[]),
     ("lifecycle", &[]),
+    ("aside", &[]),
     ("rate", &[]),
     ("auth", &["config", "identity"]),
     ("ticket", &["identity"]),
-    ("tls", &["config"]),
+    ("tls", &["aside", "config"]),
     ("protocol", &["identity"]),
     ("telemetry", &["config"]),
     ("ledger", &["identity", "telemetry"]),
@@ -80,6 +81,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "http",
         &[
             "api",
+            "aside",
             "auth",
             "config",
             "identity",
@@ -103,6 +105,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "app",
         &[
             "api",
+            "aside",
             "auth",
             "cluster",
             "config",

@@ -1,0 +1,166 @@
+//! Work of a fraction of a millisecond in one piece, aside from the threads that serve users: on threads
+//! that the kernel runs when nobody else wants the core, and takes off it as soon as somebody does. Must
+//! not know what is worked on.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
+    set_thread_priority_and_policy, thread_native_id,
+};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::debug;
+
+/// After that, work that no thread has begun is done by whoever wants it: where users take all of the
+/// cores, these threads get a three-hundredth of what they get.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// The threads. They end when this is dropped.
+#[derive(Debug)]
+pub struct Aside {
+    works: Sender<Work>,
+}
+
+impl Aside {
+    /// So many threads, one for each core that there may be work for.
+    pub fn new(threads: usize) -> io::Result<Self> {
+        let (works, todo) = channel();
+        let todo = Arc::new(Mutex::new(todo));
+        for _ in 0..threads {
+            let todo = todo.clone();
+            let named = thread::Builder::new().name("aside".to_owned());
+            named.spawn(move || work_off(&todo))?;
+        }
+        Ok(Self { works })
+    }
+
+    /// Does this, and gives what comes of it; an error if it panics.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let (done, result) = oneshot::channel();
+        let work = Arc::new(Mutex::new(Some(move || {
+            // Whoever does not wait any more does not want it.
+            if !done.is_closed() {
+                let _unwanted = done.send(work());
+            }
+        })));
+        let here = work.clone();
+        let there = move || do_once(&work);
+        let gone = |_| io::Error::other("what was to be done aside was not");
+        self.works
+            .send(Box::new(there))
+            .map_err(|_| io::Error::other("no thread is left"))?;
+        let mut result = result;
+        if let Ok(result) = timeout(PATIENCE, &mut result).await {
+            return result.map_err(gone);
+        }
+        do_once(&here);
+        result.await.map_err(gone)
+    }
+}
+
+/// Does what nobody else has begun.
+fn do_once(work: &Mutex<Option<impl FnOnce()>>) {
+    let work = lock(work).take();
+    if let Some(work) = work {
+        work();
+    }
+}
+
+fn work_off(todo: &Mutex<Receiver<Work>>) {
+    let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    // Without it they take their turn with the others, which is as it would be without them.
+    if let Err(error) =
+        set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle)
+    {
+        debug!(?error, "threads aside have an ordinary priority");
+    }
+    loop {
+        let next = lock(todo).recv();
+        let Ok(work) = next else { return };
+        // Its end is what whoever waits for it learns.
+        let _panicked = catch_unwind(AssertUnwindSafe(work));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Barrier;
+
+    use super::*;
+
+    const WAIT: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn what_is_done_aside_is_done_by_a_thread_that_gives_way() {
+        let aside = Aside::new(2).unwrap();
+        let policy = || fs::read_to_string("/proc/thread-self/sched").unwrap();
+        let found = timeout(WAIT, aside.run(policy)).await.unwrap().unwrap();
+        let line = found.lines().find(|line| line.starts_with("policy"));
+        // SCHED_IDLE (sched(7)).
+        assert!(line.is_some_and(|line| line.ends_with(" 5")), "{line:?}");
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_too_long_does_it_itself() {
+        let aside = Aside::new(1).unwrap();
+        let barrier = Arc::new(Barrier::new(2));
+        let held = barrier.clone();
+        let holds = aside.run(move || {
+            held.wait();
+            thread::current().id()
+        });
+        let mut holds = Box::pin(holds);
+        // It is begun at once, and ends when the other is done.
+        let other = aside.run(|| thread::current().id());
+        let other = async {
+            let other = other.await.unwrap();
+            thread::spawn(move || barrier.wait());
+            other
+        };
+        let (there, here) = timeout(WAIT, async { tokio::join!(&mut holds, other) })
+            .await
+            .unwrap();
+        assert_eq!(here, thread::current().id());
+        assert_ne!(there.unwrap(), here);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_is_not_done() {
+        let aside = Aside::new(1).unwrap();
+        let (barrier, is_done) = (Arc::new(Barrier::new(2)), Arc::new(Mutex::new(false)));
+        let held = barrier.clone();
+        let mut holds = Box::pin(aside.run(move || held.wait().is_leader()));
+        assert!(timeout(Duration::ZERO, &mut holds).await.is_err());
+        let done = is_done.clone();
+        let given_up = aside.run(move || *lock(&done) = true);
+        assert!(timeout(Duration::ZERO, given_up).await.is_err());
+        thread::spawn(move || barrier.wait());
+        timeout(WAIT, holds).await.unwrap().unwrap();
+        timeout(WAIT, aside.run(|| ())).await.unwrap().unwrap();
+        assert!(!*lock(&is_done));
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_what_panicked_and_no_thread() {
+        let aside = Aside::new(1).unwrap();
+        let panics = aside.run(|| panic!("as any work may"));
+        assert!(timeout(WAIT, panics).await.unwrap().is_err());
+        assert_eq!(timeout(WAIT, aside.run(|| 7)).await.unwrap().unwrap(), 7);
+    }
+}
