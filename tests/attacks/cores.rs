@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::process::{Command, Stdio};
-use std::thread;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -12,7 +11,7 @@ use nix::unistd::Pid;
 pub(crate) const RELAYS: usize = 0;
 const OTHER: usize = 1;
 
-/// The cores as they are to be, until this is dropped; an interrupt leaves them so.
+/// The cores as they are to be, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Cores {
     /// Threads that were moved, and where they could be.
@@ -24,10 +23,18 @@ impl Cores {
     /// Moves all threads that can be moved off the relay's core, this process first; nothing where there is
     /// no core to be given. Needs the right to do so, and to a real-time priority.
     pub(crate) fn divide() -> Option<Self> {
-        if !thread::available_parallelism().is_ok_and(|cores| cores.get() > 1) {
+        let this = Pid::this();
+        let mut both = CpuSet::new();
+        both.set(RELAYS)
+            .and(both.set(OTHER))
+            .expect("a set has room for two");
+        // Whoever was interrupted may have left this one core to whatever starts now.
+        if sched_setaffinity(this, &both).is_err()
+            || !sched_getaffinity(this).is_ok_and(|found| found == both)
+        {
+            eprintln!("there are no two cores: the relay shares one with its attackers");
             return None;
         }
-        let this = Pid::this();
         // The pair goes before all attackers, or the kernel puts two messages that wait for the reader into
         // one packet, which has one stamp.
         prefer(&["--fifo", "--reset-on-fork"], 1, this);

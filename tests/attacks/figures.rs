@@ -12,6 +12,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
+    clippy::print_stderr,
     clippy::disallowed_methods,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -167,10 +168,17 @@ async fn main() {
         "| attack | p50, µs | p99, µs | ratio | memory, MiB: before, most, after | what was seen |"
     );
     println!("| - | - | - | -: | - | - |");
-    for row in rows() {
-        if arguments.len() == 2 || arguments[2..].iter().any(|name| name == row.attack) {
-            measure(&program, &row, cores.as_ref()).await;
+    let table = async {
+        for row in rows() {
+            if arguments.len() == 2 || arguments[2..].iter().any(|name| name == row.attack) {
+                measure(&program, &row, cores.as_ref()).await;
+            }
         }
+    };
+    // An interrupt leaves the machine as it was, too.
+    tokio::select! {
+        () = table => {}
+        interrupted = tokio::signal::ctrl_c() => interrupted.unwrap(),
     }
 }
 

@@ -65,11 +65,19 @@ impl Pair {
         let enter = async || {
             let begin = Instant::now();
             loop {
-                let (mut stream, came) = connect(server, certificate).await.expect("a connection");
+                // An attack may have used up the rate just now, of handshakes or of those of TLS.
+                let is_early = begin.elapsed() < PATIENCE;
+                let (mut stream, came) = match connect(server, certificate).await {
+                    Ok(connected) => connected,
+                    Err(error) if is_early && error.kind() == io::ErrorKind::ConnectionReset => {
+                        sleep(MOMENT).await;
+                        continue;
+                    }
+                    Err(error) => panic!("no connection: {error}"),
+                };
                 match join(&mut stream, fields).await.expect("an answer") {
                     Ok(id) => return (stream, came, id),
-                    // An attack may have used up the rate just now.
-                    Err(503) if begin.elapsed() < PATIENCE => sleep(MOMENT).await,
+                    Err(503) if is_early => sleep(MOMENT).await,
                     Err(status) => panic!("refused with {status}"),
                 }
             }
