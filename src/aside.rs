@@ -47,7 +47,7 @@ impl Aside {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
-        let (done, result) = oneshot::channel();
+        let (done, mut result) = oneshot::channel();
         let work = Arc::new(Mutex::new(Some(move || {
             // Whoever does not wait any more does not want it.
             if !done.is_closed() {
@@ -60,7 +60,6 @@ impl Aside {
         self.works
             .send(Box::new(there))
             .map_err(|_| io::Error::other("no thread is left"))?;
-        let mut result = result;
         if let Ok(result) = timeout(PATIENCE, &mut result).await {
             return result.map_err(gone);
         }
@@ -69,9 +68,10 @@ impl Aside {
     }
 }
 
-/// Does what nobody else has begun.
+/// Does what nobody else has begun. Whoever finds it locked leaves it to the other of the two: a thread
+/// that serves users never waits for one that may not run.
 fn do_once(work: &Mutex<Option<impl FnOnce()>>) {
-    let work = lock(work).take();
+    let work = work.try_lock().ok().and_then(|mut work| work.take());
     if let Some(work) = work {
         work();
     }
