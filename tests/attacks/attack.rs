@@ -83,7 +83,11 @@ pub(crate) async fn run(name: &str, target: SocketAddr) -> ! {
         "promised" => (1000, |it| Box::pin(promise(it))),
         "reserved" => (32, |it| Box::pin(wrong(it, frame(0xc1, b"\x2a\xce\xcf")))),
         "deaf" => (1, |it| Box::pin(deaf(it))),
-        "slow" => (100, |it| Box::pin(slow_reader(it))),
+        "slow" => (100, |it| {
+            let phase = MOMENT * (it.count.load(Relaxed) % 100) as u32 / 100;
+            Box::pin(slow_reader(it, phase))
+        }),
+        "slow-at-once" => (100, |it| Box::pin(slow_reader(it, Duration::ZERO))),
         "resets" => (32, |it| Box::pin(resets(it))),
         "proxies" => (32, |it| Box::pin(forged(it))),
         "tokens" => (32, |it| Box::pin(tokens(it, "x".to_owned()))),
@@ -257,14 +261,15 @@ async fn deaf(it: Attacker) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads a byte a second of what it writes to itself by another connection.
-async fn slow_reader(it: Attacker) -> io::Result<()> {
+/// Reads a byte a second of what it writes to itself by another connection, from then on.
+async fn slow_reader(it: Attacker, phase: Duration) -> io::Result<()> {
     let mut reader = connect_narrow(it.address(), it.target).await?;
     let id = join(&mut reader, "").await?;
     let id = id.map_err(|_| io::ErrorKind::ConnectionRefused)?;
     let mut writer = it.join().await?;
     let text = message(id, &"x".repeat(10_000));
     let write = async {
+        sleep(phase).await;
         loop {
             writer.write_all(&text).await?;
             sleep(MOMENT).await;

@@ -140,6 +140,11 @@ fn rows() -> Vec<Row> {
         row("reserved bits", "reserved"),
         row("1,000 write to one who never reads", "deaf").of_users(1001),
         row("100 who read a byte a second", "slow").of_users(200),
+        row(
+            "100 who read a byte a second, all written to at once",
+            "slow-at-once",
+        )
+        .of_users(200),
         row("resets behind each byte", "resets"),
         row("700 file descriptors, 15,000 who want one", "idle")
             .by(2)
