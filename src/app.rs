@@ -130,7 +130,7 @@ impl App {
             tickets: tickets(&settings.tickets)?,
             page: settings.ui.enabled,
             auth,
-            aside: aside(tls.is_some() || admin_tls.is_some(), workers)?,
+            aside: aside(&settings, workers)?,
             tls,
             admin_tls,
             operator_token,
@@ -312,10 +312,13 @@ pub fn guessable(settings: &Settings) -> Option<String> {
 /// 16 digits of base64 are 96 bits.
 const TOKEN_BYTES_SOUND: usize = 16;
 
-/// Threads for what TLS computes, as many as serve users.
-fn aside(is_tls_spoken: bool, workers: usize) -> anyhow::Result<Option<Aside>> {
-    let threads = is_tls_spoken.then(|| Aside::new(workers)).transpose();
-    threads.context("no threads for TLS handshakes")
+/// Threads for what TLS computes, as many as serve users, where it is spoken.
+fn aside(settings: &Settings, workers: usize) -> anyhow::Result<Aside> {
+    let is_spoken = [&settings.server.tls, &settings.admin.tls]
+        .iter()
+        .any(|tls| tls.cert_file.is_some());
+    let threads = if is_spoken { workers } else { 0 };
+    Aside::new(threads, settings.limits.handshakes).context("no threads for TLS handshakes")
 }
 
 fn operator_token(settings: &config::Admin) -> anyhow::Result<Option<Secret>> {

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -26,13 +26,18 @@ type Work = Box<dyn FnOnce() + Send>;
 /// The threads. They end when this is dropped.
 #[derive(Debug)]
 pub struct Aside {
-    works: Sender<Work>,
+    works: SyncSender<Work>,
 }
 
+/// Work that either of two may do, given up by Drop of the one who waits for it: nothing that it holds
+/// stays behind in the queue.
+struct Waiting<W>(Arc<Mutex<Option<W>>>);
+
 impl Aside {
-    /// So many threads, one for each core that there may be work for.
-    pub fn new(threads: usize) -> io::Result<Self> {
-        let (works, todo) = channel();
+    /// So many threads, one for each core that there may be work for, and so many places for work that
+    /// none of them has begun. What finds no thread or no place is done where it is wanted.
+    pub fn new(threads: usize, places: usize) -> io::Result<Self> {
+        let (works, todo) = sync_channel(places);
         let todo = Arc::new(Mutex::new(todo));
         for _ in 0..threads {
             let todo = todo.clone();
@@ -48,33 +53,40 @@ impl Aside {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
         let (done, mut result) = oneshot::channel();
-        let work = Arc::new(Mutex::new(Some(move || {
-            // Whoever does not wait any more does not want it.
-            if !done.is_closed() {
-                let _unwanted = done.send(work());
-            }
-        })));
-        let here = work.clone();
-        let there = move || do_once(&work);
+        // It is wanted as long as somebody can do it.
+        let work = Arc::new(Mutex::new(Some(move || drop(done.send(work())))));
+        let here = Waiting(work.clone());
         let gone = |_| io::Error::other("what was to be done aside was not");
-        self.works
-            .send(Box::new(there))
-            .map_err(|_| io::Error::other("no thread is left"))?;
-        if let Ok(result) = timeout(PATIENCE, &mut result).await {
+        if self
+            .works
+            .try_send(Box::new(move || do_once(&work)))
+            .is_ok()
+            && let Ok(result) = timeout(PATIENCE, &mut result).await
+        {
             return result.map_err(gone);
         }
-        do_once(&here);
+        do_once(&here.0);
         result.await.map_err(gone)
     }
 }
 
-/// Does what nobody else has begun. Whoever finds it locked leaves it to the other of the two: a thread
-/// that serves users never waits for one that may not run.
+impl<W> Drop for Waiting<W> {
+    fn drop(&mut self) {
+        drop(take(&self.0));
+    }
+}
+
+/// Does what nobody else has begun.
 fn do_once(work: &Mutex<Option<impl FnOnce()>>) {
-    let work = work.try_lock().ok().and_then(|mut work| work.take());
-    if let Some(work) = work {
+    if let Some(work) = take(work) {
         work();
     }
+}
+
+/// Takes it, if nobody else has. Whoever finds it locked leaves it to the other of the two: a thread that
+/// serves users never waits for one that may not run.
+fn take<W>(work: &Mutex<Option<W>>) -> Option<W> {
+    work.try_lock().ok()?.take()
 }
 
 fn work_off(todo: &Mutex<Receiver<Work>>) {
@@ -126,7 +138,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_done_aside_is_done_by_a_thread_that_gives_way() {
-        let aside = Aside::new(2).unwrap();
+        let aside = Aside::new(2, 8).unwrap();
         let policy = || fs::read_to_string("/proc/thread-self/sched").unwrap();
         let found = aside.by_a_thread(policy).await;
         let line = found.lines().find(|line| line.starts_with("policy"));
@@ -137,7 +149,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_waits_too_long_does_it_itself() {
-        let aside = Aside::new(1).unwrap();
+        let aside = Aside::new(1, 8).unwrap();
         let barrier = Arc::new(Barrier::new(2));
         let held = barrier.clone();
         aside.begin(move || {
@@ -151,8 +163,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_waits_for_is_not_done() {
-        let aside = Aside::new(1).unwrap();
+    async fn what_nobody_waits_for_is_not_done_and_holds_nothing() {
+        let aside = Aside::new(1, 8).unwrap();
         let (barrier, is_done) = (Arc::new(Barrier::new(2)), Arc::new(Mutex::new(false)));
         let held = barrier.clone();
         aside.begin(move || {
@@ -161,14 +173,36 @@ mod tests {
         let done = is_done.clone();
         let given_up = aside.run(move || *lock(&done) = true);
         assert!(timeout(Duration::ZERO, given_up).await.is_err());
+        assert_eq!(
+            Arc::strong_count(&is_done),
+            1,
+            "the thread has not come to it"
+        );
         thread::spawn(move || barrier.wait());
         aside.by_a_thread(|| ()).await;
         assert!(!*lock(&is_done));
     }
 
     #[tokio::test]
+    async fn what_finds_no_place_or_no_thread_is_done_at_once() {
+        let aside = Aside::new(1, 1).unwrap();
+        let barrier = Arc::new(Barrier::new(2));
+        let held = barrier.clone();
+        aside.begin(move || {
+            held.wait();
+        });
+        // In once the thread has taken the first, which it holds.
+        aside.begin(|| ());
+        for aside in [&aside, &Aside::new(0, 1).unwrap()] {
+            let here = timeout(Duration::ZERO, aside.run(|| thread::current().id())).await;
+            assert_eq!(here.unwrap().unwrap(), thread::current().id());
+        }
+        barrier.wait();
+    }
+
+    #[tokio::test]
     async fn a_panic_ends_what_panicked_and_no_thread() {
-        let aside = Arc::new(Aside::new(1).unwrap());
+        let aside = Arc::new(Aside::new(1, 8).unwrap());
         let (panics, mut tasks) = (aside.clone(), JoinSet::new());
         tasks.spawn(async move { panics.run(|| panic!("as any work may")).await });
         // An error of the work's thread, or of this one where that came too late.

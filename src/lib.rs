@@ -58,7 +58,7 @@
 //! - No lock is held across an `.await`, or while another seat's is taken.
 //! - Every task is on the tracker of [`lifecycle`], and the drain waits for it. A panic ends one
 //!   connection.
-//! - There are no globals but buffers that belong to a thread: two apps run in one process.
+//! - Nothing global changes but buffers that belong to a thread: two apps run in one process.
 //! - Only `main` exits, only `app` wires, only `config` reads the environment.
 
 pub mod api;

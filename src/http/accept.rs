@@ -35,7 +35,7 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
     let mut stopped = pin!(shutdown.stopped());
     // Operators have a listener of their own so that they get through when users do not.
     let intake = host.intake.as_ref().filter(|_| door != Door::Admin);
-    let accept = async || {
+    let next = async || {
         if let Some(intake) = intake
             && intake.one_more().await
         {
@@ -46,7 +46,7 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
     loop {
         let accepted = tokio::select! {
             () = &mut stopped => return,
-            accepted = accept() => accepted,
+            accepted = next() => accepted,
         };
         match accepted {
             Ok((stream, peer, place)) => {
@@ -195,7 +195,7 @@ async fn open(
     } else {
         peer
     };
-    let Some((tls, aside)) = host.tls(door) else {
+    let Some(tls) = host.tls(door) else {
         return Ok((Io::Plain(stream), client));
     };
     // Who has not said all of it has cost next to nothing, and takes nothing of the rates.
@@ -204,7 +204,7 @@ async fn open(
         hello.refuse();
         return Err(NotOpened::Refused(too_many, client));
     }
-    let stream = tls.accept(hello, aside).await?;
+    let stream = tls.accept(hello, &host.aside).await?;
     Ok((Io::Tls(Box::new(stream)), client))
 }
 

@@ -78,8 +78,8 @@ pub struct Host {
     pub tls: Option<Tls>,
     /// `admin.tls`.
     pub admin_tls: Option<Tls>,
-    /// Where TLS handshakes are computed; nothing where there is no TLS.
-    pub aside: Option<Aside>,
+    /// Where TLS handshakes are computed.
+    pub aside: Aside,
     /// What operators show on the admin listener; nothing if they need not.
     pub operator_token: Option<Secret>,
     /// The operator's API, on the admin listener; nothing without a token.
@@ -100,11 +100,10 @@ impl Host {
         })
     }
 
-    fn tls(&self, door: Door) -> Option<(&Tls, &Aside)> {
-        let tls = match door {
+    fn tls(&self, door: Door) -> Option<&Tls> {
+        match door {
             Door::Admin => self.admin_tls.as_ref(),
             Door::Everything | Door::Users => self.tls.as_ref(),
-        };
-        tls.zip(self.aside.as_ref())
+        }
     }
 }
