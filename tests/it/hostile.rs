@@ -38,6 +38,21 @@ impl Relay {
         Self { addr, stop, run }
     }
 
+    /// One that asks for a token of [`SECRET`].
+    async fn start_with_secret(name: &str, change: impl FnOnce(&mut Settings)) -> Self {
+        let name = format!("hostile-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, SECRET).unwrap();
+        let relay = Self::start(|settings| {
+            settings.auth.mode = AuthMode::Jwt;
+            settings.auth.secret_file = vec![path.clone()];
+            change(settings);
+        })
+        .await;
+        std::fs::remove_file(&path).unwrap();
+        relay
+    }
+
     /// The value of a series.
     async fn metric(&self, series: &str) -> u64 {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
@@ -456,15 +471,10 @@ async fn connection_churn_leaves_nothing_behind() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_brute_forcer_is_soon_not_listened_to() {
-    let folder = std::env::temp_dir().join(format!("hostile-{}", std::process::id()));
-    std::fs::write(&folder, SECRET).unwrap();
-    let relay = Relay::start(|settings| {
-        settings.auth.mode = AuthMode::Jwt;
-        settings.auth.secret_file = vec![folder.clone()];
+    let relay = Relay::start_with_secret("guessed", |settings| {
         settings.limits.address_auth_failures = Some(5);
     })
     .await;
-    std::fs::remove_file(&folder).unwrap();
     let secret = Secret::new(SECRET);
     let settings = Settings::default().auth;
     let minute = Duration::from_mins(1);
@@ -510,15 +520,10 @@ async fn a_token_brute_forcer_is_soon_not_listened_to() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_expires_ends_its_connection() {
-    let path = std::env::temp_dir().join(format!("hostile-expiry-{}", std::process::id()));
-    std::fs::write(&path, SECRET).unwrap();
-    let relay = Relay::start(|settings| {
-        settings.auth.mode = AuthMode::Jwt;
-        settings.auth.secret_file = vec![path.clone()];
+    let relay = Relay::start_with_secret("expires", |settings| {
         settings.auth.leeway = Duration::from_secs(1);
     })
     .await;
-    std::fs::remove_file(&path).unwrap();
     let settings = Settings::default().auth;
     let secret = Secret::new(SECRET);
     let fields = |lifetime| {
@@ -653,16 +658,11 @@ async fn connections_beyond_the_rate_wait_in_the_kernel_and_come_in() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_finds_no_place_is_told_so_before_a_look_at_its_token() {
-    let path = std::env::temp_dir().join(format!("hostile-places-{}", std::process::id()));
-    std::fs::write(&path, SECRET).unwrap();
-    let relay = Relay::start(|settings| {
-        settings.auth.mode = AuthMode::Jwt;
-        settings.auth.secret_file = vec![path.clone()];
+    let relay = Relay::start_with_secret("places", |settings| {
         settings.limits.connections = Some(2);
         settings.limits.address_connections = Some(1);
     })
     .await;
-    std::fs::remove_file(&path).unwrap();
     let minute = Duration::from_mins(1);
     let token = auth::issue(
         &Settings::default().auth,
