@@ -1,6 +1,6 @@
-//! One user's bounded queue: the frames that wait for its socket, end to end in one buffer, so that
-//! they leave in one write, and beside them an entry for each. A sender never waits for room; what
-//! does not fit is an answer, by [`Overflow`]. Must not know of locks, wakers or sockets.
+//! One user's bounded queue: the frames that wait for its socket, end to end, so that they leave in few
+//! writes, and beside them an entry for each. A sender never waits for room; what does not fit is an
+//! answer, by [`Overflow`]. Must not know of locks, wakers or sockets.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -8,6 +8,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::frames::{Frames, WRITE_BYTES};
 use super::relief::Large;
 use super::seat::Receipt;
 use crate::identity::Sender;
@@ -137,9 +138,8 @@ enum Room {
 
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    /// Frames that were not taken yet, behind `start`.
-    frames: Vec<u8>,
-    start: usize,
+    /// Frames that were not taken yet.
+    frames: Frames,
     entries: VecDeque<Entry>,
     /// Counts those that were taken, too, until they are settled.
     held: Held,
@@ -152,8 +152,7 @@ pub(crate) struct Mailbox {
 impl Mailbox {
     pub(crate) fn new(bounds: Arc<Bounds>, metrics: Arc<Metrics>) -> Self {
         Self {
-            frames: Vec::new(),
-            start: 0,
+            frames: Frames::default(),
             entries: VecDeque::new(),
             held: Held::new(metrics),
             held_bytes: 0,
@@ -187,7 +186,7 @@ impl Mailbox {
 
     /// Bytes that were not taken yet.
     pub(super) fn queued_bytes(&self) -> usize {
-        self.frames.len() - self.start
+        self.frames.bytes()
     }
 
     /// Queues a letter as a frame of `dialect`, or drops it or others by the overflow policy.
@@ -222,15 +221,17 @@ impl Mailbox {
             };
             evicted.push(oldest);
         }
-        if self.frames.capacity() == 0 {
-            (self.frames, self.entries) = spare();
+        if !self.frames.has_buffer() {
+            let (buffer, entries) = spare();
+            self.frames.reuse(buffer);
+            self.entries = entries;
         }
         let outbound = Outbound::Message {
             sender_id: letter.sender,
             message,
             traceparent,
         };
-        push_frame(&mut self.frames, dialect, outbound);
+        push_frame(self.frames.room_for(bytes), dialect, outbound);
         let mut receipt = letter.receipt;
         if let Some(trace) = receipt.as_mut().and_then(|receipt| receipt.trace_mut()) {
             trace.queued();
@@ -285,8 +286,7 @@ impl Mailbox {
     /// Drops the newest message that was not taken.
     fn drop_newest(&mut self, reason: DropReason) -> Option<Entry> {
         let entry = self.entries.pop_back()?;
-        self.frames
-            .truncate(self.frames.len() - entry.bytes as usize);
+        self.frames.drop_last(entry.bytes as usize);
         self.held.dropped(1, reason);
         self.settle_bytes(entry.bytes as usize);
         Some(entry)
@@ -295,19 +295,14 @@ impl Mailbox {
     /// Drops the oldest message that was not taken.
     fn drop_oldest(&mut self, reason: DropReason) -> Option<Entry> {
         let entry = self.entries.pop_front()?;
-        self.start += entry.bytes as usize;
-        // Amortised: at most one byte moves for each byte dropped.
-        if self.start * 2 > self.frames.len() {
-            self.frames.drain(..self.start);
-            self.start = 0;
-        }
+        self.frames.drop_first(entry.bytes as usize);
         self.held.dropped(1, reason);
         self.settle_bytes(entry.bytes as usize);
         Some(entry)
     }
 
-    /// Moves frames of up to about `bytes_max` bytes, one at least, to the end of `frames`, and
-    /// their entries to the end of `entries`. They count as held until [`Mailbox::delivered`] or
+    /// Moves frames of up to `bytes_max` bytes, or one that is larger, to the end of `frames`, and their
+    /// entries to the end of `entries`. They count as held until [`Mailbox::delivered`] or
     /// [`Mailbox::dropped`]. Whether anything was moved.
     pub(crate) fn take(
         &mut self,
@@ -318,42 +313,33 @@ impl Mailbox {
         if self.entries.is_empty() {
             return false;
         }
-        if self.start == 0
-            && frames.is_empty()
-            && entries.is_empty()
-            && self.frames.len() <= bytes_max
-        {
-            std::mem::swap(frames, &mut self.frames);
+        if entries.is_empty() && self.frames.swap_all(frames, bytes_max) {
             std::mem::swap(entries, &mut self.entries);
             return true;
         }
+        let first = self.frames.first_bytes();
         let mut bytes = 0;
         while let Some(entry) = self.entries.front() {
-            if bytes > 0 && bytes + entry.bytes as usize > bytes_max {
+            let with_it = bytes + entry.bytes as usize;
+            if with_it > first || (bytes > 0 && with_it > bytes_max) {
                 break;
             }
-            bytes += entry.bytes as usize;
+            bytes = with_it;
             entries.extend(self.entries.pop_front());
         }
-        frames.extend_from_slice(&self.frames[self.start..self.start + bytes]);
-        self.start += bytes;
+        self.frames.take(bytes, frames);
         if self.entries.is_empty() {
             give_back(
-                std::mem::take(&mut self.frames),
+                std::mem::take(&mut self.frames).into_buffer(),
                 std::mem::take(&mut self.entries),
             );
-            self.start = 0;
-        } else if self.start * 2 > self.frames.len() {
-            self.frames.drain(..self.start);
-            self.start = 0;
         }
         true
     }
 
     /// Puts back, before all that is queued, what was taken and not begun to be written.
     pub(crate) fn put_back(&mut self, frames: &[u8], mut entries: VecDeque<Entry>) {
-        self.frames.splice(..self.start, frames.iter().copied());
-        self.start = 0;
+        self.frames.put_back(frames);
         entries.append(&mut self.entries);
         self.entries = entries;
     }
@@ -373,9 +359,7 @@ impl Mailbox {
     /// Drops all that was not taken; the entries, for their receipts.
     pub(crate) fn drop_queued(&mut self, reason: DropReason) -> VecDeque<Entry> {
         let entries = std::mem::take(&mut self.entries);
-        let bytes = self.frames.len() - self.start;
-        self.frames = Vec::new();
-        self.start = 0;
+        let bytes = std::mem::take(&mut self.frames).bytes();
         let count = u32::try_from(entries.len()).expect("mailbox.messages is a u32");
         self.held.dropped(count, reason);
         self.settle_bytes(bytes);
@@ -405,8 +389,6 @@ impl Drop for Mailbox {
 /// Buffers that emptied mailboxes left, one store a thread: an idle user keeps none, and a busy one
 /// does not go to the allocator for every burst.
 const SPARES_MAX: usize = 64;
-/// A buffer that grew beyond this goes back to the allocator, bytes.
-const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 thread_local! {
     static SPARES: RefCell<Vec<(Vec<u8>, VecDeque<Entry>)>> = const { RefCell::new(Vec::new()) };
@@ -418,7 +400,8 @@ fn spare() -> (Vec<u8>, VecDeque<Entry>) {
 
 /// Keeps the buffers of a write that has ended for the next mailbox of this thread.
 pub fn give_back(mut frames: Vec<u8>, mut entries: VecDeque<Entry>) {
-    if frames.capacity() == 0 || frames.capacity() > SPARE_BYTES_MAX {
+    // What grew beyond a write's worth goes back to the allocator.
+    if frames.capacity() == 0 || frames.capacity() > WRITE_BYTES {
         return;
     }
     frames.clear();

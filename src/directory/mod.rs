@@ -14,6 +14,7 @@
 //! The same table is the register that scrapes, the drain and the API walk.
 
 mod answers;
+mod frames;
 mod mailbox;
 #[cfg(all(test, switchboard_loom))]
 mod model;
@@ -28,6 +29,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 pub(crate) use answers::{Answers, Bell};
+pub(crate) use frames::WRITE_BYTES;
 pub use mailbox::{Bounds, Budget, Entry, Letter, Overflow, give_back};
 pub(crate) use seat::Glance;
 pub use seat::{Flushed, Found, Order, Receipt, Seat, Wakes};

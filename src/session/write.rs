@@ -7,12 +7,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::read::io_end;
 use super::{Core, End, NEVER, Phase, Scratch, come_again, micros};
-use crate::directory::{Entry, Found, Overflow, give_back};
+use crate::directory::{Entry, Found, Overflow, WRITE_BYTES, give_back};
 use crate::protocol::{Status, push_close};
-
-/// What is taken from the mailbox at once, bytes: a write's worth, so that the rest can still make
-/// room for newer messages.
-const TAKE_BYTES: usize = 64 * 1024;
 
 /// Writes a turn, so that a fast reader's task lets others run.
 const WRITES_MAX: usize = 8;
@@ -79,7 +75,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         let found = self.membership.seat().visit(
             std::mem::take(&mut self.flushed),
             (&mut self.wire.out, &mut self.flights),
-            TAKE_BYTES,
+            WRITE_BYTES,
             cx,
         );
         if found.messages {

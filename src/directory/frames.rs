@@ -1,0 +1,285 @@
+//! Frames that wait, end to end in chunks of what one write may bring. A buffer in one piece would be
+//! copied whole whenever it doubles, and mailboxes that fill alike do so at the same moment: a hundred of
+//! a megabyte each kept others waiting for 5 to 13 ms. Must not know what a frame is.
+
+use std::collections::VecDeque;
+
+/// What is written at once, bytes: so that the rest can still make room for newer messages.
+pub(crate) const WRITE_BYTES: usize = 64 * 1024;
+
+/// Whole frames, none of which is in two chunks. A chunk has [`WRITE_BYTES`], or one frame.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    /// What is taken next, behind `start`.
+    first: Vec<u8>,
+    start: usize,
+    /// The chunks behind it, none of them empty.
+    more: VecDeque<Vec<u8>>,
+}
+
+impl Frames {
+    /// Takes a buffer that is empty, where there is none.
+    pub(super) fn reuse(&mut self, buffer: Vec<u8>) {
+        debug_assert!(!self.has_buffer() && self.more.is_empty(), "there is none");
+        self.first = buffer;
+    }
+
+    /// Whether there is a buffer at all.
+    pub(super) fn has_buffer(&self) -> bool {
+        self.first.capacity() > 0
+    }
+
+    /// Bytes of all frames.
+    pub(super) fn bytes(&self) -> usize {
+        let more: usize = self.more.iter().map(Vec::len).sum();
+        self.first_bytes() + more
+    }
+
+    /// Bytes of those in the first chunk.
+    pub(super) fn first_bytes(&self) -> usize {
+        self.first.len() - self.start
+    }
+
+    /// Where the next frame of so many bytes goes, which has to be put there.
+    pub(super) fn room_for(&mut self, bytes: usize) -> &mut Vec<u8> {
+        let needed = self.first.len() + bytes;
+        if self.more.is_empty() && needed <= self.first.capacity().min(WRITE_BYTES) {
+            return &mut self.first;
+        }
+        self.grow(bytes)
+    }
+
+    fn grow(&mut self, bytes: usize) -> &mut Vec<u8> {
+        let last = self.more.back().unwrap_or(&self.first);
+        if !last.is_empty() && last.len() + bytes > WRITE_BYTES {
+            // What is beyond one write may be the end of a burst; beyond two it will be filled.
+            let capacity = if self.more.is_empty() { 0 } else { WRITE_BYTES };
+            self.more.push_back(Vec::with_capacity(capacity));
+        }
+        let last = self.more.back_mut().unwrap_or(&mut self.first);
+        let needed = last.len() + bytes;
+        if needed > last.capacity() {
+            let capacity = needed.max((last.capacity() * 2).min(WRITE_BYTES));
+            last.reserve_exact(capacity - last.len());
+        }
+        last
+    }
+
+    /// Drops the last frame, of so many bytes.
+    pub(super) fn drop_last(&mut self, bytes: usize) {
+        let last = self.more.back_mut().unwrap_or(&mut self.first);
+        last.truncate(last.len() - bytes);
+        if last.is_empty() {
+            self.more.pop_back();
+        }
+        if self.first_bytes() == 0 {
+            self.first.clear();
+            self.start = 0;
+        }
+    }
+
+    /// Drops frames at the front of the first chunk, so many bytes.
+    pub(super) fn drop_first(&mut self, bytes: usize) {
+        self.start += bytes;
+        if self.first_bytes() == 0
+            && let Some(next) = self.more.pop_front()
+        {
+            self.first = next;
+            self.start = 0;
+        } else if self.start * 2 > self.first.len() && self.more.is_empty() {
+            // Amortised: at most one byte moves for each byte dropped.
+            self.first.drain(..self.start);
+            self.start = 0;
+        }
+    }
+
+    /// Moves all frames into a buffer that is empty, and takes it for theirs, if they are of so many bytes
+    /// at the most and that needs no copy. Whether they were.
+    pub(super) fn swap_all(&mut self, out: &mut Vec<u8>, bytes_max: usize) -> bool {
+        let can = out.is_empty() && self.start == 0 && self.more.is_empty();
+        if can && self.first.len() <= bytes_max {
+            std::mem::swap(out, &mut self.first);
+            return true;
+        }
+        false
+    }
+
+    /// Moves frames at the front of the first chunk, so many bytes, to the end of `out`; all of a chunk
+    /// into what is empty without a copy.
+    pub(super) fn take(&mut self, bytes: usize, out: &mut Vec<u8>) {
+        if out.is_empty() && self.start == 0 && bytes == self.first.len() {
+            std::mem::swap(out, &mut self.first);
+            if let Some(next) = self.more.pop_front() {
+                self.first = next;
+            }
+        } else {
+            out.extend_from_slice(&self.first[self.start..self.start + bytes]);
+            self.drop_first(bytes);
+        }
+    }
+
+    /// Puts frames before all others, one at least.
+    pub(super) fn put_back(&mut self, frames: &[u8]) {
+        debug_assert!(
+            !frames.is_empty(),
+            "the first chunk is the last to be empty"
+        );
+        let mut next = std::mem::replace(&mut self.first, frames.to_vec());
+        let start = std::mem::take(&mut self.start);
+        if start < next.len() {
+            next.drain(..start);
+            self.more.push_front(next);
+        }
+    }
+
+    /// Gives the buffer away of frames that are all gone.
+    pub(super) fn into_buffer(self) -> Vec<u8> {
+        debug_assert!(self.more.is_empty(), "all are gone");
+        self.first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Push(usize),
+        DropLast,
+        DropFirst,
+        /// So many frames at the most, behind what is in the buffer already or not.
+        Take(usize, bool),
+        /// The same, and puts them back.
+        Return(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let bytes = prop_oneof![
+            1..100_usize,
+            Just(1000),
+            Just(20_000),
+            Just(40_000),
+            Just(70_000)
+        ];
+        prop_oneof![
+            6 => bytes.prop_map(Step::Push),
+            1 => Just(Step::DropLast),
+            1 => Just(Step::DropFirst),
+            2 => (1..100_usize, any::<bool>()).prop_map(|(count, behind)| Step::Take(count, behind)),
+            1 => (1..100_usize).prop_map(Step::Return),
+        ]
+    }
+
+    /// Frames, and the same as one would keep them without a thought for time.
+    #[derive(Default)]
+    struct Both {
+        frames: Frames,
+        plain: VecDeque<Vec<u8>>,
+        pushed: u8,
+    }
+
+    impl Both {
+        fn push(&mut self, bytes: usize) {
+            self.pushed = self.pushed.wrapping_add(1);
+            let frame = vec![self.pushed; bytes];
+            let room = self.frames.room_for(bytes);
+            let capacity = room.capacity();
+            room.extend(&frame);
+            assert_eq!(room.capacity(), capacity, "there is room");
+            assert!(room.len() == bytes || room.len() <= WRITE_BYTES);
+            self.plain.push_back(frame);
+        }
+
+        /// What is taken is as it was pushed, and in the first chunk.
+        fn take(&mut self, count: usize, mut out: Vec<u8>) -> Vec<u8> {
+            let before = out.len();
+            let mut expected = Vec::new();
+            for _ in 0..count {
+                let is_next =
+                    |next: &mut Vec<u8>| expected.len() + next.len() <= self.frames.first_bytes();
+                let Some(next) = self.plain.pop_front_if(is_next) else {
+                    break;
+                };
+                expected.extend(next);
+            }
+            assert!(!expected.is_empty() || self.plain.is_empty());
+            self.frames.take(expected.len(), &mut out);
+            assert!(out[before..] == expected);
+            expected
+        }
+
+        fn go(&mut self, step: Step) {
+            match step {
+                Step::Push(bytes) => self.push(bytes),
+                Step::DropLast => {
+                    if let Some(last) = self.plain.pop_back() {
+                        self.frames.drop_last(last.len());
+                    }
+                }
+                Step::DropFirst => {
+                    if let Some(first) = self.plain.pop_front() {
+                        self.frames.drop_first(first.len());
+                    }
+                }
+                Step::Take(count, is_behind) => {
+                    self.take(count, vec![0; usize::from(is_behind)]);
+                }
+                Step::Return(count) => {
+                    let taken = self.take(count, Vec::new());
+                    if !taken.is_empty() {
+                        self.frames.put_back(&taken);
+                        self.plain.push_front(taken);
+                    }
+                }
+            }
+            let bytes: usize = self.plain.iter().map(Vec::len).sum();
+            assert_eq!(self.frames.bytes(), bytes);
+            assert!(self.frames.more.iter().all(|chunk| !chunk.is_empty()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_out_as_they_went_in(steps in proptest::collection::vec(step(), 0..100)) {
+            let mut both = Both::default();
+            for step in steps {
+                both.go(step);
+            }
+            while !both.plain.is_empty() {
+                both.take(usize::MAX, Vec::new());
+            }
+            prop_assert_eq!(both.frames.more.len(), 0);
+        }
+    }
+
+    #[test]
+    fn what_was_dropped_from_both_ends_leaves_nothing_behind() {
+        let mut both = Both::default();
+        let push = |_| Step::Push(20_000);
+        let drop = [Step::DropFirst, Step::DropLast, Step::DropLast];
+        for step in (0..3).map(push).chain(drop) {
+            both.go(step);
+        }
+        both.push(60_000);
+        both.take(1, Vec::new());
+        assert_eq!(both.plain.len(), 0);
+    }
+
+    #[test]
+    fn no_chunk_grows_beyond_a_write() {
+        let mut both = Both::default();
+        for _ in 0..100 {
+            both.push(10_000);
+        }
+        assert_eq!(both.frames.more.len(), 16, "of six frames each");
+        let chunks = both.frames.more.iter().chain([&both.frames.first]);
+        assert!(chunks.map(Vec::capacity).all(|bytes| bytes <= WRITE_BYTES));
+        let chunk = both.frames.first.as_ptr();
+        let mut out = Vec::new();
+        both.frames.take(60_000, &mut out);
+        assert_eq!(out.as_ptr(), chunk, "a whole one is not copied");
+    }
+}
