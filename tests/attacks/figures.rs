@@ -7,8 +7,9 @@
 //! The relay has a core of its own, and a setting of rates as the compose file has it unless a row says
 //! otherwise. The attackers share the other core with the pair, at the lowest priority, and with all else
 //! that runs on the machine, which is moved there meanwhile; a message's time ends where the relay has
-//! written it, so that what the reader waits for that core is not in it. Each figure is the median of its
-//! rounds. It needs root, to move others and for real-time priorities.
+//! written it, so that what the reader waits for that core is not in it. All are in a network of their own,
+//! where nothing tracks connections. Each figure is the median of its rounds. It needs root, to move others
+//! and for real-time priorities.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -32,6 +33,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
+use nix::sched::{CloneFlags, unshare};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use switchboard::auth;
 use switchboard::config::{Secret, Settings};
@@ -168,6 +170,7 @@ async fn main() {
         .get(1)
         .expect("usage: attack_figures PROGRAM [NAME]...");
     let program = fs::canonicalize(program).expect("the program is there");
+    enter_network();
     let cores = Cores::divide();
     println!(
         "| attack | p50, µs | p99, µs | ratio | memory, MiB: before, most, after | what was seen |"
@@ -185,6 +188,19 @@ async fn main() {
         () = table => {}
         interrupted = tokio::signal::ctrl_c() => interrupted.unwrap(),
     }
+}
+
+/// Leaves the machine's network for one that has only a loopback. Where the machine tracks connections, as
+/// it does for containers, the table of these is full after some of the attacks, and what it then drops is
+/// the relay's as well as the attackers'.
+fn enter_network() {
+    if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+        eprintln!("it stays in the machine's network: {error}");
+        return;
+    }
+    let mut command = Command::new("ip");
+    let up = command.args(["link", "set", "lo", "up"]).status();
+    assert!(up.expect("ip is there").success(), "the loopback is up");
 }
 
 /// What a row needs beside its variables: files, tokens, a key server.
