@@ -131,6 +131,16 @@ mod tests {
             timeout(WAIT, result).await.unwrap().unwrap()
         }
 
+        /// Keeps a thread busy until somebody else waits at the barrier, too.
+        fn hold(&self) -> Arc<Barrier> {
+            let barrier = Arc::new(Barrier::new(2));
+            let held = barrier.clone();
+            self.begin(move || {
+                held.wait();
+            });
+            barrier
+        }
+
         fn begin(&self, work: impl FnOnce() + Send + 'static) {
             self.works.send(Box::new(work)).unwrap();
         }
@@ -150,11 +160,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_waits_too_long_does_it_itself() {
         let aside = Aside::new(1, 8).unwrap();
-        let barrier = Arc::new(Barrier::new(2));
-        let held = barrier.clone();
-        aside.begin(move || {
-            held.wait();
-        });
+        let barrier = aside.hold();
         let here = timeout(WAIT, aside.run(|| thread::current().id())).await;
         assert_eq!(here.unwrap().unwrap(), thread::current().id());
         thread::spawn(move || barrier.wait());
@@ -165,11 +171,7 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_waits_for_is_not_done_and_holds_nothing() {
         let aside = Aside::new(1, 8).unwrap();
-        let (barrier, is_done) = (Arc::new(Barrier::new(2)), Arc::new(Mutex::new(false)));
-        let held = barrier.clone();
-        aside.begin(move || {
-            held.wait();
-        });
+        let (barrier, is_done) = (aside.hold(), Arc::new(Mutex::new(false)));
         let done = is_done.clone();
         let given_up = aside.run(move || *lock(&done) = true);
         assert!(timeout(Duration::ZERO, given_up).await.is_err());
@@ -186,11 +188,7 @@ mod tests {
     #[tokio::test]
     async fn what_finds_no_place_or_no_thread_is_done_at_once() {
         let aside = Aside::new(1, 1).unwrap();
-        let barrier = Arc::new(Barrier::new(2));
-        let held = barrier.clone();
-        aside.begin(move || {
-            held.wait();
-        });
+        let barrier = aside.hold();
         // In once the thread has taken the first, which it holds.
         aside.begin(|| ());
         for aside in [&aside, &Aside::new(0, 1).unwrap()] {

@@ -1,6 +1,6 @@
 //! Frames that wait, end to end in chunks of what one write may bring. A buffer in one piece would be
 //! copied whole whenever it doubles, and mailboxes that fill alike do so at the same moment: a hundred of
-//! a megabyte each kept others waiting for 5 to 13 ms. Must not know what a frame is.
+//! a megabyte each kept others waiting for up to 14 ms. Must not know what a frame is.
 
 use std::collections::VecDeque;
 
@@ -110,8 +110,10 @@ impl Frames {
     /// Drops frames at the front of the first chunk, so many bytes.
     pub(super) fn drop_first(&mut self, bytes: usize) {
         self.start += bytes;
-        let has_gone_on = self.first_bytes() == 0 && self.go_on();
-        if !has_gone_on && self.more.is_none() && self.start * 2 > self.first.len() {
+        if self.first_bytes() == 0 && self.go_on() {
+            return;
+        }
+        if self.more.is_none() && self.start * 2 > self.first.len() {
             // Amortised: at most one byte moves for each byte dropped.
             self.first.drain(..self.start);
             self.start = 0;
