@@ -101,8 +101,8 @@ fn work_off(todo: &Mutex<Receiver<Work>>) {
         let next = lock(todo).recv();
         let Ok(work) = next else { return };
         // A thread that serves users, and is woken while it falls asleep, may lose its core to this one: it
-        // has had more than its share (EEVDF, Linux 6.6). The kernel looks again after up to 4 ms, which
-        // would be all that waits here.
+        // has had more than its share (EEVDF; seen on Linux 6.18). The kernel looks again after up to 4 ms,
+        // which would be all that waits here.
         thread::yield_now();
         // Its end is what whoever waits for it learns.
         let _panicked = catch_unwind(AssertUnwindSafe(work));
