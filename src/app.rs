@@ -13,24 +13,26 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
+use crate::admission::token_bucket::Rate;
+use crate::admission::{Gate, Intake, Visitors};
 use crate::api::{self, Api};
-use crate::aside::Aside;
 use crate::auth::{Auth, Keeper};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
 use crate::directory::{Bounds, Budget, Directory, Order, Overflow, Seat};
-use crate::http::{self, Door, Gate, Host, Intake, Proxies, Visitors};
+use crate::http::{self, Door, Host, Proxies};
 use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
 use crate::lifecycle::{Shutdown, Stage};
-use crate::rate::Rate;
+use crate::net;
+use crate::net::background::Aside;
+use crate::net::tls::Tls;
 use crate::relay::{Parts, Relay};
 use crate::session::{Common, Terms};
 use crate::telemetry::Logs;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Traces;
 use crate::ticket::Tickets;
-use crate::tls::Tls;
 
 /// HTTP connections that the admin listener has for itself, so that probes and scrapes get through
 /// when the other listeners are full.
@@ -353,7 +355,7 @@ fn bind_all(addrs: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let is_default = addrs == Settings::default().server.listen;
     let mut listeners = Vec::new();
     for addr in addrs {
-        match http::bind(*addr) {
+        match net::bind(*addr) {
             Ok(listener) => listeners.push(listener),
             Err(error) if is_default && lacks_family(&error) => {
                 warn!(%addr, %error, "default address skipped: the machine lacks its family");
@@ -376,7 +378,7 @@ fn addrs(listeners: &[TcpListener]) -> io::Result<Vec<SocketAddr>> {
 }
 
 fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
-    http::bind(addr).with_context(|| format!("cannot listen on {addr} (admin.listen)"))
+    net::bind(addr).with_context(|| format!("cannot listen on {addr} (admin.listen)"))
 }
 
 /// No such family in the kernel, or none of its addresses on any interface.

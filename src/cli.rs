@@ -15,7 +15,7 @@ use crate::auth::{self, Auth, AuthError, Denied, IssueError, Pass};
 use crate::bench;
 use crate::config::{self, ConfigError, Settings};
 use crate::identity::Subject;
-use crate::tls;
+use crate::net::tls;
 
 /// How long a health check may take; containers ask every few seconds.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);

@@ -30,14 +30,12 @@
 //! | [`http`] | listeners, routes, the upgrade |
 //! | [`auth`] | who may come in |
 //! | [`api`] | what operators ask and order |
-//! | [`tls`] | certificates, read again when they change |
-//! | [`aside`] | work that users are not to wait for |
-//! | [`rate`] | how fast somebody may go |
+//! | [`net`] | listening sockets, a connection's bytes, TLS, the PROXY protocol, background threads |
+//! | [`admission`] | which connections and handshakes are let in, and how fast |
 //! | [`session`] | the life of one connection |
 //! | [`protocol`] | the wire: bytes to values and back |
 //! | [`relay`] | join a user, send a message |
 //! | [`directory`] | who is here: seats and their mailboxes |
-//! | `router` | the same two verbs through one task |
 //! | [`cluster`] | other nodes, through NATS |
 //! | [`ledger`] | each message received once and settled once, by type |
 //! | [`lifecycle`] | from ready to gone |
@@ -61,9 +59,9 @@
 //! - Nothing global changes but buffers that belong to a thread: two apps run in one process.
 //! - Only `main` exits, only `app` wires, only `config` reads the environment.
 
+pub mod admission;
 pub mod api;
 pub mod app;
-pub mod aside;
 pub mod auth;
 pub mod bench;
 pub mod cli;
@@ -74,11 +72,9 @@ pub mod http;
 pub mod identity;
 pub mod ledger;
 pub mod lifecycle;
+pub mod net;
 pub mod protocol;
-pub mod rate;
 pub mod relay;
-mod router;
 pub mod session;
 pub mod telemetry;
 pub mod ticket;
-pub mod tls;

@@ -8,9 +8,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::frames::{Frames, WRITE_BYTES};
-use super::relief::Large;
-use super::seat::Receipt;
+use super::chunks::{Frames, WRITE_BYTES};
+use super::client::Receipt;
+use super::memory_pressure::Large;
 use crate::identity::Sender;
 use crate::ledger::{Held, InHand};
 use crate::protocol::{Dialect, Outbound, message_frame_bytes, push_frame};

@@ -13,29 +13,29 @@
 //!
 //! The same table is the register that scrapes, the drain and the API walk.
 
-mod answers;
-mod frames;
+mod chunks;
+mod client;
 mod mailbox;
+mod memory_pressure;
 #[cfg(all(test, switchboard_loom))]
 mod model;
-mod relief;
-mod seat;
-mod segments;
+mod outcomes;
 #[cfg(all(test, not(switchboard_loom)))]
 mod stress;
 mod sync;
+mod table;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
-pub(crate) use answers::{Answers, Bell};
-pub(crate) use frames::WRITE_BYTES;
+pub(crate) use chunks::WRITE_BYTES;
+pub(crate) use client::Glance;
+pub use client::{Flushed, Found, Order, Receipt, Seat, Wakes};
 pub use mailbox::{Bounds, Budget, Entry, Letter, Overflow, give_back};
-pub(crate) use seat::Glance;
-pub use seat::{Flushed, Found, Order, Receipt, Seat, Wakes};
-pub use segments::SLOTS;
-use segments::{Segment, Segments, segment_number};
+pub(crate) use outcomes::{Answers, Bell};
 use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard};
+pub use table::SLOTS;
+use table::{Segment, Segments, segment_number};
 
 use crate::identity::{Lineage, UserId};
 use crate::telemetry::metrics::Census;

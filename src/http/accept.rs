@@ -16,13 +16,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::io::Io;
-use super::room::{Place, Room};
-use super::upgrade::{Handshake, Joined};
-use super::visitors::TooMany;
-use super::{Door, Host, proxy, routes};
+use super::handshake::{Handshake, Joined};
+use super::{Door, Host, routes};
+use crate::admission::{Place, Room, TooMany};
+use crate::net::tls::Hello;
+use crate::net::{Io, proxy_protocol};
 use crate::session::Session;
-use crate::tls::Hello;
 
 /// How long to wait when there is no file descriptor for one more connection. One is free again as
 /// soon as anybody leaves.
@@ -233,11 +232,11 @@ fn may_go_on(client: IpAddr, door: Door, host: &Host) -> Result<(), TooMany> {
 /// Whom a connection is from, by the PROXY protocol header at its front if it is a proxy's.
 async fn proxied(stream: &TcpStream, peer: IpAddr, host: &Host) -> io::Result<IpAddr> {
     if host.proxies.trusts(peer) {
-        return Ok(proxy::take(stream).await?.unwrap_or(peer));
+        return Ok(proxy_protocol::take(stream).await?.unwrap_or(peer));
     }
     let mut first = [0; 6];
     let count = stream.peek(&mut first).await?;
-    if count > 0 && proxy::begins_like_one(&first[..count]) {
+    if count > 0 && proxy_protocol::begins_like_one(&first[..count]) {
         // It is left where it stands, and is no request.
         host.proxies.warn_of(peer, "a PROXY protocol header");
     }

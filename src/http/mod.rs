@@ -1,40 +1,30 @@
 //! The HTTP edge: listeners, routes, and the upgrade that makes a session of a connection.
 
 mod accept;
-mod address;
-mod gate;
-mod intake;
-mod io;
-mod listen;
-mod page;
-pub mod proxy;
+mod assets;
+mod client_address;
+mod handshake;
 mod refusal;
-mod room;
 mod routes;
-mod upgrade;
-mod visitors;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use accept::serve;
-pub use address::Proxies;
-pub use gate::Gate;
-pub use intake::Intake;
-pub use listen::bind;
-pub use visitors::Visitors;
+pub use client_address::Proxies;
 
 use hyper::HeaderMap;
 
+use crate::admission::{Gate, Intake, Visitors};
 use crate::api::Api;
-use crate::aside::Aside;
 use crate::auth::{self, Auth};
 use crate::config::{OriginPattern, Secret};
 use crate::lifecycle::Shutdown;
+use crate::net::background::Aside;
+use crate::net::tls::Tls;
 use crate::relay::Relay;
 use crate::session::Common;
 use crate::ticket::Tickets;
-use crate::tls::Tls;
 
 /// What a listener's connections may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

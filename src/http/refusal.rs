@@ -10,7 +10,7 @@ use hyper::header::{
 };
 
 use super::routes::{Answer, text};
-use super::visitors::TooMany;
+use crate::admission::TooMany;
 use crate::relay::Refused;
 use crate::telemetry::metrics::Rejection;
 

@@ -9,9 +9,9 @@ use hyper::body::Incoming;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE, VARY};
 use hyper::{Method, Request, Response, StatusCode};
 
+use super::handshake::{self, Handshake};
 use super::refusal::Refusal;
-use super::upgrade::{self, Handshake};
-use super::{Door, Host, page};
+use super::{Door, Host, assets};
 use crate::api::{Api, Problem};
 use crate::lifecycle::Stage;
 
@@ -50,7 +50,7 @@ pub(super) async fn answer(
         }
         path if users
             && host.page
-            && let Some(file) = page::file(path) =>
+            && let Some(file) = assets::file(path) =>
         {
             read_only(request.method()).unwrap_or_else(|| file.answer())
         }
@@ -74,11 +74,11 @@ async fn root(request: Request<Incoming>, host: &Arc<Host>, handshake: &Handshak
     if let Some(answer) = read_only(request.method()) {
         return answer;
     }
-    if upgrade::is_asked_for(&request) {
-        return upgrade::upgrade(request, host, handshake).await;
+    if handshake::is_asked_for(&request) {
+        return handshake::upgrade(request, host, handshake).await;
     }
-    if host.page && page::is_asked_for(request.headers()) {
-        return page::PAGE.answer();
+    if host.page && assets::is_asked_for(request.headers()) {
+        return assets::PAGE.answer();
     }
     let mut answer = text(
         StatusCode::UPGRADE_REQUIRED,

@@ -6,8 +6,8 @@
 //! discarding, where the peer's close is awaited and nothing counts as a message; and ending, where
 //! the answer to the peer's close is written.
 
+mod frames;
 mod read;
-mod wire;
 mod write;
 
 use std::borrow::Cow;
@@ -24,12 +24,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::{unconstrained, yield_now};
 use tokio::time::{Instant, Sleep};
 
+use crate::admission::token_bucket::{Bucket, Rate};
 use crate::directory::{Entry, Flushed, Order, Wakes};
 use crate::protocol::{Dialect, Outbound, close_code, push_frame, push_ping};
-use crate::rate::{Bucket, Rate};
 use crate::relay::Membership;
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator, Metrics};
-use wire::{GULP_BYTES, Wire};
+use frames::{GULP_BYTES, Wire};
 
 /// The bounds and waits of a session, the same for all of an app.
 #[derive(Clone, Debug)]

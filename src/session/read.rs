@@ -11,7 +11,7 @@ use hyper_tungstenite::tungstenite::protocol::CloseFrame;
 use hyper_tungstenite::tungstenite::protocol::frame::coding::{CloseCode as FrameCode, Data};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::wire::GULP_BYTES;
+use super::frames::GULP_BYTES;
 use super::{Close, Core, End, NEVER, Paused, Phase, Scratch, come_again, micros};
 use crate::directory::Wakes;
 use crate::protocol::{

@@ -9,14 +9,14 @@ use std::time::Duration;
 use hyper::HeaderMap;
 use hyper::header::{FORWARDED, HeaderName, HeaderValue};
 use serde_json::value::RawValue;
+use switchboard::admission::token_bucket::Rate;
 use switchboard::auth::{self, Auth};
 use switchboard::config::{AuthMode, ForwardedHeader, Settings, Sources};
 use switchboard::directory::{Bounds, Budget, Order, Overflow};
 use switchboard::http::Proxies;
-use switchboard::http::proxy::{self, Parsed};
 use switchboard::ledger::Figures;
+use switchboard::net::proxy_protocol::{self, Parsed};
 use switchboard::protocol::{Dialect, decode as decode_message};
-use switchboard::rate::Rate;
 use switchboard::relay::Relay;
 use switchboard::session::{Arrival, Common, Session, Terms};
 use switchboard::telemetry::metrics::Metrics;
@@ -85,10 +85,14 @@ pub(crate) fn configuration(bytes: &[u8]) {
 
 /// A PROXY protocol header: its length is within what came, and any part of it is the beginning of one.
 pub(crate) fn proxy_header(bytes: &[u8]) {
-    if let Ok(Parsed::Header(_, length)) = proxy::parse(bytes) {
+    if let Ok(Parsed::Header(_, length)) = proxy_protocol::parse(bytes) {
         assert!(length <= bytes.len());
         for end in 1..length {
-            assert_eq!(proxy::parse(&bytes[..end]), Ok(Parsed::Incomplete), "{end}");
+            assert_eq!(
+                proxy_protocol::parse(&bytes[..end]),
+                Ok(Parsed::Incomplete),
+                "{end}"
+            );
         }
     }
 }

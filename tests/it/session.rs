@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use switchboard::admission::token_bucket::Rate;
 use switchboard::directory::{Bounds, Budget, Overflow};
 use switchboard::protocol::Dialect;
-use switchboard::rate::Rate;
 use switchboard::relay::{Parts, Relay};
 use switchboard::session::{Arrival, Common, Session, Terms};
 use switchboard::telemetry::metrics::Metrics;

@@ -27,8 +27,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsConnector, client};
 use tracing::{info, warn};
 
-use crate::aside::Aside;
 use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
+use crate::net::background::Aside;
 
 /// How often the files are looked at. Whoever renews a certificate does so days ahead.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -433,7 +433,7 @@ mod tests {
     #[test]
     fn a_key_may_stand_in_pem_in_any_of_its_three_forms() {
         let files = Files::new("switchboard-tls-forms");
-        let rsa = include_str!("../tests/keys/rsa.pem");
+        let rsa = include_str!("../../tests/keys/rsa.pem");
         let rsa = KeyPair::from_pkcs8_pem_and_sign_algo(rsa, &PKCS_RSA_SHA256).unwrap();
         let ec = KeyPair::generate().unwrap();
         // Behind as many bytes PKCS #8 has the other form.

@@ -41,7 +41,7 @@ struct Line {
 pin_project_lite::pin_project! {
     /// A future that goes on when the gate lets it.
     #[derive(Debug)]
-    pub(super) struct Gated<F> {
+    pub(crate) struct Gated<F> {
         #[pin]
         future: F,
         gate: Gate,
@@ -79,7 +79,7 @@ impl Gate {
     }
 
     /// Puts a future behind the gate.
-    pub(super) fn pass<F: Future>(&self, future: F) -> Gated<F> {
+    pub(crate) fn pass<F: Future>(&self, future: F) -> Gated<F> {
         Gated {
             future,
             gate: self.clone(),

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::seat::{Seat, Wakes};
+use super::client::{Seat, Wakes};
 
 /// Bytes from which on a mailbox is kept in mind as one that could give.
 pub(super) const LARGE_BYTES: usize = 64 * 1024;

@@ -9,9 +9,9 @@ use std::task::{Context, Waker};
 
 use tokio::sync::oneshot;
 
-use super::answers::Answers;
 use super::mailbox::{Bounds, Entry, Letter, Mailbox, Overflow, Pushed, Starving};
-use super::relief::LARGE_BYTES;
+use super::memory_pressure::LARGE_BYTES;
+use super::outcomes::Answers;
 use crate::identity::{Lineage, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};

@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::address::Network;
+use super::network::Network;
 
 /// A bounded number of places: a cheap handle.
 #[derive(Clone, Debug)]
-pub(super) struct Room {
+pub(crate) struct Room {
     shared: Arc<Shared>,
 }
 
@@ -42,7 +42,7 @@ type Waiting = BTreeMap<u64, Arc<Notify>>;
 
 /// One place, given back by Drop.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     room: Room,
     network: Network,
     number: u64,
@@ -51,7 +51,7 @@ pub(super) struct Place {
 
 impl Room {
     /// An empty room.
-    pub(super) fn new(places_max: usize) -> Self {
+    pub(crate) fn new(places_max: usize) -> Self {
         Self {
             shared: Arc::new(Shared {
                 places_max,
@@ -63,7 +63,7 @@ impl Room {
 
     /// Takes a place for a connection from `peer`; where there is none, one that is taken is given
     /// up first. For one caller at a time.
-    pub(super) async fn enter(&self, peer: IpAddr) -> Place {
+    pub(crate) async fn enter(&self, peer: IpAddr) -> Place {
         let network = Network::of(peer);
         loop {
             let freed = self.shared.freed.notified();
@@ -135,7 +135,7 @@ impl Guests {
 
 impl Place {
     /// Completes when the place is needed for somebody else.
-    pub(super) async fn is_wanted(&self) {
+    pub(crate) async fn is_wanted(&self) {
         self.leave.notified().await;
     }
 }

@@ -19,7 +19,7 @@ use tracing::{Instrument, debug, error};
 use super::Host;
 use super::refusal::Refusal;
 use super::routes::{Answer, text};
-use super::visitors::Visit;
+use crate::admission::Visit;
 use crate::auth::{self, Denied, Pass};
 use crate::config::{Origin, Served};
 use crate::identity::Subject;

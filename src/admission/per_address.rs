@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::address::Network;
+use super::network::Network;
+use crate::admission::token_bucket::{Bucket, Rate};
 use crate::config::Limits;
-use crate::rate::{Bucket, Rate};
 use crate::telemetry::metrics::Rejection;
 
 /// Networks whose pace is remembered: about 6 MB. With more than these the longest unseen is
@@ -69,14 +69,14 @@ enum Step {
 
 /// Too many, and how long to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooMany {
-    pub(super) reason: Rejection,
-    pub(super) wait: Duration,
+pub(crate) struct TooMany {
+    pub(crate) reason: Rejection,
+    pub(crate) wait: Duration,
 }
 
 /// A user of a network, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Visit {
+pub(crate) struct Visit {
     visitors: Visitors,
     network: Network,
 }
@@ -108,12 +108,12 @@ impl Visitors {
     }
 
     /// Counts a handshake from `client`.
-    pub(super) fn arrives(&self, client: IpAddr) -> Result<(), TooMany> {
+    pub(crate) fn arrives(&self, client: IpAddr) -> Result<(), TooMany> {
         self.count(Step::Upgrade, Some(client))
     }
 
     /// Counts a TLS handshake from `client`, over all only where that is not known yet.
-    pub(super) fn says_hello(&self, client: Option<IpAddr>) -> Result<(), TooMany> {
+    pub(crate) fn says_hello(&self, client: Option<IpAddr>) -> Result<(), TooMany> {
         self.count(Step::Tls, client)
     }
 
@@ -155,7 +155,7 @@ impl Visitors {
 
     /// Whether `client` may try to authenticate: it has not failed too often, and there is a place that it
     /// would have then.
-    pub(super) fn may_try(&self, client: IpAddr) -> Result<(), TooMany> {
+    pub(crate) fn may_try(&self, client: IpAddr) -> Result<(), TooMany> {
         if self.shared.connections_max.is_some() {
             self.place(client, &lock(&self.shared.here))?;
         }
@@ -173,7 +173,7 @@ impl Visitors {
     }
 
     /// Counts a failed authentication of `client`.
-    pub(super) fn failed(&self, client: IpAddr) {
+    pub(crate) fn failed(&self, client: IpAddr) {
         if let Some(rate) = self.shared.failures {
             let now = self.now();
             let mut paces = lock(&self.shared.paces);
@@ -182,7 +182,7 @@ impl Visitors {
     }
 
     /// Counts a user from `client`, if it is not one too many; nothing where users are not counted.
-    pub(super) fn enters(&self, client: IpAddr) -> Result<Option<Visit>, TooMany> {
+    pub(crate) fn enters(&self, client: IpAddr) -> Result<Option<Visit>, TooMany> {
         if self.shared.connections_max.is_none() {
             return Ok(None);
         }

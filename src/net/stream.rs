@@ -15,7 +15,7 @@ const PIECE_BYTES: usize = 8 * 1024;
 
 /// The stream of a connection.
 #[derive(Debug)]
-pub(super) enum Io {
+pub(crate) enum Io {
     Plain(TcpStream),
     // Apart, since a TLS stream is some thirty times as large.
     Tls(Box<TlsStream<TcpStream>>),
@@ -24,7 +24,7 @@ pub(super) enum Io {
 impl Io {
     /// Ends the connection by a reset: one packet, of which neither kernel keeps anything. By FIN it
     /// would be four, and this one would remember the connection for a minute (RFC 9293 section 3.6.1).
-    pub(super) fn reset(self) {
+    pub(crate) fn reset(self) {
         let stream = match &self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => stream.get_ref().0,

@@ -58,7 +58,7 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
 }
 
 /// Whether these may be the first bytes of a header.
-pub(super) fn begins_like_one(bytes: &[u8]) -> bool {
+pub(crate) fn begins_like_one(bytes: &[u8]) -> bool {
     SIGNATURES.iter().any(|signature| {
         let common = signature.len().min(bytes.len());
         signature[..common] == bytes[..common]
@@ -66,7 +66,7 @@ pub(super) fn begins_like_one(bytes: &[u8]) -> bool {
 }
 
 /// Takes the header off a connection. The client's address; none where the proxy speaks for itself.
-pub(super) async fn take(stream: &TcpStream) -> io::Result<Option<IpAddr>> {
+pub(crate) async fn take(stream: &TcpStream) -> io::Result<Option<IpAddr>> {
     let mut header = vec![0; HEADER_BYTES_MAX];
     let mut have = 0;
     loop {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::rate::{Bucket, Rate};
+use crate::admission::token_bucket::{Bucket, Rate};
 
 /// What bounds the connections that are accepted, by `limits.accept_rate`.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Intake {
     }
 
     /// Completes when one more may be accepted, and counts it. Whether it had to wait for that.
-    pub(super) async fn one_more(&self) -> bool {
+    pub(crate) async fn one_more(&self) -> bool {
         let mut waited = false;
         while let Some(wait) = self.take() {
             waited = true;

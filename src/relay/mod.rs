@@ -1,6 +1,8 @@
 //! The product in two verbs: join a user, and send a message. Both strategies stand behind them, and
 //! a message carries its own settlement through either.
 
+mod router;
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Deref;
@@ -18,9 +20,9 @@ use crate::directory::{Bounds, Directory, Entry, Letter, Receipt, Seat, Wakes};
 use crate::identity::{Lineage, Sender, Sequence, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status, close_code};
-use crate::router::{LeavePlace, Parcel, Port, Router};
 use crate::telemetry::metrics::{Census, CloseCode, DropReason, Initiator, Metrics};
 use crate::telemetry::trace::Traces;
+use router::{LeavePlace, Parcel, Port, Router};
 
 /// How a message finds its recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
