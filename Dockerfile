@@ -1,4 +1,4 @@
-# The image: one binary on a base that has glibc and CA certificates and no shell. The same file for
+# The image: the relay and its load generator on a base that has glibc and CA certificates and no shell. The same file for
 # amd64 and arm64. Needs no part of BuildKit that other builders lack.
 ARG RUST_IMAGE=rust:1.95-slim-trixie
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian13:nonroot
@@ -8,23 +8,25 @@ WORKDIR /build
 # Names of functions stay for backtraces; lines and types are a debugger's, and there is none here.
 ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
 
-# The dependencies, in a layer of their own that only the two manifests change: built for an empty
-# crate with the same targets.
+# The dependencies, in a layer of their own that only the manifests change: built for two empty
+# crates with the same targets.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src benches \
- && touch src/lib.rs \
- && echo 'fn main() {}' >src/main.rs \
+COPY benches/load/Cargo.toml benches/load/Cargo.toml
+RUN mkdir -p src benches/load/src \
+ && touch src/lib.rs benches/load/src/lib.rs \
+ && echo 'fn main() {}' | tee src/main.rs >benches/load/src/main.rs \
  && sed -n '/^\[\[bench\]\]/,/^$/s/^name *= *"\(.*\)".*/\1/p' Cargo.toml \
     | while read -r bench; do touch "benches/$bench.rs"; done \
- && cargo build --release --locked --bin switchboard
+ && cargo build --release --locked --workspace --bins
 
-# The crate. COPY keeps the files' times, which may lie before those of the empty crate: cargo has
+# The crates. COPY keeps the files' times, which may lie before those of the empty crates: cargo has
 # to see that they are newer.
 COPY config/default.toml config/default.toml
 COPY src src
+COPY benches/load/src benches/load/src
 ARG REVISION=unknown
-RUN touch src/lib.rs src/main.rs \
- && SWITCHBOARD_REVISION="$REVISION" cargo build --release --locked --bin switchboard \
+RUN touch src/lib.rs src/main.rs benches/load/src/lib.rs benches/load/src/main.rs \
+ && SWITCHBOARD_REVISION="$REVISION" cargo build --release --locked --workspace --bins \
  && target/release/switchboard check >/dev/null
 
 FROM ${RUNTIME_IMAGE}
@@ -35,7 +37,7 @@ LABEL org.opencontainers.image.title="switchboard" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-COPY --from=build /build/target/release/switchboard /usr/local/bin/switchboard
+COPY --from=build /build/target/release/switchboard /build/target/release/switchboard-bench /usr/local/bin/
 # Inside a container loopback is nobody's. Metrics and health have a port of their own, which need
 # not be published.
 ENV SWITCHBOARD__SERVER__LISTEN=0.0.0.0:8080 \

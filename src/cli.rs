@@ -1,9 +1,13 @@
 //! The command line: its verbs and options, and what the small verbs do. Does not exit, bind or serve.
 
+use std::env;
+use std::ffi::OsString;
 use std::future::pending;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -12,7 +16,6 @@ use tokio::net::TcpStream;
 use tokio::time;
 
 use crate::auth::{self, Auth, AuthError, Denied, IssueError, Pass};
-use crate::bench;
 use crate::config::{self, ConfigError, Settings};
 use crate::identity::Subject;
 use crate::net::tls;
@@ -50,7 +53,8 @@ pub enum Verb {
     /// Ask the server of this configuration whether it lives: exit code 0, or 1
     Healthcheck(Options),
     /// Load a relay, measure it, and check every message meanwhile: exit code 0, or 1
-    Bench(Box<bench::Options>),
+    #[command(disable_help_flag = true)]
+    Bench(Bench),
     /// Tokens for trying out, by the auth section of the configuration
     #[command(subcommand)]
     Token(TokenVerb),
@@ -124,6 +128,55 @@ pub struct Verify {
     pub options: Options,
     /// The token; without one it is read from stdin, so that no other process sees it
     token: Option<String>,
+}
+
+/// A run of the load generator, which is a program of its own.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Passed on unchanged; `switchboard bench --help` lists what there is
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Why the load generator does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The program is not installed.
+    #[error(
+        "{PROGRAM} is neither beside this program nor on PATH: \
+         `cargo build --release --workspace` builds both",
+        PROGRAM = Bench::PROGRAM
+    )]
+    Missing,
+    /// The program is there and cannot be run.
+    #[error("cannot run {}", Bench::PROGRAM)]
+    Start(#[source] io::Error),
+}
+
+impl Bench {
+    const PROGRAM: &str = "switchboard-bench";
+
+    /// Replaces this process by the load generator, whose exit code thereby becomes this one's.
+    /// Returns only where that fails.
+    pub fn exec(self) -> BenchError {
+        let Some(program) = installed(Self::PROGRAM) else {
+            return BenchError::Missing;
+        };
+        let mut command = Command::new(program);
+        command.arg0("switchboard bench"); // the name that the help shows
+        BenchError::Start(command.args(self.arguments).exec())
+    }
+}
+
+/// Where a program of this package is: beside the one that runs, or in a folder of PATH.
+pub fn installed(program: &str) -> Option<PathBuf> {
+    let beside = env::current_exe().map(|this| this.with_file_name(program));
+    let folders = env::var_os("PATH").unwrap_or_default();
+    let on_path = env::split_paths(&folders).map(|folder| folder.join(program));
+    beside
+        .into_iter()
+        .chain(on_path)
+        .find(|path| path.is_file())
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {

@@ -42,7 +42,6 @@
 //! | [`telemetry`] | logs, metrics and traces |
 //! | [`identity`] | user ids and where they come from |
 //! | [`ticket`] | what lets a user come back with its id |
-//! | [`mod@bench`] | loads a relay, measures it, checks every message |
 //! | [`cli`] | the command line |
 //!
 //! # What holds everywhere
@@ -63,7 +62,6 @@ pub mod admission;
 pub mod api;
 pub mod app;
 pub mod auth;
-pub mod bench;
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -8,7 +8,6 @@ use std::thread::available_parallelism;
 
 use clap::Parser;
 use switchboard::app::{self, App, Stop};
-use switchboard::bench::{self, Verdict};
 use switchboard::cli::{self, Cli, ConfigVerb, Options, TokenVerb, Verb};
 use switchboard::config::{self, ConfigError, Machine, Settings};
 use switchboard::telemetry::{self, Telemetry};
@@ -16,9 +15,6 @@ use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::error;
-
-/// What clap itself exits with.
-const EXIT_USAGE: u8 = 2;
 
 /// `EX_CONFIG` of sysexits.h.
 const EXIT_CONFIG: u8 = 78;
@@ -39,7 +35,7 @@ fn run(Cli { verb, options }: Cli) -> anyhow::Result<ExitCode> {
         Verb::Serve(right) => return serve(&options.with(right)),
         Verb::Check(right) => check(&options.with(right).load()?)?,
         Verb::Config(ConfigVerb::Default) => io::stdout().write_all(config::DEFAULT.as_bytes())?,
-        Verb::Bench(options) => return bench(&options),
+        Verb::Bench(bench) => return Err(bench.exec().into()),
         Verb::Healthcheck(right) => {
             let settings = options.with(right).load()?;
             small_runtime()?.block_on(cli::healthcheck(&settings))?;
@@ -57,18 +53,6 @@ fn run(Cli { verb, options }: Cli) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn bench(options: &bench::Options) -> anyhow::Result<ExitCode> {
-    Ok(match bench::run(options, &mut io::stdout()) {
-        Ok(Verdict::Clean) => ExitCode::SUCCESS,
-        Ok(Verdict::Faulty) => ExitCode::FAILURE,
-        Err(error) if error.is_usage() => {
-            complain(format_args!("{:#}", anyhow::Error::from(error)));
-            ExitCode::from(EXIT_USAGE)
-        }
-        Err(error) => return Err(error.into()),
-    })
 }
 
 fn small_runtime() -> io::Result<runtime::Runtime> {

@@ -33,7 +33,8 @@ pub use error::{ConfigError, Problem};
 pub use load::Sources;
 pub use origin::{Origin, OriginPattern, Served};
 pub use secret::{PRIVATE_KEYS, Secret, SecretError};
-pub(crate) use units::{duration_text, parse_duration, parse_size};
+pub(crate) use units::duration_text;
+pub use units::{parse_duration, parse_size};
 
 /// `config/default.toml`: the lowest layer, and the documentation of every setting.
 pub const DEFAULT: &str = include_str!("../../config/default.toml");

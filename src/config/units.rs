@@ -170,12 +170,12 @@ pub(super) fn size_text(bytes: u64) -> String {
 }
 
 /// The duration that such a text means.
-pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     parse(text, &DURATIONS).map(Duration::from_millis)
 }
 
 /// The bytes that such a text, or a bare number of them, means.
-pub(crate) fn parse_size(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     parse(text, &SIZES).or_else(|| parse(&format!("{text}B"), &SIZES))
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -885,5 +886,55 @@ fn logs_go_to_stderr_in_the_format_that_is_set() {
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
     for field in ["timestamp", "level", "message"] {
         assert!(line[field].is_string(), "{field} in {line}");
+    }
+}
+
+/// The relay's program in a folder of this name with nothing beside it.
+fn alone(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    drop(fs::remove_dir_all(&folder));
+    fs::create_dir(&folder).unwrap();
+    let relay = folder.join("switchboard");
+    fs::hard_link(env!("CARGO_BIN_EXE_switchboard"), &relay).unwrap();
+    relay
+}
+
+#[test]
+fn bench_runs_the_program_beside_it_with_the_same_arguments_and_exit_code() {
+    let relay = alone("bench-beside");
+    // A shell in the place of the load generator: it shows its arguments and exits as it is told.
+    symlink("/bin/sh", relay.with_file_name("switchboard-bench")).unwrap();
+    let script = r#"echo "$@"; exit 7"#;
+    let mut command = Command::new(&relay);
+    command.args(["bench", "-c", script, "sh", "--json", "-h", "--", "--url=x"]);
+    let (code, stdout, stderr) = outcome(&mut command);
+    assert_eq!((code, &*stderr), (Some(7), ""));
+    assert_eq!(stdout, "--json -h -- --url=x\n");
+}
+
+#[test]
+fn bench_runs_the_program_on_the_path_where_none_is_beside_it() {
+    let relay = alone("bench-path");
+    let folder = relay.with_file_name("elsewhere");
+    fs::create_dir(&folder).unwrap();
+    symlink("/bin/sh", folder.join("switchboard-bench")).unwrap();
+    let mut command = Command::new(&relay);
+    command.args(["bench", "-c", "exit 9"]).env("PATH", &folder);
+    assert_eq!(outcome(&mut command).0, Some(9));
+}
+
+#[test]
+fn bench_without_its_program_says_how_to_build_it() {
+    let relay = alone("bench-missing");
+    let folder = relay.parent().unwrap();
+    for arguments in [&["bench"] as &[_], &["bench", "--help"]] {
+        let mut command = Command::new(&relay);
+        let (code, stdout, stderr) = outcome(command.args(arguments).env("PATH", folder));
+        assert_eq!((code, &*stdout), (Some(1), ""));
+        assert!(stderr.contains("switchboard-bench is neither"), "{stderr}");
+        assert!(
+            stderr.contains("cargo build --release --workspace"),
+            "{stderr}"
+        );
     }
 }

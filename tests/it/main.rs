@@ -12,7 +12,6 @@ use harness::eventually;
 mod api; // what operators ask and order
 mod autobahn; // what the Autobahn test suite sends, and what must come of it
 mod bare; // the essay's contract
-mod bench; // the yardstick: scenarios, and mistakes that it finds out
 mod chaos; // hundreds of clients that do as they like, and a ledger that balances
 mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused

@@ -88,12 +88,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "net",
         ],
     ),
-    ("bench", &["config", "identity", "protocol"]),
-    // The options of a verb stand where the verb is.
-    (
-        "cli",
-        &["auth", "bench", "config", "identity", "net", "protocol"],
-    ),
+    ("cli", &["auth", "config", "identity", "net"]),
     (
         "app",
         &[

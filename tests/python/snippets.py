@@ -57,7 +57,7 @@ ELSEWHERE = {
     ),
     # With fewer rounds and shorter ones.
     "target/release/switchboard bench --compare-strategies --rounds 3 --svg .assets --report target/strategies.html": (
-        "tests/it/bench.rs", ['"--compare-strategies", "--rounds=1"', '"--svg"', '"--report"'],
+        "benches/load/tests/load.rs", ['"--compare-strategies", "--rounds=1"', '"--svg"', '"--report"'],
     ),
     # Without cargo-fuzz, by the same targets and corpora.
     "target/x86_64-unknown-linux-gnu/release/decode -runs=10000000 -max_len=512 corpus/decode": (
@@ -71,12 +71,12 @@ BUILDS = "builds what a command below it runs; "
 LEFT_OUT = {
     "pairs: 100 pairs, 64 messages of 32 B under way in each (2)": "figures of the essay's program in Go, which is not ours to keep here",
     "sequenceDiagram": "a picture; tests/cluster/crossing.rs sends such a message",
-    "cargo build --release": BUILDS + "tests/run has built it for this test",
+    "cargo build --release --workspace": BUILDS + "tests/run has built it for this test",
     "cargo build --release --bins --example cluster_figures": BUILDS + "cargo lint compiles it in .ci/run",
     "target/release/examples/cluster_figures target/release/switchboard": MEASURES + "cargo lint compiles it in .ci/run",
     "cargo build --release --bins --example attack_figures": BUILDS + "cargo lint compiles it in .ci/run",
     "target/release/examples/attack_figures target/release/switchboard": MEASURES + "cargo lint compiles it in .ci/run",
-    "cargo build --release && python3 tests/tracing_cost.py target/release/switchboard": MEASURES.removesuffix("; "),
+    "cargo build --release --workspace && python3 tests/tracing_cost.py target/release/switchboard": MEASURES.removesuffix("; "),
     "cargo bench --bench time": MEASURES + "cargo lint compiles it in .ci/run, and `instructions` counts the same steps",
     "cargo bench --bench directory": MEASURES + "cargo lint compiles it in .ci/run",
     "tests/instructions --remake": "writes the file that the part `instructions` compares with",
@@ -277,7 +277,7 @@ def first_of_all(readme, _binary, folder, environment):
     step = readme.take_one("")
     shell.run(f"cd {ROOT}")
     # It may compile.
-    shell.run("cargo build --quiet --release --locked", 1200)
+    shell.run("cargo build --quiet --release --locked --workspace", 1200)
     shell.start(step.key, USERS)
     asyncio.run(exchange(*[shell.places[USERS]] * 2))
     print(f"ok: {step.key}", flush=True)

@@ -6,9 +6,9 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::{Engine, histogram};
-use crate::bench::BenchError;
-use crate::bench::connection::{Role, State};
-use crate::bench::number::nanos;
+use crate::BenchError;
+use crate::connection::{Role, State};
+use crate::number::nanos;
 
 /// How long a crowd may take to come.
 const TIMEOUT: Duration = Duration::from_mins(2);
@@ -18,7 +18,7 @@ const RETRY: Duration = Duration::from_millis(50);
 
 /// How those come who come in numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::bench) enum Coming {
+pub(crate) enum Coming {
     /// That many side by side; a refusal is a fault.
     Few(usize),
     /// All at once; who is refused tries again. Latency is from the moment at which all began.
@@ -27,19 +27,19 @@ pub(in crate::bench) enum Coming {
 
 /// How they came.
 #[derive(Debug)]
-pub(in crate::bench) struct Arrivals {
+pub(crate) struct Arrivals {
     /// How many are in.
-    pub(in crate::bench) opened: u64,
+    pub(crate) opened: u64,
     /// How often one was refused.
-    pub(in crate::bench) refused: u64,
+    pub(crate) refused: u64,
     /// The last refusal.
-    pub(in crate::bench) refusal: Option<String>,
+    pub(crate) refusal: Option<String>,
     /// How long it took from the first to the last, nanoseconds.
-    pub(in crate::bench) took_ns: u64,
+    pub(crate) took_ns: u64,
     /// From the beginning of each to its upgrade.
-    pub(in crate::bench) latency: Histogram<u64>,
+    pub(crate) latency: Histogram<u64>,
     /// The slots of those who are in.
-    pub(in crate::bench) slots: Vec<usize>,
+    pub(crate) slots: Vec<usize>,
     /// When all began, where that counts.
     since: Option<u64>,
 }
@@ -63,11 +63,7 @@ impl Arrivals {
 
 impl Engine {
     /// Lets `count` users come, while all else goes on.
-    pub(in crate::bench) fn gather(
-        &mut self,
-        count: usize,
-        coming: Coming,
-    ) -> Result<Arrivals, BenchError> {
+    pub(crate) fn gather(&mut self, count: usize, coming: Coming) -> Result<Arrivals, BenchError> {
         let begin = self.now();
         let (side_by_side, since) = match coming {
             Coming::Few(few) => (few as u64, None),

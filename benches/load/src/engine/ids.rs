@@ -6,10 +6,10 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::Engine;
-use crate::bench::BenchError;
-use crate::bench::codec::{self, TEXT};
-use crate::bench::faults::quoted;
-use crate::identity::UserId;
+use crate::BenchError;
+use crate::codec::{self, TEXT};
+use crate::faults::quoted;
+use switchboard::identity::UserId;
 
 /// What stands before the id in the text of a probe.
 const PROBE: &str = "#probe ";
@@ -40,11 +40,7 @@ struct Text {
 
 impl Engine {
     /// Learns the ids of these connections, from `first` on where they are not announced.
-    pub(in crate::bench) fn learn_ids(
-        &mut self,
-        slots: &[usize],
-        first: u64,
-    ) -> Result<(), BenchError> {
+    pub(crate) fn learn_ids(&mut self, slots: &[usize], first: u64) -> Result<(), BenchError> {
         let Some(&prober) = slots.first() else {
             return Ok(());
         };
@@ -89,7 +85,7 @@ impl Engine {
     }
 
     /// The largest id that is known.
-    pub(in crate::bench) fn last_id(&self) -> Option<u64> {
+    pub(crate) fn last_id(&self) -> Option<u64> {
         let ids = self
             .connections
             .iter()
@@ -98,7 +94,7 @@ impl Engine {
     }
 
     /// Probes that were sent, and those of them that arrived.
-    pub(in crate::bench) fn probes(&self) -> (u64, u64) {
+    pub(crate) fn probes(&self) -> (u64, u64) {
         (self.probes.sent, self.probes.arrived)
     }
 

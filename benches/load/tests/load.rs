@@ -15,9 +15,8 @@ use clap::Parser;
 use hyper_tungstenite::tungstenite::handshake::derive_accept_key;
 use serde_json::{Value, json};
 use switchboard::app::{App, Stop};
-use switchboard::bench::{self, BenchError, Verdict};
-use switchboard::cli::{Cli, Verb};
 use switchboard::config::{Settings, Strategy};
+use switchboard_bench::{BenchError, Options, Verdict};
 use tokio::sync::oneshot;
 
 /// Options that keep a run short.
@@ -26,13 +25,10 @@ const BRIEF: &[&str] = &["--duration=150ms", "--warmup=50ms", "--pairs=2"];
 /// Runs it in this process against an address; its verdict and what it prints as JSON.
 fn bench(address: SocketAddr, arguments: &[&str]) -> Result<(Verdict, Value), BenchError> {
     let url = format!("--url=ws://{address}/");
-    let own = ["switchboard", "bench", "--json", &url];
-    let arguments = [&own, arguments].concat();
-    let Some(Verb::Bench(options)) = Cli::try_parse_from(arguments).unwrap().verb else {
-        panic!("another verb");
-    };
+    let own = ["switchboard-bench", "--json", &url];
+    let options = Options::try_parse_from([&own, arguments].concat()).unwrap();
     let mut printed = Vec::new();
-    let verdict = bench::run(&options, &mut printed)?;
+    let verdict = switchboard_bench::run(&options, &mut printed)?;
     Ok((verdict, serde_json::from_slice(&printed).unwrap()))
 }
 
@@ -319,8 +315,8 @@ fn a_server_that_is_not_there_is_an_error() {
 
 /// The exit code, stdout and stderr of the binary.
 fn outcome(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
-    let output = command.arg("bench").args(arguments).output().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard-bench"));
+    let output = command.args(arguments).output().unwrap();
     (
         output.status.code(),
         String::from_utf8(output.stdout).unwrap(),
@@ -342,9 +338,9 @@ fn more_connections_than_files_are_refused_before_any_is_made() {
     let url = format!("ws://{}/", listener.local_addr().unwrap());
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n 200 && exec \"$0\" \"$@\""]);
-    command.arg(env!("CARGO_BIN_EXE_switchboard"));
+    command.arg(env!("CARGO_BIN_EXE_switchboard-bench"));
     let output = command
-        .args(["bench", "pairs", "--pairs=100", "--url", &url])
+        .args(["pairs", "--pairs=100", "--url", &url])
         .output()
         .unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();

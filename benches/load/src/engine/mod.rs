@@ -25,7 +25,7 @@ use super::faults::Faults;
 use super::flow::Flow;
 use super::number::nanos;
 use super::progress::Progress;
-use crate::identity::UserId;
+use switchboard::identity::UserId;
 
 pub(super) use crowd::{Arrivals, Coming};
 use send::Pacer;

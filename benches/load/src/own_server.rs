@@ -1,5 +1,5 @@
-//! This program as a server of its own: on a free port of loopback, on CPUs of its own, gone when its
-//! handle is.
+//! A relay that the load generator starts itself: on a free port of loopback, on CPUs of its own. Dropping
+//! the handle stops the relay.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ impl OwnServer {
     /// Nothing of this program's environment reaches it.
     pub(super) fn start(strategy: &str, cpus: &Cpus) -> Result<Self, BenchError> {
         let starting = |source| BenchError::OwnServer { source };
-        let program = std::env::current_exe().map_err(starting)?;
+        let program = switchboard::cli::installed("switchboard").ok_or(BenchError::NoRelay)?;
         let mut command = Command::new(program);
         command
             .arg("serve")

@@ -6,10 +6,10 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::{Engine, histogram};
-use crate::bench::codec::CLOSE;
-use crate::bench::connection::{Role, State};
-use crate::bench::number::{float, nanos, whole};
-use crate::protocol::close_code;
+use crate::codec::CLOSE;
+use crate::connection::{Role, State};
+use crate::number::{float, nanos, whole};
+use switchboard::protocol::close_code;
 
 /// How long the server may take to answer a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -19,17 +19,17 @@ const UNDER_WAY_MAX: u64 = 2000;
 
 /// Who comes and goes.
 #[derive(Debug)]
-pub(in crate::bench) struct Visitors {
-    pub(in crate::bench) opened: u64,
+pub(crate) struct Visitors {
+    pub(crate) opened: u64,
     /// Who left with a close handshake.
-    pub(in crate::bench) left: u64,
+    pub(crate) left: u64,
     /// Whose close frame was not answered.
-    pub(in crate::bench) cut_off: u64,
+    pub(crate) cut_off: u64,
     /// Who did not get in, or was thrown out.
-    pub(in crate::bench) failed: u64,
+    pub(crate) failed: u64,
     /// Who did not even try, since so many were under way.
-    pub(in crate::bench) skipped: u64,
-    pub(in crate::bench) latency: Histogram<u64>,
+    pub(crate) skipped: u64,
+    pub(crate) latency: Histogram<u64>,
     under_way: u64,
     comes: bool,
     interval_ns: f64,
@@ -43,14 +43,14 @@ pub(in crate::bench) struct Visitors {
 
 /// One of them. A slot may have been given to another meanwhile: then it was born later.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::bench) struct Visit {
+pub(crate) struct Visit {
     until: u64,
     slot: usize,
     born: u64,
 }
 
 impl Visitors {
-    pub(in crate::bench) fn new(per_second: u32, hold: Duration, now: u64) -> Self {
+    pub(crate) fn new(per_second: u32, hold: Duration, now: u64) -> Self {
         Self {
             opened: 0,
             left: 0,
@@ -69,11 +69,11 @@ impl Visitors {
     }
 
     /// Nobody comes any more.
-    pub(in crate::bench) fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.comes = false;
     }
 
-    pub(in crate::bench) fn under_way(&self) -> u64 {
+    pub(crate) fn under_way(&self) -> u64 {
         self.under_way
     }
 

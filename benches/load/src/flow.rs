@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::codec::{self, TEXT};
 use super::label::{self, Found, LABEL_BYTES, NUMBER_BYTES};
 use super::track::{Arrival, Track};
-use crate::identity::UserId;
+use switchboard::identity::UserId;
 
 /// Who talks to whom, and about what.
 #[derive(Clone, Copy, Debug)]

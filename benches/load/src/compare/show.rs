@@ -4,10 +4,10 @@ use std::fmt;
 use std::path::Path;
 
 use super::{BesideFloods, ByPairs, Comparison, Figures};
-use crate::bench::chart::{Axis, Chart, Line, Place, Scale, Stroke, Unit, escaped};
-use crate::bench::page::{html_table, latency_chart, page};
-use crate::bench::table::{number, time};
-use crate::bench::{BenchError, write_file};
+use crate::chart::{Axis, Chart, Line, Place, Scale, Stroke, Unit, escaped};
+use crate::page::{html_table, latency_chart, page};
+use crate::table::{number, time};
+use crate::{BenchError, write_file};
 
 impl Comparison {
     /// The pictures, by the names of their files.
@@ -102,7 +102,7 @@ impl Comparison {
     }
 
     /// Writes the pictures into a folder.
-    pub(in crate::bench) fn write_svgs(&self, folder: &Path) -> Result<(), BenchError> {
+    pub(crate) fn write_svgs(&self, folder: &Path) -> Result<(), BenchError> {
         for (name, chart) in self.charts() {
             let path = folder.join(format!("{name}.svg"));
             write_file(&path, &chart.svg(Place::File))?;
@@ -111,7 +111,7 @@ impl Comparison {
     }
 
     /// The whole comparison as one page.
-    pub(in crate::bench) fn html(&self) -> String {
+    pub(crate) fn html(&self) -> String {
         let mut body = format!("<p class=\"load\">{}</p>\n", self.conditions());
         for (heads, lines) in self.tables() {
             body += &html_table(&heads, &lines);

@@ -1,13 +1,13 @@
 //! Reads frames, answers pings, and judges every message that arrives.
 
 use super::{Engine, TICK};
-use crate::bench::codec::{self, Answer, CLOSE, CONTINUATION, Frame, PING, PONG, TEXT};
-use crate::bench::connection::State;
-use crate::bench::faults::quoted;
-use crate::bench::flow::Verdict;
-use crate::bench::label;
-use crate::bench::number::nanos;
-use crate::bench::track::Arrival;
+use crate::codec::{self, Answer, CLOSE, CONTINUATION, Frame, PING, PONG, TEXT};
+use crate::connection::State;
+use crate::faults::quoted;
+use crate::flow::Verdict;
+use crate::label;
+use crate::number::nanos;
+use crate::track::Arrival;
 
 impl Engine {
     /// Reads what there is. A short read means that there is no more, but for the end of the
@@ -70,12 +70,12 @@ impl Engine {
     fn opened(&mut self, slot: usize, now: u64) {
         let born = self.connections[slot].born;
         match self.connections[slot].role {
-            crate::bench::connection::Role::Crowd => {
+            crate::connection::Role::Crowd => {
                 if let Some(arrivals) = &mut self.arrivals {
                     arrivals.opened(born, now);
                 }
             }
-            crate::bench::connection::Role::Visitor => {
+            crate::connection::Role::Visitor => {
                 if let Some(visitors) = &mut self.visitors {
                     visitors.opened(slot, born, now);
                 }

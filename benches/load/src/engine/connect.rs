@@ -8,8 +8,8 @@ use mio::event::Event;
 use mio::{Interest, Token};
 
 use super::Engine;
-use crate::bench::BenchError;
-use crate::bench::connection::{Connection, Role, State};
+use crate::BenchError;
+use crate::connection::{Connection, Role, State};
 
 /// How long an upgrade may take while nothing else happens.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,11 +39,7 @@ impl Engine {
     }
 
     /// Connects one after the other, each with its upgrade: so ids are given in this order.
-    pub(in crate::bench) fn open(
-        &mut self,
-        role: Role,
-        count: usize,
-    ) -> Result<Vec<usize>, BenchError> {
+    pub(crate) fn open(&mut self, role: Role, count: usize) -> Result<Vec<usize>, BenchError> {
         let mut slots = Vec::with_capacity(count);
         for _ in 0..count {
             let slot = self.begin(role).map_err(BenchError::Connect)?;
@@ -62,7 +58,7 @@ impl Engine {
     }
 
     /// Stops reading from a connection.
-    pub(in crate::bench) fn hold(&mut self, slot: usize) {
+    pub(crate) fn hold(&mut self, slot: usize) {
         let connection = &mut self.connections[slot];
         connection.is_held = true;
         if let Some(stream) = &mut connection.stream {
@@ -72,7 +68,7 @@ impl Engine {
     }
 
     /// Goes on reading from it.
-    pub(in crate::bench) fn release(&mut self, slot: usize) -> Result<(), BenchError> {
+    pub(crate) fn release(&mut self, slot: usize) -> Result<(), BenchError> {
         let both = Interest::READABLE | Interest::WRITABLE;
         let connection = &mut self.connections[slot];
         connection.is_held = false;
@@ -142,7 +138,7 @@ impl Engine {
     }
 
     /// Ends connections without a word, as a network that goes away does.
-    pub(in crate::bench) fn cut(&mut self, slots: &[usize]) {
+    pub(crate) fn cut(&mut self, slots: &[usize]) {
         for &slot in slots {
             self.connections[slot].cut();
             self.freed.push(slot);

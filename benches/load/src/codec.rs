@@ -5,7 +5,7 @@ use hyper_tungstenite::tungstenite::handshake::client::generate_key;
 use hyper_tungstenite::tungstenite::handshake::derive_accept_key;
 use memchr::memmem;
 
-use crate::identity::UserId;
+use switchboard::identity::UserId;
 
 pub(super) const CONTINUATION: u8 = 0;
 pub(super) const TEXT: u8 = 1;

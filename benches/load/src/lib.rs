@@ -161,8 +161,14 @@ pub enum BenchError {
     /// The process that --pid names cannot be looked at.
     #[error("there is no process {0}, or it may not be looked at")]
     NoProcess(u32),
-    /// The server to compare does not start.
-    #[error("this program does not start as a server")]
+    /// The relay to compare is not installed.
+    #[error(
+        "switchboard is neither beside this program nor on PATH: \
+         `cargo build --release --workspace` builds both"
+    )]
+    NoRelay,
+    /// The relay to compare does not start.
+    #[error("the relay does not start")]
     OwnServer {
         /// What went wrong.
         source: io::Error,

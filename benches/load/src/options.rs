@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum, value_parser};
+use clap::{Parser, ValueEnum, value_parser};
 use serde::Serialize;
 
 use super::label::LABEL_BYTES;
 use super::target::Url;
-use crate::config::{parse_duration, parse_size};
+use switchboard::config::{parse_duration, parse_size};
 
-/// What `switchboard bench` takes.
+/// Load a relay, measure it, and check every message meanwhile: exit code 0, or 1
 #[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
 pub struct Options {
     /// What to measure, in this order
     #[arg(value_enum, default_value = "all")]
@@ -78,7 +79,7 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = duration)]
     pub(super) hold: Duration,
 
-    /// Start this program as the server, once for each routing strategy, and compare the two
+    /// Start the relay beside this program, once for each routing strategy, and compare the two
     #[arg(long, conflicts_with_all = ["scenarios", "url", "metrics", "pid", "i_own_this_server"])]
     pub(super) compare_strategies: bool,
     /// How often each strategy is measured; what is shown are medians

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use super::Engine;
-use crate::bench::BenchError;
-use crate::bench::codec;
-use crate::bench::flow::{Flow, Route};
-use crate::bench::label::FLOWS_MAX;
-use crate::bench::number::whole;
+use crate::BenchError;
+use crate::codec;
+use crate::flow::{Flow, Route};
+use crate::label::FLOWS_MAX;
+use crate::number::whole;
 
 /// Sends on each of its flows in turn, at a fixed rate in all.
 #[derive(Debug)]
-pub(in crate::bench) struct Pacer {
+pub(crate) struct Pacer {
     flows: Vec<usize>,
     turn: usize,
     interval_ns: f64,
@@ -19,12 +19,12 @@ pub(in crate::bench) struct Pacer {
 }
 
 impl Pacer {
-    pub(in crate::bench) fn new(flows: Vec<usize>, per_second: u32, now: u64) -> Self {
+    pub(crate) fn new(flows: Vec<usize>, per_second: u32, now: u64) -> Self {
         Self {
             flows,
             turn: 0,
             interval_ns: 1e9 / f64::from(per_second),
-            next: crate::bench::number::float(now),
+            next: crate::number::float(now),
         }
     }
 }
@@ -34,7 +34,7 @@ const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// A conversation between two connections whose ids are known.
-    pub(in crate::bench) fn add_flow(
+    pub(crate) fn add_flow(
         &mut self,
         source: usize,
         sink: usize,
@@ -75,7 +75,7 @@ impl Engine {
     }
 
     /// Starts closed loops: `window` messages under way on each, from here on.
-    pub(in crate::bench) fn start_loops(&mut self, flows: &[usize], window: u32) {
+    pub(crate) fn start_loops(&mut self, flows: &[usize], window: u32) {
         for &flow in flows {
             self.flows[flow].loops = true;
         }
@@ -87,19 +87,19 @@ impl Engine {
         }
     }
 
-    pub(in crate::bench) fn pace(&mut self, flows: &[usize], per_second: u32) {
+    pub(crate) fn pace(&mut self, flows: &[usize], per_second: u32) {
         let pacer = Pacer::new(flows.to_vec(), per_second, self.now());
         self.pacers.push(pacer);
     }
 
     /// Nothing is sent any more by itself.
-    pub(in crate::bench) fn stop_sending(&mut self) {
+    pub(crate) fn stop_sending(&mut self) {
         self.pacers.clear();
         self.flows.iter_mut().for_each(|flow| flow.loops = false);
     }
 
     /// Sends one message on each flow and waits for it: what does not work at all is no load.
-    pub(in crate::bench) fn try_out(&mut self, flows: &[usize]) -> Result<(), BenchError> {
+    pub(crate) fn try_out(&mut self, flows: &[usize]) -> Result<(), BenchError> {
         const SIDE_BY_SIDE: usize = 64;
         for some in flows.chunks(SIDE_BY_SIDE) {
             let now = self.now();
@@ -171,12 +171,12 @@ impl Engine {
     }
 
     /// Messages that were sent and are neither lost to what is known nor here.
-    pub(in crate::bench) fn under_way(&self) -> u64 {
+    pub(crate) fn under_way(&self) -> u64 {
         self.flows.iter().map(|flow| flow.track.under_way()).sum()
     }
 
     /// Messages that wait in this program still: the server never got them.
-    pub(in crate::bench) fn unsent(&self) -> u64 {
+    pub(crate) fn unsent(&self) -> u64 {
         let waiting = |flow: &Flow| {
             let backlog = self.connections[flow.route.source].backlog();
             (backlog / flow.frame_bytes()) as u64

@@ -1,0 +1,32 @@
+//! The program `switchboard-bench`: options, exit code. Nothing else of the load generator decides to
+//! exit.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use switchboard_bench::{BenchError, Options, Verdict};
+
+/// What clap itself exits with.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match switchboard_bench::run(&Options::parse(), &mut io::stdout()) {
+        Ok(Verdict::Clean) => ExitCode::SUCCESS,
+        Ok(Verdict::Faulty) => ExitCode::FAILURE,
+        Err(error) if error.is_usage() => {
+            complain(error);
+            ExitCode::from(EXIT_USAGE)
+        }
+        Err(error) => {
+            complain(error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn complain(error: BenchError) {
+    let error = anyhow::Error::from(error);
+    // A message that cannot be written to a closed stderr has no other place to go.
+    drop(writeln!(io::stderr(), "switchboard-bench: {error:#}"));
+}
