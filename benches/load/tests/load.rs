@@ -1,5 +1,7 @@
 //! `switchboard bench`: it measures this relay and any other of the protocol, and finds out every kind
 //! of mistake that a relay can make.
+#![cfg(test)]
+#![allow(clippy::disallowed_methods, reason = "a test may leave a task behind")]
 
 use std::collections::HashMap;
 use std::fs;
