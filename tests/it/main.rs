@@ -28,6 +28,7 @@ mod metrics; // the contract with operators: families, labels, dashboards, rules
 mod operations; // image, compose, dashboard, alerts, as far as they can be read
 mod order; // the order within a pair, and fairness between pairs
 mod otlp; // an OTLP receiver, for `traces`
+mod project; // the files that contributors use
 mod same_string; // any JSON string arrives as the same string
 mod session; // one session by itself, on paused time
 mod tidy; // the shape of the sources

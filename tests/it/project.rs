@@ -1,0 +1,58 @@
+//! The files that contributors use: tests/run, the workflow, the list of files to change. Each is
+//! compared with what it names.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+fn tests_run(argument: &str) -> Output {
+    let mut command = Command::new(root().join("tests/run"));
+    command.arg(argument).output().unwrap()
+}
+
+/// The names of the functions of a shell script that begin with `prefix`, without it.
+fn functions<'a>(script: &'a str, prefix: &'a str) -> BTreeSet<&'a str> {
+    let lines = script.lines();
+    lines
+        .filter_map(|line| line.strip_prefix(prefix)?.split_once("() {"))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+#[test]
+fn help_of_the_tests_lists_every_part() {
+    let output = tests_run("--help");
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).unwrap();
+    let (_, parts) = help.split_once("\nParts:\n").unwrap();
+    let (parts, _) = parts.split_once("\n\n").unwrap();
+    let names: BTreeSet<_> = parts
+        .lines()
+        .map(|line| line.split_whitespace().next().unwrap())
+        .collect();
+    let script = read("tests/run");
+    let install = read("tests/install.sh");
+    assert_eq!(names, functions(&script, "part_"));
+    let needs = &functions(&script, "need_") | &functions(&install, "need_");
+    assert!(names.is_subset(&needs), "{names:?} {needs:?}");
+}
+
+#[test]
+fn unknown_part_is_refused_with_the_list_of_parts() {
+    let output = tests_run("no-such-part");
+    assert_eq!(output.status.code(), Some(2));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("\"no-such-part\""), "{message}");
+    for part in functions(&read("tests/run"), "part_") {
+        assert!(message.contains(&format!(" {part} ")), "{part}: {message}");
+    }
+}
