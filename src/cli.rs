@@ -140,7 +140,7 @@ pub struct Bench {
 
 /// Why the load generator does not start.
 #[derive(Debug, thiserror::Error)]
-pub enum BenchError {
+pub enum StartBenchError {
     /// The program is not installed.
     #[error(
         "{PROGRAM} is neither beside this program nor on PATH: \
@@ -158,13 +158,13 @@ impl Bench {
 
     /// Replaces this process by the load generator, whose exit code thereby becomes this one's.
     /// Returns only where that fails.
-    pub fn exec(self) -> BenchError {
+    pub fn exec(self) -> StartBenchError {
         let Some(program) = installed(Self::PROGRAM) else {
-            return BenchError::Missing;
+            return StartBenchError::Missing;
         };
         let mut command = Command::new(program);
         command.arg0("switchboard bench"); // the name that the help shows
-        BenchError::Start(command.args(self.arguments).exec())
+        StartBenchError::Start(command.args(self.arguments).exec())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Line charts as SVG: inside a page, or as a file that can be read on light and on dark.
+//! Series charts as SVG: inside a page, or as a file that can be read on light and on dark.
 
 use std::fmt::Write as _;
 
@@ -11,14 +11,14 @@ pub(super) struct Chart {
     pub(super) title: String,
     pub(super) x: Axis,
     pub(super) y: Axis,
-    pub(super) lines: Vec<Line>,
+    pub(super) lines: Vec<Series>,
     /// Places on the x axis with a name.
     pub(super) marks: Vec<(f64, String)>,
 }
 
 /// One line: the points where it bends.
 #[derive(Clone, Debug)]
-pub(super) struct Line {
+pub(super) struct Series {
     pub(super) name: String,
     pub(super) colour: usize,
     pub(super) stroke: Stroke,
@@ -64,7 +64,7 @@ pub(super) enum Unit {
 
 /// Whether a picture stands by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Embedding {
     /// In a page that has the style.
     Page,
     /// In a file, with a background of its own.
@@ -97,18 +97,18 @@ pub(super) const STYLE: &str = "\
 const COLOURS: usize = 8;
 
 impl Chart {
-    pub(super) fn svg(&self, place: Place) -> String {
-        let frame = Frame::new(self);
+    pub(super) fn svg(&self, embedding: Embedding) -> String {
+        let plot = Plot::new(self);
         let mut svg = String::new();
         let title = escaped(&self.title);
-        let height = frame.bottom + BOTTOM;
+        let height = plot.bottom + BOTTOM;
         write!(
             svg,
             "<svg class=\"chart\" xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
              role=\"img\" aria-label=\"{title}\">"
         )
         .expect(INTO_A_STRING);
-        if place == Place::File {
+        if embedding == Embedding::File {
             let radius = 6;
             write!(
                 svg,
@@ -119,13 +119,9 @@ impl Chart {
         }
         text(&mut svg, (LEFT, 22.0), Anchor::Start, "title", &title);
         self.legend(&mut svg);
-        self.grid(&mut svg, &frame);
+        self.grid(&mut svg, &plot);
         for line in &self.lines {
-            let points: Vec<_> = line
-                .points
-                .iter()
-                .map(|point| frame.place(*point))
-                .collect();
+            let points: Vec<_> = line.points.iter().map(|point| plot.place(*point)).collect();
             let colour = line.colour % COLOURS;
             let dashed = match line.stroke {
                 Stroke::Solid => "",
@@ -179,20 +175,20 @@ impl Chart {
         }
     }
 
-    fn grid(&self, svg: &mut String, frame: &Frame) {
+    fn grid(&self, svg: &mut String, plot: &Plot) {
         let right = WIDTH - RIGHT;
-        for (value, label) in &frame.y.ticks {
-            let y = rounded(frame.y(*value), 1);
+        for (value, label) in &plot.y.ticks {
+            let y = rounded(plot.y(*value), 1);
             write!(svg, "<path class=\"grid\" d=\"M{LEFT} {y}H{right}\"/>").expect(INTO_A_STRING);
             text(svg, (LEFT - 8.0, y + 4.0), Anchor::End, "", label);
         }
-        for (value, label) in &frame.x.ticks {
-            let x = rounded(frame.x(*value), 1);
-            text(svg, (x, frame.bottom + 18.0), Anchor::Middle, "", label);
+        for (value, label) in &plot.x.ticks {
+            let x = rounded(plot.x(*value), 1);
+            text(svg, (x, plot.bottom + 18.0), Anchor::Middle, "", label);
         }
         for (index, (value, name)) in (0_u8..).zip(&self.marks) {
-            let x = rounded(frame.x(*value), 1);
-            let (top, bottom) = (frame.top, frame.bottom);
+            let x = rounded(plot.x(*value), 1);
+            let (top, bottom) = (plot.top, plot.bottom);
             write!(svg, "<path class=\"mark\" d=\"M{x} {top}V{bottom}\"/>").expect(INTO_A_STRING);
             // On two heights, so that neighbours do not cover each other.
             let y = top + 12.0 + f64::from(index % 2) * 14.0;
@@ -201,14 +197,14 @@ impl Chart {
         let middle = f64::midpoint(LEFT, right);
         text(
             svg,
-            (middle, frame.bottom + 38.0),
+            (middle, plot.bottom + 38.0),
             Anchor::Middle,
             "",
             self.x.label,
         );
         text(
             svg,
-            (LEFT - 8.0, frame.top - 14.0),
+            (LEFT - 8.0, plot.top - 14.0),
             Anchor::End,
             "",
             self.y.label,
@@ -219,7 +215,7 @@ impl Chart {
 const INTO_A_STRING: &str = "a String takes all that is written to it";
 
 /// Where values are in the picture.
-struct Frame {
+struct Plot {
     top: f64,
     bottom: f64,
     x: Span,
@@ -234,7 +230,7 @@ struct Span {
     ticks: Vec<(f64, String)>,
 }
 
-impl Frame {
+impl Plot {
     fn new(chart: &Chart) -> Self {
         let all = || chart.lines.iter().flat_map(|line| &line.points);
         let (_, legend) = chart.legend_places();
@@ -415,7 +411,7 @@ mod tests {
             title: "a < b".to_owned(),
             x: axis(x),
             y: axis(y),
-            lines: vec![Line {
+            lines: vec![Series {
                 name: "one".to_owned(),
                 colour: 9,
                 stroke: Stroke::Dashed,
@@ -433,18 +429,18 @@ mod tests {
             (Scale::Linear, Scale::Log),
         ] {
             let chart = chart(x, y, vec![(0.0, 3.0), (1.0, 40.0), (8.0, 900.0)]);
-            let frame = Frame::new(&chart);
+            let plot = Plot::new(&chart);
             let places: Vec<_> = chart.lines[0]
                 .points
                 .iter()
-                .map(|(x, y)| (frame.x(*x), frame.y(*y)))
+                .map(|(x, y)| (plot.x(*x), plot.y(*y)))
                 .collect();
             assert!(
                 places.is_sorted_by(|a, b| a.0 < b.0 && a.1 > b.1),
                 "{places:?}"
             );
             let within = |(x, y): &(f64, f64)| {
-                (LEFT..=WIDTH - RIGHT).contains(x) && (frame.top..=frame.bottom).contains(y)
+                (LEFT..=WIDTH - RIGHT).contains(x) && (plot.top..=plot.bottom).contains(y)
             };
             assert!(places.iter().all(within), "{places:?}");
         }
@@ -453,10 +449,10 @@ mod tests {
     #[test]
     fn rarer_is_further_right() {
         let chart = chart(Scale::Rarity, Scale::Log, vec![(1.0, 10.0), (0.001, 99.0)]);
-        let frame = Frame::new(&chart);
-        assert!((frame.x(1.0) - LEFT).abs() < 1e-6);
-        assert!((frame.x(0.001) - (WIDTH - RIGHT)).abs() < 1e-6);
-        assert_eq!(frame.x.ticks.last().unwrap().1, "99.9%");
+        let plot = Plot::new(&chart);
+        assert!((plot.x(1.0) - LEFT).abs() < 1e-6);
+        assert!((plot.x(0.001) - (WIDTH - RIGHT)).abs() < 1e-6);
+        assert_eq!(plot.x.ticks.last().unwrap().1, "99.9%");
     }
 
     #[test]
@@ -472,7 +468,7 @@ mod tests {
     #[test]
     fn a_file_has_its_style_and_a_page_has_not() {
         let chart = chart(Scale::Linear, Scale::Linear, vec![(0.0, 1.0), (1.0, 2.0)]);
-        let (file, page) = (chart.svg(Place::File), chart.svg(Place::Page));
+        let (file, page) = (chart.svg(Embedding::File), chart.svg(Embedding::Page));
         assert!(file.contains("prefers-color-scheme:dark") && file.contains("class=\"card\""));
         assert!(!page.contains("<style>"));
         for svg in [file, page] {

@@ -56,7 +56,7 @@ fn low_byte(number: usize) -> u8 {
 
 /// A frame of the server.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Frame<'a> {
+pub(super) struct ServerFrame<'a> {
     /// Whether a message ends with it.
     pub(super) is_last: bool,
     pub(super) opcode: u8,
@@ -77,7 +77,7 @@ pub(super) enum Malformed {
 }
 
 /// The frame that `bytes` begin with; nothing if it is not whole yet.
-pub(super) fn first_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>, Malformed> {
+pub(super) fn first_frame(bytes: &[u8]) -> Result<Option<ServerFrame<'_>>, Malformed> {
     let &[first, second, ref more @ ..] = bytes else {
         return Ok(None);
     };
@@ -98,25 +98,27 @@ pub(super) fn first_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>, Malformed> 
         .ok()
         .filter(|length| *length <= PAYLOAD_BYTES_MAX)
         .ok_or(Malformed::Size(length))?;
-    Ok(bytes.get(header..header + payload).map(|payload| Frame {
-        is_last: first & LAST != 0,
-        opcode: first & 0x0f,
-        payload,
-        bytes: header + payload.len(),
-    }))
+    Ok(bytes
+        .get(header..header + payload)
+        .map(|payload| ServerFrame {
+            is_last: first & LAST != 0,
+            opcode: first & 0x0f,
+            payload,
+            bytes: header + payload.len(),
+        }))
 }
 
 /// The opening handshake, the same for all connections of a run: a key of its own for each would
 /// cost more than it checks.
 #[derive(Debug)]
-pub(super) struct Handshake {
+pub(super) struct ClientHandshake {
     pub(super) request: Vec<u8>,
     accept: String,
 }
 
 /// What a server's answer to the handshake says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum UpgradeResponse {
     /// There is more to come.
     Unfinished,
     /// The connection is open.
@@ -130,7 +132,7 @@ pub(super) enum Answer {
     Refused(String),
 }
 
-impl Handshake {
+impl ClientHandshake {
     pub(super) fn new(authority: &str, path: &str) -> Self {
         let key = generate_key();
         let request = format!(
@@ -143,9 +145,9 @@ impl Handshake {
         }
     }
 
-    pub(super) fn answer(&self, bytes: &[u8]) -> Answer {
+    pub(super) fn answer(&self, bytes: &[u8]) -> UpgradeResponse {
         let Some(end) = memmem::find(bytes, b"\r\n\r\n") else {
-            return Answer::Unfinished;
+            return UpgradeResponse::Unfinished;
         };
         let head = String::from_utf8_lossy(&bytes[..end]);
         let mut lines = head.split("\r\n");
@@ -157,12 +159,14 @@ impl Handshake {
             })
         };
         if !status.starts_with("HTTP/1.1 101") {
-            return Answer::Refused(status.to_owned());
+            return UpgradeResponse::Refused(status.to_owned());
         }
         if header("sec-websocket-accept") != Some(&*self.accept) {
-            return Answer::Refused(format!("{status}, with a wrong Sec-WebSocket-Accept"));
+            return UpgradeResponse::Refused(format!(
+                "{status}, with a wrong Sec-WebSocket-Accept"
+            ));
         }
-        Answer::Open {
+        UpgradeResponse::Open {
             id: header("x-user-id")
                 .and_then(|id| id.parse().ok())
                 .and_then(UserId::new),
@@ -220,7 +224,7 @@ mod tests {
             let mut bytes = served(0x81, &payload);
             let whole = bytes.len();
             bytes.extend_from_slice(b"\x89\x00");
-            let expected = Frame {
+            let expected = ServerFrame {
                 is_last: true,
                 opcode: TEXT,
                 payload: &payload,
@@ -244,10 +248,10 @@ mod tests {
 
     #[test]
     fn an_answer_is_the_right_101_or_a_refusal() {
-        let handshake = Handshake::new("127.0.0.1:8080", "/");
+        let handshake = ClientHandshake::new("127.0.0.1:8080", "/");
         let accept = &handshake.accept;
         let head = format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {accept}");
-        let open = |bytes: &str, id| Answer::Open {
+        let open = |bytes: &str, id| UpgradeResponse::Open {
             id: UserId::new(id),
             bytes: bytes.find("\r\n\r\n").unwrap() + 4,
         };
@@ -255,11 +259,17 @@ mod tests {
         assert_eq!(handshake.answer(bare.as_bytes()), open(&bare, 0));
         let with_id = format!("{head}\r\nX-User-Id: 17\r\n\r\n");
         assert_eq!(handshake.answer(with_id.as_bytes()), open(&with_id, 17));
-        assert_eq!(handshake.answer(head.as_bytes()), Answer::Unfinished);
+        assert_eq!(
+            handshake.answer(head.as_bytes()),
+            UpgradeResponse::Unfinished
+        );
         let full = b"HTTP/1.1 503 Service Unavailable\r\n\r\n";
-        let refused = Answer::Refused("HTTP/1.1 503 Service Unavailable".to_owned());
+        let refused = UpgradeResponse::Refused("HTTP/1.1 503 Service Unavailable".to_owned());
         assert_eq!(handshake.answer(full), refused);
         let wrong = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\n\r\n";
-        assert!(matches!(handshake.answer(wrong), Answer::Refused(_)));
+        assert!(matches!(
+            handshake.answer(wrong),
+            UpgradeResponse::Refused(_)
+        ));
     }
 }

@@ -29,9 +29,9 @@ pub(super) enum Role {
     /// Will stop reading; the server may end it for that.
     SlowReader,
     /// One of many that only are there.
-    Crowd,
+    IdlePeer,
     /// Comes and goes.
-    Visitor,
+    ShortLived,
 }
 
 /// A receive buffer for [`Role::SlowReader`]: with the default one the kernel would take megabytes
@@ -209,7 +209,7 @@ fn source(role: Role, index: usize) -> Ipv4Addr {
     const VISITORS: usize = 64;
     let (network, number) = match role {
         // They come one after the other, and a port that was left waits for a minute.
-        Role::Visitor => (200, index % VISITORS),
+        Role::ShortLived => (200, index % VISITORS),
         _ => (1, index / PER_ADDRESS),
     };
     let offset = u32::try_from(number).expect("a million connections have 1,000 addresses");

@@ -6,8 +6,8 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use super::codec::{self, TEXT};
-use super::label::{self, Found, LABEL_BYTES, NUMBER_BYTES};
-use super::track::{Arrival, Track};
+use super::label::{self, LABEL_BYTES, LabelMatch, NUMBER_BYTES};
+use super::track::{ArrivalOrder, Track};
 use switchboard::identity::UserId;
 
 /// Who talks to whom, and about what.
@@ -23,7 +23,7 @@ pub(super) struct Route {
 
 /// One conversation.
 #[derive(Debug)]
-pub(super) struct Flow {
+pub(super) struct MessageFlow {
     pub(super) route: Route,
     /// Whose figures it counts in.
     pub(super) group: usize,
@@ -41,22 +41,22 @@ pub(super) struct Flow {
     /// The text behind the label.
     filler: Vec<u8>,
     /// What stands around the label in a payload that was found right in full.
-    shape: Option<Shape>,
+    shape: Option<PayloadShape>,
 }
 
 #[derive(Debug)]
-struct Shape {
+struct PayloadShape {
     before: Vec<u8>,
     behind: Vec<u8>,
 }
 
 /// What an arrival means, its text included.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Judgement {
     /// The next one; when it was due.
     Next(u64),
     /// A right one, but not the next.
-    Numbered(Arrival),
+    Numbered(ArrivalOrder),
     /// Not the text or not the sender.
     Altered,
 }
@@ -73,7 +73,7 @@ struct Received<'a> {
 /// Bytes that may wait before paced messages are withheld: seconds of any rate that a server can do.
 pub(super) const BACKLOG_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-impl Flow {
+impl MessageFlow {
     /// `index` is its place among all flows; `size` is the length of the text, a label at least.
     pub(super) fn new(index: usize, route: Route, group: usize, size: usize) -> Self {
         let filler: Vec<u8> = b"Go Braves! Go Braves? Go, Braves; "
@@ -127,30 +127,30 @@ impl Flow {
 
     /// Judges a payload in which this flow's label was found.
     #[inline]
-    pub(super) fn judge(&mut self, payload: &[u8], found: Found) -> Verdict {
+    pub(super) fn judge(&mut self, payload: &[u8], found: LabelMatch) -> Judgement {
         let (before, behind) = (&payload[..found.at], &payload[found.at + LABEL_BYTES..]);
         let known = self
             .shape
             .as_ref()
             .is_some_and(|shape| shape.before == before && shape.behind == behind);
         if !known && !self.learn(payload, found) {
-            return Verdict::Altered;
+            return Judgement::Altered;
         }
         if found.number == label::number_digits(self.index, self.track.expected()) {
             return match self.track.arrived_next() {
-                Some(due) => Verdict::Next(due),
-                None => Verdict::Numbered(Arrival::Unsent),
+                Some(due) => Judgement::Next(due),
+                None => Judgement::Numbered(ArrivalOrder::Unsent),
             };
         }
         match label::number(self.index, found.number) {
-            Some(number) => Verdict::Numbered(self.track.arrived(number)),
-            None => Verdict::Altered,
+            Some(number) => Judgement::Numbered(self.track.arrived(number)),
+            None => Judgement::Altered,
         }
     }
 
     /// Judges a payload in full, by its JSON; if it is right, others that look alike are.
     #[cold]
-    fn learn(&mut self, payload: &[u8], found: Found) -> bool {
+    fn learn(&mut self, payload: &[u8], found: LabelMatch) -> bool {
         let Ok(received) = serde_json::from_slice::<Received<'_>>(payload) else {
             return false;
         };
@@ -159,7 +159,7 @@ impl Flow {
             && text.get(LABEL_BYTES..) == Some(&*self.filler)
             && label::find(text).is_some_and(|inside| inside.at == 0 && inside.flow == self.index);
         if is_right {
-            self.shape = Some(Shape {
+            self.shape = Some(PayloadShape {
                 before: payload[..found.at].to_vec(),
                 behind: payload[found.at + LABEL_BYTES..].to_vec(),
             });
@@ -172,7 +172,7 @@ impl Flow {
 mod tests {
     use super::*;
 
-    fn flow() -> Flow {
+    fn flow() -> MessageFlow {
         let id = |id| UserId::new(id).unwrap();
         let route = Route {
             source: 0,
@@ -180,11 +180,11 @@ mod tests {
             sender: id(7),
             recipient: id(8),
         };
-        Flow::new(5, route, 0, 40)
+        MessageFlow::new(5, route, 0, 40)
     }
 
     /// What a relay makes of the next message.
-    fn relayed(flow: &mut Flow, due: u64) -> String {
+    fn relayed(flow: &mut MessageFlow, due: u64) -> String {
         let mut frame = Vec::new();
         flow.push_next(&mut frame, due);
         let mask: [u8; 4] = *frame[2..].first_chunk().unwrap();
@@ -197,7 +197,7 @@ mod tests {
         text.replace("\"recipient_id\":8", "\"sender_id\":7")
     }
 
-    fn judged(flow: &mut Flow, payload: &str) -> Verdict {
+    fn judged(flow: &mut MessageFlow, payload: &str) -> Judgement {
         let found = label::find(payload.as_bytes()).unwrap();
         flow.judge(payload.as_bytes(), found)
     }
@@ -207,13 +207,17 @@ mod tests {
         let mut flow = flow();
         for due in 10..20 {
             let payload = relayed(&mut flow, due);
-            assert_eq!(judged(&mut flow, &payload), Verdict::Next(due), "{payload}");
+            assert_eq!(
+                judged(&mut flow, &payload),
+                Judgement::Next(due),
+                "{payload}"
+            );
         }
         // The essay's programs end a text with a newline; others may write the fields as they like.
         let payload = relayed(&mut flow, 20) + "\n";
-        assert_eq!(judged(&mut flow, &payload), Verdict::Next(20));
+        assert_eq!(judged(&mut flow, &payload), Judgement::Next(20));
         let payload = relayed(&mut flow, 21).replace(':', ": ");
-        assert_eq!(judged(&mut flow, &payload), Verdict::Next(21));
+        assert_eq!(judged(&mut flow, &payload), Judgement::Next(21));
     }
 
     #[test]
@@ -231,13 +235,13 @@ mod tests {
                 let mut flow = flow();
                 if known {
                     let payload = relayed(&mut flow, 0);
-                    assert_eq!(judged(&mut flow, &payload), Verdict::Next(0));
+                    assert_eq!(judged(&mut flow, &payload), Judgement::Next(0));
                 }
                 let payload = relayed(&mut flow, 1);
                 let altered = payload.replacen(from, to, 1);
                 assert_ne!(payload, altered, "{from}");
-                assert_eq!(judged(&mut flow, &altered), Verdict::Altered, "{altered}");
-                assert_eq!(judged(&mut flow, &payload), Verdict::Next(1));
+                assert_eq!(judged(&mut flow, &altered), Judgement::Altered, "{altered}");
+                assert_eq!(judged(&mut flow, &payload), Judgement::Next(1));
             }
         }
     }

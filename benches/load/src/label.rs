@@ -14,7 +14,7 @@ const MARK: u8 = b'~';
 
 /// A label as it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct LabelMatch {
     /// Where it begins.
     pub(super) at: usize,
     pub(super) flow: usize,
@@ -33,7 +33,7 @@ pub(super) fn label(flow: usize, number: u32) -> [u8; LABEL_BYTES] {
 
 /// The first label in a payload.
 #[inline]
-pub(super) fn find(payload: &[u8]) -> Option<Found> {
+pub(super) fn find(payload: &[u8]) -> Option<LabelMatch> {
     let at = memchr(MARK, payload)?;
     let label: &[u8; LABEL_BYTES] = payload[at..].first_chunk()?;
     let mut flow = 0;
@@ -41,7 +41,7 @@ pub(super) fn find(payload: &[u8]) -> Option<Found> {
         flow = flow << 4 | usize::from(digit_value(*digit)?);
     }
     let number = label[1 + FLOW_DIGITS..].first_chunk()?;
-    Some(Found {
+    Some(LabelMatch {
         at,
         flow,
         number: *number,

@@ -8,7 +8,6 @@
 //!               └ outcome ─ table, JSON, page
 //! ```
 
-mod books;
 mod chart;
 mod codec;
 mod compare;
@@ -20,12 +19,13 @@ mod label;
 mod number;
 mod options;
 mod outcome;
-mod own_server;
 mod page;
 mod process;
 mod progress;
 mod scenario;
-mod stage;
+mod scenario_run;
+mod server_counters;
+mod spawned_relay;
 mod table;
 mod target;
 mod track;
@@ -38,29 +38,29 @@ use std::{fmt, fs};
 
 use serde::Serialize;
 
-pub use books::Unread;
-pub use options::{Options, Scenario};
+pub use options::{BenchOptions, Scenario};
+pub use server_counters::MetricsError;
 pub use target::{BadUrl, Url};
 
-use outcome::{Report, Server};
-use process::Process;
+use outcome::{RunReport, ServerInfo};
+use process::MonitoredProcess;
 use progress::Progress;
-use stage::Stage;
+use scenario_run::ScenarioRun;
 use target::Owner;
 
 /// What a whole run shares.
 #[derive(Debug)]
-struct Subject {
+struct Target {
     url: Url,
     address: SocketAddr,
-    server: Option<Process>,
+    server: Option<MonitoredProcess>,
     /// The first id that the server may give next, where it does not announce them.
     next_id: u64,
 }
 
 /// Whether every message is accounted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RunVerdict {
     /// Nothing was lost, misrouted, reordered, duplicated or altered without a reason that the
     /// server accounts for.
     Clean,
@@ -115,7 +115,7 @@ pub enum BenchError {
         "{opened} of {wanted} connections opened{}",
         refusal.as_ref().map(|refusal| format!(", the last refused: {refusal}")).unwrap_or_default()
     )]
-    Crowd {
+    PeersMissing {
         /// Those that opened.
         opened: u64,
         /// Those that should have.
@@ -152,11 +152,11 @@ pub enum BenchError {
     },
     /// The server's books cannot be read.
     #[error("{url} {reason}")]
-    Books {
+    Metrics {
         /// Where they should be.
         url: Url,
         /// What is wrong.
-        reason: Unread,
+        reason: MetricsError,
     },
     /// The process that --pid names cannot be looked at.
     #[error("there is no process {0}, or it may not be looked at")]
@@ -166,10 +166,10 @@ pub enum BenchError {
         "switchboard is neither beside this program nor on PATH: \
          `cargo build --release --workspace` builds both"
     )]
-    NoRelay,
+    RelayNotFound,
     /// The relay to compare does not start.
     #[error("the relay does not start")]
-    OwnServer {
+    RelayNotStarted {
         /// What went wrong.
         source: io::Error,
     },
@@ -191,7 +191,7 @@ impl BenchError {
 }
 
 /// Measures what the options ask for, and writes what was found to `out`.
-pub fn run(options: &Options, out: &mut dyn Write) -> Result<Verdict, BenchError> {
+pub fn run(options: &BenchOptions, out: &mut dyn Write) -> Result<RunVerdict, BenchError> {
     if options.compare_strategies {
         let comparison = compare::run(options)?;
         if let Some(folder) = &options.svg {
@@ -205,13 +205,17 @@ pub fn run(options: &Options, out: &mut dyn Write) -> Result<Verdict, BenchError
     Ok(verdict(report.ok))
 }
 
-fn verdict(ok: bool) -> Verdict {
-    if ok { Verdict::Clean } else { Verdict::Faulty }
+fn verdict(ok: bool) -> RunVerdict {
+    if ok {
+        RunVerdict::Clean
+    } else {
+        RunVerdict::Faulty
+    }
 }
 
 /// Prints what was found, and writes the page.
 fn publish<T: Serialize + fmt::Display>(
-    options: &Options,
+    options: &BenchOptions,
     out: &mut dyn Write,
     found: &T,
     html: impl Fn() -> String,
@@ -239,7 +243,7 @@ fn write_file(path: &Path, text: &str) -> Result<(), BenchError> {
     })
 }
 
-fn measure(options: &Options) -> Result<Report, BenchError> {
+fn measure(options: &BenchOptions) -> Result<RunReport, BenchError> {
     let owner = if options.i_own_this_server {
         Owner::Ours
     } else {
@@ -247,11 +251,11 @@ fn measure(options: &Options) -> Result<Report, BenchError> {
     };
     let address = target::resolve(&options.url, owner)?;
     let server = match options.pid {
-        Some(pid) => Some(Process::of(pid).ok_or(BenchError::NoProcess(pid))?),
-        None if address.ip().is_loopback() => Process::listening_on(address),
+        Some(pid) => Some(MonitoredProcess::of(pid).ok_or(BenchError::NoProcess(pid))?),
+        None if address.ip().is_loopback() => MonitoredProcess::listening_on(address),
         None => None,
     };
-    let mut subject = Subject {
+    let mut subject = Target {
         url: options.url.clone(),
         address,
         server,
@@ -266,14 +270,14 @@ fn measure(options: &Options) -> Result<Report, BenchError> {
     let mut outcomes = Vec::new();
     for scenario in scenarios {
         progress.scenario(scenario.to_string());
-        let stage = Stage::new(options, &mut subject, scenario, progress.clone())?;
+        let stage = ScenarioRun::new(options, &mut subject, scenario, progress.clone())?;
         outcomes.push(scenario::run(stage, scenario)?);
     }
     progress.finish();
-    Ok(Report {
+    Ok(RunReport {
         version: env!("CARGO_PKG_VERSION"),
         url: options.url.to_string(),
-        server: server.map(|server| Server {
+        server: server.map(|server| ServerInfo {
             pid: server.pid(),
             name: server.name(),
         }),

@@ -5,15 +5,15 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use switchboard_bench::{BenchError, Options, Verdict};
+use switchboard_bench::{BenchError, BenchOptions, RunVerdict};
 
 /// What clap itself exits with.
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    match switchboard_bench::run(&Options::parse(), &mut io::stdout()) {
-        Ok(Verdict::Clean) => ExitCode::SUCCESS,
-        Ok(Verdict::Faulty) => ExitCode::FAILURE,
+    match switchboard_bench::run(&BenchOptions::parse(), &mut io::stdout()) {
+        Ok(RunVerdict::Clean) => ExitCode::SUCCESS,
+        Ok(RunVerdict::Faulty) => ExitCode::FAILURE,
         Err(error) if error.is_usage() => {
             complain(error);
             ExitCode::from(EXIT_USAGE)

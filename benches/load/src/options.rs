@@ -14,7 +14,7 @@ use switchboard::config::{parse_duration, parse_size};
 #[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
-pub struct Options {
+pub struct BenchOptions {
     /// What to measure, in this order
     #[arg(value_enum, default_value = "all")]
     pub(super) scenarios: Vec<Scenario>,
@@ -137,7 +137,7 @@ impl Scenario {
     ];
 }
 
-impl Options {
+impl BenchOptions {
     /// How long each phase is measured.
     pub(super) fn duration(&self) -> Duration {
         let default = if self.compare_strategies { 1 } else { 2 };

@@ -3,17 +3,17 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::books::Account;
 use super::faults::Faults;
 use super::number::{float, rounded};
 use super::options::Scenario;
+use super::server_counters::Account;
 
 /// Everything that one call of `switchboard bench` found.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct RunReport {
     pub(super) version: &'static str,
     pub(super) url: String,
-    pub(super) server: Option<Server>,
+    pub(super) server: Option<ServerInfo>,
     pub(super) outcomes: Vec<Outcome>,
     /// Whether every message of every scenario is accounted for.
     pub(super) ok: bool,
@@ -21,7 +21,7 @@ pub(super) struct Report {
 
 /// The server's process.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Server {
+pub(super) struct ServerInfo {
     pub(super) pid: u32,
     pub(super) name: Option<String>,
 }
@@ -40,14 +40,14 @@ pub(super) struct Outcome {
     pub(super) timelines: Vec<Timeline>,
 }
 
-/// Figures of one group of flows in one phase.
+/// StrategyMedians of one group of flows in one phase.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
     pub(super) label: String,
     pub(super) seconds: f64,
     pub(super) messages: u64,
     pub(super) messages_per_second: f64,
-    pub(super) latency_us: Option<Latency>,
+    pub(super) latency_us: Option<LatencySummary>,
     /// Share of its time in which the load generator was at work.
     pub(super) bench_busy: f64,
     /// Whether the load generator was full while the server was not: the server can do more than
@@ -69,7 +69,7 @@ pub(super) struct ServerUse {
 
 /// Latencies, microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct Latency {
+pub(super) struct LatencySummary {
     pub(super) count: u64,
     pub(super) p50: f64,
     pub(super) p90: f64,
@@ -115,7 +115,7 @@ pub(super) struct Check {
     pub(super) account: Option<Account>,
 }
 
-impl Latency {
+impl LatencySummary {
     pub(super) fn of(histogram: &Histogram<u64>) -> Option<Self> {
         if histogram.is_empty() {
             return None;

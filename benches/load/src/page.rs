@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::chart::{Axis, Chart, Line, Place, STYLE, Scale, Stroke, Unit, escaped};
+use super::chart::{Axis, Chart, Embedding, STYLE, Scale, Series, Stroke, Unit, escaped};
 use super::engine::TICK;
 use super::number::float;
-use super::outcome::{Outcome, Report, Row, Timeline};
+use super::outcome::{Outcome, Row, RunReport, Timeline};
 use super::table;
 
 /// The style of the text around the pictures.
@@ -30,7 +30,7 @@ pub(super) fn page(title: &str, body: &str) -> String {
     )
 }
 
-impl Report {
+impl RunReport {
     /// The whole report as one page.
     pub(super) fn html(&self) -> String {
         let body: String = self.outcomes.iter().map(section).collect();
@@ -52,8 +52,8 @@ fn section(outcome: &Outcome) -> String {
     let class = if outcome.check.ok { "ok" } else { "faulty" };
     let verdict = escaped(&outcome.check.to_string());
     writeln!(html, "<pre class=\"{class}\">{verdict}</pre>").expect(INTO_A_STRING);
-    html += &latency(outcome).svg(Place::Page);
-    html += &throughput(&outcome.timelines).svg(Place::Page);
+    html += &latency(outcome).svg(Embedding::Page);
+    html += &throughput(&outcome.timelines).svg(Embedding::Page);
     html + "</section>\n"
 }
 
@@ -111,7 +111,7 @@ fn latency(outcome: &Outcome) -> Chart {
     let rows = outcome.rows.iter().enumerate();
     latency_chart(
         "latency by percentile".to_owned(),
-        rows.map(|(colour, row)| Line {
+        rows.map(|(colour, row)| Series {
             name: row.label.clone(),
             colour,
             stroke: Stroke::Solid,
@@ -122,7 +122,7 @@ fn latency(outcome: &Outcome) -> Chart {
 }
 
 /// Percentile curves.
-pub(super) fn latency_chart(title: String, lines: Vec<Line>) -> Chart {
+pub(super) fn latency_chart(title: String, lines: Vec<Series>) -> Chart {
     Chart {
         title,
         x: Axis {
@@ -146,7 +146,7 @@ const FAR_APART: f64 = 8.0;
 fn throughput(timelines: &[Timeline]) -> Chart {
     let tick = TICK.as_secs_f64();
     let at = |index: usize| float(index as u64) * tick;
-    let line = |(colour, timeline): (usize, &Timeline)| Line {
+    let line = |(colour, timeline): (usize, &Timeline)| Series {
         name: timeline.name.to_owned(),
         colour,
         stroke: Stroke::Solid,

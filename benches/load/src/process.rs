@@ -7,18 +7,18 @@ use std::path::Path;
 
 /// A process that is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Process {
+pub(super) struct MonitoredProcess {
     pid: u32,
 }
 
 /// CPU time of the threads of a process, nanoseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Cpu {
+pub(super) struct CpuTimes {
     /// By thread id.
     threads: Vec<(u32, u64)>,
 }
 
-impl Cpu {
+impl CpuTimes {
     /// What all threads together have used since `before`.
     pub(super) fn since(&self, before: &Self) -> u64 {
         self.used(before).sum()
@@ -37,7 +37,7 @@ impl Cpu {
     }
 }
 
-impl Process {
+impl MonitoredProcess {
     /// The process of this number, if it can be looked at.
     pub(super) fn of(pid: u32) -> Option<Self> {
         let process = Self { pid };
@@ -95,13 +95,13 @@ impl Process {
 
     /// The CPU time of its threads, to the nanosecond. What ended threads have used is not in it;
     /// servers seldom end any.
-    pub(super) fn cpu(self) -> Option<Cpu> {
+    pub(super) fn cpu(self) -> Option<CpuTimes> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
         let threads = tasks.flatten().filter_map(|task| {
             let thread = task.file_name().to_str()?.parse().ok()?;
             Some((thread, on_cpu_ns(&task.path().join("schedstat"))?))
         });
-        Some(Cpu {
+        Some(CpuTimes {
             threads: threads.collect(),
         })
     }
@@ -235,7 +235,7 @@ mod tests {
             let listener = TcpListener::bind(address).unwrap();
             let bound = listener.local_addr().unwrap();
             let asked = SocketAddr::from(([127, 0, 0, 1], bound.port()));
-            let process = Process::listening_on(asked).unwrap();
+            let process = MonitoredProcess::listening_on(asked).unwrap();
             assert!(process.is_this_one());
             assert!(process.listens_on().is_some());
             assert!(listeners().iter().any(|(address, _)| *address == bound));
@@ -243,7 +243,7 @@ mod tests {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        assert_eq!(Process::listening_on(address), None);
+        assert_eq!(MonitoredProcess::listening_on(address), None);
     }
 
     #[test]
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn work_shows_in_the_cpu_time_of_the_thread_that_does_it() {
-        let this = Process::of(std::process::id()).unwrap();
+        let this = MonitoredProcess::of(std::process::id()).unwrap();
         let (before, own_before) = (this.cpu().unwrap(), own_cpu_ns().unwrap());
         let mut sum = 0_u64;
         while own_cpu_ns().unwrap() - own_before < 20_000_000 {

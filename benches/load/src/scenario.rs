@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::BenchError;
 use super::connection::Role;
-use super::engine::{Arrivals, Coming, Visitors};
+use super::engine::{BatchPace, Churn, PeerBatch};
 use super::flow::BACKLOG_BYTES_MAX;
 use super::number::{float, seconds};
-use super::options::{Options, Scenario};
+use super::options::{BenchOptions, Scenario};
 use super::outcome::{Fact, Outcome, Row};
-use super::process::Process;
-use super::stage::{self, Snapshot, Stage};
+use super::process::MonitoredProcess;
+use super::scenario_run::{self, ScenarioRun, Snapshot};
 
 /// Time for a new load to take hold, and for memory to be given back.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -24,7 +24,7 @@ const QUIET_RATE: u32 = 500;
 const RATE: u32 = 2000;
 
 /// Runs one to its verdict.
-pub(super) fn run(stage: Stage<'_>, scenario: Scenario) -> Result<Outcome, BenchError> {
+pub(super) fn run(stage: ScenarioRun<'_>, scenario: Scenario) -> Result<Outcome, BenchError> {
     match scenario {
         Scenario::Pairs => pairs(stage),
         Scenario::OpenLoop => open_loop(stage),
@@ -34,12 +34,12 @@ pub(super) fn run(stage: Stage<'_>, scenario: Scenario) -> Result<Outcome, Bench
         Scenario::Churn => churn(stage),
         Scenario::Isolation => isolation(stage),
         Scenario::Storm => storm(stage),
-        Scenario::All => unreachable!("spelt out by Options::scenarios"),
+        Scenario::All => unreachable!("spelt out by BenchOptions::scenarios"),
     }
 }
 
 /// How long it will take, for the progress bar.
-pub(super) fn expected(options: &Options, scenario: Scenario) -> Duration {
+pub(super) fn expected(options: &BenchOptions, scenario: Scenario) -> Duration {
     let phases = match scenario {
         Scenario::Pairs | Scenario::OpenLoop | Scenario::FanIn => 1,
         Scenario::Idle => 2,
@@ -59,7 +59,7 @@ fn count(number: u32) -> usize {
     number as usize
 }
 
-fn pairs(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
+fn pairs(mut stage: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     let options = stage.options;
     let (pairs, window) = (options.pairs.unwrap_or(100), options.window.unwrap_or(64));
     let size = options.size;
@@ -78,7 +78,7 @@ fn pairs(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     Ok(stage.finish())
 }
 
-fn open_loop(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
+fn open_loop(mut stage: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     let options = stage.options;
     let (pairs, rate) = (options.pairs.unwrap_or(10), options.rate.unwrap_or(10_000));
     let size = options.size;
@@ -94,7 +94,7 @@ fn open_loop(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     Ok(stage.finish())
 }
 
-fn fan_in(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
+fn fan_in(mut stage: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     let options = stage.options;
     let (senders, window) = (options.senders, options.window.unwrap_or(4));
     let size = options.size;
@@ -118,7 +118,7 @@ fn fan_in(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
 }
 
 /// Pairs that talk at a fixed rate, to see what they notice of all else. Returns their group.
-fn bystanders(stage: &mut Stage<'_>, pairs: u32, rate: u32) -> Result<usize, BenchError> {
+fn bystanders(stage: &mut ScenarioRun<'_>, pairs: u32, rate: u32) -> Result<usize, BenchError> {
     let group = stage.engine.add_group("bystanders");
     let slots = stage.talkers(Role::Talker, 2 * count(pairs))?;
     let flows = stage.flows(paired(&slots), group, stage.options.size)?;
@@ -127,7 +127,7 @@ fn bystanders(stage: &mut Stage<'_>, pairs: u32, rate: u32) -> Result<usize, Ben
     Ok(group)
 }
 
-fn idle(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
+fn idle(mut stage: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     let options = stage.options;
     let (pairs, rate) = (options.pairs.unwrap_or(4), options.rate.unwrap_or(RATE));
     let crowd = crowd_size(options, 10_000, pairs)?;
@@ -140,7 +140,7 @@ fn idle(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     stage.engine.progress.step("a crowd comes");
     let arrivals = stage
         .engine
-        .gather(crowd, Coming::Few(count(options.parallel)))?;
+        .gather(crowd, BatchPace::Few(count(options.parallel)))?;
     let after = stage.snapshot();
     all_came(&arrivals, crowd)?;
     came(&mut stage, &arrivals, &before, &after);
@@ -160,7 +160,7 @@ fn idle(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     Ok(stage.finish())
 }
 
-fn storm(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
+fn storm(mut stage: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     let options = stage.options;
     let (pairs, rate) = (options.pairs.unwrap_or(4), options.rate.unwrap_or(RATE));
     let crowd = crowd_size(options, 5000, pairs)?;
@@ -172,14 +172,14 @@ fn storm(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     stage.engine.progress.step("a crowd comes");
     let first = stage
         .engine
-        .gather(crowd, Coming::Few(count(options.parallel)))?;
+        .gather(crowd, BatchPace::Few(count(options.parallel)))?;
     all_came(&first, crowd)?;
     stage.engine.run_for(SETTLE);
     stage.measure("before", &[("before", others)], options.duration());
     stage.engine.progress.step("all come back");
     let (phase, from) = (stage.engine.begin_phase(), stage.snapshot());
     stage.engine.cut(&first.slots);
-    let again = stage.engine.gather(crowd, Coming::AtOnce)?;
+    let again = stage.engine.gather(crowd, BatchPace::AtOnce)?;
     let to = stage.snapshot();
     stage.measured("storm", &[("storm", others)], phase, from.clone());
     all_came(&again, crowd)?;
@@ -191,7 +191,7 @@ fn storm(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     Ok(stage.finish())
 }
 
-fn slow_reader(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
+fn slow_reader(mut stage: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     let options = stage.options;
     let (pairs, rate) = (options.pairs.unwrap_or(10), options.rate.unwrap_or(RATE));
     let (flood_rate, flood_size) = (options.flood_rate, options.flood_size);
@@ -236,7 +236,7 @@ fn slow_reader(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     Ok(outcome)
 }
 
-fn churn(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
+fn churn(mut stage: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     let options = stage.options;
     let (pairs, rate) = (options.pairs.unwrap_or(10), options.rate.unwrap_or(RATE));
     let (come, hold) = (options.churn_rate, options.hold);
@@ -248,7 +248,7 @@ fn churn(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     stage.measure("before", &[("before", others)], options.duration());
     let (memory, files) = (stage.server_memory(), open_files(&stage));
     let now = stage.engine.now();
-    stage.engine.visitors = Some(Visitors::new(come, hold, now));
+    stage.engine.visitors = Some(Churn::new(come, hold, now));
     stage.measure(
         "they come and go",
         &[("they come and go", others)],
@@ -286,7 +286,7 @@ fn churn(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
     Ok(outcome)
 }
 
-fn isolation(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
+fn isolation(mut stage: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     let options = stage.options;
     let (rate, window) = (
         options.rate.unwrap_or(QUIET_RATE),
@@ -337,7 +337,10 @@ fn isolation(mut stage: Stage<'_>) -> Result<Outcome, BenchError> {
 }
 
 /// A quiet pair beside ever more pairs that flood; a row for each number of them.
-pub(super) fn beside_floods(mut stage: Stage<'_>, floods: &[u32]) -> Result<Outcome, BenchError> {
+pub(super) fn beside_floods(
+    mut stage: ScenarioRun<'_>,
+    floods: &[u32],
+) -> Result<Outcome, BenchError> {
     let options = stage.options;
     let (rate, window) = (
         options.rate.unwrap_or(QUIET_RATE),
@@ -368,12 +371,12 @@ pub(super) fn beside_floods(mut stage: Stage<'_>, floods: &[u32]) -> Result<Outc
 }
 
 /// Numbers that have arrived on each flow.
-fn arrived(stage: &Stage<'_>, flows: &[usize]) -> Vec<u32> {
+fn arrived(stage: &ScenarioRun<'_>, flows: &[usize]) -> Vec<u32> {
     let expected = |flow: &usize| stage.engine.flows[*flow].track.expected();
     flows.iter().map(expected).collect()
 }
 
-fn fairness(stage: &mut Stage<'_>, name: &'static str, before: &[u32], after: &[u32]) {
+fn fairness(stage: &mut ScenarioRun<'_>, name: &'static str, before: &[u32], after: &[u32]) {
     let shares = after
         .iter()
         .zip(before)
@@ -385,21 +388,21 @@ fn fairness(stage: &mut Stage<'_>, name: &'static str, before: &[u32], after: &[
 }
 
 /// How many silent users: as asked for, or as many as there is room for.
-fn crowd_size(options: &Options, default: u64, pairs: u32) -> Result<usize, BenchError> {
+fn crowd_size(options: &BenchOptions, default: u64, pairs: u32) -> Result<usize, BenchError> {
     let talkers = 2 * u64::from(pairs);
     if let Some(wanted) = options.connections {
-        stage::make_room(count(wanted) + count(2 * pairs))?;
+        scenario_run::make_room(count(wanted) + count(2 * pairs))?;
         return Ok(count(wanted));
     }
-    let room = stage::room().saturating_sub(talkers);
+    let room = scenario_run::room().saturating_sub(talkers);
     Ok(usize::try_from(room.min(default)).expect("at most the default"))
 }
 
-fn all_came(arrivals: &Arrivals, wanted: usize) -> Result<(), BenchError> {
+fn all_came(arrivals: &PeerBatch, wanted: usize) -> Result<(), BenchError> {
     if arrivals.opened == wanted as u64 {
         return Ok(());
     }
-    Err(BenchError::Crowd {
+    Err(BenchError::PeersMissing {
         opened: arrivals.opened,
         wanted,
         refusal: arrivals.refusal.clone(),
@@ -407,7 +410,7 @@ fn all_came(arrivals: &Arrivals, wanted: usize) -> Result<(), BenchError> {
 }
 
 /// Facts of a crowd that came between two snapshots.
-fn came(stage: &mut Stage<'_>, arrivals: &Arrivals, before: &Snapshot, after: &Snapshot) {
+fn came(stage: &mut ScenarioRun<'_>, arrivals: &PeerBatch, before: &Snapshot, after: &Snapshot) {
     let opened = float(arrivals.opened);
     let took = seconds(arrivals.took_ns);
     stage.fact("all_connected_after", took * 1e6, "µs");
@@ -420,8 +423,11 @@ fn came(stage: &mut Stage<'_>, arrivals: &Arrivals, before: &Snapshot, after: &S
     }
 }
 
-fn open_files(stage: &Stage<'_>) -> Option<f64> {
-    stage.server.and_then(Process::open_files).map(float)
+fn open_files(stage: &ScenarioRun<'_>) -> Option<f64> {
+    stage
+        .server
+        .and_then(MonitoredProcess::open_files)
+        .map(float)
 }
 
 /// What two rows have to do with each other.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::number::whole;
 use super::options::Scenario;
-use super::outcome::{Check, Fact, Outcome, Report, Row};
+use super::outcome::{Check, Fact, Outcome, Row, RunReport};
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -14,7 +14,7 @@ impl fmt::Display for Scenario {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.url)?;
         if let Some(server) = &self.server {

@@ -17,7 +17,7 @@ pub(super) struct Track {
 
 /// What an arrival means.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Arrival {
+pub(super) enum ArrivalOrder {
     /// The next, or one after others that are missing until they arrive after all.
     Ahead {
         /// When it was due.
@@ -59,15 +59,15 @@ impl Track {
     }
 
     /// Any one has arrived.
-    pub(super) fn arrived(&mut self, number: u32) -> Arrival {
+    pub(super) fn arrived(&mut self, number: u32) -> ArrivalOrder {
         if number >= self.upcoming() {
-            return Arrival::Unsent;
+            return ArrivalOrder::Unsent;
         }
         if number < self.next {
             return if self.take_missing(number) {
-                Arrival::Overtaken
+                ArrivalOrder::Overtaken
             } else {
-                Arrival::Again
+                ArrivalOrder::Again
             };
         }
         let skipped = number - self.next;
@@ -78,7 +78,7 @@ impl Track {
         }
         self.next = number;
         let due = self.arrived_next().expect("below what was sent");
-        Arrival::Ahead { due, skipped }
+        ArrivalOrder::Ahead { due, skipped }
     }
 
     fn take_missing(&mut self, number: u32) -> bool {
@@ -119,8 +119,8 @@ mod tests {
         track
     }
 
-    fn ahead(due: u64, skipped: u32) -> Arrival {
-        Arrival::Ahead { due, skipped }
+    fn ahead(due: u64, skipped: u32) -> ArrivalOrder {
+        ArrivalOrder::Ahead { due, skipped }
     }
 
     #[test]
@@ -140,17 +140,17 @@ mod tests {
         assert_eq!(track.arrived(0), ahead(0, 0));
         assert_eq!(track.arrived(6), ahead(6, 5));
         assert_eq!((track.under_way(), track.outstanding()), (3, 8));
-        assert_eq!(track.arrived(3), Arrival::Overtaken);
-        assert_eq!(track.arrived(3), Arrival::Again);
-        assert_eq!(track.arrived(1), Arrival::Overtaken);
-        assert_eq!(track.arrived(5), Arrival::Overtaken);
+        assert_eq!(track.arrived(3), ArrivalOrder::Overtaken);
+        assert_eq!(track.arrived(3), ArrivalOrder::Again);
+        assert_eq!(track.arrived(1), ArrivalOrder::Overtaken);
+        assert_eq!(track.arrived(5), ArrivalOrder::Overtaken);
         assert_eq!(track.outstanding(), 5, "2, 4, 7, 8 and 9");
         assert_eq!(track.arrived(7), ahead(7, 0));
-        assert_eq!(track.arrived(6), Arrival::Again);
-        assert_eq!(track.arrived(0), Arrival::Again);
-        assert_eq!(track.arrived(10), Arrival::Unsent);
-        assert_eq!(track.arrived(4), Arrival::Overtaken);
-        assert_eq!(track.arrived(2), Arrival::Overtaken);
+        assert_eq!(track.arrived(6), ArrivalOrder::Again);
+        assert_eq!(track.arrived(0), ArrivalOrder::Again);
+        assert_eq!(track.arrived(10), ArrivalOrder::Unsent);
+        assert_eq!(track.arrived(4), ArrivalOrder::Overtaken);
+        assert_eq!(track.arrived(2), ArrivalOrder::Overtaken);
         assert_eq!(track.outstanding(), 2);
     }
 }

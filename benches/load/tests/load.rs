@@ -18,24 +18,24 @@ use hyper_tungstenite::tungstenite::handshake::derive_accept_key;
 use serde_json::{Value, json};
 use switchboard::app::{App, Stop};
 use switchboard::config::{Settings, Strategy};
-use switchboard_bench::{BenchError, Options, Verdict};
+use switchboard_bench::{BenchError, BenchOptions, RunVerdict};
 use tokio::sync::oneshot;
 
-/// Options that keep a run short.
+/// BenchOptions that keep a run short.
 const BRIEF: &[&str] = &["--duration=150ms", "--warmup=50ms", "--pairs=2"];
 
 /// Runs it in this process against an address; its verdict and what it prints as JSON.
-fn bench(address: SocketAddr, arguments: &[&str]) -> Result<(Verdict, Value), BenchError> {
+fn bench(address: SocketAddr, arguments: &[&str]) -> Result<(RunVerdict, Value), BenchError> {
     let url = format!("--url=ws://{address}/");
     let own = ["switchboard-bench", "--json", &url];
-    let options = Options::try_parse_from([&own, arguments].concat()).unwrap();
+    let options = BenchOptions::try_parse_from([&own, arguments].concat()).unwrap();
     let mut printed = Vec::new();
     let verdict = switchboard_bench::run(&options, &mut printed)?;
     Ok((verdict, serde_json::from_slice(&printed).unwrap()))
 }
 
 /// Runs it against a relay in this process.
-async fn bench_app(strategy: Strategy, arguments: &'static [&'static str]) -> (Verdict, Value) {
+async fn bench_app(strategy: Strategy, arguments: &'static [&'static str]) -> (RunVerdict, Value) {
     let mut settings = Settings::default();
     settings.server.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
     settings.routing.strategy = strategy;
@@ -64,7 +64,7 @@ async fn every_scenario_is_clean_against_this_relay() {
     ];
     for strategy in [Strategy::Directory, Strategy::Router] {
         let (verdict, report) = bench_app(strategy, FEW).await;
-        assert_eq!(verdict, Verdict::Clean, "{report:#}");
+        assert_eq!(verdict, RunVerdict::Clean, "{report:#}");
         assert_eq!(report["ok"], true);
         let outcomes = report["outcomes"].as_array().unwrap();
         let names: Vec<_> = outcomes
@@ -102,7 +102,7 @@ async fn what_the_server_accounts_for_is_no_fault() {
     let flood = &["slow-reader", "--flood-rate=100000", "--flood-size=4KiB"];
     let (verdict, report) = bench_app(Strategy::Directory, flood).await;
     let check = &report["outcomes"][0]["check"];
-    assert_eq!(verdict, Verdict::Clean, "{check:#}");
+    assert_eq!(verdict, RunVerdict::Clean, "{check:#}");
     assert!(check["lost"].as_u64().unwrap() > 0, "{check:#}");
     assert_eq!(check["account"]["dropped"]["queue_full"], check["lost"]);
 }
@@ -257,7 +257,7 @@ fn user(mut stream: TcpStream, relay: &Mutex<TinyRelay>) {
 }
 
 /// Pairs at a tiny relay.
-fn brief(fault: Fault) -> Result<(Verdict, Value), BenchError> {
+fn brief(fault: Fault) -> Result<(RunVerdict, Value), BenchError> {
     let arguments = [BRIEF, &["pairs", "--window=8"]].concat();
     bench(TinyRelay::start(fault), &arguments)
 }
@@ -265,7 +265,7 @@ fn brief(fault: Fault) -> Result<(Verdict, Value), BenchError> {
 #[test]
 fn a_relay_that_announces_no_ids_is_measured_too() {
     let (verdict, report) = brief(Fault::None).unwrap();
-    assert_eq!(verdict, Verdict::Clean, "{report:#}");
+    assert_eq!(verdict, RunVerdict::Clean, "{report:#}");
     assert_eq!(report["outcomes"][0]["check"]["account"], Value::Null);
     assert!(report["outcomes"][0]["check"]["sent"].as_u64().unwrap() > FATEFUL);
 }
@@ -282,7 +282,7 @@ fn every_kind_of_mistake_is_found_out() {
     ] {
         let (verdict, report) = brief(fault).unwrap();
         let check = &report["outcomes"][0]["check"];
-        assert_eq!(verdict, Verdict::Faulty, "{fault:?}: {check:#}");
+        assert_eq!(verdict, RunVerdict::Faulty, "{fault:?}: {check:#}");
         for kind in [
             "lost",
             "unexplained",
@@ -301,7 +301,7 @@ fn every_kind_of_mistake_is_found_out() {
     let check = &report["outcomes"][0]["check"];
     assert_eq!(
         (verdict, &check["cut"]),
-        (Verdict::Faulty, &1.into()),
+        (RunVerdict::Faulty, &1.into()),
         "{check:#}"
     );
 }
@@ -392,7 +392,7 @@ fn the_report_is_one_page_with_a_picture_of_latency_and_one_of_throughput() {
     let report = format!("--report={}", page.display());
     let arguments = [BRIEF, &["pairs", "open-loop", &report]].concat();
     let (verdict, _) = bench(TinyRelay::start(Fault::None), &arguments).unwrap();
-    assert_eq!(verdict, Verdict::Clean);
+    assert_eq!(verdict, RunVerdict::Clean);
     let html = fs::read_to_string(page).unwrap();
     // Of the URL that was measured only the name is there.
     assert_self_contained(&html.replace("ws://", ""));
@@ -484,7 +484,7 @@ fn a_late_relay_is_measured_as_late() {
         "--pairs=1",
     ];
     let (verdict, report) = bench(address, &rate).unwrap();
-    assert_eq!(verdict, Verdict::Clean, "{report:#}");
+    assert_eq!(verdict, RunVerdict::Clean, "{report:#}");
     let latency = &report["outcomes"][0]["rows"][0]["latency_us"];
     let (max, p90) = (latency["max"].as_f64(), latency["p90"].as_f64());
     // Of 1,000 messages those of 200 ms were late, by all of it down to nothing.

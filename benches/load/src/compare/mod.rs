@@ -8,12 +8,12 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::number::{median, rounded};
-use super::options::{Options, Scenario};
-use super::outcome::{Latency, Outcome, Row};
-use super::own_server::{Cpus, OwnServer};
+use super::options::{BenchOptions, Scenario};
+use super::outcome::{LatencySummary, Outcome, Row};
 use super::progress::Progress;
-use super::stage::Stage;
-use super::{BenchError, Subject, scenario};
+use super::scenario_run::ScenarioRun;
+use super::spawned_relay::{CpuPinning, SpawnedRelay};
+use super::{BenchError, Target, scenario};
 
 const STRATEGIES: [&str; 2] = ["directory", "router"];
 
@@ -30,7 +30,7 @@ pub(super) struct Comparison {
     rounds: u32,
     /// Whether the server and the load generator had CPUs of their own.
     cpus_apart: bool,
-    strategies: Vec<Figures>,
+    strategies: Vec<StrategyMedians>,
     /// Whether every message of every run is accounted for.
     pub(super) ok: bool,
     /// Verdicts of the runs that were not clean.
@@ -39,7 +39,7 @@ pub(super) struct Comparison {
 
 /// Medians of one strategy.
 #[derive(Debug, Serialize)]
-struct Figures {
+struct StrategyMedians {
     strategy: &'static str,
     by_pairs: Vec<ByPairs>,
     beside_floods: Vec<BesideFloods>,
@@ -86,11 +86,11 @@ struct Round {
     slow_reader: Outcome,
 }
 
-pub(super) fn run(options: &Options) -> Result<Comparison, BenchError> {
+pub(super) fn run(options: &BenchOptions) -> Result<Comparison, BenchError> {
     let cpus = if options.unpinned {
-        Cpus::shared()
+        CpuPinning::shared()
     } else {
-        Cpus::apart().map_err(|source| BenchError::OwnServer { source })?
+        CpuPinning::apart().map_err(|source| BenchError::RelayNotStarted { source })?
     };
     let plan = Plan::new(options);
     let progress = Progress::new(plan.expected() * 2 * options.rounds);
@@ -100,7 +100,7 @@ pub(super) fn run(options: &Options) -> Result<Comparison, BenchError> {
         let first = round as usize % 2;
         for index in [first, 1 - first] {
             progress.scenario(STRATEGIES[index].to_owned());
-            let server = OwnServer::start(STRATEGIES[index], &cpus)?;
+            let server = SpawnedRelay::start(STRATEGIES[index], &cpus)?;
             rounds[index].push(plan.round(&server, &progress)?);
         }
     }
@@ -127,14 +127,14 @@ pub(super) fn run(options: &Options) -> Result<Comparison, BenchError> {
 
 /// What is measured of each strategy.
 struct Plan {
-    options: Options,
+    options: BenchOptions,
     pairs: Vec<u32>,
     floods: Vec<u32>,
 }
 
 impl Plan {
     /// `--pairs` bounds how many talk at once.
-    fn new(options: &Options) -> Self {
+    fn new(options: &BenchOptions) -> Self {
         let most = options.pairs.unwrap_or(u32::MAX);
         let within = |counts: &[u32]| {
             let within = counts.iter().filter(|count| **count <= most);
@@ -154,9 +154,9 @@ impl Plan {
         (phase + self.options.warmup) * pairs + phase * (floods + 3)
     }
 
-    fn round(&self, server: &OwnServer, progress: &Progress) -> Result<Round, BenchError> {
+    fn round(&self, server: &SpawnedRelay, progress: &Progress) -> Result<Round, BenchError> {
         let address = server.address();
-        let mut subject = Subject {
+        let mut subject = Target {
             url: format!("ws://{address}/").parse().expect("an address"),
             address,
             server: Some(server.process()),
@@ -165,7 +165,7 @@ impl Plan {
         let mut run = |scenario, pairs| {
             let mut options = self.options.clone();
             options.pairs = pairs;
-            let stage = Stage::new(&options, &mut subject, scenario, progress.clone())?;
+            let stage = ScenarioRun::new(&options, &mut subject, scenario, progress.clone())?;
             match scenario {
                 Scenario::Isolation => scenario::beside_floods(stage, &self.floods),
                 scenario => scenario::run(stage, scenario),
@@ -181,7 +181,7 @@ impl Plan {
         })
     }
 
-    fn figures(&self, strategy: &'static str, rounds: &[Round]) -> Figures {
+    fn figures(&self, strategy: &'static str, rounds: &[Round]) -> StrategyMedians {
         let by_pairs = self.pairs.iter().enumerate().map(|(at, pairs)| {
             let rows: Vec<_> = rounds
                 .iter()
@@ -212,7 +212,7 @@ impl Plan {
                 p99_us: latency_of(&rows, |latency| latency.p99),
             }
         });
-        Figures {
+        StrategyMedians {
             strategy,
             by_pairs: by_pairs.collect(),
             beside_floods: beside_floods.collect(),
@@ -259,6 +259,6 @@ fn median_of(rows: &[&Row], figure: impl Fn(&Row) -> Option<f64>) -> f64 {
     rounded(median(figures), 3)
 }
 
-fn latency_of(rows: &[&Row], figure: impl Fn(Latency) -> f64) -> f64 {
+fn latency_of(rows: &[&Row], figure: impl Fn(LatencySummary) -> f64) -> f64 {
     median_of(rows, |row| row.latency_us.map(&figure))
 }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
-use super::{BesideFloods, ByPairs, Comparison, Figures};
-use crate::chart::{Axis, Chart, Line, Place, Scale, Stroke, Unit, escaped};
+use super::{BesideFloods, ByPairs, Comparison, StrategyMedians};
+use crate::chart::{Axis, Chart, Embedding, Scale, Series, Stroke, Unit, escaped};
 use crate::page::{html_table, latency_chart, page};
 use crate::table::{number, time};
 use crate::{BenchError, write_file};
@@ -33,7 +33,7 @@ impl Comparison {
             marks: Vec::new(),
         };
         let quiet = |figure: fn(&BesideFloods) -> f64| {
-            move |figures: &Figures| {
+            move |figures: &StrategyMedians| {
                 let points = figures.beside_floods.iter();
                 points
                     .map(|point| (f64::from(point.floods), figure(point)))
@@ -88,11 +88,11 @@ impl Comparison {
         &self,
         suffix: &str,
         stroke: Stroke,
-        points: impl Fn(&Figures) -> Vec<(f64, f64)>,
-    ) -> Vec<Line> {
+        points: impl Fn(&StrategyMedians) -> Vec<(f64, f64)>,
+    ) -> Vec<Series> {
         let figures = self.strategies.iter().enumerate();
         figures
-            .map(|(colour, figures)| Line {
+            .map(|(colour, figures)| Series {
                 name: format!("{}{suffix}", figures.strategy),
                 colour,
                 stroke,
@@ -105,7 +105,7 @@ impl Comparison {
     pub(crate) fn write_svgs(&self, folder: &Path) -> Result<(), BenchError> {
         for (name, chart) in self.charts() {
             let path = folder.join(format!("{name}.svg"));
-            write_file(&path, &chart.svg(Place::File))?;
+            write_file(&path, &chart.svg(Embedding::File))?;
         }
         Ok(())
     }
@@ -123,7 +123,7 @@ impl Comparison {
             body += "</pre>\n";
         }
         for (_, chart) in self.charts() {
-            body += &chart.svg(Place::Page);
+            body += &chart.svg(Embedding::Page);
         }
         page("directory against router", &body)
     }
@@ -153,7 +153,7 @@ impl Comparison {
 /// A table's heads and lines.
 type Table = (Vec<&'static str>, Vec<Vec<String>>);
 
-fn by_pairs(directory: &Figures, router: &Figures) -> Table {
+fn by_pairs(directory: &StrategyMedians, router: &StrategyMedians) -> Table {
     let rate = |point: &ByPairs| {
         let rate = number(point.messages_per_second.round());
         format!("{rate}{}", if point.limited_by_bench { "*" } else { "" })
@@ -183,7 +183,7 @@ fn by_pairs(directory: &Figures, router: &Figures) -> Table {
     (heads, lines.collect())
 }
 
-fn beside_floods(directory: &Figures, router: &Figures) -> Table {
+fn beside_floods(directory: &StrategyMedians, router: &StrategyMedians) -> Table {
     let points = directory.beside_floods.iter().zip(&router.beside_floods);
     let lines = points.map(|(directory, router)| {
         vec![
@@ -204,7 +204,7 @@ fn beside_floods(directory: &Figures, router: &Figures) -> Table {
     (heads, lines.collect())
 }
 
-fn slow_reader(strategies: &[Figures]) -> Table {
+fn slow_reader(strategies: &[StrategyMedians]) -> Table {
     let lines = strategies.iter().map(|figures| {
         let slow = &figures.slow_reader;
         vec![

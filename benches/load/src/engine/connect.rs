@@ -116,7 +116,7 @@ impl Engine {
         connection.close();
         let is_upgraded = matches!(state, State::Open | State::Leaving);
         match role {
-            Role::Visitor => {
+            Role::ShortLived => {
                 if let Some(visitors) = &mut self.visitors {
                     visitors.ended(state);
                 }
@@ -125,7 +125,7 @@ impl Engine {
                     self.faults.cut(|| format!("a visitor ({state:?}): {why}"));
                 }
             }
-            Role::Crowd if !is_upgraded => {
+            Role::IdlePeer if !is_upgraded => {
                 self.freed.push(slot);
                 if let Some(arrivals) = &mut self.arrivals {
                     arrivals.failed(why.to_string());

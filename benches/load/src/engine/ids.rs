@@ -33,7 +33,7 @@ pub(super) struct Probes {
 }
 
 #[derive(Deserialize)]
-struct Text {
+struct ProbeMessage {
     sender_id: u64,
     message: String,
 }
@@ -101,7 +101,7 @@ impl Engine {
     /// A text without a label is a probe, or nothing that we sent.
     #[cold]
     pub(super) fn on_unlabelled(&mut self, slot: usize, payload: &[u8]) {
-        let probe = serde_json::from_slice::<Text>(payload)
+        let probe = serde_json::from_slice::<ProbeMessage>(payload)
             .ok()
             .and_then(|text| {
                 let id = text.message.strip_prefix(PROBE)?.parse().ok()?;

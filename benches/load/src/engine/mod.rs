@@ -4,12 +4,12 @@
 //! `connect` opens and ends connections, `receive` reads frames and judges messages, `send` paces and
 //! sends them, `crowd` and `visitors` are the users that come in numbers, `ids` learns who is who.
 
+mod batch;
+mod churn;
 mod connect;
-mod crowd;
 mod ids;
 mod receive;
 mod send;
-mod visitors;
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,17 +19,17 @@ use hdrhistogram::Histogram;
 use mio::{Events, Poll};
 use tokio::time::Instant;
 
-use super::codec::{Handshake, PAYLOAD_BYTES_MAX};
+use super::codec::{ClientHandshake, PAYLOAD_BYTES_MAX};
 use super::connection::Connection;
 use super::faults::Faults;
-use super::flow::Flow;
+use super::flow::MessageFlow;
 use super::number::nanos;
 use super::progress::Progress;
 use switchboard::identity::UserId;
 
-pub(super) use crowd::{Arrivals, Coming};
+pub(super) use batch::{BatchPace, PeerBatch};
+pub(super) use churn::Churn;
 use send::Pacer;
-pub(super) use visitors::Visitors;
 
 /// The buffer that all connections read through: a frame, and what came behind it.
 const SCRATCH_BYTES: usize = PAYLOAD_BYTES_MAX + 128 * 1024;
@@ -50,10 +50,10 @@ pub(super) fn histogram() -> Histogram<u64> {
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) faults: Faults,
-    pub(super) flows: Vec<Flow>,
+    pub(super) flows: Vec<MessageFlow>,
     pub(super) groups: Vec<Group>,
     pub(super) pacers: Vec<Pacer>,
-    pub(super) visitors: Option<Visitors>,
+    pub(super) visitors: Option<Churn>,
     pub(super) progress: Progress,
     connections: Vec<Connection>,
     /// Slots of connections that are gone; those of this turn may still have events.
@@ -61,7 +61,7 @@ pub(super) struct Engine {
     freed: Vec<usize>,
     /// Slots of connections with something to write.
     unflushed: Vec<usize>,
-    arrivals: Option<Arrivals>,
+    arrivals: Option<PeerBatch>,
     probes: ids::Probes,
     /// When each phase began.
     phases: Vec<u64>,
@@ -71,13 +71,13 @@ pub(super) struct Engine {
     events: Events,
     scratch: Vec<u8>,
     target: SocketAddr,
-    handshake: Handshake,
+    handshake: ClientHandshake,
     started: Instant,
-    waiting: Waiting,
+    waiting: PollMode,
     waited_ns: u64,
 }
 
-/// Figures that are kept together.
+/// StrategyMedians that are kept together.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) name: &'static str,
@@ -93,7 +93,7 @@ pub(super) struct Group {
 
 /// How the thread waits for sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waiting {
+pub(super) enum PollMode {
     /// Asks again and again, so that its own waking up is in no latency.
     Busy,
     /// Sleeps, on a machine that has one CPU for both sides.
@@ -103,8 +103,8 @@ pub(super) enum Waiting {
 impl Engine {
     pub(super) fn new(
         target: SocketAddr,
-        handshake: Handshake,
-        waiting: Waiting,
+        handshake: ClientHandshake,
+        waiting: PollMode,
         progress: Progress,
     ) -> io::Result<Self> {
         Ok(Self {
@@ -234,8 +234,8 @@ impl Engine {
 
     fn wait(&self, now: u64, due: u64) -> Duration {
         match self.waiting {
-            Waiting::Busy => Duration::ZERO,
-            Waiting::Asleep => {
+            PollMode::Busy => Duration::ZERO,
+            PollMode::Asleep => {
                 // epoll knows milliseconds: the last part of one is not slept.
                 let ms = due.saturating_sub(now) / 1_000_000;
                 Duration::from_millis(ms)

@@ -1,13 +1,13 @@
 //! Reads frames, answers pings, and judges every message that arrives.
 
 use super::{Engine, TICK};
-use crate::codec::{self, Answer, CLOSE, CONTINUATION, Frame, PING, PONG, TEXT};
+use crate::codec::{self, CLOSE, CONTINUATION, PING, PONG, ServerFrame, TEXT, UpgradeResponse};
 use crate::connection::State;
 use crate::faults::quoted;
-use crate::flow::Verdict;
+use crate::flow::Judgement;
 use crate::label;
 use crate::number::nanos;
-use crate::track::Arrival;
+use crate::track::ArrivalOrder;
 
 impl Engine {
     /// Reads what there is. A short read means that there is no more, but for the end of the
@@ -31,9 +31,9 @@ impl Engine {
     fn take_in(&mut self, slot: usize, mut bytes: &[u8], now: u64) {
         if self.connections[slot].state == State::Greeting {
             match self.handshake.answer(bytes) {
-                Answer::Unfinished => {}
-                Answer::Refused(status) => return self.ended(slot, &status),
-                Answer::Open { id, bytes: answer } => {
+                UpgradeResponse::Unfinished => {}
+                UpgradeResponse::Refused(status) => return self.ended(slot, &status),
+                UpgradeResponse::Open { id, bytes: answer } => {
                     bytes = &bytes[answer..];
                     let connection = &mut self.connections[slot];
                     connection.state = State::Open;
@@ -70,12 +70,12 @@ impl Engine {
     fn opened(&mut self, slot: usize, now: u64) {
         let born = self.connections[slot].born;
         match self.connections[slot].role {
-            crate::connection::Role::Crowd => {
+            crate::connection::Role::IdlePeer => {
                 if let Some(arrivals) = &mut self.arrivals {
                     arrivals.opened(born, now);
                 }
             }
-            crate::connection::Role::Visitor => {
+            crate::connection::Role::ShortLived => {
                 if let Some(visitors) = &mut self.visitors {
                     visitors.opened(slot, born, now);
                 }
@@ -85,7 +85,7 @@ impl Engine {
     }
 
     #[inline]
-    fn on_frame(&mut self, slot: usize, frame: &Frame<'_>, now: u64) {
+    fn on_frame(&mut self, slot: usize, frame: &ServerFrame<'_>, now: u64) {
         let payload = frame.payload;
         match (frame.opcode, frame.is_last) {
             (TEXT, true) => self.on_text(slot, payload, now),
@@ -94,7 +94,7 @@ impl Engine {
     }
 
     #[cold]
-    fn on_rare_frame(&mut self, slot: usize, frame: &Frame<'_>, now: u64) {
+    fn on_rare_frame(&mut self, slot: usize, frame: &ServerFrame<'_>, now: u64) {
         let payload = frame.payload;
         let connection = &mut self.connections[slot];
         match (frame.opcode, frame.is_last, &mut connection.fragments) {
@@ -147,16 +147,16 @@ impl Engine {
                 .misrouted(|| format!("a message for {recipient}: {}", quoted(payload)));
         }
         let (due, replies) = match flow.judge(payload, found) {
-            Verdict::Next(due) => (Some(due), 1),
-            Verdict::Numbered(Arrival::Ahead { due, skipped }) => (Some(due), 1 + skipped),
-            Verdict::Numbered(Arrival::Overtaken) => {
+            Judgement::Next(due) => (Some(due), 1),
+            Judgement::Numbered(ArrivalOrder::Ahead { due, skipped }) => (Some(due), 1 + skipped),
+            Judgement::Numbered(ArrivalOrder::Overtaken) => {
                 self.faults.reordered(|| quoted(payload));
                 (None, 0)
             }
-            Verdict::Numbered(Arrival::Again) => {
+            Judgement::Numbered(ArrivalOrder::Again) => {
                 return self.faults.duplicated(|| quoted(payload));
             }
-            Verdict::Numbered(Arrival::Unsent) | Verdict::Altered => {
+            Judgement::Numbered(ArrivalOrder::Unsent) | Judgement::Altered => {
                 return self.faults.altered(|| quoted(payload));
             }
         };

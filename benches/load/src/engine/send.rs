@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Engine;
 use crate::BenchError;
 use crate::codec;
-use crate::flow::{Flow, Route};
+use crate::flow::{MessageFlow, Route};
 use crate::label::FLOWS_MAX;
 use crate::number::whole;
 
@@ -52,7 +52,7 @@ impl Engine {
             sender,
             recipient,
         };
-        self.flows.push(Flow::new(index, route, group, size));
+        self.flows.push(MessageFlow::new(index, route, group, size));
         Ok(index)
     }
 
@@ -177,7 +177,7 @@ impl Engine {
 
     /// Messages that wait in this program still: the server never got them.
     pub(crate) fn unsent(&self) -> u64 {
-        let waiting = |flow: &Flow| {
+        let waiting = |flow: &MessageFlow| {
             let backlog = self.connections[flow.route.source].backlog();
             (backlog / flow.frame_bytes()) as u64
         };

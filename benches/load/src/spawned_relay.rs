@@ -11,7 +11,7 @@ use rustix::process::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::time::Instant;
 
 use super::BenchError;
-use super::process::Process;
+use super::process::MonitoredProcess;
 
 /// How long it may take until it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,18 +19,19 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A server that runs as long as this lives.
 #[derive(Debug)]
-pub(super) struct OwnServer {
+pub(super) struct SpawnedRelay {
     child: Child,
-    process: Process,
+    process: MonitoredProcess,
     address: SocketAddr,
 }
 
-impl OwnServer {
+impl SpawnedRelay {
     /// Starts it with the default settings, but for the routing strategy, and waits until it listens.
     /// Nothing of this program's environment reaches it.
-    pub(super) fn start(strategy: &str, cpus: &Cpus) -> Result<Self, BenchError> {
-        let starting = |source| BenchError::OwnServer { source };
-        let program = switchboard::cli::installed("switchboard").ok_or(BenchError::NoRelay)?;
+    pub(super) fn start(strategy: &str, cpus: &CpuPinning) -> Result<Self, BenchError> {
+        let starting = |source| BenchError::RelayNotStarted { source };
+        let program =
+            switchboard::cli::installed("switchboard").ok_or(BenchError::RelayNotFound)?;
         let mut command = Command::new(program);
         command
             .arg("serve")
@@ -43,7 +44,7 @@ impl OwnServer {
         let mut child = cpus.spawn(&mut command).map_err(starting)?;
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            let process = Process::of(child.id());
+            let process = MonitoredProcess::of(child.id());
             let listens = process.and_then(|process| Some((process, process.listens_on()?)));
             if let Some((process, address)) = listens {
                 return Ok(Self {
@@ -63,7 +64,7 @@ impl OwnServer {
         }
     }
 
-    pub(super) fn process(&self) -> Process {
+    pub(super) fn process(&self) -> MonitoredProcess {
         self.process
     }
 
@@ -72,7 +73,7 @@ impl OwnServer {
     }
 }
 
-impl Drop for OwnServer {
+impl Drop for SpawnedRelay {
     fn drop(&mut self) {
         // It may have ended by itself; either way nothing of it is left.
         drop(self.child.kill());
@@ -82,7 +83,7 @@ impl Drop for OwnServer {
 
 /// Which side runs where. What was set is set back by Drop.
 #[derive(Debug)]
-pub(super) struct Cpus {
+pub(super) struct CpuPinning {
     sides: Option<Sides>,
 }
 
@@ -93,7 +94,7 @@ struct Sides {
     own: CpuSet,
 }
 
-impl Cpus {
+impl CpuPinning {
     /// Both sides everywhere.
     pub(super) fn shared() -> Self {
         Self { sides: None }
@@ -141,7 +142,7 @@ fn set(cpus: &[usize]) -> CpuSet {
     set
 }
 
-impl Drop for Cpus {
+impl Drop for CpuPinning {
     fn drop(&mut self) {
         if let Some(sides) = &self.sides {
             // What was allowed before is allowed still, so this cannot fail.

@@ -14,12 +14,12 @@ use switchboard::protocol::close_code;
 /// How long the server may take to answer a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Visitors that may be under way; beyond that the schedule skips one.
+/// Churn that may be under way; beyond that the schedule skips one.
 const UNDER_WAY_MAX: u64 = 2000;
 
 /// Who comes and goes.
 #[derive(Debug)]
-pub(crate) struct Visitors {
+pub(crate) struct Churn {
     pub(crate) opened: u64,
     /// Who left with a close handshake.
     pub(crate) left: u64,
@@ -36,20 +36,20 @@ pub(crate) struct Visitors {
     next: f64,
     hold_ns: u64,
     /// When whose time is over.
-    staying: VecDeque<Visit>,
+    staying: VecDeque<PeerDeadline>,
     /// When who has waited long enough for a close frame.
-    leaving: VecDeque<Visit>,
+    leaving: VecDeque<PeerDeadline>,
 }
 
 /// One of them. A slot may have been given to another meanwhile: then it was born later.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Visit {
+pub(crate) struct PeerDeadline {
     until: u64,
     slot: usize,
     born: u64,
 }
 
-impl Visitors {
+impl Churn {
     pub(crate) fn new(per_second: u32, hold: Duration, now: u64) -> Self {
         Self {
             opened: 0,
@@ -81,7 +81,7 @@ impl Visitors {
         self.opened += 1;
         self.latency.saturating_record((now - born).max(1));
         let until = now + self.hold_ns;
-        self.staying.push_back(Visit { until, slot, born });
+        self.staying.push_back(PeerDeadline { until, slot, born });
     }
 
     pub(super) fn ended(&mut self, state: State) {
@@ -115,7 +115,7 @@ impl Visitors {
 }
 
 /// Takes the first that is over.
-fn take_over(visits: &mut VecDeque<Visit>, now: u64) -> Option<Visit> {
+fn take_over(visits: &mut VecDeque<PeerDeadline>, now: u64) -> Option<PeerDeadline> {
     let is_over = visits.front()?.until <= now;
     is_over.then(|| visits.pop_front()).flatten()
 }
@@ -127,7 +127,7 @@ impl Engine {
             return u64::MAX;
         };
         for _ in 0..visitors.due(now) {
-            match self.begin(Role::Visitor) {
+            match self.begin(Role::ShortLived) {
                 Ok(_) => visitors.under_way += 1,
                 Err(error) => {
                     visitors.failed += 1;
@@ -141,7 +141,7 @@ impl Engine {
                 let code = close_code::NORMAL.to_be_bytes();
                 self.push_control(visit.slot, CLOSE, &code);
                 let until = now + nanos(CLOSE_TIMEOUT);
-                visitors.leaving.push_back(Visit { until, ..visit });
+                visitors.leaving.push_back(PeerDeadline { until, ..visit });
             }
         }
         while let Some(visit) = take_over(&mut visitors.leaving, now) {
@@ -156,7 +156,7 @@ impl Engine {
         soonest
     }
 
-    fn is_at(&self, visit: Visit, state: State) -> bool {
+    fn is_at(&self, visit: PeerDeadline, state: State) -> bool {
         let connection = &self.connections[visit.slot];
         connection.state == state && connection.born == visit.born
     }

@@ -18,16 +18,16 @@ const RETRY: Duration = Duration::from_millis(50);
 
 /// How those come who come in numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Coming {
+pub(crate) enum BatchPace {
     /// That many side by side; a refusal is a fault.
     Few(usize),
-    /// All at once; who is refused tries again. Latency is from the moment at which all began.
+    /// All at once; who is refused tries again. LatencySummary is from the moment at which all began.
     AtOnce,
 }
 
 /// How they came.
 #[derive(Debug)]
-pub(crate) struct Arrivals {
+pub(crate) struct PeerBatch {
     /// How many are in.
     pub(crate) opened: u64,
     /// How often one was refused.
@@ -44,7 +44,7 @@ pub(crate) struct Arrivals {
     since: Option<u64>,
 }
 
-impl Arrivals {
+impl PeerBatch {
     pub(super) fn opened(&mut self, born: u64, now: u64) {
         let since = self.since.unwrap_or(born);
         self.opened += 1;
@@ -63,13 +63,17 @@ impl Arrivals {
 
 impl Engine {
     /// Lets `count` users come, while all else goes on.
-    pub(crate) fn gather(&mut self, count: usize, coming: Coming) -> Result<Arrivals, BenchError> {
+    pub(crate) fn gather(
+        &mut self,
+        count: usize,
+        coming: BatchPace,
+    ) -> Result<PeerBatch, BenchError> {
         let begin = self.now();
         let (side_by_side, since) = match coming {
-            Coming::Few(few) => (few as u64, None),
-            Coming::AtOnce => (u64::MAX, Some(begin)),
+            BatchPace::Few(few) => (few as u64, None),
+            BatchPace::AtOnce => (u64::MAX, Some(begin)),
         };
-        self.arrivals = Some(Arrivals {
+        self.arrivals = Some(PeerBatch {
             opened: 0,
             refused: 0,
             refusal: None,
@@ -85,13 +89,13 @@ impl Engine {
         loop {
             let arrivals = self.arrivals.as_ref().expect("set above");
             let (opened, refused, done) = (arrivals.opened, arrivals.refused, arrivals.done());
-            if coming == Coming::AtOnce {
+            if coming == BatchPace::AtOnce {
                 (missed..refused).for_each(|_| again.push_back(self.now() + nanos(RETRY)));
                 missed = refused;
             }
             let now = self.now();
             let is_over =
-                opened == count as u64 || coming != Coming::AtOnce && done == count as u64;
+                opened == count as u64 || coming != BatchPace::AtOnce && done == count as u64;
             if is_over || now >= end {
                 break;
             }
@@ -105,7 +109,7 @@ impl Engine {
                 .min(side_by_side.saturating_sub(tried - done))
                 .min(AT_A_TURN)
             {
-                slots.push(self.begin(Role::Crowd).map_err(BenchError::Connect)?);
+                slots.push(self.begin(Role::IdlePeer).map_err(BenchError::Connect)?);
                 tried += 1;
             }
             self.turn(now + nanos(super::LOOK_AGAIN));

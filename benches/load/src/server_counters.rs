@@ -18,13 +18,13 @@ const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Where the books are.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct MetricsEndpoint {
     url: Url,
 }
 
 /// Why the books cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum Unread {
+pub enum MetricsError {
     /// No answer.
     #[error("cannot be reached")]
     Unreachable(#[from] io::Error),
@@ -38,7 +38,7 @@ pub enum Unread {
 
 /// The server's messages since it started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Books {
+pub(super) struct ServerCounters {
     pub(super) received: u64,
     pub(super) delivered: u64,
     /// By reason, without those that did not happen.
@@ -57,7 +57,7 @@ pub(super) struct Account {
     pub(super) dropped: BTreeMap<String, u64>,
 }
 
-impl Source {
+impl MetricsEndpoint {
     pub(super) fn new(url: Url) -> Self {
         Self { url }
     }
@@ -66,7 +66,7 @@ impl Source {
         &self.url
     }
 
-    pub(super) fn read(&self) -> Result<Books, Unread> {
+    pub(super) fn read(&self) -> Result<ServerCounters, MetricsError> {
         let addresses = self.url.addresses()?;
         let address = addresses
             .first()
@@ -84,18 +84,18 @@ impl Source {
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.lines().next().unwrap_or_default();
         if status.split(' ').nth(1) != Some("200") {
-            return Err(Unread::Answer(status.to_owned()));
+            return Err(MetricsError::Answer(status.to_owned()));
         }
-        Books::parse(body)
+        ServerCounters::parse(body)
     }
 }
 
-impl Books {
-    fn parse(text: &str) -> Result<Self, Unread> {
+impl ServerCounters {
+    fn parse(text: &str) -> Result<Self, MetricsError> {
         let value = |name: &'static str| {
             text.lines()
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
-                .ok_or(Unread::Missing(name))
+                .ok_or(MetricsError::Missing(name))
         };
         let dropped = text.lines().filter_map(|line| {
             let rest = line.strip_prefix("switchboard_messages_dropped_total{reason=\"")?;
@@ -170,8 +170,8 @@ switchboard_messages_received_total 9
 
     #[test]
     fn books_are_read_from_the_text_of_prometheus() {
-        let books = Books::parse(TEXT).unwrap();
-        let expected = Books {
+        let books = ServerCounters::parse(TEXT).unwrap();
+        let expected = ServerCounters {
             received: 9,
             delivered: 7,
             dropped: [("offline".to_owned(), 2)].into(),
@@ -180,8 +180,8 @@ switchboard_messages_received_total 9
         assert_eq!(books, expected);
         assert!(books.are_settled());
         assert!(matches!(
-            Books::parse("go_goroutines 9\n"),
-            Err(Unread::Missing("switchboard_messages_received_total"))
+            ServerCounters::parse("go_goroutines 9\n"),
+            Err(MetricsError::Missing("switchboard_messages_received_total"))
         ));
     }
 

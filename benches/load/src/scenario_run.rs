@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use super::books::{Books, Source};
-use super::codec::Handshake;
+use super::codec::ClientHandshake;
 use super::connection::Role;
-use super::engine::{Engine, Group, TICK, Waiting};
+use super::engine::{Engine, Group, PollMode, TICK};
 use super::number::{float, nanos, rounded, seconds};
-use super::options::{Options, Scenario};
-use super::outcome::{self, Check, Fact, Latency, Outcome, Row, ServerUse, Timeline};
-use super::process::{self, Cpu, Process};
+use super::options::{BenchOptions, Scenario};
+use super::outcome::{self, Check, Fact, LatencySummary, Outcome, Row, ServerUse, Timeline};
+use super::process::{self, CpuTimes, MonitoredProcess};
 use super::progress::Progress;
-use super::{BenchError, Subject};
+use super::server_counters::{MetricsEndpoint, ServerCounters};
+use super::{BenchError, Target};
 
 /// How long all that was sent may take to arrive when nothing more is sent.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,21 +31,21 @@ const SERVER_FULL: f64 = 0.9;
 const DISTURBED: f64 = 0.3;
 
 /// One scenario on its way.
-pub(super) struct Stage<'a> {
-    pub(super) options: &'a Options,
+pub(super) struct ScenarioRun<'a> {
+    pub(super) options: &'a BenchOptions,
     pub(super) engine: Engine,
-    pub(super) server: Option<Process>,
-    subject: &'a mut Subject,
+    pub(super) server: Option<MonitoredProcess>,
+    subject: &'a mut Target,
     scenario: Scenario,
     load: String,
-    marks: Vec<Mark>,
+    marks: Vec<Measurement>,
     facts: Vec<Fact>,
     notes: Vec<String>,
-    before: Option<(Source, Books)>,
+    before: Option<(MetricsEndpoint, ServerCounters)>,
 }
 
 /// What was measured, and what the clocks said around it.
-struct Mark {
+struct Measurement {
     name: &'static str,
     /// Label and group of each row.
     rows: Vec<(String, usize)>,
@@ -60,7 +60,7 @@ pub(super) struct Snapshot {
     pub(super) at: u64,
     waited: u64,
     own: Option<u64>,
-    server: Option<Cpu>,
+    server: Option<CpuTimes>,
     machine: Option<u64>,
 }
 
@@ -71,18 +71,18 @@ impl Snapshot {
     }
 }
 
-impl<'a> Stage<'a> {
+impl<'a> ScenarioRun<'a> {
     /// Connects the first of the talkers, by whom the server shows what it is.
     pub(super) fn new(
-        options: &'a Options,
-        subject: &'a mut Subject,
+        options: &'a BenchOptions,
+        subject: &'a mut Target,
         scenario: Scenario,
         progress: Progress,
     ) -> Result<Self, BenchError> {
-        let handshake = Handshake::new(&subject.url.authority, &subject.url.path);
+        let handshake = ClientHandshake::new(&subject.url.authority, &subject.url.path);
         let waiting = match std::thread::available_parallelism() {
-            Ok(cpus) if cpus.get() > 1 => Waiting::Busy,
-            _ => Waiting::Asleep,
+            Ok(cpus) if cpus.get() > 1 => PollMode::Busy,
+            _ => PollMode::Asleep,
         };
         let engine = Engine::new(subject.address, handshake, waiting, progress);
         Ok(Self {
@@ -128,15 +128,18 @@ impl<'a> Stage<'a> {
     /// not asked: the essay's programs die of any request that is no upgrade.
     fn open_books(&mut self, announces: bool) -> Result<(), BenchError> {
         let (source, is_wanted) = match &self.options.metrics {
-            Some(url) => (Source::new(url.clone()), true),
-            None if announces => (Source::new(self.subject.url.http("/metrics")), false),
+            Some(url) => (MetricsEndpoint::new(url.clone()), true),
+            None if announces => (
+                MetricsEndpoint::new(self.subject.url.http("/metrics")),
+                false,
+            ),
             None => return Ok(()),
         };
         match source.read() {
             Ok(books) => self.before = Some((source, books)),
             Err(reason) if is_wanted => {
                 let url = source.url().clone();
-                return Err(BenchError::Books { url, reason });
+                return Err(BenchError::Metrics { url, reason });
             }
             Err(reason) => {
                 let note = format!("no account of the server: {} {reason}", source.url());
@@ -164,7 +167,7 @@ impl<'a> Stage<'a> {
             at: self.engine.now(),
             waited: self.engine.waited_ns(),
             own: process::own_cpu_ns(),
-            server: self.server.and_then(Process::cpu),
+            server: self.server.and_then(MonitoredProcess::cpu),
             machine: process::machine_busy_ns(),
         }
     }
@@ -191,7 +194,7 @@ impl<'a> Stage<'a> {
         let rows = rows
             .iter()
             .map(|(label, group)| ((*label).to_owned(), *group));
-        self.marks.push(Mark {
+        self.marks.push(Measurement {
             name,
             rows: rows.collect(),
             phase,
@@ -202,7 +205,7 @@ impl<'a> Stage<'a> {
 
     /// Bytes of memory that the server has in use.
     pub(super) fn server_memory(&self) -> Option<f64> {
-        self.server.and_then(Process::memory).map(float)
+        self.server.and_then(MonitoredProcess::memory).map(float)
     }
 
     /// Stops, waits for what is under way, and judges.
@@ -239,7 +242,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Waits until all has arrived, or has its end by the server's books, or long enough.
-    fn drain(&mut self) -> Option<Books> {
+    fn drain(&mut self) -> Option<ServerCounters> {
         let begin = self.engine.now();
         let mut last = (u64::MAX, begin);
         loop {
@@ -268,7 +271,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn check(&mut self, after: Option<Books>) -> Check {
+    fn check(&mut self, after: Option<ServerCounters>) -> Check {
         let (probes, probes_arrived) = self.engine.probes();
         let flows = &self.engine.flows;
         let numbered: u64 = flows
@@ -311,8 +314,8 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn rows(&self, mark: &Mark) -> Vec<Row> {
-        let Mark {
+    fn rows(&self, mark: &Measurement) -> Vec<Row> {
+        let Measurement {
             rows,
             phase,
             from,
@@ -343,7 +346,7 @@ impl<'a> Stage<'a> {
                 seconds: rounded(seconds(wall), 3),
                 messages,
                 messages_per_second: rounded(float(messages) / seconds(wall), 1),
-                latency_us: Latency::of(latency),
+                latency_us: LatencySummary::of(latency),
                 bench_busy: rounded(busy, 3),
                 limited_by_bench,
                 server,
@@ -359,15 +362,18 @@ impl<'a> Stage<'a> {
             return false;
         };
         let wall = float(to.at - from.at);
-        let cores = self.server.and_then(Process::cores_beside_us).unwrap_or(1);
+        let cores = self
+            .server
+            .and_then(MonitoredProcess::cores_beside_us)
+            .unwrap_or(1);
         float(after.since(before)) > SERVER_FULL * wall * float(cores as u64)
             || float(after.hottest_since(before)) > SERVER_FULL * wall
     }
 
     /// CPUs that something else took in the worst phase, if that is worth a word.
     fn disturbance(&self) -> Option<f64> {
-        let other = |mark: &Mark| {
-            let Mark { from, to, .. } = mark;
+        let other = |mark: &Measurement| {
+            let Measurement { from, to, .. } = mark;
             let machine = to.machine? - from.machine?;
             let own = to.own? - from.own?;
             let other = machine.saturating_sub(own + to.server_since(from)?);
