@@ -1,5 +1,5 @@
-//! The files that contributors use: tests/run, the workflow, the list of files to change. Each is
-//! compared with what it names.
+//! The files that contributors use: tests/run, the workflow, the guide. Each is compared with the
+//! files, parts and versions that it names.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -54,5 +54,50 @@ fn unknown_part_is_refused_with_the_list_of_parts() {
     assert!(message.contains("\"no-such-part\""), "{message}");
     for part in functions(&read("tests/run"), "part_") {
         assert!(message.contains(&format!(" {part} ")), "{part}: {message}");
+    }
+}
+
+#[test]
+fn workflow_runs_the_checks_with_the_oldest_toolchain() {
+    let workflow = read(".github/workflows/ci.yml");
+    let image = format!("container: rust:{}-", env!("CARGO_PKG_RUST_VERSION"));
+    assert!(workflow.contains(&image), "no {image}");
+    assert!(workflow.contains("- run: .ci/run\n"));
+}
+
+#[test]
+fn contributing_names_files_that_exist() {
+    let guide = read(".github/CONTRIBUTING.md");
+    let spans = guide.split('`').skip(1).step_by(2);
+    let is_path = |span: &&str| {
+        ["src/", "tests/", "config/", "benches/", ".ci/"]
+            .iter()
+            .any(|folder| span.starts_with(folder))
+    };
+    // What follows the path are its arguments.
+    let paths: BTreeSet<_> = spans
+        .filter(is_path)
+        .filter_map(|span| span.split(' ').next())
+        .collect();
+    assert!(paths.len() > 20, "{paths:?}");
+    let lost: Vec<_> = paths
+        .iter()
+        .filter(|path| !root().join(path).exists())
+        .collect();
+    assert!(lost.is_empty(), "no such file: {lost:?}");
+}
+
+#[test]
+fn dependabot_looks_into_folders_that_exist() {
+    let updates = read(".github/dependabot.yml");
+    let folders: Vec<_> = updates
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("director")?.split_once(": "))
+        .flat_map(|(_, list)| list.trim_matches(['[', ']']).split(", "))
+        .collect();
+    assert!(folders.len() > 5, "{folders:?}");
+    for folder in folders {
+        let path = root().join(folder.trim_start_matches('/'));
+        assert!(path.is_dir(), "no such folder: {folder}");
     }
 }
