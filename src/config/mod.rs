@@ -2,8 +2,8 @@
 //! environment; must not know of any part that it configures.
 //!
 //! To add a setting: a field here, its line in `config/default.toml` (the only place of a default), a
-//! rule in `rules.rs`, a row in the README. A key without a default is an `Option`, and what has to be
-//! set together is a rule: each source is read over the defaults by itself.
+//! rule in `rules.rs`, then `UPDATE=1 cargo it documents`. A key without a default is an `Option`, and
+//! what has to be set together is a rule: each source is read over the defaults by itself.
 
 mod capacity;
 mod error;

@@ -15,6 +15,7 @@ mod bare; // the essay's contract
 mod chaos; // hundreds of clients that do as they like, and a ledger that balances
 mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
+mod documents; // links, the settings document, the table of threats
 mod drain; // what a stop does to users, to HTTP and to the messages under way
 mod framing; // RFC 6455 sections 5 and 7, byte by byte
 mod fuzz; // the fuzz targets, over their corpora and what is like them

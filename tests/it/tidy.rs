@@ -1,7 +1,5 @@
-//! The shape of the sources: who may use whom, a head on every file, and the README's table of
-//! settings.
+//! The shape of the sources: which module may use which, and a head on every file.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -112,7 +110,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
 ];
 
-fn sources(under: &str) -> Vec<PathBuf> {
+pub(crate) fn sources(under: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(under)];
     while let Some(folder) = folders.pop() {
@@ -204,81 +202,3 @@ fn every_file_says_what_it_is_for() {
     }
     assert!(silent.is_empty(), "no //! head: {silent:?}");
 }
-
-#[test]
-fn the_readme_lists_every_setting() {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    let documented: BTreeSet<_> = readme
-        .lines()
-        .filter_map(|line| {
-            line.strip_prefix("| `")?
-                .split_once('`')
-                .map(|(key, _)| key)
-        })
-        .filter(|key| key.contains('.') && !key.contains(['/', ' ']))
-        .map(str::to_owned)
-        .collect();
-    let mut settings = BTreeSet::new();
-    let mut section = String::new();
-    for line in switchboard::config::DEFAULT.lines() {
-        // A key without a default stands there commented out.
-        let line = line.trim_start_matches('#').trim();
-        if let Some(name) = line
-            .strip_prefix('[')
-            .and_then(|line| line.strip_suffix(']'))
-        {
-            section = name.to_owned();
-        } else if let Some((key, _)) = line.split_once(" = ")
-            && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
-        {
-            settings.insert(format!("{section}.{key}"));
-        }
-    }
-    let missing: Vec<_> = settings.difference(&documented).collect();
-    let unknown: Vec<_> = documented
-        .difference(&settings)
-        .filter(|key| {
-            settings
-                .iter()
-                .any(|known| known.split('.').next() == key.split('.').next())
-        })
-        .collect();
-    assert!(
-        missing.is_empty() && unknown.is_empty(),
-        "missing in the README: {missing:?}; in the README and no setting: {unknown:?}"
-    );
-}
-
-/// The table of threats names tests, by their beginnings: `module::name_…`, or all of a module's own.
-#[test]
-fn the_readme_names_tests_that_are_there() {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    let table = readme.lines().skip_while(|line| *line != THREATS).skip(2);
-    let rows: Vec<_> = table.take_while(|line| line.starts_with('|')).collect();
-    assert!(rows.len() > 15, "{rows:?}");
-    let all: Vec<_> = ["src", "tests"].into_iter().flat_map(sources).collect();
-    let exists = |name: &str| {
-        let (module, test) = name.split_once("::").expect("a module and a test");
-        let of_module = |path: &&PathBuf| {
-            let parts = path.strip_prefix(&root).unwrap().with_extension("");
-            parts.iter().any(|part| part == module)
-        };
-        let wanted = match test.strip_suffix('…') {
-            Some(beginning) => format!("fn {}", beginning.trim_start_matches("tests::")),
-            None => format!("mod {test}"),
-        };
-        let mut files = all.iter().filter(of_module);
-        files.any(|path| fs::read_to_string(path).unwrap().contains(&wanted))
-    };
-    let shown = rows.iter().map(|row| row.rsplit('|').nth(1).unwrap());
-    let names: Vec<_> = shown
-        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
-        .collect();
-    assert!(names.len() >= rows.len(), "each row names one: {names:?}");
-    let lost: Vec<_> = names.iter().filter(|name| !exists(name)).collect();
-    assert!(lost.is_empty(), "no such test: {lost:?}");
-}
-
-const THREATS: &str = "| who | may try | what stops it | shown by |";

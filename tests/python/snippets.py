@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Runs what the README shows, and compares what it prints with what the README says.
+"""Runs what the documents show, and compares what it prints with what they say.
 
-    tests/python/snippets.py BINARY NODE_MODULES
+    tests/python/snippets.py BINARY NODE_MODULES [NAME...]
 
-Each fenced block, and of a console block each command, is run here, or is named below with the test that
-runs it, or with the reason why none does: a block that is neither fails. Addresses get free ports, `…`
-stands for anything, and `target/release/switchboard` is BINARY."""
+Each fenced block of each document, and of a console block each command, is run here, or is named below
+with the test that runs it, or with the reason why none does: a block that is neither fails. Addresses get
+free ports, `…` stands for anything, and `target/release/switchboard` is BINARY. With names, only those
+functions of RUNS run, and nothing is said of the blocks that are left."""
 
 import asyncio
 import atexit
@@ -86,7 +87,7 @@ LEFT_OUT = {
 
 
 class Step:
-    """A command of a console block with what the README says that it prints, or a block of another kind."""
+    """A command of a console block with what the document says that it prints, or a block of another kind."""
 
     def __init__(self, section, kind, key, text):
         self.section, self.kind, self.key, self.text, self.ran = section, kind, key, text, False
@@ -95,19 +96,31 @@ class Step:
         return f"{self.section}: {self.key}"
 
 
-class Readme:
-    """All that it shows."""
+class Documents:
+    """All that they show. A section is named as in a link: `README.md#install`."""
 
     def __init__(self):
-        with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-            self.text = file.read()
-        self.steps = []
-        fences = list(FENCE.finditer(self.text))
-        if len(re.findall(r"^\s*(?:```|~~~)", self.text, re.MULTILINE)) != 2 * len(fences):
-            sys.exit("the README has a fence that is not understood here")
+        self.steps, self.texts = [], {}
+        for path in sorted(self.paths()):
+            with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+                self.read(path, file.read())
+
+    @staticmethod
+    def paths():
+        for folder, folders, files in os.walk(ROOT):
+            # Built and installed files hold documents of other projects.
+            folders[:] = set(folders) - {"target", "node_modules", ".cache", ".git"}
+            yield from (os.path.relpath(os.path.join(folder, name), ROOT) for name in files if name.endswith(".md"))
+
+    def read(self, path, text):
+        fences = list(FENCE.finditer(text))
+        if len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE)) != 2 * len(fences):
+            sys.exit(f"{path} has a fence that is not understood here")
         for fence in fences:
-            headings = re.findall(r"^## (.*)$", self.text[: fence.start()], re.MULTILINE)
-            section, kind, body = headings[-1] if headings else "", fence[1], fence[2]
+            headings = re.findall(r"^## (.*)$", FENCE.sub("", text[: fence.start()]), re.MULTILINE)
+            anchor = re.sub(r"[^\w -]", "", headings[-1]).lower().replace(" ", "-") if headings else ""
+            section, kind, body = f"{path}#{anchor}", fence[1], fence[2]
+            self.texts[section] = text
             commands = re.split(r"^\$ ", body, flags=re.MULTILINE)[1:] if kind == "console" else []
             for command, _, printed in (one.partition("\n") for one in commands):
                 self.steps.append(Step(section, kind, re.sub(r"\s+# .*", "", command), printed))
@@ -115,10 +128,6 @@ class Readme:
                 key = body.partition("\n")[0]
                 alike = sum(step.key.startswith(key) for step in self.steps)
                 self.steps.append(Step(section, kind, f"{key} ({alike + 1})" if alike else key, body))
-
-    def section(self, title):
-        """The text of a section."""
-        return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", self.text, re.MULTILINE | re.DOTALL)[1]
 
     def take(self, section, kind="console"):
         """The next one of a section that is to be run here, each once."""
@@ -129,13 +138,13 @@ class Readme:
 
     def take_one(self, section, kind="console"):
         found = next(self.take(section, kind), None)
-        return found or sys.exit(f"the README shows no more {kind} under {section!r}")
+        return found or sys.exit(f"{section} shows no more {kind}")
 
     def check_lists(self):
         """What is named above is there, and the tests have what is said of them."""
         keys = {step.key for step in self.steps}
         if stale := [key for key in (*ELSEWHERE, *LEFT_OUT) if key not in keys]:
-            sys.exit(f"named in this test and not in the README: {stale}")
+            sys.exit(f"named in this test and in no document: {stale}")
         for key, (path, words) in ELSEWHERE.items():
             with open(os.path.join(ROOT, path), encoding="utf-8") as file:
                 text = file.read()
@@ -146,7 +155,7 @@ class Readme:
         """Each was run here, or is named above."""
         left = [str(step) for step in self.steps if not step.ran and step.key not in (*ELSEWHERE, *LEFT_OUT)]
         if left:
-            sys.exit("\n  ".join(["the README shows what no test runs; run it here, or name it with the reason:", *left]))
+            sys.exit("\n  ".join(["a document shows what no test runs; run it here, or name it with the reason:", *left]))
         print(f"run: {sum(step.ran for step in self.steps)}; by other tests: {len(ELSEWHERE)}; by none: {len(LEFT_OUT)}")
 
 
@@ -156,7 +165,7 @@ def matches(expected):
 
 def compare(what, expected, printed):
     if not re.fullmatch(matches(expected), printed.rstrip("\n")):
-        sys.exit(f"{what}\n-- the README says\n{expected}\n-- and it printed\n{printed}")
+        sys.exit(f"{what}\n-- the document says\n{expected}\n-- and it printed\n{printed}")
     print(f"ok: {what}", flush=True)
 
 
@@ -271,10 +280,10 @@ async def exchange(sender_at, recipient_at):
     await recipient.close()
 
 
-def first_of_all(readme, _binary, folder, environment):
+def first_of_all(documents, _binary, folder, environment):
     """`cargo run --release`, where the project is."""
     shell = Shell(folder, environment)
-    step = readme.take_one("")
+    step = documents.take_one("README.md#")
     shell.run(f"cd {ROOT}")
     # It may compile.
     shell.run("cargo build --quiet --release --locked --workspace", 1200)
@@ -284,9 +293,9 @@ def first_of_all(readme, _binary, folder, environment):
     shell.end()
 
 
-def wire(readme, binary, folder, environment):
+def wire(documents, binary, folder, environment):
     """The two frames of the bare contract, and two clients by both."""
-    sent, heard = readme.take_one("The wire", "json"), readme.take_one("The wire", "json")
+    sent, heard = documents.take_one("README.md#the-wire", "json"), documents.take_one("README.md#the-wire", "json")
 
     async def talk(url):
         async with websockets.connect(url) as one, websockets.connect(url) as two:
@@ -295,14 +304,14 @@ def wire(readme, binary, folder, environment):
 
     with Relay(binary) as relay:
         compare(sent.key, heard.text, asyncio.run(talk(relay.ws)))
-    step = readme.take_one("The wire")
+    step = documents.take_one("README.md#the-wire")
     with Relay(binary) as relay:
         compare(step.key, step.text, run(f"{step.key} {relay.ws}", folder, environment))
 
 
-def page_program(readme, binary, folder, environment):
+def page_program(documents, binary, folder, environment):
     """The program of a page, in Node: with the relay's own client, from the relay."""
-    page = readme.take_one("Use it from a program", "html").text
+    page = documents.take_one("README.md#use-it-from-a-program", "html").text
     script = re.search(r"<script type=\"module\">\n(.*?)</script>", page, re.DOTALL)[1]
     client = f"http://{USERS}/switchboard.js"
     if client not in script:
@@ -320,21 +329,21 @@ def page_program(readme, binary, folder, environment):
         compare("the page's program", "I am …\noffline\n", run("node page.mjs", folder, environment))
 
 
-def programs(readme, binary, folder, environment):
+def programs(documents, binary, folder, environment):
     """The conversation in each language; a program is named in its own first line, and how it is run in
     the text before it."""
-    title = "Write a client"
-    expected = re.sub(r'"(user_id|sender_id)":1\b', r'"\1":…', readme.take_one(title, "text").text)
+    title = "README.md#write-a-client"
+    expected = re.sub(r'"(user_id|sender_id)":1\b', r'"\1":…', documents.take_one(title, "text").text)
     with Relay(binary) as relay:
         for kind in ("python", "js", "bash", "go"):
-            program = readme.take_one(title, kind)
+            program = documents.take_one(title, kind)
             name = re.fullmatch(r"(?:#|//) (\S+)", program.key)[1]
             with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
                 file.write(program.text.replace(USERS, relay.http.removeprefix("http://")))
-            before = readme.section(title).partition(program.text)[0]
+            before = documents.texts[title].partition(program.text)[0]
             commands = re.findall(r"`([^`]* " + re.escape(name) + ")`", before)
             if len(commands) != 1:
-                sys.exit(f"{name}: the README says {len(commands)} times how it is run")
+                sys.exit(f"{name}: the document says {len(commands)} times how it is run")
             compare(commands[0], expected, run(commands[0], folder, environment))
 
 
@@ -351,11 +360,11 @@ def stay_until_removed(url):
         pass
 
 
-def drive(readme, _binary, folder, environment):
+def drive(documents, _binary, folder, environment):
     """The API, with user 1 there from the second block on."""
     shell, has_user = Shell(folder, environment, ADMIN), False
     look = f"api http://{ADMIN}/api/users/1"
-    for step in readme.take("Drive it"):
+    for step in documents.take("README.md#drive-it"):
         if step.key.endswith("&"):
             shell.start(step.key, ADMIN)
             continue
@@ -380,16 +389,16 @@ def labels(table):
     return [label for label in found if label and not label.startswith(of_the_moment)]
 
 
-def measure(readme, _binary, folder, environment):
-    """The load with all its scenarios: clean, and in the form that the README shows."""
+def measure(documents, _binary, folder, environment):
+    """The load with all its scenarios: clean, and in the form that the document shows."""
     shell = Shell(folder, environment, BENCH)
-    server, load = readme.take("Measure it")
+    server, load = documents.take("README.md#measure-it")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < FILES:
         sys.exit(f"{load.key} has 10000 users: raise the hard limit of open files to {FILES}")
     shell.start(server.key, BENCH)
     printed = shell.run(f"{load.key} || echo ended with $?", BENCH_PATIENCE)
-    shown = readme.take_one("Measure it", "text")
-    differences = difflib.unified_diff(labels(shown.text), labels(printed), "the README", "what it printed", lineterm="")
+    shown = documents.take_one("README.md#measure-it", "text")
+    differences = difflib.unified_diff(labels(shown.text), labels(printed), "the document", "what it printed", lineterm="")
     if differences := "\n".join(differences):
         sys.exit(f"{printed}\n{load.key}\n{differences}")
     print(f"ok: {load.key}", flush=True)
@@ -399,12 +408,13 @@ def measure(readme, _binary, folder, environment):
 def plain(title):
     """Commands that end, and what they print."""
 
-    def show(readme, _binary, folder, environment):
+    def show(documents, _binary, folder, environment):
         shell = Shell(folder, environment)
-        for step in readme.take(title):
+        for step in documents.take(title):
             shell.show(step)
         shell.end()
 
+    show.__name__ = title
     return show
 
 
@@ -425,11 +435,11 @@ class Receiver(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def traces_and_logs(readme, _binary, folder, environment):
-    """Spans of a message reach a receiver; the settings are read anew."""
-    title = "Traces and logs"
+def traces_and_logs(documents, _binary, folder, environment):
+    """Spans of a message reach a receiver."""
+    title = "README.md#traces-and-logs"
     traced = {**environment, "OTEL_TRACES_SAMPLER": "always_on", "OTEL_BSP_SCHEDULE_DELAY": "100"}
-    shell, step = Shell(folder, traced, OTLP), readme.take_one(title)
+    shell, step = Shell(folder, traced, OTLP), documents.take_one(title)
     port = int(shell.places[OTLP].rsplit(":", 1)[1])
     with http.server.ThreadingHTTPServer(("127.0.0.1", port), Receiver) as receiver:
         threading.Thread(target=receiver.serve_forever, daemon=True).start()
@@ -442,8 +452,11 @@ def traces_and_logs(readme, _binary, folder, environment):
         sys.exit(f"{step.key}: {Receiver.taken}")
     print(f"ok: {step.key}", flush=True)
 
+
+def settings(documents, _binary, folder, environment):
+    """Settings of three layers, read again, and refused."""
     shell = Shell(folder, environment)
-    for step in readme.take(title):
+    for step in documents.take("config/README.md#"):
         if step.key.endswith("&"):
             shell.start(step.key, USERS)
         elif "kill -HUP" in step.key:
@@ -457,11 +470,11 @@ def traces_and_logs(readme, _binary, folder, environment):
     shell.end()
 
 
-def past_one_machine(readme, _binary, folder, environment):
+def past_one_machine(documents, _binary, folder, environment):
     """Two nodes and NATS, and a message from one to the other; the manifests are rendered."""
-    shell, title, nodes = Shell(folder, environment, NATS, *NODES), "Past one machine", iter(NODES)
+    shell, title, nodes = Shell(folder, environment, NATS, *NODES), "README.md#past-one-machine", iter(NODES)
     port = shell.places[NATS].rsplit(":", 1)[1]
-    for step in readme.take(title):
+    for step in documents.take(title):
         if step.key.startswith("nats-server "):
             command = step.key.replace("nats-server", f"nats-server --addr 127.0.0.1 --port {port}")
             shell.start(command.replace("/tmp/nats", os.path.join(folder, "nats")), NATS)
@@ -478,7 +491,7 @@ def past_one_machine(readme, _binary, folder, environment):
 
 
 def prepare(binary, node_modules, folder):
-    """What the README's commands find where they are run; the environment that they have."""
+    """What the commands find where they are run; the environment that they have."""
     tools = os.path.join(folder, "bin")
     wrappers = {"bin/switchboard": binary, "bin/python3": sys.executable, "target/release/switchboard": binary}
     for name, target in wrappers.items():
@@ -504,22 +517,26 @@ def prepare(binary, node_modules, folder):
 
 
 RUNS = [
-    first_of_all, wire, page_program, programs, drive, measure, plain("Settings"), traces_and_logs,
-    past_one_machine, plain("Security"),
+    first_of_all, wire, page_program, programs, drive, measure, settings, traces_and_logs, past_one_machine,
+    plain("README.md#security"),
 ]
 
 
 def main():
-    binary, node_modules = map(os.path.abspath, sys.argv[1:])
-    readme = Readme()
-    readme.check_lists()
+    binary, node_modules = map(os.path.abspath, sys.argv[1:3])
+    names = sys.argv[3:]
+    documents = Documents()
+    documents.check_lists()
     with tempfile.TemporaryDirectory() as folder:
         environment = prepare(binary, node_modules, folder)
         for show in RUNS:
+            if names and show.__name__ not in names:
+                continue
             began = time.monotonic()
-            show(readme, binary, folder, environment)
+            show(documents, binary, folder, environment)
             print(f"   {time.monotonic() - began:.1f} s", flush=True)
-    readme.check_all_ran()
+    if not names:
+        documents.check_all_ran()
 
 
 main()
