@@ -11,18 +11,19 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time;
 
 use crate::auth::{self, Auth, AuthError, Denied, IssueError, Pass};
 use crate::config::{self, ConfigError, Settings};
 use crate::identity::Subject;
-use crate::net::tls;
+use crate::net::http_client::{HttpClient, HttpError, Limits};
+use crate::net::tls::{Trust, TrustError};
 
-/// How long a health check may take; containers ask every few seconds.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
-const HEALTHY: &[u8] = b"HTTP/1.1 200 ";
+/// How long a health check may take, because containers ask every few seconds; and more than the body of
+/// `/livez` has.
+const HEALTH_LIMITS: Limits = Limits {
+    timeout: Duration::from_secs(3),
+    body_bytes_max: 64 * 1024,
+};
 
 /// A WebSocket relay between two people that says what became of every message.
 #[derive(Debug, Parser)]
@@ -245,28 +246,12 @@ impl Verify {
 /// Why a server counts as not healthy.
 #[derive(Debug, thiserror::Error)]
 pub enum Unhealthy {
-    /// It cannot be reached, or breaks off.
-    #[error("cannot ask {address}")]
-    Unreachable {
-        /// Who was asked.
-        address: SocketAddr,
-        /// What went wrong.
-        source: io::Error,
-    },
-    /// It answers something else than 200.
-    #[error("{address} answers {answer:?}")]
-    Answer {
-        /// Who was asked.
-        address: SocketAddr,
-        /// The start of its answer.
-        answer: String,
-    },
-    /// It does not answer in time.
-    #[error("{address} does not answer within {HEALTH_TIMEOUT:?}")]
-    Timeout {
-        /// Who was asked.
-        address: SocketAddr,
-    },
+    /// The file of its certificate has none.
+    #[error("cannot check the server's certificate")]
+    Trust(#[from] TrustError),
+    /// It does not answer, or not with 200.
+    #[error(transparent)]
+    Http(#[from] HttpError),
 }
 
 /// Asks the server of these settings for `/livez`, where it serves health.
@@ -282,41 +267,16 @@ pub async fn healthcheck(settings: &Settings) -> Result<(), Unhealthy> {
         None => first(),
     };
     let address = reachable(address.expect("server.listen has an address, by its rule"));
-    match time::timeout(HEALTH_TIMEOUT, ask(address, tls)).await {
-        Ok(Ok(answer)) if answer == HEALTHY => Ok(()),
-        Ok(Ok(answer)) => {
-            let answer = String::from_utf8_lossy(&answer).into_owned();
-            Err(Unhealthy::Answer { address, answer })
-        }
-        Ok(Err(source)) => Err(Unhealthy::Unreachable { address, source }),
-        Err(_) => Err(Unhealthy::Timeout { address }),
-    }
-}
-
-async fn ask(address: SocketAddr, tls: &config::Tls) -> io::Result<Vec<u8>> {
-    let stream = TcpStream::connect(address).await?;
-    match &tls.cert_file {
-        None => ask_over(stream, address).await,
-        Some(cert_file) => {
-            let stream = tls::connect(stream, cert_file).await;
-            ask_over(stream.map_err(io::Error::other)?, address).await
-        }
-    }
-}
-
-/// The start of the answer, as long as that of a healthy server. Written out by hand: a client of
-/// HTTP would be a dependency for one line.
-async fn ask_over(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    address: SocketAddr,
-) -> io::Result<Vec<u8>> {
-    let request = format!("GET /livez HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    stream.flush().await?;
-    let mut answer = Vec::new();
-    let start = HEALTHY.len() as u64;
-    stream.take(start).read_to_end(&mut answer).await?;
-    Ok(answer)
+    let (scheme, trust) = match &tls.cert_file {
+        None => ("http", Trust::NoServer),
+        Some(cert_file) => ("https", Trust::Certificate(cert_file)),
+    };
+    let url = format!("{scheme}://{address}/livez");
+    let url = url.parse().expect("an address is the host of a URL");
+    HttpClient::new(trust, HEALTH_LIMITS)?
+        .get(&url, "*/*")
+        .await?;
+    Ok(())
 }
 
 /// An address to connect to, for one to listen on: all addresses are not one to connect to.

@@ -1,7 +1,9 @@
-//! Bytes and the kernel: listening sockets, a connection's stream, TLS, the PROXY protocol, and threads for
-//! work that must not delay users. Must not know of HTTP, users or messages.
+//! Bytes and the kernel: listening sockets, a connection's stream, TLS, the PROXY protocol, the client for
+//! what the process asks of other servers, and threads for work that must not delay users. Must not know of
+//! users or messages.
 
 pub mod background;
+pub mod http_client;
 mod listen;
 pub mod proxy_protocol;
 mod stream;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use hyper_rustls::ConfigBuilderExt;
 use ring::digest::{SHA256, digest};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
@@ -21,10 +22,11 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName,
 use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{
-    self, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme, crypto, version,
+    self, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    crypto, version,
 };
 use tokio_rustls::server::TlsStream;
-use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsConnector, client};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tracing::{info, warn};
 
 use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
@@ -195,40 +197,61 @@ impl Tls {
     }
 }
 
-/// Speaks TLS with a server of ours that has the certificate in this file. Whom the certificate is for
-/// does not matter then: it is asked by an address that it need not name.
-pub async fn connect(
-    stream: TcpStream,
-    cert_file: &Path,
-) -> Result<client::TlsStream<TcpStream>, ConnectError> {
-    let certificate = CertificateDer::from_pem_file(cert_file)?;
-    let provider = Arc::new(crypto::ring::default_provider());
-    let same = Arc::new(Same {
-        certificate,
-        algorithms: provider.signature_verification_algorithms,
-    });
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .dangerous()
-        .with_custom_certificate_verifier(same)
-        .with_no_client_auth();
-    let peer = stream.peer_addr()?.ip();
-    let stream = TlsConnector::from(Arc::new(config))
-        .connect(peer.into(), stream)
-        .await?;
-    Ok(stream)
+/// Which servers a client of this process trusts.
+#[derive(Clone, Copy, Debug)]
+pub enum Trust<'a> {
+    /// No server: the client asks without TLS.
+    NoServer,
+    /// Servers with a certificate that the system's authorities signed.
+    System,
+    /// The server that has the certificate in this file. The names in the certificate do not matter,
+    /// because the server is asked by an address that they need not include.
+    Certificate(&'a Path),
 }
 
-/// Why there is no TLS with a server.
+/// Why a client cannot check servers.
 #[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
+pub enum TrustError {
     /// The certificate's file has none.
-    #[error("no certificate in PEM")]
-    Certificate(#[from] pem::Error),
-    /// The connection failed.
-    #[error("no TLS")]
-    Connection(#[from] io::Error),
+    #[error("{path}: has no certificate in PEM")]
+    Certificate {
+        /// The file's name.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: pem::Error,
+    },
+    /// The system has no certificates of authorities.
+    #[error("the system has no certificates to check a server by")]
+    NoRoots(#[source] io::Error),
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS")]
+    Tls(#[from] rustls::Error),
+}
+
+impl Trust<'_> {
+    /// The TLS settings of a client that trusts these servers.
+    pub(super) fn client_config(self) -> Result<ClientConfig, TrustError> {
+        let provider = Arc::new(crypto::ring::default_provider());
+        let algorithms = provider.signature_verification_algorithms;
+        let config =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let config = match self {
+            Self::NoServer => config.with_root_certificates(RootCertStore::empty()),
+            Self::System => config.with_native_roots().map_err(TrustError::NoRoots)?,
+            Self::Certificate(path) => {
+                let certificate = CertificateDer::from_pem_file(path).map_err(|source| {
+                    let path = path.to_owned();
+                    TrustError::Certificate { path, source }
+                })?;
+                let same = Arc::new(Same {
+                    certificate,
+                    algorithms,
+                });
+                config.dangerous().with_custom_certificate_verifier(same)
+            }
+        };
+        Ok(config.with_no_client_auth())
+    }
 }
 
 /// Takes one certificate and no other.
