@@ -1,15 +1,15 @@
-# The image: the relay and its load generator on a base that has glibc and CA certificates and no shell. The same file for
-# amd64 and arm64. Needs no part of BuildKit that other builders lack.
+# The image: the relay and its load generator, on a base that has glibc and CA certificates but no shell. The
+# file works for amd64 and arm64, and with builders other than BuildKit.
 ARG RUST_IMAGE=rust:1.95-slim-trixie
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian13:nonroot
 
 FROM ${RUST_IMAGE} AS build
 WORKDIR /build
-# Names of functions stay for backtraces; lines and types are a debugger's, and there is none here.
+# Keeps the names of functions for backtraces, and removes what only a debugger reads.
 ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
 
-# The dependencies, in a layer of their own that only the manifests change: built for two empty
-# crates with the same targets.
+# The dependencies, built for two empty crates with the same targets. Only a change of a manifest rebuilds
+# this layer.
 COPY Cargo.toml Cargo.lock ./
 COPY benches/load/Cargo.toml benches/load/Cargo.toml
 RUN mkdir -p src benches/load/src \
@@ -19,8 +19,8 @@ RUN mkdir -p src benches/load/src \
     | while read -r bench; do touch "benches/$bench.rs"; done \
  && cargo build --release --locked --workspace --bins
 
-# The crates. COPY keeps the files' times, which may lie before those of the empty crates: cargo has
-# to see that they are newer.
+# The crates. COPY keeps the times of the files, which can be older than the empty crates, so `touch` tells
+# cargo that they are newer.
 COPY config/default.toml config/default.toml
 COPY src src
 COPY benches/load/src benches/load/src
@@ -38,12 +38,12 @@ LABEL org.opencontainers.image.title="switchboard" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /build/target/release/switchboard /build/target/release/switchboard-bench /usr/local/bin/
-# Inside a container loopback is nobody's. Metrics and health have a port of their own, which need
-# not be published.
+# All addresses, because no other container reaches loopback. Metrics and health have a separate port, so
+# that only the port for users needs to be published.
 ENV SWITCHBOARD__SERVER__LISTEN=0.0.0.0:8080 \
     SWITCHBOARD__ADMIN__LISTEN=0.0.0.0:9090
 EXPOSE 8080 9090
-# By number: Kubernetes' runAsNonRoot cannot tell from a name.
+# A number, because Kubernetes cannot check runAsNonRoot for a name.
 USER 65532:65532
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s --retries=3 \
