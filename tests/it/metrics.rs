@@ -1,4 +1,4 @@
-//! The contract with operators: what /metrics shows is what the README lists, no dashboard and no rule
+//! The contract with operators: what /metrics shows is what its document lists, no dashboard and no rule
 //! asks for anything else, and users do not make series.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -130,10 +130,12 @@ fn family(families: &BTreeMap<String, Family>, name: &str) -> Option<String> {
     histogram.then(|| base.to_owned())
 }
 
-/// The rows of the README's tables below `## Metrics`, in cells.
-fn readme_rows() -> Vec<Vec<String>> {
-    let readme = read(repository("README.md"));
-    let (_, rest) = readme.split_once("\n## Metrics\n").unwrap();
+const DOCUMENT: &str = "config/prometheus/README.md";
+
+/// The rows of the document's tables below `## Metrics`, in cells.
+fn documented_rows() -> Vec<Vec<String>> {
+    let document = read(repository(DOCUMENT));
+    let (_, rest) = document.split_once("\n## Metrics\n").unwrap();
     let (section, _) = rest.split_once("\n## ").unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| "));
     rows.map(|row| {
@@ -150,9 +152,9 @@ fn quoted(cell: &str) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn readme_lists_exactly_the_families_that_are_shown() {
+async fn document_lists_exactly_the_families_that_are_shown() {
     let shown = families(&whole_exposition().await);
-    let rows = readme_rows().into_iter().filter(|row| row.len() == 4);
+    let rows = documented_rows().into_iter().filter(|row| row.len() == 4);
     let listed: BTreeMap<_, _> = rows
         .filter(|row| row[0].starts_with('`'))
         .map(|row| {
@@ -176,7 +178,7 @@ async fn readme_lists_exactly_the_families_that_are_shown() {
 }
 
 #[tokio::test]
-async fn readme_lists_exactly_the_label_values_that_are_shown() {
+async fn document_lists_exactly_the_label_values_that_are_shown() {
     let of = |label: &str| match label {
         "`initiator`" => ("switchboard_connections_closed_total", "initiator"),
         "`code`" => ("switchboard_connections_closed_total", "code"),
@@ -188,7 +190,7 @@ async fn readme_lists_exactly_the_label_values_that_are_shown() {
     };
     let mut listed = BTreeSet::new();
     let mut label = String::new();
-    for row in readme_rows().into_iter().filter(|row| row.len() == 3) {
+    for row in documented_rows().into_iter().filter(|row| row.len() == 3) {
         let [first, value, _] = &row[..] else {
             unreachable!("three cells")
         };
@@ -218,6 +220,22 @@ async fn readme_lists_exactly_the_label_values_that_are_shown() {
         differing.is_empty(),
         "shown or listed, not both: {differing:#?}"
     );
+}
+
+#[test]
+fn document_lists_exactly_the_alerts_that_there_are() {
+    let rules = read(repository("config/prometheus/rules/alerts.yml"));
+    let alerts = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let alerts: BTreeSet<_> = alerts.collect();
+    let document = read(repository(DOCUMENT));
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `"));
+    let names = rows.filter_map(|row| Some(row.split_once('`')?.0));
+    let listed: BTreeSet<_> = names
+        .filter(|name| name.starts_with("Switchboard"))
+        .collect();
+    assert_eq!(alerts, listed);
 }
 
 #[tokio::test]

@@ -81,6 +81,7 @@ LEFT_OUT = {
     "cargo build --release --workspace && python3 tests/tracing_cost.py target/release/switchboard": MEASURES.removesuffix("; "),
     "cargo bench --bench time": MEASURES + "cargo lint compiles it in .ci/run, and `instructions` counts the same steps",
     "cargo bench --bench directory": MEASURES + "cargo lint compiles it in .ci/run",
+    "python3 tests/scrape_cost.py target/release/switchboard": MEASURES.removesuffix("; "),
     "tests/instructions --remake": "writes the file that the part `instructions` compares with",
     "cargo install cargo-fuzz": "takes longer than all of this; the next but one says what runs its targets",
     "cd tests/fuzz && cargo +nightly fuzz build --fuzz-dir . -s none": "needs a nightly compiler; tests/it/fuzz.rs compiles the same targets",
@@ -439,9 +440,9 @@ class Receiver(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def traces_and_logs(documents, _binary, folder, environment):
+def traces(documents, _binary, folder, environment):
     """Spans of a message reach a receiver."""
-    title = "README.md#traces-and-logs"
+    title = "config/prometheus/README.md#traces"
     traced = {**environment, "OTEL_TRACES_SAMPLER": "always_on", "OTEL_BSP_SCHEDULE_DELAY": "100"}
     shell, step = Shell(folder, traced, OTLP), documents.take_one(title)
     port = int(shell.places[OTLP].rsplit(":", 1)[1])
@@ -474,11 +475,11 @@ def settings(documents, _binary, folder, environment):
     shell.end()
 
 
-def past_one_machine(documents, _binary, folder, environment):
-    """Two nodes and NATS, and a message from one to the other; the manifests are rendered."""
-    shell, title, nodes = Shell(folder, environment, NATS, *NODES), "README.md#past-one-machine", iter(NODES)
+def cluster(documents, _binary, folder, environment):
+    """Two nodes and NATS, and a message from one to the other."""
+    shell, section, nodes = Shell(folder, environment, NATS, *NODES), "src/cluster/README.md#", iter(NODES)
     port = shell.places[NATS].rsplit(":", 1)[1]
-    for step in documents.take(title):
+    for step in documents.take(section):
         if step.key.startswith("nats-server "):
             command = step.key.replace("nats-server", f"nats-server --addr 127.0.0.1 --port {port}")
             shell.start(command.replace("/tmp/nats", os.path.join(folder, "nats")), NATS)
@@ -490,7 +491,7 @@ def past_one_machine(documents, _binary, folder, environment):
     for address in addresses:
         eventually(f"{address} is ready", lambda address=address: is_ready(address))
     asyncio.run(exchange(*addresses))
-    print(f"ok: {title}: a message from one node to the other", flush=True)
+    print(f"ok: {section}: a message from one node to the other", flush=True)
     shell.end()
 
 
@@ -521,8 +522,8 @@ def prepare(binary, node_modules, folder):
 
 
 RUNS = [
-    first_of_all, wire, page_program, programs, drive, measure, settings, traces_and_logs, past_one_machine,
-    plain("README.md#security"),
+    first_of_all, wire, page_program, programs, drive, measure, settings, traces, cluster,
+    plain("k8s/README.md#kubernetes"), plain("README.md#security"),
 ]
 
 
