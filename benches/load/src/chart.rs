@@ -1,73 +1,72 @@
-//! Series charts as SVG: inside a page, or as a file that can be read on light and on dark.
+//! Line charts as SVG: inside a page, or as a file that is legible on a light and on a dark background.
 
 use std::fmt::Write as _;
 
-use super::number::rounded;
-use super::table;
+use crate::number::{number_text, rounded};
 
-/// A picture of some lines.
+/// A line chart.
 #[derive(Clone, Debug)]
-pub(super) struct Chart {
-    pub(super) title: String,
-    pub(super) x: Axis,
-    pub(super) y: Axis,
-    pub(super) lines: Vec<Series>,
-    /// Places on the x axis with a name.
-    pub(super) marks: Vec<(f64, String)>,
+pub(crate) struct Chart {
+    pub(crate) title: String,
+    pub(crate) x: Axis,
+    pub(crate) y: Axis,
+    pub(crate) lines: Vec<Series>,
+    /// Values on the x axis that have a name.
+    pub(crate) marks: Vec<(f64, String)>,
 }
 
-/// One line: the points where it bends.
+/// One line of a chart: its points, from left to right.
 #[derive(Clone, Debug)]
-pub(super) struct Series {
-    pub(super) name: String,
-    pub(super) colour: usize,
-    pub(super) stroke: Stroke,
-    pub(super) points: Vec<(f64, f64)>,
+pub(crate) struct Series {
+    pub(crate) name: String,
+    pub(crate) colour: usize,
+    pub(crate) stroke: Stroke,
+    pub(crate) points: Vec<(f64, f64)>,
 }
 
 /// How a line is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stroke {
+pub(crate) enum Stroke {
     Solid,
     Dashed,
 }
 
-/// What an axis shows.
+/// An axis: its label, and how its values are placed and written.
 #[derive(Clone, Debug)]
-pub(super) struct Axis {
-    pub(super) label: &'static str,
-    pub(super) scale: Scale,
-    pub(super) unit: Unit,
+pub(crate) struct Axis {
+    pub(crate) label: &'static str,
+    pub(crate) scale: Scale,
+    pub(crate) unit: Unit,
 }
 
-/// How values lie on an axis.
+/// How values are placed along an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scale {
+pub(crate) enum Scale {
     /// From zero.
     Linear,
     /// From one power of ten to another.
     Log,
-    /// The values are those of the points: each has a tick, at the logarithm of it.
+    /// Logarithmic, with a tick at the value of each point.
     Each,
-    /// Shares that took longer: half, a tenth, a hundredth, … ever further right.
+    /// Shares of messages that took longer: a half, a tenth, a hundredth, … from left to right.
     Rarity,
 }
 
 /// How values are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unit {
+pub(crate) enum Unit {
     /// Microseconds, in the unit that suits.
     Time,
     /// Thousands and millions.
     Count,
 }
 
-/// Whether a picture stands by itself.
+/// Where a chart is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Embedding {
-    /// In a page that has the style.
+pub(crate) enum Embedding {
+    /// In a page, which has the style already.
     Page,
-    /// In a file, with a background of its own.
+    /// In a file of its own, with the style and a background.
     File,
 }
 
@@ -79,9 +78,9 @@ const TOP: f64 = 40.0;
 const BOTTOM: f64 = 48.0;
 const LEGEND_LINE: f64 = 18.0;
 
-/// The style of all pictures: colours with enough contrast on light and on dark. Lines of one colour
-/// differ by their dashes.
-pub(super) const STYLE: &str = "\
+/// The style of all charts: colours with enough contrast on a light and on a dark background. Lines of one
+/// colour differ by their dashes.
+pub(crate) const STYLE: &str = "\
 :root{--card:#ffffff;--ink:#1f2328;--dim:#59636e;--grid:#d1d9e0;\
 --c0:#0969da;--c1:#bc4c00;--c2:#1a7f37;--c3:#8250df;--c4:#bf3989;--c5:#57606a;--c6:#9a6700;--c7:#0e7c86}\
 @media (prefers-color-scheme:dark){:root{--card:#0d1117;--ink:#e6edf3;--dim:#9198a1;--grid:#3d444d;\
@@ -97,7 +96,7 @@ pub(super) const STYLE: &str = "\
 const COLOURS: usize = 8;
 
 impl Chart {
-    pub(super) fn svg(&self, embedding: Embedding) -> String {
+    pub(crate) fn svg(&self, embedding: Embedding) -> String {
         let plot = Plot::new(self);
         let mut svg = String::new();
         let title = escaped(&self.title);
@@ -107,7 +106,7 @@ impl Chart {
             "<svg class=\"chart\" xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
              role=\"img\" aria-label=\"{title}\">"
         )
-        .expect(INTO_A_STRING);
+        .expect(WRITE_TO_STRING);
         if embedding == Embedding::File {
             let radius = 6;
             write!(
@@ -115,13 +114,17 @@ impl Chart {
                 "<style>{STYLE}</style>\
                  <rect class=\"card\" width=\"{WIDTH}\" height=\"{height}\" rx=\"{radius}\"/>"
             )
-            .expect(INTO_A_STRING);
+            .expect(WRITE_TO_STRING);
         }
         text(&mut svg, (LEFT, 22.0), Anchor::Start, "title", &title);
         self.legend(&mut svg);
         self.grid(&mut svg, &plot);
         for line in &self.lines {
-            let points: Vec<_> = line.points.iter().map(|point| plot.place(*point)).collect();
+            let points: Vec<_> = line
+                .points
+                .iter()
+                .map(|point| plot.position(*point))
+                .collect();
             let colour = line.colour % COLOURS;
             let dashed = match line.stroke {
                 Stroke::Solid => "",
@@ -132,15 +135,15 @@ impl Chart {
                 svg,
                 "<polyline class=\"line c{colour}{dashed}\" points=\"{path}\"/>"
             )
-            .expect(INTO_A_STRING);
+            .expect(WRITE_TO_STRING);
         }
         svg.push_str("</svg>\n");
         svg
     }
 
-    /// Where each entry of the legend stands, and below them all.
+    /// The position of each entry of the legend, and the y position below all of them.
     fn legend_places(&self) -> (Vec<(f64, f64)>, f64) {
-        /// Of a letter, on average.
+        /// The mean width of a letter.
         const LETTER: f64 = 6.6;
         const SWATCH: f64 = 44.0;
         let (mut x, mut y) = (LEFT, TOP);
@@ -170,7 +173,7 @@ impl Chart {
                 svg,
                 "<path class=\"line c{colour}{dashed}\" d=\"M{x} {middle}H{end}\"/>"
             )
-            .expect(INTO_A_STRING);
+            .expect(WRITE_TO_STRING);
             text(svg, (x + 28.0, y), Anchor::Start, "", &escaped(&line.name));
         }
     }
@@ -179,7 +182,7 @@ impl Chart {
         let right = WIDTH - RIGHT;
         for (value, label) in &plot.y.ticks {
             let y = rounded(plot.y(*value), 1);
-            write!(svg, "<path class=\"grid\" d=\"M{LEFT} {y}H{right}\"/>").expect(INTO_A_STRING);
+            write!(svg, "<path class=\"grid\" d=\"M{LEFT} {y}H{right}\"/>").expect(WRITE_TO_STRING);
             text(svg, (LEFT - 8.0, y + 4.0), Anchor::End, "", label);
         }
         for (value, label) in &plot.x.ticks {
@@ -189,8 +192,8 @@ impl Chart {
         for (index, (value, name)) in (0_u8..).zip(&self.marks) {
             let x = rounded(plot.x(*value), 1);
             let (top, bottom) = (plot.top, plot.bottom);
-            write!(svg, "<path class=\"mark\" d=\"M{x} {top}V{bottom}\"/>").expect(INTO_A_STRING);
-            // On two heights, so that neighbours do not cover each other.
+            write!(svg, "<path class=\"mark\" d=\"M{x} {top}V{bottom}\"/>").expect(WRITE_TO_STRING);
+            // At two heights in turn, so that neighbouring names do not overlap.
             let y = top + 12.0 + f64::from(index % 2) * 14.0;
             text(svg, (x + 4.0, y), Anchor::Start, "", &escaped(name));
         }
@@ -212,9 +215,9 @@ impl Chart {
     }
 }
 
-const INTO_A_STRING: &str = "a String takes all that is written to it";
+const WRITE_TO_STRING: &str = "writing to a String does not fail";
 
-/// Where values are in the picture.
+/// The area of the lines, and the axes that place values in it.
 struct Plot {
     top: f64,
     bottom: f64,
@@ -222,7 +225,7 @@ struct Plot {
     y: Span,
 }
 
-/// One axis: from where to where, on its scale.
+/// The range of an axis on its scale, and its ticks.
 struct Span {
     scale: Scale,
     low: f64,
@@ -234,7 +237,7 @@ impl Plot {
     fn new(chart: &Chart) -> Self {
         let all = || chart.lines.iter().flat_map(|line| &line.points);
         let (_, legend) = chart.legend_places();
-        // Room for the name of the axis above its first number.
+        // Room for the label of the y axis above its highest tick.
         let top = legend + 24.0;
         Self {
             top,
@@ -252,7 +255,7 @@ impl Plot {
         self.bottom - (self.bottom - self.top) * self.y.share(value)
     }
 
-    fn place(&self, (x, y): (f64, f64)) -> String {
+    fn position(&self, (x, y): (f64, f64)) -> String {
         format!("{},{}", rounded(self.x(x), 1), rounded(self.y(y), 1))
     }
 }
@@ -282,7 +285,7 @@ impl Span {
         let (low, high) = match scale {
             Scale::Linear => (0.0, ticks.last().map_or(1.0, |tick| tick.0)),
             Scale::Log => (ticks[0].0.log10(), ticks[ticks.len() - 1].0.log10()),
-            Scale::Each => (place_of(least), place_of(most)),
+            Scale::Each => (log_position(least), log_position(most)),
             Scale::Rarity => (0.0, -least.max(1e-9).log10()),
         };
         Self {
@@ -293,12 +296,12 @@ impl Span {
         }
     }
 
-    /// How far along the axis a value is, from 0 to 1.
+    /// The position of a value along the axis, from 0 to 1.
     fn share(&self, value: f64) -> f64 {
         let at = match self.scale {
             Scale::Linear => value,
             Scale::Log => value.max(1e-9).log10(),
-            Scale::Each => place_of(value),
+            Scale::Each => log_position(value),
             Scale::Rarity => -value.max(1e-9).log10(),
         };
         let length = self.high - self.low;
@@ -310,12 +313,12 @@ impl Span {
     }
 }
 
-/// On a logarithmic axis that has a place for nothing, too.
-fn place_of(value: f64) -> f64 {
+/// The position on a logarithmic axis that includes 0.
+fn log_position(value: f64) -> f64 {
     (value + 1.0).log2()
 }
 
-/// Shares that took longer, by the percentile that they are at.
+/// Shares of messages that took longer, each with its percentile.
 const RARITIES: [(f64, &str); 7] = [
     (0.5, "50%"),
     (0.1, "90%"),
@@ -361,9 +364,9 @@ impl Unit {
             Self::Time => format!("{} s", value / 1e6),
             Self::Count if value >= 1e6 => format!("{}M", rounded(value / 1e6, 2)),
             Self::Count if value >= 1e4 => format!("{}k", rounded(value / 1e3, 2)),
-            // Ticks below ten are decimal fractions: without zeros at their ends.
+            // Ticks below ten may be decimal fractions, shown without trailing zeros.
             Self::Count if value < 10.0 => rounded(value, 6).to_string(),
-            Self::Count => table::number(value),
+            Self::Count => number_text(value),
         }
     }
 }
@@ -386,11 +389,11 @@ fn text(svg: &mut String, (x, y): (f64, f64), anchor: Anchor, class: &str, text:
         svg,
         "<text class=\"{class}\" x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\">{text}</text>"
     )
-    .expect(INTO_A_STRING);
+    .expect(WRITE_TO_STRING);
 }
 
-/// As text of XML.
-pub(super) fn escaped(text: &str) -> String {
+/// The text with the characters escaped that XML reserves.
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

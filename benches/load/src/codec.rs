@@ -4,28 +4,27 @@
 use hyper_tungstenite::tungstenite::handshake::client::generate_key;
 use hyper_tungstenite::tungstenite::handshake::derive_accept_key;
 use memchr::memmem;
-
 use switchboard::identity::UserId;
 
-pub(super) const CONTINUATION: u8 = 0;
-pub(super) const TEXT: u8 = 1;
-pub(super) const CLOSE: u8 = 8;
-pub(super) const PING: u8 = 9;
-pub(super) const PONG: u8 = 10;
+pub(crate) const CONTINUATION: u8 = 0;
+pub(crate) const TEXT: u8 = 1;
+pub(crate) const CLOSE: u8 = 8;
+pub(crate) const PING: u8 = 9;
+pub(crate) const PONG: u8 = 10;
 
-/// The most payload that a frame of the server may have. Beyond it the frame counts as altered.
-pub(super) const PAYLOAD_BYTES_MAX: usize = 384 * 1024;
+/// The largest payload that a frame of the server may have. A larger frame counts as altered.
+pub(crate) const PAYLOAD_BYTES_MAX: usize = 384 * 1024;
 
 const LAST: u8 = 0x80;
 const RESERVED: u8 = 0x70;
 const MASKED: u8 = 0x80;
 
-/// In place of a length: it follows, in so many bytes.
+/// Values of the length field that say how many bytes the length has that follows.
 const TWO_BYTES: u8 = 126;
 const EIGHT_BYTES: u8 = 127;
 
-/// Appends a whole, masked frame; returns where its payload begins.
-pub(super) fn push_frame(buffer: &mut Vec<u8>, opcode: u8, mask: [u8; 4], payload: &[u8]) -> usize {
+/// Appends a complete, masked frame; returns where its payload begins.
+pub(crate) fn push_frame(buffer: &mut Vec<u8>, opcode: u8, mask: [u8; 4], payload: &[u8]) -> usize {
     buffer.push(LAST | opcode);
     match payload.len() {
         length @ 0..=125 => buffer.push(MASKED | low_byte(length)),
@@ -49,25 +48,28 @@ pub(super) fn push_frame(buffer: &mut Vec<u8>, opcode: u8, mask: [u8; 4], payloa
     begin
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "that is what it is for")]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the function keeps the low byte only"
+)]
 fn low_byte(number: usize) -> u8 {
     number as u8
 }
 
-/// A frame of the server.
+/// A frame that the server sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct ServerFrame<'a> {
-    /// Whether a message ends with it.
-    pub(super) is_last: bool,
-    pub(super) opcode: u8,
-    pub(super) payload: &'a [u8],
-    /// Header and payload.
-    pub(super) bytes: usize,
+pub(crate) struct ServerFrame<'a> {
+    /// Whether it is the last frame of its message.
+    pub(crate) is_last: bool,
+    pub(crate) opcode: u8,
+    pub(crate) payload: &'a [u8],
+    /// The length of header and payload.
+    pub(crate) bytes: usize,
 }
 
-/// What a server must not send.
+/// Why bytes are not a frame that a server may send.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Malformed {
+pub(crate) enum Malformed {
     #[error("a masked frame")]
     Masked,
     #[error("a frame with first byte {0:#04x}")]
@@ -76,8 +78,8 @@ pub(super) enum Malformed {
     Size(u64),
 }
 
-/// The frame that `bytes` begin with; nothing if it is not whole yet.
-pub(super) fn first_frame(bytes: &[u8]) -> Result<Option<ServerFrame<'_>>, Malformed> {
+/// The frame that `bytes` begin with, or `None` where it is not complete.
+pub(crate) fn first_frame(bytes: &[u8]) -> Result<Option<ServerFrame<'_>>, Malformed> {
     let &[first, second, ref more @ ..] = bytes else {
         return Ok(None);
     };
@@ -108,32 +110,32 @@ pub(super) fn first_frame(bytes: &[u8]) -> Result<Option<ServerFrame<'_>>, Malfo
         }))
 }
 
-/// The opening handshake, the same for all connections of a run: a key of its own for each would
-/// cost more than it checks.
+/// The opening handshake. All connections of a run send the same key, because a key for each would cost
+/// CPU time and check nothing more.
 #[derive(Debug)]
-pub(super) struct ClientHandshake {
-    pub(super) request: Vec<u8>,
+pub(crate) struct ClientHandshake {
+    pub(crate) request: Vec<u8>,
     accept: String,
 }
 
-/// What a server's answer to the handshake says.
+/// The server's response to the upgrade request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum UpgradeResponse {
-    /// There is more to come.
-    Unfinished,
+pub(crate) enum UpgradeResponse {
+    /// The head of the response is not complete.
+    Incomplete,
     /// The connection is open.
-    Open {
-        /// The id, where the server announces it.
+    Accepted {
+        /// The id of the user, where the server announces it.
         id: Option<UserId>,
-        /// How many bytes the answer has; frames may follow.
-        bytes: usize,
+        /// The length of the head. Frames may follow it.
+        head_bytes: usize,
     },
-    /// Anything but the right 101; the first line of it.
+    /// Not the 101 that the request asks for; with the first line of the response.
     Refused(String),
 }
 
 impl ClientHandshake {
-    pub(super) fn new(authority: &str, path: &str) -> Self {
+    pub(crate) fn new(authority: &str, path: &str) -> Self {
         let key = generate_key();
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -145,9 +147,9 @@ impl ClientHandshake {
         }
     }
 
-    pub(super) fn answer(&self, bytes: &[u8]) -> UpgradeResponse {
+    pub(crate) fn response(&self, bytes: &[u8]) -> UpgradeResponse {
         let Some(end) = memmem::find(bytes, b"\r\n\r\n") else {
-            return UpgradeResponse::Unfinished;
+            return UpgradeResponse::Incomplete;
         };
         let head = String::from_utf8_lossy(&bytes[..end]);
         let mut lines = head.split("\r\n");
@@ -166,11 +168,11 @@ impl ClientHandshake {
                 "{status}, with a wrong Sec-WebSocket-Accept"
             ));
         }
-        UpgradeResponse::Open {
+        UpgradeResponse::Accepted {
             id: header("x-user-id")
                 .and_then(|id| id.parse().ok())
                 .and_then(UserId::new),
-            bytes: end + 4,
+            head_bytes: end + 4,
         }
     }
 }
@@ -179,7 +181,7 @@ impl ClientHandshake {
 mod tests {
     use super::*;
 
-    /// What a server would see.
+    /// The payload as a server sees it.
     fn unmasked(frame: &[u8], begin: usize) -> Vec<u8> {
         let mask = &frame[begin - 4..begin];
         frame[begin..]
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_read_whole_or_not_yet() {
+    fn a_frame_is_read_when_it_is_complete() {
         for length in [0, 1, 125, 126, 0xffff, 0x1_0000] {
             let payload = vec![b'x'; length];
             let mut bytes = served(0x81, &payload);
@@ -231,15 +233,19 @@ mod tests {
                 bytes: whole,
             };
             assert_eq!(first_frame(&bytes), Ok(Some(expected)), "{length}");
-            for cut in [0, 1, 2, 3, 9, whole - 1] {
-                let cut = cut.min(whole - 1);
-                assert_eq!(first_frame(&bytes[..cut]), Ok(None), "{length} {cut}");
+            for arrived in [0, 1, 2, 3, 9, whole - 1] {
+                let arrived = arrived.min(whole - 1);
+                assert_eq!(
+                    first_frame(&bytes[..arrived]),
+                    Ok(None),
+                    "{length} {arrived}"
+                );
             }
         }
     }
 
     #[test]
-    fn what_a_server_must_not_send_is_refused() {
+    fn a_frame_that_a_server_must_not_send_is_refused() {
         assert_eq!(first_frame(&[0x81, 0x85]), Err(Malformed::Masked));
         assert_eq!(first_frame(&[0xc1, 0]), Err(Malformed::FirstByte(0xc1)));
         let long = [0x82, 127, 0, 0, 0, 1, 0, 0, 0, 0];
@@ -247,28 +253,31 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_the_right_101_or_a_refusal() {
+    fn a_response_is_the_right_101_or_a_refusal() {
         let handshake = ClientHandshake::new("127.0.0.1:8080", "/");
         let accept = &handshake.accept;
         let head = format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {accept}");
-        let open = |bytes: &str, id| UpgradeResponse::Open {
+        let accepted = |bytes: &str, id| UpgradeResponse::Accepted {
             id: UserId::new(id),
-            bytes: bytes.find("\r\n\r\n").unwrap() + 4,
+            head_bytes: bytes.find("\r\n\r\n").unwrap() + 4,
         };
         let bare = format!("{head}\r\n\r\n\u{1}\u{1}x");
-        assert_eq!(handshake.answer(bare.as_bytes()), open(&bare, 0));
+        assert_eq!(handshake.response(bare.as_bytes()), accepted(&bare, 0));
         let with_id = format!("{head}\r\nX-User-Id: 17\r\n\r\n");
-        assert_eq!(handshake.answer(with_id.as_bytes()), open(&with_id, 17));
         assert_eq!(
-            handshake.answer(head.as_bytes()),
-            UpgradeResponse::Unfinished
+            handshake.response(with_id.as_bytes()),
+            accepted(&with_id, 17)
+        );
+        assert_eq!(
+            handshake.response(head.as_bytes()),
+            UpgradeResponse::Incomplete
         );
         let full = b"HTTP/1.1 503 Service Unavailable\r\n\r\n";
         let refused = UpgradeResponse::Refused("HTTP/1.1 503 Service Unavailable".to_owned());
-        assert_eq!(handshake.answer(full), refused);
+        assert_eq!(handshake.response(full), refused);
         let wrong = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\n\r\n";
         assert!(matches!(
-            handshake.answer(wrong),
+            handshake.response(wrong),
             UpgradeResponse::Refused(_)
         ));
     }

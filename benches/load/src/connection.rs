@@ -1,4 +1,4 @@
-//! One connection: its socket, how far it is, and the bytes that wait on either side of it.
+//! One connection: its socket, its state, and the bytes that wait in either direction.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -6,63 +6,62 @@ use std::time::Duration;
 
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-
 use switchboard::identity::UserId;
 
-/// How far a connection is.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(crate) enum State {
     Connecting,
-    /// The handshake is sent, or about to be.
-    Greeting,
+    /// The upgrade request is sent or queued; the response is not complete.
+    Upgrading,
     Open,
-    /// Our close frame is sent.
+    /// This side has sent its close frame.
     Leaving,
     Gone,
 }
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    /// Sends and receives; the server must not end it.
+pub(crate) enum Role {
+    /// Sends and receives. The server must not end it.
     Talker,
-    /// Will stop reading; the server may end it for that.
+    /// Stops reading for a while. The server may end it for that.
     SlowReader,
-    /// One of many that only are there.
+    /// Stays connected and sends nothing.
     IdlePeer,
-    /// Comes and goes.
+    /// Connects, stays for a moment and leaves.
     ShortLived,
 }
 
-/// A receive buffer for [`Role::SlowReader`]: with the default one the kernel would take megabytes
-/// in its place.
+/// The receive buffer of a [`Role::SlowReader`]. With the default size the kernel would take megabytes that
+/// the connection does not read.
 const SLOW_READER_BYTES: usize = 16 * 1024;
 
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Connection {
-    pub(super) role: Role,
-    pub(super) state: State,
-    pub(super) id: Option<UserId>,
-    /// When it was begun.
-    pub(super) born: u64,
-    /// Whether it is on the list of those with something to write.
-    pub(super) is_queued: bool,
-    /// Whether it is not to be read from.
-    pub(super) is_held: bool,
+pub(crate) struct Connection {
+    pub(crate) role: Role,
+    pub(crate) state: State,
+    pub(crate) id: Option<UserId>,
+    /// When the connection was begun, nanoseconds of the engine's clock.
+    pub(crate) born: u64,
+    /// Whether the engine's list of connections with bytes to write has it.
+    pub(crate) is_queued: bool,
+    /// Whether the engine does not read from it.
+    pub(crate) is_paused: bool,
     /// The start of a frame whose rest has not arrived.
-    pub(super) rest: Vec<u8>,
-    /// The frames so far of a message that is not complete.
-    pub(super) fragments: Option<Vec<u8>>,
-    pub(super) stream: Option<TcpStream>,
+    pub(crate) rest: Vec<u8>,
+    /// The payloads so far of a message whose last frame has not arrived.
+    pub(crate) fragments: Option<Vec<u8>>,
+    pub(crate) stream: Option<TcpStream>,
     is_writable: bool,
     out: Vec<u8>,
     out_at: usize,
 }
 
 impl Connection {
-    /// Begins to connect, from the `index`th source address where the target is loopback.
-    pub(super) fn begin(
+    /// Begins to connect. Where the target is loopback, `index` chooses the source address.
+    pub(crate) fn begin(
         target: SocketAddr,
         role: Role,
         index: usize,
@@ -91,7 +90,7 @@ impl Connection {
             id: None,
             born,
             is_queued: false,
-            is_held: false,
+            is_paused: false,
             rest: Vec::new(),
             fragments: None,
             stream: Some(TcpStream::from_std(socket.into())),
@@ -101,8 +100,8 @@ impl Connection {
         })
     }
 
-    /// Whether it is connected by now; `Err` if it never will be.
-    pub(super) fn connected(&mut self) -> io::Result<bool> {
+    /// Returns whether the socket is connected by now, or the error for which it cannot connect.
+    pub(crate) fn connected(&mut self) -> io::Result<bool> {
         let Some(stream) = &self.stream else {
             return Ok(false);
         };
@@ -116,28 +115,28 @@ impl Connection {
         }
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.state == State::Open
     }
 
-    /// Where frames are appended that are to be sent.
-    pub(super) fn out(&mut self) -> &mut Vec<u8> {
+    /// The buffer to which frames are appended that are to be sent.
+    pub(crate) fn out(&mut self) -> &mut Vec<u8> {
         &mut self.out
     }
 
     /// Bytes that wait to be written.
-    pub(super) fn backlog(&self) -> usize {
+    pub(crate) fn backlog(&self) -> usize {
         self.out.len() - self.out_at
     }
 
-    /// The socket takes bytes (again).
-    pub(super) fn writable(&mut self) {
+    /// Notes that the socket takes bytes again.
+    pub(crate) fn writable(&mut self) {
         self.is_writable = true;
     }
 
     /// Writes as much as the socket takes.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
-        /// The written part is given up when it is that long.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        /// The buffer drops its written part when that is longer.
         const WRITTEN_BYTES_MAX: usize = 1024 * 1024;
         let Some(stream) = &mut self.stream else {
             return Ok(());
@@ -160,9 +159,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads behind what is left from the last time; how much there is then, and whether it may be
-    /// that more can be read. `None` when nothing came.
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, bool)>> {
+    /// Reads behind the rest that is left from the last time. Returns how many bytes the buffer holds, and
+    /// whether the socket may have more. `None` where nothing has arrived.
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, bool)>> {
         let Some(stream) = &mut self.stream else {
             return Ok(None);
         };
@@ -179,17 +178,17 @@ impl Connection {
         }
     }
 
-    /// Ends it without a word, and gives back its memory.
-    pub(super) fn cut(&mut self) {
+    /// Ends the connection with a reset, and frees its memory.
+    pub(crate) fn abort(&mut self) {
         if let Some(stream) = self.stream.take() {
-            // Best effort: without it a port stays taken for a minute, no more.
+            // Without the reset the port stays in TIME_WAIT for a minute, which is no failure.
             drop(SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
         }
         self.close();
     }
 
-    /// Closes the socket as it is, and gives back its memory.
-    pub(super) fn close(&mut self) {
+    /// Closes the socket, and frees the memory of the connection.
+    pub(crate) fn close(&mut self) {
         self.state = State::Gone;
         self.stream = None;
         self.rest = Vec::new();
@@ -199,17 +198,17 @@ impl Connection {
     }
 }
 
-/// The same on all architectures that have a target.
+/// The number is the same on all architectures that this program is built for.
 const EINPROGRESS: i32 = 115;
 
-/// A source address for the `index`th connection. One address has some 28,000 ports for one target,
-/// and looks for a free one the longer the fewer there are.
+/// A source address for the connection of this index. One address has some 28,000 ports for one target, and
+/// the kernel's search for a free port takes longer the fewer are left.
 fn source(role: Role, index: usize) -> Ipv4Addr {
     const PER_ADDRESS: usize = 1000;
-    const VISITORS: usize = 64;
+    const SHORT_LIVED: usize = 64;
     let (network, number) = match role {
-        // They come one after the other, and a port that was left waits for a minute.
-        Role::ShortLived => (200, index % VISITORS),
+        // The port of a closed connection stays in TIME_WAIT for a minute, so they take turns.
+        Role::ShortLived => (200, index % SHORT_LIVED),
         _ => (1, index / PER_ADDRESS),
     };
     let offset = u32::try_from(number).expect("a million connections have 1,000 addresses");

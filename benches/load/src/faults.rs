@@ -1,5 +1,5 @@
-//! What went wrong in a run, counted, with a few examples in words. What is lost is not here: that is
-//! known when all is over.
+//! The faults of a scenario, counted, with a few examples in words. Lost messages are not among them: those
+//! are known only at the end.
 
 use serde::Serialize;
 
@@ -8,65 +8,66 @@ const EXAMPLES_MAX: usize = 5;
 
 /// Faults of the server, by kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Faults {
+pub(crate) struct Faults {
     /// Messages that arrived a second time.
-    pub(super) duplicated: u64,
-    /// That arrived after later ones of the same sender.
-    pub(super) reordered: u64,
-    /// Whose text or sender is not what was sent, frames that are none included.
-    pub(super) altered: u64,
-    /// That arrived at somebody else.
-    pub(super) misrouted: u64,
+    pub(crate) duplicated: u64,
+    /// Messages that arrived after later ones of the same sender.
+    pub(crate) reordered: u64,
+    /// Messages whose text or sender is not what was sent, and malformed frames.
+    pub(crate) altered: u64,
+    /// Messages that arrived at another user.
+    pub(crate) misrouted: u64,
     /// Connections that the server ended.
-    pub(super) cut: u64,
+    #[serde(rename = "cut")]
+    pub(crate) ended: u64,
     /// Upgrades that failed.
-    pub(super) refused: u64,
-    /// The first few, in words.
-    pub(super) examples: Vec<String>,
+    pub(crate) refused: u64,
+    /// The first few faults, in words.
+    pub(crate) examples: Vec<String>,
 }
 
 impl Faults {
-    pub(super) fn duplicated(&mut self, example: impl FnOnce() -> String) {
+    pub(crate) fn duplicated(&mut self, example: impl FnOnce() -> String) {
         self.duplicated += 1;
         self.note(example);
     }
 
-    pub(super) fn reordered(&mut self, example: impl FnOnce() -> String) {
+    pub(crate) fn reordered(&mut self, example: impl FnOnce() -> String) {
         self.reordered += 1;
         self.note(example);
     }
 
-    pub(super) fn altered(&mut self, example: impl FnOnce() -> String) {
+    pub(crate) fn altered(&mut self, example: impl FnOnce() -> String) {
         self.altered += 1;
         self.note(example);
     }
 
-    pub(super) fn misrouted(&mut self, example: impl FnOnce() -> String) {
+    pub(crate) fn misrouted(&mut self, example: impl FnOnce() -> String) {
         self.misrouted += 1;
         self.note(example);
     }
 
-    pub(super) fn cut(&mut self, example: impl FnOnce() -> String) {
-        self.cut += 1;
+    pub(crate) fn ended(&mut self, example: impl FnOnce() -> String) {
+        self.ended += 1;
         self.note(example);
     }
 
-    pub(super) fn refused(&mut self, example: impl FnOnce() -> String) {
+    pub(crate) fn refused(&mut self, example: impl FnOnce() -> String) {
         self.refused += 1;
         self.note(example);
     }
 
-    pub(super) fn in_all(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         let Self {
             duplicated,
             reordered,
             altered,
             misrouted,
-            cut,
+            ended,
             refused,
             examples: _,
         } = self;
-        duplicated + reordered + altered + misrouted + cut + refused
+        duplicated + reordered + altered + misrouted + ended + refused
     }
 
     fn note(&mut self, example: impl FnOnce() -> String) {
@@ -76,8 +77,8 @@ impl Faults {
     }
 }
 
-/// The start of a text that came, for an example.
-pub(super) fn quoted(text: &[u8]) -> String {
+/// The beginning of a text that arrived, for an example.
+pub(crate) fn quoted(text: &[u8]) -> String {
     const BYTES_MAX: usize = 120;
     let end = text.len().min(BYTES_MAX);
     format!("{:?}", String::from_utf8_lossy(&text[..end]))

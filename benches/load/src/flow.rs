@@ -1,67 +1,67 @@
-//! A one-way conversation: the frame that is sent again and again with another number, and the
-//! judgement of what arrives.
+//! One flow: the frame that is sent again and again with another number, and the judgement of the messages
+//! that arrive.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
-
-use super::codec::{self, TEXT};
-use super::label::{self, LABEL_BYTES, LabelMatch, NUMBER_BYTES};
-use super::track::{ArrivalOrder, Track};
 use switchboard::identity::UserId;
 
-/// Who talks to whom, and about what.
+use crate::codec::{self, TEXT};
+use crate::label::{self, LABEL_BYTES, LabelMatch, NUMBER_BYTES};
+use crate::track::{ArrivalOrder, Track};
+
+/// The two ends of a flow.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Route {
+pub(crate) struct Route {
     /// Slot of the sender's connection.
-    pub(super) source: usize,
-    /// Slot of the recipient's.
-    pub(super) sink: usize,
-    pub(super) sender: UserId,
-    pub(super) recipient: UserId,
+    pub(crate) source: usize,
+    /// Slot of the recipient's connection.
+    pub(crate) sink: usize,
+    pub(crate) sender: UserId,
+    pub(crate) recipient: UserId,
 }
 
-/// One conversation.
+/// Numbered messages from one connection to another.
 #[derive(Debug)]
-pub(super) struct MessageFlow {
-    pub(super) route: Route,
-    /// Whose figures it counts in.
-    pub(super) group: usize,
+pub(crate) struct MessageFlow {
+    pub(crate) route: Route,
+    /// The group whose figures it counts in.
+    pub(crate) group: usize,
     /// Whether an arrival sends the next message.
-    pub(super) loops: bool,
+    pub(crate) loops: bool,
     /// Bytes that may wait to be written before messages are withheld.
-    pub(super) backlog_bytes_max: usize,
+    pub(crate) backlog_bytes_max: usize,
     /// Messages that were withheld.
-    pub(super) withheld: u64,
-    pub(super) track: Track,
+    pub(crate) withheld: u64,
+    pub(crate) track: Track,
     index: usize,
     frame: Vec<u8>,
     number_at: usize,
     number_mask: u128,
-    /// The text behind the label.
+    /// The text that follows the label.
     filler: Vec<u8>,
-    /// What stands around the label in a payload that was found right in full.
+    /// The bytes around the label in a payload that was parsed in full and found right.
     shape: Option<PayloadShape>,
 }
 
 #[derive(Debug)]
 struct PayloadShape {
     before: Vec<u8>,
-    behind: Vec<u8>,
+    after: Vec<u8>,
 }
 
-/// What an arrival means, its text included.
+/// What the arrival of a message means.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Judgement {
-    /// The next one; when it was due.
+pub(crate) enum Judgement {
+    /// The message that was expected next; with the time at which it was due.
     Next(u64),
-    /// A right one, but not the next.
-    Numbered(ArrivalOrder),
-    /// Not the text or not the sender.
+    /// A message of this flow, but not the one that was expected next.
+    OutOfTurn(ArrivalOrder),
+    /// The text or the sender is not what was sent.
     Altered,
 }
 
-/// A message as it arrives, and nothing beside it.
+/// A message as it arrives. A further field counts as altered.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Received<'a> {
@@ -70,12 +70,13 @@ struct Received<'a> {
     message: Cow<'a, str>,
 }
 
-/// Bytes that may wait before paced messages are withheld: seconds of any rate that a server can do.
-pub(super) const BACKLOG_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes that may wait before paced messages are withheld. At any rate that a server reaches these are
+/// seconds of messages.
+pub(crate) const BACKLOG_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 impl MessageFlow {
-    /// `index` is its place among all flows; `size` is the length of the text, a label at least.
-    pub(super) fn new(index: usize, route: Route, group: usize, size: usize) -> Self {
+    /// `index` is its number among all flows; `size` is the length of the text, at least that of a label.
+    pub(crate) fn new(index: usize, route: Route, group: usize, size: usize) -> Self {
         let filler: Vec<u8> = b"Go Braves! Go Braves? Go, Braves; "
             .iter()
             .copied()
@@ -88,8 +89,9 @@ impl MessageFlow {
         text.extend_from_slice(&label::label(index, 0));
         text.extend_from_slice(&filler);
         text.extend_from_slice(b"\"}");
-        // One mask for all frames of the flow: it is there against proxies that mistake a payload
-        // for a request (RFC 6455 section 10.3), and these payloads are no secret.
+        // One mask for all frames of the flow, so that a frame is a copy with another number. The mask exists
+        // against proxies that take a payload for a request (RFC 6455 section 10.3), and need not be secret
+        // from the server.
         let mask: [u8; 4] = fastrand::u32(..).to_ne_bytes();
         let mut frame = Vec::new();
         let payload_at = codec::push_frame(&mut frame, TEXT, mask, &text);
@@ -111,9 +113,9 @@ impl MessageFlow {
         }
     }
 
-    /// Appends the next message's frame.
+    /// Appends the frame of the next message.
     #[inline]
-    pub(super) fn push_next(&mut self, buffer: &mut Vec<u8>, due: u64) {
+    pub(crate) fn push_next(&mut self, buffer: &mut Vec<u8>, due: u64) {
         let digits = label::number_digits(self.index, self.track.upcoming());
         let masked = u128::from_ne_bytes(digits) ^ self.number_mask;
         self.frame[self.number_at..][..NUMBER_BYTES].copy_from_slice(&masked.to_ne_bytes());
@@ -121,34 +123,35 @@ impl MessageFlow {
         self.track.sent(due);
     }
 
-    pub(super) fn frame_bytes(&self) -> usize {
+    pub(crate) fn frame_bytes(&self) -> usize {
         self.frame.len()
     }
 
     /// Judges a payload in which this flow's label was found.
     #[inline]
-    pub(super) fn judge(&mut self, payload: &[u8], found: LabelMatch) -> Judgement {
-        let (before, behind) = (&payload[..found.at], &payload[found.at + LABEL_BYTES..]);
+    pub(crate) fn judge(&mut self, payload: &[u8], found: LabelMatch) -> Judgement {
+        let (before, after) = (&payload[..found.at], &payload[found.at + LABEL_BYTES..]);
         let known = self
             .shape
             .as_ref()
-            .is_some_and(|shape| shape.before == before && shape.behind == behind);
+            .is_some_and(|shape| shape.before == before && shape.after == after);
         if !known && !self.learn(payload, found) {
             return Judgement::Altered;
         }
         if found.number == label::number_digits(self.index, self.track.expected()) {
             return match self.track.arrived_next() {
                 Some(due) => Judgement::Next(due),
-                None => Judgement::Numbered(ArrivalOrder::Unsent),
+                None => Judgement::OutOfTurn(ArrivalOrder::NeverSent),
             };
         }
         match label::number(self.index, found.number) {
-            Some(number) => Judgement::Numbered(self.track.arrived(number)),
+            Some(number) => Judgement::OutOfTurn(self.track.arrived(number)),
             None => Judgement::Altered,
         }
     }
 
-    /// Judges a payload in full, by its JSON; if it is right, others that look alike are.
+    /// Judges a payload by its JSON. Where it is right, later payloads with the same bytes around the label are
+    /// right without parsing.
     #[cold]
     fn learn(&mut self, payload: &[u8], found: LabelMatch) -> bool {
         let Ok(received) = serde_json::from_slice::<Received<'_>>(payload) else {
@@ -161,7 +164,7 @@ impl MessageFlow {
         if is_right {
             self.shape = Some(PayloadShape {
                 before: payload[..found.at].to_vec(),
-                behind: payload[found.at + LABEL_BYTES..].to_vec(),
+                after: payload[found.at + LABEL_BYTES..].to_vec(),
             });
         }
         is_right
@@ -183,7 +186,7 @@ mod tests {
         MessageFlow::new(5, route, 0, 40)
     }
 
-    /// What a relay makes of the next message.
+    /// The next message as a relay delivers it.
     fn relayed(flow: &mut MessageFlow, due: u64) -> String {
         let mut frame = Vec::new();
         flow.push_next(&mut frame, due);
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_right_when_it_arrives() {
+    fn a_message_is_right_as_it_was_sent() {
         let mut flow = flow();
         for due in 10..20 {
             let payload = relayed(&mut flow, due);
@@ -213,7 +216,7 @@ mod tests {
                 "{payload}"
             );
         }
-        // The essay's programs end a text with a newline; others may write the fields as they like.
+        // The essay's programs end a text with a newline. A relay may write spaces between the fields.
         let payload = relayed(&mut flow, 20) + "\n";
         assert_eq!(judged(&mut flow, &payload), Judgement::Next(20));
         let payload = relayed(&mut flow, 21).replace(':', ": ");

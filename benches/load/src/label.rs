@@ -1,28 +1,27 @@
-//! The label at the head of every message's text: which flow it belongs to, which number it has, and
-//! a check over both. So a receipt is judged without parsing JSON, and an altered label is not taken
-//! for another message.
+//! The label at the head of the text of every message: its flow, its number, and a checksum over both. By it
+//! a message is judged without parsing JSON, and an altered label is not taken for another message.
 
 use memchr::memchr;
 
-/// `~`, five digits of flow, eight of number, eight of check; hexadecimal, so that no relay has to
-/// escape any of it.
-pub(super) const LABEL_BYTES: usize = 1 + FLOW_DIGITS + NUMBER_BYTES;
-pub(super) const FLOWS_MAX: usize = 1 << (4 * FLOW_DIGITS);
-pub(super) const NUMBER_BYTES: usize = 16;
+/// `~`, five digits of flow, eight of number, eight of checksum; hexadecimal, so that no relay has to escape
+/// any of it.
+pub(crate) const LABEL_BYTES: usize = 1 + FLOW_DIGITS + NUMBER_BYTES;
+pub(crate) const FLOWS_MAX: usize = 1 << (4 * FLOW_DIGITS);
+pub(crate) const NUMBER_BYTES: usize = 16;
 const FLOW_DIGITS: usize = 5;
 const MARK: u8 = b'~';
 
-/// A label as it was found.
+/// A label that was found in a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LabelMatch {
-    /// Where it begins.
-    pub(super) at: usize,
-    pub(super) flow: usize,
-    pub(super) number: [u8; NUMBER_BYTES],
+pub(crate) struct LabelMatch {
+    /// Where the label begins.
+    pub(crate) at: usize,
+    pub(crate) flow: usize,
+    pub(crate) number: [u8; NUMBER_BYTES],
 }
 
 /// The label of the message with this number.
-pub(super) fn label(flow: usize, number: u32) -> [u8; LABEL_BYTES] {
+pub(crate) fn label(flow: usize, number: u32) -> [u8; LABEL_BYTES] {
     let mut label = [MARK; LABEL_BYTES];
     for (digit, place) in label[1..=FLOW_DIGITS].iter_mut().rev().enumerate() {
         *place = b"0123456789abcdef"[flow >> (4 * digit) & 0xf];
@@ -33,7 +32,7 @@ pub(super) fn label(flow: usize, number: u32) -> [u8; LABEL_BYTES] {
 
 /// The first label in a payload.
 #[inline]
-pub(super) fn find(payload: &[u8]) -> Option<LabelMatch> {
+pub(crate) fn find(payload: &[u8]) -> Option<LabelMatch> {
     let at = memchr(MARK, payload)?;
     let label: &[u8; LABEL_BYTES] = payload[at..].first_chunk()?;
     let mut flow = 0;
@@ -48,15 +47,15 @@ pub(super) fn find(payload: &[u8]) -> Option<LabelMatch> {
     })
 }
 
-/// A number and its check, as digits.
+/// A number and its checksum, as digits.
 #[inline]
-pub(super) fn number_digits(flow: usize, number: u32) -> [u8; NUMBER_BYTES] {
-    let digits = u128::from(hex(number)) << 64 | u128::from(hex(check(flow, number)));
+pub(crate) fn number_digits(flow: usize, number: u32) -> [u8; NUMBER_BYTES] {
+    let digits = u128::from(hex(number)) << 64 | u128::from(hex(checksum(flow, number)));
     digits.to_be_bytes()
 }
 
-/// The number that the digits stand for; nothing where their check does not hold.
-pub(super) fn number(flow: usize, digits: [u8; NUMBER_BYTES]) -> Option<u32> {
+/// The number that the digits stand for, or `None` where the checksum is wrong.
+pub(crate) fn number(flow: usize, digits: [u8; NUMBER_BYTES]) -> Option<u32> {
     let mut value = 0;
     for digit in &digits[..NUMBER_BYTES / 2] {
         value = value << 4 | u32::from(digit_value(*digit)?);
@@ -64,17 +63,17 @@ pub(super) fn number(flow: usize, digits: [u8; NUMBER_BYTES]) -> Option<u32> {
     (number_digits(flow, value) == digits).then_some(value)
 }
 
-/// Any two that differ in few bits get checks that differ in many (the multiplier is 2^64 over the
-/// golden ratio).
+/// The checksum. Two inputs that differ in few bits get checksums that differ in many (the multiplier is
+/// 2^64 divided by the golden ratio).
 #[inline]
-fn check(flow: usize, number: u32) -> u32 {
+fn checksum(flow: usize, number: u32) -> u32 {
     let both = (flow as u64) << 32 | u64::from(number);
     let mixed = (both ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 32) as u32
 }
 
-/// Eight hexadecimal digits, the first in the highest byte: each half byte of the number spread to
-/// a byte, and made a letter all at once.
+/// Eight hexadecimal digits, the first in the highest byte. Spreads each half byte of the number to a byte,
+/// and turns all eight into letters at once.
 #[inline]
 fn hex(number: u32) -> u64 {
     const EACH: u64 = 0x0101_0101_0101_0101;

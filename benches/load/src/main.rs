@@ -1,5 +1,4 @@
-//! The program `switchboard-bench`: options, exit code. Nothing else of the load generator decides to
-//! exit.
+//! The program `switchboard-bench`: options and exit code. No other file of the load generator exits.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -7,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use switchboard_bench::{BenchError, BenchOptions, RunVerdict};
 
-/// What clap itself exits with.
+/// The exit code of clap for wrong usage.
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {

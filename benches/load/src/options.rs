@@ -1,126 +1,127 @@
-//! The options of `switchboard bench`: what is measured where, how much and how long.
+//! The options of `switchboard bench`: which scenarios run, against which relay, with how much load.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum, value_parser};
 use serde::Serialize;
-
-use super::label::LABEL_BYTES;
-use super::target::Url;
 use switchboard::config::{parse_duration, parse_size};
 
-/// Load a relay, measure it, and check every message meanwhile: exit code 0, or 1
+use crate::label::LABEL_BYTES;
+use crate::url::Url;
+
+/// Load a relay, measure it and check every message. Exit code 0: no fault; 1: a fault or an error
 #[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct BenchOptions {
-    /// What to measure, in this order
+    /// The scenarios to run, in this order
     #[arg(value_enum, default_value = "all")]
-    pub(super) scenarios: Vec<Scenario>,
+    pub(crate) scenarios: Vec<Scenario>,
     /// The relay to load
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080/")]
-    pub(super) url: Url,
-    /// Load an address that is not loopback, too
+    pub(crate) url: Url,
+    /// Allow an address that is not loopback
     #[arg(long)]
-    pub(super) i_own_this_server: bool,
-    /// Where the server's books are; default /metrics on the same host, if the server is a
+    pub(crate) i_own_this_server: bool,
+    /// The URL of the server's metrics; default: /metrics on the same host, if the server is a
     /// Switchboard
     #[arg(long, value_name = "URL")]
-    pub(super) metrics: Option<Url>,
-    /// The server's process, whose CPU and memory are read; default the one that listens on the
-    /// loopback address
+    pub(crate) metrics: Option<Url>,
+    /// The server's process, whose CPU time and memory are read; default: the process that listens
+    /// on the loopback address
     #[arg(long)]
-    pub(super) pid: Option<u32>,
-    /// The first id that the server may have given, where it does not announce ids
+    pub(crate) pid: Option<u32>,
+    /// The first id that the server may have given, for a server that does not announce ids
     #[arg(long, value_name = "ID", default_value_t = 1)]
-    pub(super) first_id: u64,
+    pub(crate) first_id: u64,
 
-    /// How long each phase is measured [2s; 1s to compare strategies]
+    /// Length of each measured phase [default: 2s; with --compare-strategies: 1s]
     #[arg(long, value_name = "TIME", value_parser = phase)]
     duration: Option<Duration>,
-    /// How long the load runs before it is measured
+    /// How long the load runs before the first measured phase
     #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = duration)]
-    pub(super) warmup: Duration,
-    /// Bytes of a message's text
+    pub(crate) warmup: Duration,
+    /// Length of the text of a message
     #[arg(long, value_name = "BYTES", default_value = "32", value_parser = size)]
-    pub(super) size: usize,
-    /// Pairs that talk [pairs: 100; open-loop, slow-reader, churn: 10; idle, storm: 4]; the most of
-    /// them to compare strategies (128)
+    pub(crate) size: usize,
+    /// Pairs that exchange messages [default: pairs: 100; open-loop, slow-reader, churn: 10; idle,
+    /// storm: 4]; with --compare-strategies: the largest number of pairs [default: 128]
     #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
-    pub(super) pairs: Option<u32>,
-    /// Messages that each pair has under way [pairs, isolation: 64; fan-in: 4]
+    pub(crate) pairs: Option<u32>,
+    /// Messages that each pair has in flight [default: pairs, isolation: 64; fan-in: 4]
     #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
-    pub(super) window: Option<u32>,
-    /// Messages a second that all pairs together offer [open-loop: 10000; isolation: 500 by the
+    pub(crate) window: Option<u32>,
+    /// Messages a second of all pairs together [default: open-loop: 10000; isolation: 500 of the
     /// quiet pair; else 2000]
     #[arg(long, value_parser = value_parser!(u32).range(1..=10_000_000))]
-    pub(super) rate: Option<u32>,
-    /// Users that are silent (idle), or that all come back at once (storm) [10000; 5000; or what
-    /// the limit of open files allows]
+    pub(crate) rate: Option<u32>,
+    /// Users that are silent (idle), or that all connect again at once (storm) [default: idle:
+    /// 10000; storm: 5000; fewer where the limit of open files is lower]
     #[arg(long, value_parser = value_parser!(u32).range(1..=1_000_000))]
-    pub(super) connections: Option<u32>,
-    /// Connections that are opened side by side (idle)
+    pub(crate) connections: Option<u32>,
+    /// Connections that are opened at a time (idle)
     #[arg(long, default_value_t = 64, value_parser = value_parser!(u32).range(1..=100_000))]
-    pub(super) parallel: u32,
+    pub(crate) parallel: u32,
     /// Senders to the one recipient (fan-in)
     #[arg(long, default_value_t = 50, value_parser = value_parser!(u32).range(1..=100_000))]
-    pub(super) senders: u32,
-    /// Messages a second of those who flood (slow-reader, isolation)
+    pub(crate) senders: u32,
+    /// Messages a second of the pairs that flood (slow-reader, isolation)
     #[arg(long, default_value_t = 20_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
-    pub(super) flood_rate: u32,
-    /// Bytes of a message's text that floods the slow reader
+    pub(crate) flood_rate: u32,
+    /// Length of the text of the messages that flood the slow reader
     #[arg(long, value_name = "BYTES", default_value = "1KiB", value_parser = size)]
-    pub(super) flood_size: usize,
-    /// Users a second that come and go (churn)
+    pub(crate) flood_size: usize,
+    /// Users a second that connect and leave (churn)
     #[arg(long, default_value_t = 1000, value_parser = value_parser!(u32).range(1..=100_000))]
-    pub(super) churn_rate: u32,
-    /// How long each of them stays (churn)
+    pub(crate) churn_rate: u32,
+    /// How long each of these users stays (churn)
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = duration)]
-    pub(super) hold: Duration,
+    pub(crate) hold: Duration,
 
-    /// Start the relay beside this program, once for each routing strategy, and compare the two
+    /// Start the relay that is installed beside this program, once for each routing strategy, and
+    /// compare the two
     #[arg(long, conflicts_with_all = ["scenarios", "url", "metrics", "pid", "i_own_this_server"])]
-    pub(super) compare_strategies: bool,
-    /// How often each strategy is measured; what is shown are medians
+    pub(crate) compare_strategies: bool,
+    /// How often each strategy is measured; the output shows medians
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=100))]
-    pub(super) rounds: u32,
-    /// Let the server use all CPUs, not all but the one that measures
+    pub(crate) rounds: u32,
+    /// Let the server use all CPUs, the one of the load generator included
     #[arg(long)]
-    pub(super) unpinned: bool,
+    pub(crate) unpinned: bool,
 
     /// Print JSON instead of a table
     #[arg(long)]
-    pub(super) json: bool,
-    /// Write a page with pictures: one file, nothing in it comes from elsewhere
+    pub(crate) json: bool,
+    /// Write an HTML page with charts: one file that loads nothing from elsewhere
     #[arg(long, value_name = "FILE")]
-    pub(super) report: Option<PathBuf>,
-    /// Write the pictures of --compare-strategies as SVG files
+    pub(crate) report: Option<PathBuf>,
+    /// Write the charts of --compare-strategies as SVG files
     #[arg(long, value_name = "DIR", requires = "compare_strategies")]
-    pub(super) svg: Option<PathBuf>,
+    pub(crate) svg: Option<PathBuf>,
 }
 
-/// What is measured.
+/// A load and the phases that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scenario {
-    /// Pairs that always have a number of messages under way
+    /// Pairs that always have the same number of messages in flight
     Pairs,
-    /// Pairs at a fixed rate; latency from the time at which a message should have been sent
+    /// Pairs at a fixed rate; latency counts from the time at which a message is due
     OpenLoop,
-    /// Many silent users: what they cost, and what they cost those who talk
+    /// Many silent users: their cost, and their effect on pairs that exchange messages
     Idle,
     /// Many senders to one recipient
     FanIn,
-    /// One user stops reading while another floods it: what the others notice
+    /// One user stops reading while another floods it: the effect on other pairs
     SlowReader,
-    /// Users come and go: what those who stay notice
+    /// Users connect and leave: the effect on pairs that stay
     Churn,
     /// A quiet pair beside busy ones
     Isolation,
-    /// All users lose their connections and come back at once
+    /// All users lose their connections and connect again at once
     Storm,
-    /// All of them
+    /// All scenarios
     All,
 }
 
@@ -138,23 +139,23 @@ impl Scenario {
 }
 
 impl BenchOptions {
-    /// How long each phase is measured.
-    pub(super) fn duration(&self) -> Duration {
+    /// The length of each measured phase.
+    pub(crate) fn duration(&self) -> Duration {
         let default = if self.compare_strategies { 1 } else { 2 };
         self.duration.unwrap_or(Duration::from_secs(default))
     }
 
-    /// The scenarios, with `all` spelt out.
-    pub(super) fn scenarios(&self) -> Vec<Scenario> {
-        let spelt = self.scenarios.iter().flat_map(|scenario| match scenario {
+    /// The scenarios, with `all` expanded.
+    pub(crate) fn scenarios(&self) -> Vec<Scenario> {
+        let expanded = self.scenarios.iter().flat_map(|scenario| match scenario {
             Scenario::All => Scenario::EACH.to_vec(),
             one => vec![*one],
         });
-        spelt.collect()
+        expanded.collect()
     }
 }
 
-/// The longest that a phase or a pause may be: numbers of messages have 32 bits.
+/// The longest phase or pause, because the numbers of messages have 32 bits.
 const DURATION_MAX: Duration = Duration::from_mins(5);
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -165,12 +166,12 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 fn phase(text: &str) -> Result<Duration, String> {
     duration(text).and_then(|duration| match duration {
-        Duration::ZERO => Err("more than nothing".to_owned()),
+        Duration::ZERO => Err("a duration longer than 0".to_owned()),
         duration => Ok(duration),
     })
 }
 
-/// The most text in a message: within what a frame of the server may have.
+/// The longest text of a message: its frame fits into the largest one that is read.
 const SIZE_MAX: u64 = 256 * 1024;
 
 fn size(text: &str) -> Result<usize, String> {

@@ -1,122 +1,123 @@
-//! What a run found, as data: rows of figures, single facts, and the verdict over every message.
+//! The result of a run as data: rows of figures, single facts, and the check of every message. The names of
+//! the fields are the keys of the JSON output.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::faults::Faults;
-use super::number::{float, rounded};
-use super::options::Scenario;
-use super::server_counters::Account;
+use crate::faults::Faults;
+use crate::number::{float, rounded};
+use crate::options::Scenario;
+use crate::server_counters::Account;
 
-/// Everything that one call of `switchboard bench` found.
+/// The result of one call of `switchboard bench`.
 #[derive(Debug, Serialize)]
-pub(super) struct RunReport {
-    pub(super) version: &'static str,
-    pub(super) url: String,
-    pub(super) server: Option<ServerInfo>,
-    pub(super) outcomes: Vec<Outcome>,
+pub(crate) struct RunReport {
+    pub(crate) version: &'static str,
+    pub(crate) url: String,
+    pub(crate) server: Option<ServerInfo>,
+    pub(crate) outcomes: Vec<Outcome>,
     /// Whether every message of every scenario is accounted for.
-    pub(super) ok: bool,
+    pub(crate) ok: bool,
 }
 
-/// The server's process.
+/// The process of the server.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct ServerInfo {
-    pub(super) pid: u32,
-    pub(super) name: Option<String>,
+pub(crate) struct ServerInfo {
+    pub(crate) pid: u32,
+    pub(crate) name: Option<String>,
 }
 
-/// What one scenario found.
+/// The result of one scenario.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Outcome {
-    pub(super) scenario: Scenario,
-    /// The load in words.
-    pub(super) load: String,
-    pub(super) rows: Vec<Row>,
-    pub(super) facts: Vec<Fact>,
-    pub(super) check: Check,
-    /// What a reader of the figures should know.
-    pub(super) notes: Vec<String>,
-    pub(super) timelines: Vec<Timeline>,
+pub(crate) struct Outcome {
+    pub(crate) scenario: Scenario,
+    /// The load as a sentence.
+    pub(crate) load: String,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) facts: Vec<Fact>,
+    pub(crate) check: Check,
+    /// Conditions that a reader of the figures should know.
+    pub(crate) notes: Vec<String>,
+    pub(crate) timelines: Vec<Timeline>,
 }
 
-/// StrategyMedians of one group of flows in one phase.
+/// Figures of one group of flows in one phase.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Row {
-    pub(super) label: String,
-    pub(super) seconds: f64,
-    pub(super) messages: u64,
-    pub(super) messages_per_second: f64,
-    pub(super) latency_us: Option<LatencySummary>,
-    /// Share of its time in which the load generator was at work.
-    pub(super) bench_busy: f64,
-    /// Whether the load generator was full while the server was not: the server can do more than
-    /// these messages a second, and sooner than this latency.
-    pub(super) limited_by_bench: bool,
-    /// Of the whole phase: what it holds of CPU is for all groups.
-    pub(super) server: Option<ServerUse>,
-    /// Points of the percentile curve: which share took longer, and how long that is.
-    pub(super) curve: Vec<(f64, f64)>,
+pub(crate) struct Row {
+    pub(crate) label: String,
+    pub(crate) seconds: f64,
+    pub(crate) messages: u64,
+    pub(crate) messages_per_second: f64,
+    pub(crate) latency_us: Option<LatencySummary>,
+    /// Share of the time in which the load generator worked.
+    pub(crate) bench_busy: f64,
+    /// Whether the load generator used its whole CPU while the server had CPU time left. The server can then
+    /// relay more messages, and faster, than this row shows.
+    pub(crate) limited_by_bench: bool,
+    /// CPU time of the whole phase, for all groups together.
+    pub(crate) server: Option<ServerUse>,
+    /// Points of the percentile curve: the share of messages that took longer, and the latency.
+    pub(crate) curve: Vec<(f64, f64)>,
 }
 
-/// What the server used meanwhile.
+/// CPU time that the server used in a phase.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct ServerUse {
-    /// CPUs that were full with it.
-    pub(super) cores: f64,
-    pub(super) cpu_us_per_message: Option<f64>,
+pub(crate) struct ServerUse {
+    /// CPU time divided by the time of the phase.
+    pub(crate) cores: f64,
+    pub(crate) cpu_us_per_message: Option<f64>,
 }
 
 /// Latencies, microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct LatencySummary {
-    pub(super) count: u64,
-    pub(super) p50: f64,
-    pub(super) p90: f64,
-    pub(super) p99: f64,
-    pub(super) p999: f64,
-    pub(super) p9999: f64,
-    pub(super) max: f64,
-    pub(super) mean: f64,
+pub(crate) struct LatencySummary {
+    pub(crate) count: u64,
+    pub(crate) p50: f64,
+    pub(crate) p90: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+    pub(crate) p9999: f64,
+    pub(crate) max: f64,
+    pub(crate) mean: f64,
 }
 
 /// One figure with a name.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Fact {
-    pub(super) name: &'static str,
-    pub(super) value: f64,
-    pub(super) unit: &'static str,
+pub(crate) struct Fact {
+    pub(crate) name: &'static str,
+    pub(crate) value: f64,
+    pub(crate) unit: &'static str,
 }
 
-/// Messages that arrived, by tick of 100 ms.
+/// Messages that arrived in each tick of 100 ms.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Timeline {
-    pub(super) name: &'static str,
-    pub(super) per_tick: Vec<u64>,
-    /// When which phase began, in ticks.
-    pub(super) phases: Vec<(f64, &'static str)>,
+pub(crate) struct Timeline {
+    pub(crate) name: &'static str,
+    pub(crate) per_tick: Vec<u64>,
+    /// The beginning of each phase in ticks, with its name.
+    pub(crate) phases: Vec<(f64, &'static str)>,
 }
 
-/// The verdict over every message.
+/// The check of every message.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Check {
-    pub(super) ok: bool,
-    /// Messages handed to the server.
-    pub(super) sent: u64,
-    /// Those that arrived, once, unaltered, at the right user.
-    pub(super) arrived: u64,
-    /// Those that did not.
-    pub(super) lost: u64,
-    /// Those of them, and of the server's own account, that nothing explains.
-    pub(super) unexplained: u64,
+pub(crate) struct Check {
+    pub(crate) ok: bool,
+    /// Messages that were written to the server.
+    pub(crate) sent: u64,
+    /// Messages that arrived unaltered at the right user.
+    pub(crate) arrived: u64,
+    /// Messages that did not arrive.
+    pub(crate) lost: u64,
+    /// Messages that are missing here or in the server's metrics, and that the server's metrics do not explain.
+    pub(crate) unexplained: u64,
     #[serde(flatten)]
-    pub(super) faults: Faults,
-    /// What the server says about them, where it says anything.
-    pub(super) account: Option<Account>,
+    pub(crate) faults: Faults,
+    /// The server's metrics about these messages, where they could be read.
+    pub(crate) account: Option<Account>,
 }
 
 impl LatencySummary {
-    pub(super) fn of(histogram: &Histogram<u64>) -> Option<Self> {
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Option<Self> {
         if histogram.is_empty() {
             return None;
         }
@@ -135,9 +136,9 @@ impl LatencySummary {
     }
 }
 
-/// Points of a percentile curve: the share that took longer, and how long that is in microseconds.
-/// The shares halve, down to one message.
-pub(super) fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
+/// Points of a percentile curve: the share of messages that took longer, and the latency in microseconds.
+/// Each share is half the one before, down to one message.
+pub(crate) fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     const STEPS: i32 = 24;
     let mut points = Vec::new();
     for step in 0..=STEPS {
@@ -152,11 +153,11 @@ pub(super) fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
 }
 
 impl Outcome {
-    pub(super) fn row(&self, label: &str) -> Option<&Row> {
+    pub(crate) fn row(&self, label: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.label == label)
     }
 
-    pub(super) fn fact(&self, name: &str) -> Option<f64> {
+    pub(crate) fn fact(&self, name: &str) -> Option<f64> {
         let fact = self.facts.iter().find(|fact| fact.name == name)?;
         Some(fact.value)
     }

@@ -1,14 +1,14 @@
-//! What a run found, as one page with pictures. Nothing in it comes from elsewhere.
+//! A report as one HTML page with charts. The page loads nothing from elsewhere.
 
 use std::fmt::Write as _;
 
-use super::chart::{Axis, Chart, Embedding, STYLE, Scale, Series, Stroke, Unit, escaped};
-use super::engine::TICK;
-use super::number::float;
-use super::outcome::{Outcome, Row, RunReport, Timeline};
-use super::table;
+use crate::chart::{Axis, Chart, Embedding, STYLE, Scale, Series, Stroke, Unit, escaped};
+use crate::engine::TICK;
+use crate::number::float;
+use crate::outcome::{Outcome, Row, RunReport, Timeline};
+use crate::table;
 
-/// The style of the text around the pictures.
+/// The style of the text around the charts.
 const PAGE_STYLE: &str = "\
 body{margin:2rem auto;max-width:60rem;padding:0 1rem;font:15px/1.5 system-ui,-apple-system,'Segoe UI',sans-serif;\
 background:var(--card);color:var(--ink)}h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.5rem}\
@@ -18,8 +18,8 @@ th{color:var(--dim)}th:first-child,td:first-child{text-align:left}.scroll{overfl
 .chart{width:100%;height:auto;margin:.6rem 0}.ok{color:var(--c2)}.faulty{color:var(--c1);font-weight:600}\
 pre{white-space:pre-wrap}";
 
-/// A page of such a title around a body.
-pub(super) fn page(title: &str, body: &str) -> String {
+/// A page with this title and body.
+pub(crate) fn page(title: &str, body: &str) -> String {
     let (title, version) = (escaped(title), env!("CARGO_PKG_VERSION"));
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
@@ -32,7 +32,7 @@ pub(super) fn page(title: &str, body: &str) -> String {
 
 impl RunReport {
     /// The whole report as one page.
-    pub(super) fn html(&self) -> String {
+    pub(crate) fn html(&self) -> String {
         let body: String = self.outcomes.iter().map(section).collect();
         page(&format!("{} measured", self.url), &body)
     }
@@ -47,25 +47,25 @@ fn section(outcome: &Outcome) -> String {
     html += &rows(&outcome.rows);
     html += &facts(outcome);
     for note in &outcome.notes {
-        writeln!(html, "<p class=\"note\">{}</p>", escaped(note)).expect(INTO_A_STRING);
+        writeln!(html, "<p class=\"note\">{}</p>", escaped(note)).expect(WRITE_TO_STRING);
     }
     let class = if outcome.check.ok { "ok" } else { "faulty" };
     let verdict = escaped(&outcome.check.to_string());
-    writeln!(html, "<pre class=\"{class}\">{verdict}</pre>").expect(INTO_A_STRING);
+    writeln!(html, "<pre class=\"{class}\">{verdict}</pre>").expect(WRITE_TO_STRING);
     html += &latency(outcome).svg(Embedding::Page);
     html += &throughput(&outcome.timelines).svg(Embedding::Page);
     html + "</section>\n"
 }
 
-const INTO_A_STRING: &str = "a String takes all that is written to it";
+const WRITE_TO_STRING: &str = "writing to a String does not fail";
 
-/// A table with a line of heads.
-pub(super) fn html_table(heads: &[&str], lines: &[Vec<String>]) -> String {
+/// A table with a row of heads.
+pub(crate) fn html_table(heads: &[&str], lines: &[Vec<String>]) -> String {
     let line = |cells: &mut dyn Iterator<Item = &str>, tag: &str| {
         let mut line = String::from("<tr>");
         for cell in cells {
             let cell = escaped(cell);
-            write!(line, "<{tag}>{cell}</{tag}>").expect(INTO_A_STRING);
+            write!(line, "<{tag}>{cell}</{tag}>").expect(WRITE_TO_STRING);
         }
         line + "</tr>\n"
     };
@@ -121,8 +121,8 @@ fn latency(outcome: &Outcome) -> Chart {
     )
 }
 
-/// Percentile curves.
-pub(super) fn latency_chart(title: String, lines: Vec<Series>) -> Chart {
+/// A chart of percentile curves.
+pub(crate) fn latency_chart(title: String, lines: Vec<Series>) -> Chart {
     Chart {
         title,
         x: Axis {
@@ -140,7 +140,7 @@ pub(super) fn latency_chart(title: String, lines: Vec<Series>) -> Chart {
     }
 }
 
-/// How far apart lines may be before the smaller one would lie on the axis.
+/// The ratio of two lines from which on the smaller one would be flat on a linear scale.
 const FAR_APART: f64 = 8.0;
 
 fn throughput(timelines: &[Timeline]) -> Chart {
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_needs_nothing_from_elsewhere() {
+    fn a_page_loads_nothing_from_elsewhere() {
         let html = page("a & b", "<p>body</p>\n");
         assert!(html.contains("<title>a &amp; b</title>"));
         for reference in ["src=", "href=", "url(", "@import", "<script", "<link"] {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_far_apart_are_drawn_by_their_logarithm() {
+    fn lines_far_apart_are_drawn_on_a_log_scale() {
         let timeline = |name, count| Timeline {
             name,
             per_tick: vec![count; 3],

@@ -1,31 +1,31 @@
-//! What /proc says about the server under test, about this process and about the machine. Linux
-//! only, like the relay; where something cannot be read it is left out, never guessed.
+//! Figures from /proc about the server under test, about this process and about the machine. Linux only, like
+//! the relay. A figure that cannot be read is left out, not guessed.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-/// A process that is looked at.
+/// A process whose figures /proc shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct MonitoredProcess {
+pub(crate) struct MonitoredProcess {
     pid: u32,
 }
 
 /// CPU time of the threads of a process, nanoseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct CpuTimes {
+pub(crate) struct CpuTimes {
     /// By thread id.
     threads: Vec<(u32, u64)>,
 }
 
 impl CpuTimes {
-    /// What all threads together have used since `before`.
-    pub(super) fn since(&self, before: &Self) -> u64 {
+    /// CPU time of all threads together since `before`.
+    pub(crate) fn since(&self, before: &Self) -> u64 {
         self.used(before).sum()
     }
 
-    /// What the busiest thread has used since `before`.
-    pub(super) fn hottest_since(&self, before: &Self) -> u64 {
+    /// CPU time of the busiest thread since `before`.
+    pub(crate) fn busiest_since(&self, before: &Self) -> u64 {
         self.used(before).max().unwrap_or(0)
     }
 
@@ -38,14 +38,14 @@ impl CpuTimes {
 }
 
 impl MonitoredProcess {
-    /// The process of this number, if it can be looked at.
-    pub(super) fn of(pid: u32) -> Option<Self> {
+    /// The process of this id, where /proc shows its memory.
+    pub(crate) fn of(pid: u32) -> Option<Self> {
         let process = Self { pid };
         process.memory().map(|_| process)
     }
 
     /// The process that listens on a loopback address of this machine.
-    pub(super) fn listening_on(address: SocketAddr) -> Option<Self> {
+    pub(crate) fn listening_on(address: SocketAddr) -> Option<Self> {
         let inode = listeners()
             .into_iter()
             .find(|(listener, _)| covers(*listener, address))
@@ -59,8 +59,8 @@ impl MonitoredProcess {
             .and_then(Self::of)
     }
 
-    /// Where this process listens.
-    pub(super) fn listens_on(self) -> Option<SocketAddr> {
+    /// An address on which this process listens.
+    pub(crate) fn listens_on(self) -> Option<SocketAddr> {
         let sockets: Vec<_> = descriptors(self.pid)?.collect();
         listeners()
             .into_iter()
@@ -68,34 +68,34 @@ impl MonitoredProcess {
             .map(|(address, _)| address)
     }
 
-    pub(super) fn is_this_one(self) -> bool {
+    pub(crate) fn is_this_one(self) -> bool {
         self.pid == std::process::id()
     }
 
-    pub(super) fn pid(self) -> u32 {
+    pub(crate) fn pid(self) -> u32 {
         self.pid
     }
 
     /// The name of its executable.
-    pub(super) fn name(self) -> Option<String> {
+    pub(crate) fn name(self) -> Option<String> {
         let name = fs::read_to_string(format!("/proc/{}/comm", self.pid)).ok()?;
         Some(name.trim_end().to_owned())
     }
 
-    /// Bytes of memory that it has in use (`VmRSS`).
-    pub(super) fn memory(self) -> Option<u64> {
+    /// Bytes of memory in use (`VmRSS`).
+    pub(crate) fn memory(self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         field(&status, "VmRSS:").map(|kib| kib * 1024)
     }
 
     /// Open descriptors.
-    pub(super) fn open_files(self) -> Option<u64> {
+    pub(crate) fn open_files(self) -> Option<u64> {
         descriptors(self.pid).map(|all| all.count() as u64)
     }
 
-    /// The CPU time of its threads, to the nanosecond. What ended threads have used is not in it;
-    /// servers seldom end any.
-    pub(super) fn cpu(self) -> Option<CpuTimes> {
+    /// The CPU time of its threads, to the nanosecond. The time of threads that have ended is not included;
+    /// servers seldom end threads.
+    pub(crate) fn cpu(self) -> Option<CpuTimes> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
         let threads = tasks.flatten().filter_map(|task| {
             let thread = task.file_name().to_str()?.parse().ok()?;
@@ -106,8 +106,8 @@ impl MonitoredProcess {
         })
     }
 
-    /// How many CPUs this process can have while the calling thread fills one.
-    pub(super) fn cores_beside_us(self) -> Option<usize> {
+    /// How many CPUs this process can use while the calling thread uses one in full.
+    pub(crate) fn cores_beside_us(self) -> Option<usize> {
         let its = allowed_cpus(&format!("/proc/{}/status", self.pid))?;
         let ours = allowed_cpus("/proc/thread-self/status")?;
         let shared = its.iter().filter(|cpu| ours.contains(cpu)).count();
@@ -117,26 +117,26 @@ impl MonitoredProcess {
 }
 
 /// CPU time of the calling thread, nanoseconds.
-pub(super) fn own_cpu_ns() -> Option<u64> {
+pub(crate) fn own_cpu_ns() -> Option<u64> {
     on_cpu_ns(Path::new("/proc/thread-self/schedstat"))
 }
 
 /// Time that the CPUs of this machine were busy since it started, nanoseconds.
-pub(super) fn machine_busy_ns() -> Option<u64> {
-    /// Of the kernel's tick as it is shown to programs.
+pub(crate) fn machine_busy_ns() -> Option<u64> {
+    /// The length of a tick in which /proc/stat counts.
     const TICK_NS: u64 = 10_000_000;
     let stat = fs::read_to_string("/proc/stat").ok()?;
     let ticks = stat.lines().next()?.split_ascii_whitespace().skip(1);
     let ticks: Vec<u64> = ticks.filter_map(|ticks| ticks.parse().ok()).collect();
-    // user, nice, system, then idle and waiting, then two kinds of interrupts.
+    // The columns: user, nice, system, idle, iowait, irq, softirq.
     let [user, nice, system, _, _, hard, soft, ..] = *ticks else {
         return None;
     };
     Some((user + nice + system + hard + soft) * TICK_NS)
 }
 
-/// Descriptors that this process has open.
-pub(super) fn own_open_files() -> u64 {
+/// Descriptors that this program has open.
+pub(crate) fn own_open_files() -> u64 {
     descriptors(std::process::id()).map_or(0, |all| all.count() as u64)
 }
 
@@ -167,7 +167,7 @@ fn allowed_cpus(status: &str) -> Option<Vec<usize>> {
     cpu_list(list.trim())
 }
 
-/// `0-2,5` as numbers.
+/// The numbers of a list such as `0-2,5`.
 fn cpu_list(list: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for range in list.split(',') {
@@ -177,7 +177,7 @@ fn cpu_list(list: &str) -> Option<Vec<usize>> {
     Some(cpus)
 }
 
-/// All listening TCP sockets in this network, with their inodes.
+/// All listening TCP sockets in this network namespace, with their inodes.
 fn listeners() -> Vec<(SocketAddr, u64)> {
     ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
@@ -186,7 +186,7 @@ fn listeners() -> Vec<(SocketAddr, u64)> {
         .collect()
 }
 
-/// A line of /proc/net/tcp, if its state is to listen.
+/// The address and the inode of a line of /proc/net/tcp, where its socket listens.
 fn listener(line: &str) -> Option<(SocketAddr, u64)> {
     const LISTEN: &str = "0A";
     let columns: Vec<_> = line.split_ascii_whitespace().collect();
@@ -198,7 +198,7 @@ fn listener(line: &str) -> Option<(SocketAddr, u64)> {
     Some((SocketAddr::new(hex_ip(ip)?, port), inode.parse().ok()?))
 }
 
-/// An address as the kernel writes it: 32 bits at a time, each in the machine's order of bytes.
+/// An address as the kernel writes it: words of 32 bits, each in the byte order of the machine.
 fn hex_ip(text: &str) -> Option<IpAddr> {
     let words: Option<Vec<[u8; 4]>> = (0..text.len())
         .step_by(8)
@@ -217,7 +217,7 @@ fn hex_ip(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Whether a listener takes connections to this address.
+/// Whether a listener accepts connections to this address.
 fn covers(listener: SocketAddr, address: SocketAddr) -> bool {
     let any = listener.ip().is_unspecified() && (listener.is_ipv6() || address.is_ipv4());
     listener.port() == address.port() && (listener.ip() == address.ip() || any)
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_the_kernel_are_read() {
+    fn addresses_are_read_in_the_kernels_notation() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let v4 = u32::from_ne_bytes([127, 0, 0, 1]);
         assert_eq!(hex_ip(&format!("{v4:08X}")), Some(ip("127.0.0.1")));
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn work_shows_in_the_cpu_time_of_the_thread_that_does_it() {
+    fn cpu_time_counts_for_the_thread_that_works() {
         let this = MonitoredProcess::of(std::process::id()).unwrap();
         let (before, own_before) = (this.cpu().unwrap(), own_cpu_ns().unwrap());
         let mut sum = 0_u64;
@@ -265,12 +265,12 @@ mod tests {
             sum = std::hint::black_box(sum + 1);
         }
         let after = this.cpu().unwrap();
-        assert!(after.hottest_since(&before) >= 20_000_000);
-        assert!(after.since(&before) >= after.hottest_since(&before));
+        assert!(after.busiest_since(&before) >= 20_000_000);
+        assert!(after.since(&before) >= after.busiest_since(&before));
     }
 
     #[test]
-    fn lists_of_cpus_are_spelt_out() {
+    fn lists_of_cpus_are_expanded() {
         assert_eq!(cpu_list("0-2,5"), Some(vec![0, 1, 2, 5]));
         assert_eq!(cpu_list("3"), Some(vec![3]));
         assert_eq!(cpu_list(""), None);

@@ -1,5 +1,5 @@
-//! The server's own account of messages, read from its `/metrics`, and whether it explains what this
-//! run saw.
+//! The server's own counters of messages, read from its `/metrics`, and whether they explain the messages that
+//! did not arrive.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -8,65 +8,65 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::target::Url;
+use crate::url::Url;
 
-/// How long the server may take to answer.
+/// How long the server may take to respond.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most that is read of an answer.
-const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// The largest response that is read.
+const RESPONSE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Where the books are.
+/// Where the server's metrics are.
 #[derive(Clone, Debug)]
-pub(super) struct MetricsEndpoint {
+pub(crate) struct MetricsEndpoint {
     url: Url,
 }
 
-/// Why the books cannot be read.
+/// Why the metrics cannot be read. Completes a sentence that begins with the URL.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// No answer.
+    /// The server does not respond.
     #[error("cannot be reached")]
     Unreachable(#[from] io::Error),
-    /// An answer that is not 200; its first line.
-    #[error("answers {0:?}")]
-    Answer(String),
-    /// No books in the answer.
+    /// The response is not 200; with its first line.
+    #[error("responds {0:?}")]
+    Status(String),
+    /// A metric is missing in the response.
     #[error("does not have {0}")]
     Missing(&'static str),
 }
 
-/// The server's messages since it started.
+/// The server's counters of messages since it started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ServerCounters {
-    pub(super) received: u64,
-    pub(super) delivered: u64,
-    /// By reason, without those that did not happen.
-    pub(super) dropped: BTreeMap<String, u64>,
-    pub(super) mailbox: u64,
+pub(crate) struct ServerCounters {
+    pub(crate) received: u64,
+    pub(crate) delivered: u64,
+    /// By reason, without the reasons that are 0.
+    pub(crate) dropped: BTreeMap<String, u64>,
+    pub(crate) mailbox: u64,
 }
 
-/// What the server says about the messages of one scenario.
+/// What the server's counters grew by in one scenario.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Account {
-    /// Messages that it received.
-    pub(super) received: u64,
-    /// That it delivered.
-    pub(super) delivered: u64,
-    /// That it dropped, by reason.
-    pub(super) dropped: BTreeMap<String, u64>,
+pub(crate) struct Account {
+    /// Messages that the server received.
+    pub(crate) received: u64,
+    /// Messages that it delivered.
+    pub(crate) delivered: u64,
+    /// Messages that it dropped, by reason.
+    pub(crate) dropped: BTreeMap<String, u64>,
 }
 
 impl MetricsEndpoint {
-    pub(super) fn new(url: Url) -> Self {
+    pub(crate) fn new(url: Url) -> Self {
         Self { url }
     }
 
-    pub(super) fn url(&self) -> &Url {
+    pub(crate) fn url(&self) -> &Url {
         &self.url
     }
 
-    pub(super) fn read(&self) -> Result<ServerCounters, MetricsError> {
+    pub(crate) fn read(&self) -> Result<ServerCounters, MetricsError> {
         let addresses = self.url.addresses()?;
         let address = addresses
             .first()
@@ -74,17 +74,19 @@ impl MetricsEndpoint {
         let mut stream = TcpStream::connect_timeout(address, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
-        // In this version an answer ends with the connection, in no chunks.
+        // A response of HTTP/1.0 has no chunks and ends with the connection.
         let Url {
             path, authority, ..
         } = &self.url;
         write!(stream, "GET {path} HTTP/1.0\r\nHost: {authority}\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let mut response = String::new();
+        stream
+            .take(RESPONSE_BYTES_MAX)
+            .read_to_string(&mut response)?;
+        let (head, body) = response.split_once("\r\n\r\n").unwrap_or((&response, ""));
         let status = head.lines().next().unwrap_or_default();
         if status.split(' ').nth(1) != Some("200") {
-            return Err(MetricsError::Answer(status.to_owned()));
+            return Err(MetricsError::Status(status.to_owned()));
         }
         ServerCounters::parse(body)
     }
@@ -110,13 +112,13 @@ impl ServerCounters {
         })
     }
 
-    /// Whether nothing is on its way: all that was received has its end.
-    pub(super) fn are_settled(&self) -> bool {
+    /// Whether the server holds no message: each one that it received is delivered or dropped.
+    pub(crate) fn are_settled(&self) -> bool {
         self.mailbox == 0 && self.received == self.delivered + self.dropped.values().sum::<u64>()
     }
 
-    /// What happened since `before`.
-    pub(super) fn since(&self, before: &Self) -> Account {
+    /// The growth since `before`.
+    pub(crate) fn since(&self, before: &Self) -> Account {
         let dropped = self.dropped.iter().map(|(reason, count)| {
             let earlier = before.dropped.get(reason).copied().unwrap_or(0);
             (reason.clone(), count.saturating_sub(earlier))
@@ -130,27 +132,27 @@ impl ServerCounters {
 }
 
 impl Account {
-    fn dropped_in_all(&self) -> u64 {
+    fn dropped_total(&self) -> u64 {
         self.dropped.values().sum()
     }
 
-    /// Messages of this run that the account does not explain; `sent` were handed to the server
-    /// over connections that lived, and `lost` of them did not arrive.
+    /// Messages of this run that the account does not explain. `sent` of them were written to the server, and
+    /// `lost` of these did not arrive.
     ///
-    /// Others may use the server at the same time, so it may have received more than we sent. Then
-    /// what it dropped may have been theirs, and only the sum is a bound. Where the server is ours
-    /// alone every figure has to be equal.
-    pub(super) fn unexplained(&self, sent: u64, lost: u64) -> u64 {
+    /// Other clients may use the server at the same time: then it has received more messages than this run
+    /// has sent. The dropped ones may be theirs, so their sum is only an upper bound. Where this run is the
+    /// only client, every figure has to be equal.
+    pub(crate) fn unexplained(&self, sent: u64, lost: u64) -> u64 {
         if self.received > sent {
-            return lost.saturating_sub(self.dropped_in_all());
+            return lost.saturating_sub(self.dropped_total());
         }
         (sent - self.received)
-            .max(lost.abs_diff(self.dropped_in_all()))
+            .max(lost.abs_diff(self.dropped_total()))
             .max((sent - lost).abs_diff(self.delivered))
     }
 
-    /// Whether others used the server at the same time.
-    pub(super) fn has_more_than(&self, sent: u64) -> bool {
+    /// Whether other clients used the server at the same time.
+    pub(crate) fn has_more_than(&self, sent: u64) -> bool {
         self.received > sent
     }
 }
@@ -169,16 +171,16 @@ switchboard_messages_received_total 9
 ";
 
     #[test]
-    fn books_are_read_from_the_text_of_prometheus() {
-        let books = ServerCounters::parse(TEXT).unwrap();
+    fn counters_are_read_from_the_text_of_prometheus() {
+        let counters = ServerCounters::parse(TEXT).unwrap();
         let expected = ServerCounters {
             received: 9,
             delivered: 7,
             dropped: [("offline".to_owned(), 2)].into(),
             mailbox: 0,
         };
-        assert_eq!(books, expected);
-        assert!(books.are_settled());
+        assert_eq!(counters, expected);
+        assert!(counters.are_settled());
         assert!(matches!(
             ServerCounters::parse("go_goroutines 9\n"),
             Err(MetricsError::Missing("switchboard_messages_received_total"))
@@ -186,7 +188,7 @@ switchboard_messages_received_total 9
     }
 
     #[test]
-    fn an_account_explains_what_is_equal_and_nothing_else() {
+    fn an_account_explains_only_equal_figures() {
         let account = |received, delivered, dropped| Account {
             received,
             delivered,
@@ -200,9 +202,9 @@ switchboard_messages_received_total 9
             // Lost on the way from it.
             (10, 3, account(10, 10, 0), 3),
             (10, 3, account(10, 9, 1), 2),
-            // It says that it dropped what arrived.
+            // The server counts messages as dropped that arrived.
             (10, 0, account(10, 8, 2), 2),
-            // Others use it too: 5 of their messages, or of ours, were dropped.
+            // Other clients use the server, too: the 5 dropped messages may be theirs.
             (10, 3, account(40, 35, 5), 0),
             (10, 3, account(40, 38, 2), 1),
         ] {

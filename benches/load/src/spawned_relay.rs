@@ -10,25 +10,25 @@ use std::time::Duration;
 use rustix::process::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::time::Instant;
 
-use super::BenchError;
-use super::process::MonitoredProcess;
+use crate::error::BenchError;
+use crate::process::MonitoredProcess;
 
-/// How long it may take until it listens.
+/// How long the relay may take until it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A server that runs as long as this lives.
+/// A relay that runs until this handle is dropped.
 #[derive(Debug)]
-pub(super) struct SpawnedRelay {
+pub(crate) struct SpawnedRelay {
     child: Child,
     process: MonitoredProcess,
     address: SocketAddr,
 }
 
 impl SpawnedRelay {
-    /// Starts it with the default settings, but for the routing strategy, and waits until it listens.
-    /// Nothing of this program's environment reaches it.
-    pub(super) fn start(strategy: &str, cpus: &CpuPinning) -> Result<Self, BenchError> {
+    /// Starts the relay with this routing strategy and the default settings, and waits until it listens. The
+    /// relay gets none of this program's environment.
+    pub(crate) fn start(strategy: &str, cpus: &CpuPinning) -> Result<Self, BenchError> {
         let starting = |source| BenchError::RelayNotStarted { source };
         let program =
             switchboard::cli::installed("switchboard").ok_or(BenchError::RelayNotFound)?;
@@ -55,35 +55,35 @@ impl SpawnedRelay {
             }
             let ended = child.try_wait().map_err(starting)?;
             if ended.is_some() || Instant::now() > deadline {
-                // It may have ended by itself.
+                // Both fail where the process has ended, which is the aim.
                 drop(child.kill());
                 drop(child.wait());
                 return Err(starting(io::ErrorKind::NotConnected.into()));
             }
-            thread::sleep(LOOK_AGAIN);
+            thread::sleep(CHECK_INTERVAL);
         }
     }
 
-    pub(super) fn process(&self) -> MonitoredProcess {
+    pub(crate) fn process(&self) -> MonitoredProcess {
         self.process
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 }
 
 impl Drop for SpawnedRelay {
     fn drop(&mut self) {
-        // It may have ended by itself; either way nothing of it is left.
+        // Both fail where the process has ended, which is the aim.
         drop(self.child.kill());
         drop(self.child.wait());
     }
 }
 
-/// Which side runs where. What was set is set back by Drop.
+/// Which CPUs the two sides run on. Drop restores the CPUs of the calling thread.
 #[derive(Debug)]
-pub(super) struct CpuPinning {
+pub(crate) struct CpuPinning {
     sides: Option<Sides>,
 }
 
@@ -95,13 +95,13 @@ struct Sides {
 }
 
 impl CpuPinning {
-    /// Both sides everywhere.
-    pub(super) fn shared() -> Self {
+    /// Both sides on all CPUs.
+    pub(crate) fn shared() -> Self {
         Self { sides: None }
     }
 
-    /// The last CPU for the calling thread and all others for servers, if there are two.
-    pub(super) fn apart() -> io::Result<Self> {
+    /// The last CPU for the calling thread and all others for relays, where there are at least two.
+    pub(crate) fn apart() -> io::Result<Self> {
         let all = sched_getaffinity(None)?;
         let cpus: Vec<_> = (0..CpuSet::MAX_CPU)
             .filter(|cpu| all.is_set(*cpu))
@@ -118,11 +118,11 @@ impl CpuPinning {
         Ok(Self { sides: Some(sides) })
     }
 
-    pub(super) fn are_apart(&self) -> bool {
+    pub(crate) fn are_apart(&self) -> bool {
         self.sides.is_some()
     }
 
-    /// A child runs where the thread may run that starts it.
+    /// Starts a child on the CPUs of the relay: a child inherits the CPUs of the thread that starts it.
     fn spawn(&self, command: &mut Command) -> io::Result<Child> {
         let Some(sides) = &self.sides else {
             return command.spawn();
@@ -145,7 +145,7 @@ fn set(cpus: &[usize]) -> CpuSet {
 impl Drop for CpuPinning {
     fn drop(&mut self) {
         if let Some(sides) = &self.sides {
-            // What was allowed before is allowed still, so this cannot fail.
+            // Cannot fail, because the thread was allowed to use these CPUs before.
             let _ = sched_setaffinity(None, &sides.all);
         }
     }

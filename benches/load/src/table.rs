@@ -1,10 +1,10 @@
-//! What a run found, as a table for people.
+//! A report as a table of text.
 
 use std::fmt;
 
-use super::number::whole;
-use super::options::Scenario;
-use super::outcome::{Check, Fact, Outcome, Row, RunReport};
+use crate::number::{float, number_text, time_text, whole};
+use crate::options::Scenario;
+use crate::outcome::{Check, Fact, Outcome, Row, RunReport};
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,8 +59,8 @@ fn line(row: &Row) -> String {
     line.trim_end().to_owned()
 }
 
-/// The figures of a row, written out.
-pub(super) fn cells(row: &Row) -> [String; 10] {
+/// The figures of a row as text, a cell each.
+pub(crate) fn cells(row: &Row) -> [String; 10] {
     let [p50, p90, p99, p999, max] = match row.latency_us {
         Some(latency) => [
             latency.p50,
@@ -69,13 +69,13 @@ pub(super) fn cells(row: &Row) -> [String; 10] {
             latency.p999,
             latency.max,
         ]
-        .map(time),
+        .map(time_text),
         None => [const { String::new() }; 5],
     };
     let cpu = row.server.and_then(|server| server.cpu_us_per_message);
     [
         row.label.clone(),
-        number(row.messages_per_second.round()),
+        number_text(row.messages_per_second.round()),
         p50,
         p90,
         p99,
@@ -93,44 +93,12 @@ pub(super) fn cells(row: &Row) -> [String; 10] {
 }
 
 /// A fact's value with its unit.
-pub(super) fn value(fact: &Fact) -> String {
+pub(crate) fn value(fact: &Fact) -> String {
     match fact.unit {
-        "" => number(fact.value),
-        "µs" => time(fact.value),
-        unit => format!("{} {unit}", number(fact.value)),
+        "" => number_text(fact.value),
+        "µs" => time_text(fact.value),
+        unit => format!("{} {unit}", number_text(fact.value)),
     }
-}
-
-/// Microseconds, in the unit that suits.
-pub(super) fn time(us: f64) -> String {
-    match us {
-        us if us < 100.0 => format!("{us:.1} µs"),
-        us if us < 1000.0 => format!("{us:.0} µs"),
-        us if us < 100_000.0 => format!("{:.1} ms", us / 1e3),
-        us if us < 1_000_000.0 => format!("{:.0} ms", us / 1e3),
-        us => format!("{:.1} s", us / 1e6),
-    }
-}
-
-/// With commas between thousands, and as many places as tell anything.
-pub(super) fn number(value: f64) -> String {
-    let places = match value.abs() {
-        value if value >= 100.0 || value.fract() == 0.0 => 0,
-        value if value >= 10.0 => 1,
-        _ => 3,
-    };
-    let text = format!("{:.places$}", value.abs());
-    let (integer, fraction) = text.split_once('.').unwrap_or((&text, ""));
-    let mut grouped = String::new();
-    for (at, digit) in integer.chars().enumerate() {
-        if at > 0 && (integer.len() - at).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    let sign = if value < 0.0 { "-" } else { "" };
-    let point = if fraction.is_empty() { "" } else { "." };
-    format!("{sign}{grouped}{point}{fraction}")
 }
 
 impl fmt::Display for Check {
@@ -156,7 +124,11 @@ impl fmt::Display for Check {
                         write!(f, ", {} dropped as {reason}", count(*dropped))?;
                     }
                 }
-                None => write!(f, ", and the server gives no account")?,
+                None => write!(
+                    f,
+                    ", and the server's metrics could not be read, so {} messages are unaccounted",
+                    count(self.lost)
+                )?,
             }
         }
         if let (Some(account), false) = (&self.account, self.ok) {
@@ -173,7 +145,7 @@ impl fmt::Display for Check {
             ("out of order", faults.reordered),
             ("altered", faults.altered),
             ("misrouted", faults.misrouted),
-            ("connections cut", faults.cut),
+            ("connections cut", faults.ended),
             ("upgrades refused", faults.refused),
         ] {
             if number > 0 {
@@ -188,33 +160,5 @@ impl fmt::Display for Check {
 }
 
 fn count(messages: u64) -> String {
-    number(super::number::float(messages))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_written_for_people() {
-        for (value, text) in [
-            (0.0, "0"),
-            (0.8671, "0.867"),
-            (22.44, "22.4"),
-            (1234.5, "1,234"),
-            (4_152_353.0, "4,152,353"),
-            (-123_456.0, "-123,456"),
-        ] {
-            assert_eq!(number(value), text);
-        }
-        for (us, text) in [
-            (22.44, "22.4 µs"),
-            (340.1, "340 µs"),
-            (1638.0, "1.6 ms"),
-            (250_000.0, "250 ms"),
-            (1_800_000.0, "1.8 s"),
-        ] {
-            assert_eq!(time(us), text);
-        }
-    }
+    number_text(float(messages))
 }

@@ -1,73 +1,73 @@
-//! Which messages of one flow were sent and which have arrived. Judges order, loss and repetition;
-//! knows of no socket and no clock.
+//! Which messages of one flow were sent, and which have arrived. Judges order, loss and repetition. Knows of
+//! no socket and no clock.
 
 use std::collections::{BTreeMap, VecDeque};
 
 /// The numbers of one flow.
 #[derive(Debug, Default)]
-pub(super) struct Track {
-    /// The next number to arrive, if nothing goes wrong.
+pub(crate) struct Track {
+    /// The number that arrives next, unless something goes wrong.
     next: u32,
-    /// When those from `next` on were due, in order.
+    /// When the messages from `next` on were due, in order.
     due: VecDeque<u64>,
-    /// Numbers below `next` that have not arrived: begin to end.
+    /// Numbers below `next` that have not arrived: ranges, from the first to behind the last.
     missing: BTreeMap<u32, u32>,
     missing_count: u64,
 }
 
-/// What an arrival means.
+/// How an arrival fits into the order of its flow.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum ArrivalOrder {
-    /// The next, or one after others that are missing until they arrive after all.
-    Ahead {
-        /// When it was due.
+pub(crate) enum ArrivalOrder {
+    /// The expected message, or a later one. The skipped ones are missing until they arrive.
+    Advanced {
+        /// When the message was due.
         due: u64,
-        /// How many were skipped.
+        /// How many messages were skipped.
         skipped: u32,
     },
-    /// One that was missing: later ones have overtaken it.
-    Overtaken,
-    /// One that has arrived before.
-    Again,
-    /// One that was never sent.
-    Unsent,
+    /// A message that was missing: later ones have overtaken it.
+    Late,
+    /// A message that has arrived before.
+    Duplicate,
+    /// A message that was never sent.
+    NeverSent,
 }
 
 impl Track {
-    /// The number of the next message.
-    pub(super) fn upcoming(&self) -> u32 {
+    /// The number of the next message to send.
+    pub(crate) fn upcoming(&self) -> u32 {
         let waiting = u32::try_from(self.due.len()).expect("a run ends before 2^32 messages");
         self.next + waiting
     }
 
     /// The number that should arrive next.
-    pub(super) fn expected(&self) -> u32 {
+    pub(crate) fn expected(&self) -> u32 {
         self.next
     }
 
-    /// The next message is sent.
-    pub(super) fn sent(&mut self, due: u64) {
+    /// Notes that the next message is sent.
+    pub(crate) fn sent(&mut self, due: u64) {
         self.due.push_back(due);
     }
 
-    /// The next one has arrived; when it was due. `None` if it was never sent.
+    /// Notes that the expected message has arrived. Returns when it was due, or `None` if it was never sent.
     #[inline]
-    pub(super) fn arrived_next(&mut self) -> Option<u64> {
+    pub(crate) fn arrived_next(&mut self) -> Option<u64> {
         let due = self.due.pop_front()?;
         self.next += 1;
         Some(due)
     }
 
-    /// Any one has arrived.
-    pub(super) fn arrived(&mut self, number: u32) -> ArrivalOrder {
+    /// Notes that the message of this number has arrived.
+    pub(crate) fn arrived(&mut self, number: u32) -> ArrivalOrder {
         if number >= self.upcoming() {
-            return ArrivalOrder::Unsent;
+            return ArrivalOrder::NeverSent;
         }
         if number < self.next {
             return if self.take_missing(number) {
-                ArrivalOrder::Overtaken
+                ArrivalOrder::Late
             } else {
-                ArrivalOrder::Again
+                ArrivalOrder::Duplicate
             };
         }
         let skipped = number - self.next;
@@ -78,7 +78,7 @@ impl Track {
         }
         self.next = number;
         let due = self.arrived_next().expect("below what was sent");
-        ArrivalOrder::Ahead { due, skipped }
+        ArrivalOrder::Advanced { due, skipped }
     }
 
     fn take_missing(&mut self, number: u32) -> bool {
@@ -98,14 +98,14 @@ impl Track {
         true
     }
 
-    /// Sent, and neither arrived nor overtaken by later ones.
-    pub(super) fn under_way(&self) -> u64 {
+    /// Messages that were sent and have neither arrived nor been overtaken by later ones.
+    pub(crate) fn in_flight(&self) -> u64 {
         self.due.len() as u64
     }
 
-    /// Sent, and not arrived.
-    pub(super) fn outstanding(&self) -> u64 {
-        self.under_way() + self.missing_count
+    /// Messages that were sent and have not arrived.
+    pub(crate) fn outstanding(&self) -> u64 {
+        self.in_flight() + self.missing_count
     }
 }
 
@@ -119,38 +119,38 @@ mod tests {
         track
     }
 
-    fn ahead(due: u64, skipped: u32) -> ArrivalOrder {
-        ArrivalOrder::Ahead { due, skipped }
+    fn advanced(due: u64, skipped: u32) -> ArrivalOrder {
+        ArrivalOrder::Advanced { due, skipped }
     }
 
     #[test]
-    fn in_order_is_in_order() {
+    fn messages_in_order_advance_the_track() {
         let mut track = of(3);
         for number in 0..3 {
             assert_eq!(track.expected(), number);
-            assert_eq!(track.arrived(number), ahead(u64::from(number), 0));
+            assert_eq!(track.arrived(number), advanced(u64::from(number), 0));
         }
         assert_eq!((track.upcoming(), track.outstanding()), (3, 0));
         assert_eq!(track.arrived_next(), None);
     }
 
     #[test]
-    fn what_is_skipped_is_missing_until_it_arrives() {
+    fn a_skipped_message_is_missing_until_it_arrives() {
         let mut track = of(10);
-        assert_eq!(track.arrived(0), ahead(0, 0));
-        assert_eq!(track.arrived(6), ahead(6, 5));
-        assert_eq!((track.under_way(), track.outstanding()), (3, 8));
-        assert_eq!(track.arrived(3), ArrivalOrder::Overtaken);
-        assert_eq!(track.arrived(3), ArrivalOrder::Again);
-        assert_eq!(track.arrived(1), ArrivalOrder::Overtaken);
-        assert_eq!(track.arrived(5), ArrivalOrder::Overtaken);
+        assert_eq!(track.arrived(0), advanced(0, 0));
+        assert_eq!(track.arrived(6), advanced(6, 5));
+        assert_eq!((track.in_flight(), track.outstanding()), (3, 8));
+        assert_eq!(track.arrived(3), ArrivalOrder::Late);
+        assert_eq!(track.arrived(3), ArrivalOrder::Duplicate);
+        assert_eq!(track.arrived(1), ArrivalOrder::Late);
+        assert_eq!(track.arrived(5), ArrivalOrder::Late);
         assert_eq!(track.outstanding(), 5, "2, 4, 7, 8 and 9");
-        assert_eq!(track.arrived(7), ahead(7, 0));
-        assert_eq!(track.arrived(6), ArrivalOrder::Again);
-        assert_eq!(track.arrived(0), ArrivalOrder::Again);
-        assert_eq!(track.arrived(10), ArrivalOrder::Unsent);
-        assert_eq!(track.arrived(4), ArrivalOrder::Overtaken);
-        assert_eq!(track.arrived(2), ArrivalOrder::Overtaken);
+        assert_eq!(track.arrived(7), advanced(7, 0));
+        assert_eq!(track.arrived(6), ArrivalOrder::Duplicate);
+        assert_eq!(track.arrived(0), ArrivalOrder::Duplicate);
+        assert_eq!(track.arrived(10), ArrivalOrder::NeverSent);
+        assert_eq!(track.arrived(4), ArrivalOrder::Late);
+        assert_eq!(track.arrived(2), ArrivalOrder::Late);
         assert_eq!(track.outstanding(), 2);
     }
 }

@@ -1,5 +1,5 @@
-//! `switchboard bench`: it measures this relay and any other of the protocol, and finds out every kind
-//! of mistake that a relay can make.
+//! The load generator: it measures this relay and any other relay of the protocol, and finds every kind of
+//! fault that a relay can have.
 #![cfg(test)]
 #![allow(clippy::disallowed_methods, reason = "a test may leave a task behind")]
 
@@ -21,10 +21,10 @@ use switchboard::config::{Settings, Strategy};
 use switchboard_bench::{BenchError, BenchOptions, RunVerdict};
 use tokio::sync::oneshot;
 
-/// BenchOptions that keep a run short.
+/// Options that keep a run short.
 const BRIEF: &[&str] = &["--duration=150ms", "--warmup=50ms", "--pairs=2"];
 
-/// Runs it in this process against an address; its verdict and what it prints as JSON.
+/// Runs the load generator in this process against an address. Returns its verdict and its JSON output.
 fn bench(address: SocketAddr, arguments: &[&str]) -> Result<(RunVerdict, Value), BenchError> {
     let url = format!("--url=ws://{address}/");
     let own = ["switchboard-bench", "--json", &url];
@@ -34,7 +34,7 @@ fn bench(address: SocketAddr, arguments: &[&str]) -> Result<(RunVerdict, Value),
     Ok((verdict, serde_json::from_slice(&printed).unwrap()))
 }
 
-/// Runs it against a relay in this process.
+/// Runs the load generator against a relay in this process.
 async fn bench_app(strategy: Strategy, arguments: &'static [&'static str]) -> (RunVerdict, Value) {
     let mut settings = Settings::default();
     settings.server.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
@@ -87,7 +87,7 @@ async fn every_scenario_is_clean_against_this_relay() {
         for outcome in outcomes {
             let check = &outcome["check"];
             assert!(check["sent"].as_u64().unwrap() > 0, "{outcome:#}");
-            // Each has asked the server for its account, and each row has something in it.
+            // Each scenario has read the server's metrics, and each row has figures.
             assert_eq!(check["account"]["received"], check["sent"], "{outcome:#}");
             for row in outcome["rows"].as_array().unwrap() {
                 assert!(row["messages"].as_u64().unwrap() > 0, "{row:#}");
@@ -98,7 +98,7 @@ async fn every_scenario_is_clean_against_this_relay() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_server_accounts_for_is_no_fault() {
+async fn a_loss_that_the_server_accounts_for_is_no_fault() {
     let flood = &["slow-reader", "--flood-rate=100000", "--flood-size=4KiB"];
     let (verdict, report) = bench_app(Strategy::Directory, flood).await;
     let check = &report["outcomes"][0]["check"];
@@ -107,7 +107,7 @@ async fn what_the_server_accounts_for_is_no_fault() {
     assert_eq!(check["account"]["dropped"]["queue_full"], check["lost"]);
 }
 
-/// What a relay of the tests does with one message in the middle.
+/// What a [`TinyRelay`] does to one message in the middle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
@@ -120,7 +120,7 @@ enum Fault {
     CutsOff,
 }
 
-/// A relay as small as the essay's: no header tells the id, no queue, no metrics.
+/// A relay as small as those of the essay: no header that announces the id, no queue, no metrics.
 #[derive(Debug)]
 struct TinyRelay {
     fault: Fault,
@@ -129,8 +129,8 @@ struct TinyRelay {
     held: Option<(u64, Vec<u8>)>,
 }
 
-/// The message that meets the fault.
-const FATEFUL: u64 = 100;
+/// The number of the message that meets the fault.
+const FAULTY_MESSAGE: u64 = 100;
 
 impl TinyRelay {
     fn start(fault: Fault) -> SocketAddr {
@@ -159,7 +159,7 @@ impl TinyRelay {
             self.relayed += 1;
         }
         let mut times = 1;
-        if self.relayed == FATEFUL {
+        if self.relayed == FAULTY_MESSAGE {
             match self.fault {
                 Fault::None => {}
                 Fault::Drops => return,
@@ -199,7 +199,7 @@ impl TinyRelay {
 
     fn write(&mut self, recipient: u64, frame: &[u8]) {
         if let Some(stream) = self.users.get_mut(&recipient) {
-            // A user who has left is no fault of this relay.
+            // The write fails for a user that has left.
             drop(stream.write_all(frame));
         }
     }
@@ -213,7 +213,7 @@ fn served(message: &Value) -> Vec<u8> {
     [&[0x81, length], text.as_bytes()].concat()
 }
 
-/// One connection of the tiny relay, until it ends.
+/// Serves one connection of the tiny relay until it ends.
 fn user(mut stream: TcpStream, relay: &Mutex<TinyRelay>) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -256,22 +256,22 @@ fn user(mut stream: TcpStream, relay: &Mutex<TinyRelay>) {
     }
 }
 
-/// Pairs at a tiny relay.
-fn brief(fault: Fault) -> Result<(RunVerdict, Value), BenchError> {
+/// Runs the scenario `pairs` against a tiny relay.
+fn measure_tiny_relay(fault: Fault) -> Result<(RunVerdict, Value), BenchError> {
     let arguments = [BRIEF, &["pairs", "--window=8"]].concat();
     bench(TinyRelay::start(fault), &arguments)
 }
 
 #[test]
 fn a_relay_that_announces_no_ids_is_measured_too() {
-    let (verdict, report) = brief(Fault::None).unwrap();
+    let (verdict, report) = measure_tiny_relay(Fault::None).unwrap();
     assert_eq!(verdict, RunVerdict::Clean, "{report:#}");
     assert_eq!(report["outcomes"][0]["check"]["account"], Value::Null);
-    assert!(report["outcomes"][0]["check"]["sent"].as_u64().unwrap() > FATEFUL);
+    assert!(report["outcomes"][0]["check"]["sent"].as_u64().unwrap() > FAULTY_MESSAGE);
 }
 
 #[test]
-fn every_kind_of_mistake_is_found_out() {
+fn every_kind_of_fault_is_found() {
     for (fault, found) in [
         (Fault::Drops, &["lost", "unexplained"] as &[&str]),
         (Fault::Duplicates, &["duplicated"]),
@@ -280,7 +280,7 @@ fn every_kind_of_mistake_is_found_out() {
         (Fault::Misroutes, &["misrouted", "lost", "unexplained"]),
         (Fault::Misattributes, &["altered", "lost", "unexplained"]),
     ] {
-        let (verdict, report) = brief(fault).unwrap();
+        let (verdict, report) = measure_tiny_relay(fault).unwrap();
         let check = &report["outcomes"][0]["check"];
         assert_eq!(verdict, RunVerdict::Faulty, "{fault:?}: {check:#}");
         for kind in [
@@ -297,7 +297,7 @@ fn every_kind_of_mistake_is_found_out() {
             assert_eq!(check[kind], expected, "{fault:?}: {kind} in {check:#}");
         }
     }
-    let (verdict, report) = brief(Fault::CutsOff).unwrap();
+    let (verdict, report) = measure_tiny_relay(Fault::CutsOff).unwrap();
     let check = &report["outcomes"][0]["check"];
     assert_eq!(
         (verdict, &check["cut"]),
@@ -315,7 +315,7 @@ fn a_server_that_is_not_there_is_an_error() {
     assert!(matches!(error, BenchError::Upgrade { .. }), "{error}");
 }
 
-/// The exit code, stdout and stderr of the binary.
+/// The exit code, stdout and stderr of the program.
 fn outcome(arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard-bench"));
     let output = command.args(arguments).output().unwrap();
@@ -327,8 +327,8 @@ fn outcome(arguments: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn only_ones_own_server_is_loaded() {
-    // An address for documentation (RFC 5737): nothing is there.
+fn a_foreign_address_is_not_loaded() {
+    // An address for documentation (RFC 5737), where no server is.
     let (code, stdout, stderr) = outcome(&["--url", "ws://192.0.2.1:8080/"]);
     assert_eq!((code, &*stdout), (Some(2), ""));
     assert!(stderr.contains("--i-own-this-server"), "{stderr}");
@@ -349,11 +349,11 @@ fn more_connections_than_files_are_refused_before_any_is_made() {
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("200 connections are more than"), "{stderr}");
     listener.set_nonblocking(true).unwrap();
-    assert!(listener.accept().is_err(), "somebody has connected");
+    assert!(listener.accept().is_err(), "a connection was made");
 }
 
 #[test]
-fn the_exit_code_and_the_table_say_what_was_found() {
+fn the_exit_code_and_the_table_show_the_verdict() {
     for (fault, code, line) in [
         (Fault::None, 0, "  ok: "),
         (Fault::Duplicates, 1, "; 1 duplicated\n"),
@@ -375,7 +375,7 @@ fn folder(name: &str) -> PathBuf {
     path
 }
 
-/// Whether a document asks for anything from elsewhere. A namespace is a name.
+/// Checks that a document loads nothing from elsewhere. The namespace of SVG is only a name.
 #[track_caller]
 fn assert_self_contained(document: &str) {
     let document = document.replace("http://www.w3.org/2000/svg", "");
@@ -387,14 +387,14 @@ fn assert_self_contained(document: &str) {
 }
 
 #[test]
-fn the_report_is_one_page_with_a_picture_of_latency_and_one_of_throughput() {
+fn the_report_is_one_page_with_charts_of_latency_and_throughput() {
     let page = folder("bench-report").join("report.html");
     let report = format!("--report={}", page.display());
     let arguments = [BRIEF, &["pairs", "open-loop", &report]].concat();
     let (verdict, _) = bench(TinyRelay::start(Fault::None), &arguments).unwrap();
     assert_eq!(verdict, RunVerdict::Clean);
     let html = fs::read_to_string(page).unwrap();
-    // Of the URL that was measured only the name is there.
+    // The page shows the URL that was measured as text.
     assert_self_contained(&html.replace("ws://", ""));
     assert_eq!(html.matches("<svg ").count(), 4);
     assert_eq!(html.matches("<polyline ").count(), 4);
@@ -403,7 +403,7 @@ fn the_report_is_one_page_with_a_picture_of_latency_and_one_of_throughput() {
 }
 
 #[test]
-fn the_strategies_are_compared_by_servers_of_its_own() {
+fn the_strategies_are_compared_in_relays_that_it_starts() {
     let folder = folder("bench-compare");
     let (svg, page) = (folder.to_str().unwrap(), folder.join("compare.html"));
     let arguments = ["--compare-strategies", "--rounds=1", "--json", "--svg", svg];
@@ -442,7 +442,7 @@ fn the_strategies_are_compared_by_servers_of_its_own() {
     for name in ["throughput", "cpu", "quiet-pair", "slow-reader"] {
         let svg = fs::read_to_string(folder.join(format!("{name}.svg"))).unwrap();
         assert_self_contained(&svg);
-        // Both strategies, and where there are two figures of each, both of these.
+        // A line for each strategy, or two where the chart has two figures of each.
         let lines = if name.contains('-') { 4 } else { 2 };
         assert_eq!(svg.matches("<polyline ").count(), lines, "{name}");
     }
@@ -451,7 +451,7 @@ fn the_strategies_are_compared_by_servers_of_its_own() {
 
 #[test]
 fn a_late_relay_is_measured_as_late() {
-    // Nobody answers for a while: what was due meanwhile waits, and is charged for it.
+    // The relay stalls once. The latency of the messages that are due meanwhile contains the stall.
     const DELAY: Duration = Duration::from_millis(200);
     const STALL_AT: usize = 30_000;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -464,7 +464,7 @@ fn a_late_relay_is_measured_as_late() {
                 let (from, to) = (server.try_clone().unwrap(), stream.try_clone().unwrap());
                 move || forward(from, to, |_| ())
             });
-            // One stall, behind the probes that learn the ids and some of the messages.
+            // The stall comes after the probes that find the ids and after some of the messages.
             let mut passed = 0;
             let stall = move |bytes: usize| {
                 let before = passed;
@@ -487,12 +487,12 @@ fn a_late_relay_is_measured_as_late() {
     assert_eq!(verdict, RunVerdict::Clean, "{report:#}");
     let latency = &report["outcomes"][0]["rows"][0]["latency_us"];
     let (max, p90) = (latency["max"].as_f64(), latency["p90"].as_f64());
-    // Of 1,000 messages those of 200 ms were late, by all of it down to nothing.
+    // Of 1,000 messages the 200 that were due in the stall are late, by 200 ms down to 0.
     assert!(max.unwrap() >= 150_000.0, "{latency:#}");
     assert!(p90.unwrap() >= 50_000.0, "{latency:#}");
 }
 
-/// Copies until either side ends.
+/// Copies bytes until either side ends.
 fn forward(mut from: TcpStream, mut to: TcpStream, mut seen: impl FnMut(usize)) {
     let mut buffer = [0; 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer) {

@@ -1,5 +1,5 @@
-//! The essay's question: the directory against the router, in the same server, side by side. Rounds
-//! alternate, and every figure is the median over them.
+//! The comparison of the two routing strategies of Switchboard: directory against router, in relays that this
+//! program starts. Rounds alternate, and every figure is the median of all rounds.
 
 mod show;
 
@@ -7,37 +7,39 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::number::{median, rounded};
-use super::options::{BenchOptions, Scenario};
-use super::outcome::{LatencySummary, Outcome, Row};
-use super::progress::Progress;
-use super::scenario_run::ScenarioRun;
-use super::spawned_relay::{CpuPinning, SpawnedRelay};
-use super::{BenchError, Target, scenario};
+use crate::error::BenchError;
+use crate::number::{median, rounded};
+use crate::options::{BenchOptions, Scenario};
+use crate::outcome::{LatencySummary, Outcome, Row};
+use crate::progress::Progress;
+use crate::scenario;
+use crate::scenario_run::ScenarioRun;
+use crate::spawned_relay::{CpuPinning, SpawnedRelay};
+use crate::target::Target;
 
 const STRATEGIES: [&str; 2] = ["directory", "router"];
 
-/// Pairs that talk at once.
+/// Numbers of pairs that exchange messages at once.
 const PAIRS: [u32; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 
-/// Pairs that flood beside the quiet one.
+/// Numbers of pairs that flood beside the quiet one.
 const FLOODS: [u32; 5] = [0, 1, 2, 4, 8];
 
-/// Both strategies, figure by figure.
+/// The figures of both strategies.
 #[derive(Debug, Serialize)]
-pub(super) struct Comparison {
+pub(crate) struct Comparison {
     version: &'static str,
     rounds: u32,
     /// Whether the server and the load generator had CPUs of their own.
     cpus_apart: bool,
     strategies: Vec<StrategyMedians>,
     /// Whether every message of every run is accounted for.
-    pub(super) ok: bool,
-    /// Verdicts of the runs that were not clean.
+    pub(crate) ok: bool,
+    /// The checks of the runs that had faults.
     faults: Vec<String>,
 }
 
-/// Medians of one strategy.
+/// The medians of one strategy.
 #[derive(Debug, Serialize)]
 struct StrategyMedians {
     strategy: &'static str,
@@ -65,7 +67,7 @@ struct BesideFloods {
     p99_us: f64,
 }
 
-/// What the others notice of one who does not read.
+/// The effect of a user that stops reading on other pairs.
 #[derive(Debug, Serialize)]
 struct SlowReader {
     p50_before_us: f64,
@@ -79,14 +81,14 @@ struct SlowReader {
     curve_during: Vec<(f64, f64)>,
 }
 
-/// One strategy, measured once.
+/// One round of one strategy.
 struct Round {
     by_pairs: Vec<Outcome>,
     beside_floods: Outcome,
     slow_reader: Outcome,
 }
 
-pub(super) fn run(options: &BenchOptions) -> Result<Comparison, BenchError> {
+pub(crate) fn run(options: &BenchOptions) -> Result<Comparison, BenchError> {
     let cpus = if options.unpinned {
         CpuPinning::shared()
     } else {
@@ -96,7 +98,7 @@ pub(super) fn run(options: &BenchOptions) -> Result<Comparison, BenchError> {
     let progress = Progress::new(plan.expected() * 2 * options.rounds);
     let mut rounds = [const { Vec::new() }; 2];
     for round in 0..options.rounds {
-        // Either goes first in turn: what changes with time falls on both.
+        // The strategies take turns to go first, so that a change of the machine over time affects both.
         let first = round as usize % 2;
         for index in [first, 1 - first] {
             progress.scenario(STRATEGIES[index].to_owned());
@@ -125,7 +127,7 @@ pub(super) fn run(options: &BenchOptions) -> Result<Comparison, BenchError> {
     })
 }
 
-/// What is measured of each strategy.
+/// The runs of a round.
 struct Plan {
     options: BenchOptions,
     pairs: Vec<u32>,
@@ -133,7 +135,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// `--pairs` bounds how many talk at once.
+    /// `--pairs` is the largest number of pairs and of floods.
     fn new(options: &BenchOptions) -> Self {
         let most = options.pairs.unwrap_or(u32::MAX);
         let within = |counts: &[u32]| {
@@ -156,7 +158,7 @@ impl Plan {
 
     fn round(&self, server: &SpawnedRelay, progress: &Progress) -> Result<Round, BenchError> {
         let address = server.address();
-        let mut subject = Target {
+        let mut target = Target {
             url: format!("ws://{address}/").parse().expect("an address"),
             address,
             server: Some(server.process()),
@@ -165,10 +167,10 @@ impl Plan {
         let mut run = |scenario, pairs| {
             let mut options = self.options.clone();
             options.pairs = pairs;
-            let stage = ScenarioRun::new(&options, &mut subject, scenario, progress.clone())?;
+            let scenario_run = ScenarioRun::new(&options, &mut target, scenario, progress.clone())?;
             match scenario {
-                Scenario::Isolation => scenario::beside_floods(stage, &self.floods),
-                scenario => scenario::run(stage, scenario),
+                Scenario::Isolation => scenario::beside_floods(scenario_run, &self.floods),
+                scenario => scenario::run(scenario_run, scenario),
             }
         };
         let by_pairs = self.pairs.iter();

@@ -1,16 +1,17 @@
-//! The comparison for people: tables, pictures, a page.
+//! A comparison as text, as charts and as a page.
 
 use std::fmt;
 use std::path::Path;
 
 use super::{BesideFloods, ByPairs, Comparison, StrategyMedians};
 use crate::chart::{Axis, Chart, Embedding, Scale, Series, Stroke, Unit, escaped};
+use crate::error::BenchError;
+use crate::number::{number_text, time_text};
+use crate::output::write_file;
 use crate::page::{html_table, latency_chart, page};
-use crate::table::{number, time};
-use crate::{BenchError, write_file};
 
 impl Comparison {
-    /// The pictures, by the names of their files.
+    /// The charts, with the names of their files.
     fn charts(&self) -> [(&'static str, Chart); 4] {
         let by_pairs = |title: &str, label, figure: fn(&ByPairs) -> f64| Chart {
             title: title.to_owned(),
@@ -32,39 +33,6 @@ impl Comparison {
             }),
             marks: Vec::new(),
         };
-        let quiet = |figure: fn(&BesideFloods) -> f64| {
-            move |figures: &StrategyMedians| {
-                let points = figures.beside_floods.iter();
-                points
-                    .map(|point| (f64::from(point.floods), figure(point)))
-                    .collect()
-            }
-        };
-        let mut beside_floods = latency_chart(
-            "a quiet pair beside pairs that flood".to_owned(),
-            [
-                self.lines(", p50", Stroke::Solid, quiet(|point| point.p50_us)),
-                self.lines(", p99", Stroke::Dashed, quiet(|point| point.p99_us)),
-            ]
-            .concat(),
-        );
-        beside_floods.x = Axis {
-            label: "pairs that flood, 64 messages under way in each",
-            scale: Scale::Each,
-            unit: Unit::Count,
-        };
-        let slow_reader = latency_chart(
-            "the others, while one user does not read and is flooded".to_owned(),
-            [
-                self.lines(", before", Stroke::Solid, |figures| {
-                    figures.slow_reader.curve_before.clone()
-                }),
-                self.lines(", meanwhile", Stroke::Dashed, |figures| {
-                    figures.slow_reader.curve_during.clone()
-                }),
-            ]
-            .concat(),
-        );
         [
             (
                 "throughput",
@@ -78,9 +46,51 @@ impl Comparison {
                     point.cpu_us_per_message
                 }),
             ),
-            ("quiet-pair", beside_floods),
-            ("slow-reader", slow_reader),
+            ("quiet-pair", self.quiet_pair_chart()),
+            ("slow-reader", self.slow_reader_chart()),
         ]
+    }
+
+    /// Latency of a quiet pair by the number of pairs that flood beside it.
+    fn quiet_pair_chart(&self) -> Chart {
+        let quiet = |figure: fn(&BesideFloods) -> f64| {
+            move |figures: &StrategyMedians| {
+                let points = figures.beside_floods.iter();
+                points
+                    .map(|point| (f64::from(point.floods), figure(point)))
+                    .collect()
+            }
+        };
+        let mut chart = latency_chart(
+            "a quiet pair beside pairs that flood".to_owned(),
+            [
+                self.lines(", p50", Stroke::Solid, quiet(|point| point.p50_us)),
+                self.lines(", p99", Stroke::Dashed, quiet(|point| point.p99_us)),
+            ]
+            .concat(),
+        );
+        chart.x = Axis {
+            label: "pairs that flood, 64 messages under way in each",
+            scale: Scale::Each,
+            unit: Unit::Count,
+        };
+        chart
+    }
+
+    /// Latency of the other pairs while one user does not read.
+    fn slow_reader_chart(&self) -> Chart {
+        latency_chart(
+            "the others, while one user does not read and is flooded".to_owned(),
+            [
+                self.lines(", before", Stroke::Solid, |figures| {
+                    figures.slow_reader.curve_before.clone()
+                }),
+                self.lines(", meanwhile", Stroke::Dashed, |figures| {
+                    figures.slow_reader.curve_during.clone()
+                }),
+            ]
+            .concat(),
+        )
     }
 
     /// A line for each strategy.
@@ -101,7 +111,7 @@ impl Comparison {
             .collect()
     }
 
-    /// Writes the pictures into a folder.
+    /// Writes the charts into a folder.
     pub(crate) fn write_svgs(&self, folder: &Path) -> Result<(), BenchError> {
         for (name, chart) in self.charts() {
             let path = folder.join(format!("{name}.svg"));
@@ -155,7 +165,7 @@ type Table = (Vec<&'static str>, Vec<Vec<String>>);
 
 fn by_pairs(directory: &StrategyMedians, router: &StrategyMedians) -> Table {
     let rate = |point: &ByPairs| {
-        let rate = number(point.messages_per_second.round());
+        let rate = number_text(point.messages_per_second.round());
         format!("{rate}{}", if point.limited_by_bench { "*" } else { "" })
     };
     let cpu = |point: &ByPairs| format!("{:.2} µs", point.cpu_us_per_message);
@@ -167,8 +177,8 @@ fn by_pairs(directory: &StrategyMedians, router: &StrategyMedians) -> Table {
             rate(router),
             cpu(directory),
             cpu(router),
-            time(directory.p99_us),
-            time(router.p99_us),
+            time_text(directory.p99_us),
+            time_text(router.p99_us),
         ]
     });
     let heads = vec![
@@ -188,10 +198,10 @@ fn beside_floods(directory: &StrategyMedians, router: &StrategyMedians) -> Table
     let lines = points.map(|(directory, router)| {
         vec![
             directory.floods.to_string(),
-            time(directory.p50_us),
-            time(router.p50_us),
-            time(directory.p99_us),
-            time(router.p99_us),
+            time_text(directory.p50_us),
+            time_text(router.p50_us),
+            time_text(directory.p99_us),
+            time_text(router.p99_us),
         ]
     });
     let heads = vec![
@@ -209,12 +219,12 @@ fn slow_reader(strategies: &[StrategyMedians]) -> Table {
         let slow = &figures.slow_reader;
         vec![
             figures.strategy.to_owned(),
-            time(slow.p50_before_us),
-            time(slow.p50_during_us),
-            time(slow.p99_before_us),
-            time(slow.p99_during_us),
-            number(slow.rate_during_to_before),
-            format!("{} B", number(slow.server_memory_growth_bytes)),
+            time_text(slow.p50_before_us),
+            time_text(slow.p50_during_us),
+            time_text(slow.p99_before_us),
+            time_text(slow.p99_during_us),
+            number_text(slow.rate_during_to_before),
+            format!("{} B", number_text(slow.server_memory_growth_bytes)),
         ]
     });
     let heads = vec![

@@ -7,9 +7,9 @@ use std::time::Duration;
 use mio::event::Event;
 use mio::{Interest, Token};
 
-use super::Engine;
-use crate::BenchError;
+use super::state::Engine;
 use crate::connection::{Connection, Role, State};
+use crate::error::BenchError;
 
 /// How long an upgrade may take while nothing else happens.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -18,27 +18,28 @@ impl Engine {
     /// Begins to connect; returns the slot.
     pub(super) fn begin(&mut self, role: Role) -> io::Result<usize> {
         let now = self.now();
-        let mut connection = Connection::begin(self.target, role, self.begun, now)?;
+        let connection = Connection::begin(self.target, role, self.begun, now)?;
         self.begun += 1;
         let slot = self.free.pop().unwrap_or(self.connections.len());
-        self.register(slot, &mut connection)?;
         if slot == self.connections.len() {
             self.connections.push(connection);
         } else {
             self.connections[slot] = connection;
         }
+        self.register(slot)?;
         Ok(slot)
     }
 
-    fn register(&self, slot: usize, connection: &mut Connection) -> io::Result<()> {
+    fn register(&mut self, slot: usize) -> io::Result<()> {
         let both = Interest::READABLE | Interest::WRITABLE;
-        match &mut connection.stream {
+        match &mut self.connections[slot].stream {
             Some(stream) => self.poll.registry().register(stream, Token(slot), both),
             None => Ok(()),
         }
     }
 
-    /// Connects one after the other, each with its upgrade: so ids are given in this order.
+    /// Opens connections one after the other, each with its upgrade, so that the server gives ids in this
+    /// order.
     pub(crate) fn open(&mut self, role: Role, count: usize) -> Result<Vec<usize>, BenchError> {
         let mut slots = Vec::with_capacity(count);
         for _ in 0..count {
@@ -58,41 +59,32 @@ impl Engine {
     }
 
     /// Stops reading from a connection.
-    pub(crate) fn hold(&mut self, slot: usize) {
+    pub(crate) fn pause_reading(&mut self, slot: usize) {
         let connection = &mut self.connections[slot];
-        connection.is_held = true;
+        connection.is_paused = true;
         if let Some(stream) = &mut connection.stream {
-            // Of a socket that is not registered there is nothing to take back.
+            // Fails only for a socket that is not registered, which has no events to stop.
             drop(self.poll.registry().deregister(stream));
         }
     }
 
-    /// Goes on reading from it.
-    pub(crate) fn release(&mut self, slot: usize) -> Result<(), BenchError> {
-        let both = Interest::READABLE | Interest::WRITABLE;
-        let connection = &mut self.connections[slot];
-        connection.is_held = false;
-        match &mut connection.stream {
-            Some(stream) => self
-                .poll
-                .registry()
-                .register(stream, Token(slot), both)
-                .map_err(BenchError::Connect),
-            None => Ok(()),
-        }
+    /// Reads from a connection again.
+    pub(crate) fn resume_reading(&mut self, slot: usize) -> Result<(), BenchError> {
+        self.connections[slot].is_paused = false;
+        self.register(slot).map_err(BenchError::Connect)
     }
 
     pub(super) fn on_event(&mut self, event: &Event, scratch: &mut [u8]) {
         let Token(slot) = event.token();
         let connection = &mut self.connections[slot];
-        if connection.state == State::Gone || connection.is_held {
+        if connection.state == State::Gone || connection.is_paused {
             return;
         }
         if event.is_writable() {
             if connection.state == State::Connecting {
                 match connection.connected() {
                     Ok(true) => {
-                        connection.state = State::Greeting;
+                        connection.state = State::Upgrading;
                         connection.out().extend_from_slice(&self.handshake.request);
                     }
                     Ok(false) => return,
@@ -109,38 +101,40 @@ impl Engine {
         }
     }
 
-    /// The other side has ended a connection, or it broke.
+    /// The server has ended a connection, or the connection broke.
     pub(super) fn ended(&mut self, slot: usize, why: &dyn Display) {
+        let now = self.now();
         let connection = &mut self.connections[slot];
         let (role, state) = (connection.role, connection.state);
         connection.close();
         let is_upgraded = matches!(state, State::Open | State::Leaving);
         match role {
             Role::ShortLived => {
-                if let Some(visitors) = &mut self.visitors {
-                    visitors.ended(state);
+                if let Some(churn) = &mut self.churn {
+                    churn.ended(state);
                 }
                 self.freed.push(slot);
                 if state != State::Leaving {
-                    self.faults.cut(|| format!("a visitor ({state:?}): {why}"));
+                    self.faults
+                        .ended(|| format!("a short-lived peer ({state:?}): {why}"));
                 }
             }
             Role::IdlePeer if !is_upgraded => {
                 self.freed.push(slot);
-                if let Some(arrivals) = &mut self.arrivals {
-                    arrivals.failed(why.to_string());
+                if let Some(batch) = &mut self.batch {
+                    batch.failed(why.to_string(), now);
                 }
             }
             Role::SlowReader if is_upgraded => {}
             _ if !is_upgraded => self.faults.refused(|| format!("an upgrade: {why}")),
-            _ => self.faults.cut(|| format!("connection {slot}: {why}")),
+            _ => self.faults.ended(|| format!("connection {slot}: {why}")),
         }
     }
 
-    /// Ends connections without a word, as a network that goes away does.
-    pub(crate) fn cut(&mut self, slots: &[usize]) {
+    /// Ends connections with a reset, as a network that fails does.
+    pub(crate) fn abort(&mut self, slots: &[usize]) {
         for &slot in slots {
-            self.connections[slot].cut();
+            self.connections[slot].abort();
             self.freed.push(slot);
         }
     }

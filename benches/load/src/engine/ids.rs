@@ -1,45 +1,27 @@
-//! Learns the ids of connections. Switchboard announces them in a header; the essay's programs do
-//! not, so one user writes to each id that may have been given and sees who hears it.
+//! Learns the ids of connections. Switchboard announces them in a header. The essay's programs do not: one
+//! connection sends a probe to each id that the server may have given, and the connection that receives a
+//! probe has its id.
 
 use std::time::Duration;
 
-use serde::Deserialize;
-
-use super::Engine;
-use crate::BenchError;
+use super::probes;
+use super::state::Engine;
 use crate::codec::{self, TEXT};
+use crate::error::BenchError;
 use crate::faults::quoted;
 use switchboard::identity::UserId;
 
-/// What stands before the id in the text of a probe.
-const PROBE: &str = "#probe ";
-
-/// Ids that are tried at once. The server may have given others to users that left.
+/// Ids that are probed at once. The server may have given some to users that have left.
 const IDS_AT_ONCE: u64 = 256;
 
-/// How many ids are tried in all.
+/// How many ids are probed in all.
 const IDS_MAX: u64 = 200_000;
 
 /// How long a probe may take.
-const PATIENCE: Duration = Duration::from_millis(50);
-
-/// Probes as messages, for the books.
-#[derive(Debug, Default)]
-pub(super) struct Probes {
-    sent: u64,
-    arrived: u64,
-    /// Whom the probes that arrived say they are from.
-    sender: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct ProbeMessage {
-    sender_id: u64,
-    message: String,
-}
+const PROBE_TIMEOUT: Duration = Duration::from_millis(50);
 
 impl Engine {
-    /// Learns the ids of these connections, from `first` on where they are not announced.
+    /// Learns the ids of these connections, from `first` on where the server does not announce them.
     pub(crate) fn learn_ids(&mut self, slots: &[usize], first: u64) -> Result<(), BenchError> {
         let Some(&prober) = slots.first() else {
             return Ok(());
@@ -55,15 +37,14 @@ impl Engine {
             }
             let unknown = self.unknown(slots);
             for id in next..next + IDS_AT_ONCE {
-                let text = format!("{{\"recipient_id\":{id},\"message\":\"{PROBE}{id}\"}}");
                 let mask = fastrand::u32(..).to_ne_bytes();
                 let out = self.connections[prober].out();
-                codec::push_frame(out, TEXT, mask, text.as_bytes());
+                codec::push_frame(out, TEXT, mask, probes::message(id).as_bytes());
             }
             self.queue(prober);
             self.probes.sent += IDS_AT_ONCE;
-            self.run_until(PATIENCE, |engine| engine.unknown(slots) == 0);
-            // As long as some are found more may be on their way.
+            self.run_until(PROBE_TIMEOUT, |engine| engine.unknown(slots) == 0);
+            // While probes still arrive, later ones of the same ids may be on their way.
             if self.unknown(slots) == unknown {
                 next += IDS_AT_ONCE;
             }
@@ -72,7 +53,7 @@ impl Engine {
         let known = self.id(prober).map(UserId::get);
         if told.is_some() && told != known {
             self.faults
-                .altered(|| format!("messages of user {known:?} say sender_id {told:?}"));
+                .altered(|| format!("messages of user {known:?} have sender_id {told:?}"));
         }
         Ok(())
     }
@@ -93,22 +74,16 @@ impl Engine {
         ids.map(UserId::get).max()
     }
 
-    /// Probes that were sent, and those of them that arrived.
+    /// Probes that were sent, and probes that arrived.
     pub(crate) fn probes(&self) -> (u64, u64) {
         (self.probes.sent, self.probes.arrived)
     }
 
-    /// A text without a label is a probe, or nothing that we sent.
+    /// A text without a label has arrived: a probe, or a text that this program did not send.
     #[cold]
     pub(super) fn on_unlabelled(&mut self, slot: usize, payload: &[u8]) {
-        let probe = serde_json::from_slice::<ProbeMessage>(payload)
-            .ok()
-            .and_then(|text| {
-                let id = text.message.strip_prefix(PROBE)?.parse().ok()?;
-                Some((text.sender_id, UserId::new(id)?))
-            });
         let known = &mut self.connections[slot].id;
-        match probe {
+        match probes::parse(payload) {
             Some((sender, id)) if known.is_none_or(|known| known == id) => {
                 *known = Some(id);
                 self.probes.sender = Some(sender);

@@ -1,25 +1,24 @@
 //! Reads frames, answers pings, and judges every message that arrives.
 
-use super::{Engine, TICK};
+use super::state::Engine;
 use crate::codec::{self, CLOSE, CONTINUATION, PING, PONG, ServerFrame, TEXT, UpgradeResponse};
-use crate::connection::State;
+use crate::connection::{Role, State};
 use crate::faults::quoted;
 use crate::flow::Judgement;
 use crate::label;
-use crate::number::nanos;
 use crate::track::ArrivalOrder;
 
 impl Engine {
-    /// Reads what there is. A short read means that there is no more, but for the end of the
-    /// stream: with that at hand (`ends`) it is read to it, as no further event will come.
-    pub(super) fn receive(&mut self, slot: usize, ends: bool, scratch: &mut [u8]) {
+    /// Reads all that has arrived. A short read means that the socket is empty. Where the stream has ended
+    /// (`has_ended`), it reads on until the end, because no further event announces it.
+    pub(super) fn receive(&mut self, slot: usize, has_ended: bool, scratch: &mut [u8]) {
         loop {
             match self.connections[slot].read(scratch) {
                 Ok(None) => return,
                 Ok(Some((filled, has_more))) => {
                     let now = self.now();
-                    self.take_in(slot, &scratch[..filled], now);
-                    if !has_more && !ends || self.connections[slot].stream.is_none() {
+                    self.on_bytes(slot, &scratch[..filled], now);
+                    if !has_more && !has_ended || self.connections[slot].stream.is_none() {
                         return;
                     }
                 }
@@ -28,13 +27,14 @@ impl Engine {
         }
     }
 
-    fn take_in(&mut self, slot: usize, mut bytes: &[u8], now: u64) {
-        if self.connections[slot].state == State::Greeting {
-            match self.handshake.answer(bytes) {
-                UpgradeResponse::Unfinished => {}
+    /// Handles the bytes that were read: the response to the upgrade, then frames. Keeps an incomplete rest.
+    fn on_bytes(&mut self, slot: usize, mut bytes: &[u8], now: u64) {
+        if self.connections[slot].state == State::Upgrading {
+            match self.handshake.response(bytes) {
+                UpgradeResponse::Incomplete => {}
                 UpgradeResponse::Refused(status) => return self.ended(slot, &status),
-                UpgradeResponse::Open { id, bytes: answer } => {
-                    bytes = &bytes[answer..];
+                UpgradeResponse::Accepted { id, head_bytes } => {
+                    bytes = &bytes[head_bytes..];
                     let connection = &mut self.connections[slot];
                     connection.state = State::Open;
                     connection.id = id;
@@ -42,7 +42,7 @@ impl Engine {
                 }
             }
         }
-        if self.connections[slot].state != State::Greeting {
+        if self.connections[slot].state != State::Upgrading {
             loop {
                 match codec::first_frame(bytes) {
                     Ok(Some(frame)) => {
@@ -70,14 +70,14 @@ impl Engine {
     fn opened(&mut self, slot: usize, now: u64) {
         let born = self.connections[slot].born;
         match self.connections[slot].role {
-            crate::connection::Role::IdlePeer => {
-                if let Some(arrivals) = &mut self.arrivals {
-                    arrivals.opened(born, now);
+            Role::IdlePeer => {
+                if let Some(batch) = &mut self.batch {
+                    batch.opened(born, now);
                 }
             }
-            crate::connection::Role::ShortLived => {
-                if let Some(visitors) = &mut self.visitors {
-                    visitors.opened(slot, born, now);
+            Role::ShortLived => {
+                if let Some(churn) = &mut self.churn {
+                    churn.opened(slot, born, now);
                 }
             }
             _ => {}
@@ -98,8 +98,8 @@ impl Engine {
         let payload = frame.payload;
         let connection = &mut self.connections[slot];
         match (frame.opcode, frame.is_last, &mut connection.fragments) {
-            // A message in several frames: legal, and what the essay's programs make of one
-            // beyond their write buffer.
+            // A message in several frames is legal. The essay's programs send one where the message is longer
+            // than their write buffer.
             (TEXT, false, None) => connection.fragments = Some(payload.to_vec()),
             (CONTINUATION, is_last, Some(fragments)) => {
                 fragments.extend_from_slice(payload);
@@ -119,7 +119,7 @@ impl Engine {
                     self.push_control(slot, CLOSE, payload.get(..2).unwrap_or_default());
                     self.flush(slot);
                 }
-                // The flush may have found it gone.
+                // The flush ends the connection where the socket is broken.
                 if self.connections[slot].state != State::Gone {
                     self.ended(slot, &format_args!("closed by the server: {code}"));
                 }
@@ -127,7 +127,7 @@ impl Engine {
             (opcode, ..) => {
                 self.faults
                     .altered(|| format!("connection {slot}: a frame with opcode {opcode}"));
-                self.ended(slot, &"a frame that has no place there");
+                self.ended(slot, &"a frame that RFC 6455 does not allow there");
             }
         }
     }
@@ -148,15 +148,17 @@ impl Engine {
         }
         let (due, replies) = match flow.judge(payload, found) {
             Judgement::Next(due) => (Some(due), 1),
-            Judgement::Numbered(ArrivalOrder::Ahead { due, skipped }) => (Some(due), 1 + skipped),
-            Judgement::Numbered(ArrivalOrder::Overtaken) => {
+            Judgement::OutOfTurn(ArrivalOrder::Advanced { due, skipped }) => {
+                (Some(due), 1 + skipped)
+            }
+            Judgement::OutOfTurn(ArrivalOrder::Late) => {
                 self.faults.reordered(|| quoted(payload));
                 (None, 0)
             }
-            Judgement::Numbered(ArrivalOrder::Again) => {
+            Judgement::OutOfTurn(ArrivalOrder::Duplicate) => {
                 return self.faults.duplicated(|| quoted(payload));
             }
-            Judgement::Numbered(ArrivalOrder::Unsent) | Judgement::Altered => {
+            Judgement::OutOfTurn(ArrivalOrder::NeverSent) | Judgement::Altered => {
                 return self.faults.altered(|| quoted(payload));
             }
         };
@@ -169,16 +171,12 @@ impl Engine {
         }
     }
 
+    /// Counts an arrival, and its latency in the phase in which the message was due.
     #[inline]
     fn count(&mut self, group: usize, due: Option<u64>, now: u64) {
-        let current = self.phases.len() - 1;
+        let current = self.current_phase();
         let group = &mut self.groups[group];
-        group.arrived[current] += 1;
-        let tick = usize::try_from(now / nanos(TICK)).expect("a run ends before 2^32 ticks");
-        if tick >= group.timeline.len() {
-            group.timeline.resize(tick + 1, 0);
-        }
-        group.timeline[tick] += 1;
+        group.count_arrival(current, now);
         let Some(due) = due else {
             return;
         };

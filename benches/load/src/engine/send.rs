@@ -1,39 +1,19 @@
-//! Sends messages: at once, as a window that refills itself, or by a schedule.
+//! Sends messages: at once, as a window that refills itself, or by a schedule. Flushes connections.
 
 use std::time::Duration;
 
-use super::Engine;
-use crate::BenchError;
+use super::pacer::Pacer;
+use super::state::Engine;
 use crate::codec;
+use crate::error::BenchError;
 use crate::flow::{MessageFlow, Route};
 use crate::label::FLOWS_MAX;
-use crate::number::whole;
 
-/// Sends on each of its flows in turn, at a fixed rate in all.
-#[derive(Debug)]
-pub(crate) struct Pacer {
-    flows: Vec<usize>,
-    turn: usize,
-    interval_ns: f64,
-    next: f64,
-}
-
-impl Pacer {
-    pub(crate) fn new(flows: Vec<usize>, per_second: u32, now: u64) -> Self {
-        Self {
-            flows,
-            turn: 0,
-            interval_ns: 1e9 / f64::from(per_second),
-            next: crate::number::float(now),
-        }
-    }
-}
-
-/// How long a message may take when nothing else happens.
+/// How long the first message of a flow may take.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Engine {
-    /// A conversation between two connections whose ids are known.
+    /// Adds a flow between two connections whose ids are known; returns its number.
     pub(crate) fn add_flow(
         &mut self,
         source: usize,
@@ -56,7 +36,7 @@ impl Engine {
         Ok(index)
     }
 
-    /// Sends one message, unless too much waits already.
+    /// Sends one message, unless too many bytes wait to be written.
     #[inline]
     pub(super) fn send(&mut self, flow: usize, due: u64) {
         let flow = &mut self.flows[flow];
@@ -68,13 +48,10 @@ impl Engine {
         }
         flow.push_next(connection.out(), due);
         self.groups[flow.group].sent[self.phases.len() - 1] += 1;
-        if !connection.is_queued {
-            connection.is_queued = true;
-            self.unflushed.push(slot);
-        }
+        self.queue(slot);
     }
 
-    /// Starts closed loops: `window` messages under way on each, from here on.
+    /// Starts closed loops: each flow has `window` messages in flight from now on.
     pub(crate) fn start_loops(&mut self, flows: &[usize], window: u32) {
         for &flow in flows {
             self.flows[flow].loops = true;
@@ -87,19 +64,20 @@ impl Engine {
         }
     }
 
+    /// Sends on these flows at a fixed rate from now on.
     pub(crate) fn pace(&mut self, flows: &[usize], per_second: u32) {
         let pacer = Pacer::new(flows.to_vec(), per_second, self.now());
         self.pacers.push(pacer);
     }
 
-    /// Nothing is sent any more by itself.
+    /// Stops all loops and schedules.
     pub(crate) fn stop_sending(&mut self) {
         self.pacers.clear();
         self.flows.iter_mut().for_each(|flow| flow.loops = false);
     }
 
-    /// Sends one message on each flow and waits for it: what does not work at all is no load.
-    pub(crate) fn try_out(&mut self, flows: &[usize]) -> Result<(), BenchError> {
+    /// Sends one message on each flow and waits until it arrives, so that a flow that cannot work ends the run.
+    pub(crate) fn send_first(&mut self, flows: &[usize]) -> Result<(), BenchError> {
         const SIDE_BY_SIDE: usize = 64;
         for some in flows.chunks(SIDE_BY_SIDE) {
             let now = self.now();
@@ -111,7 +89,7 @@ impl Engine {
                 some.iter().map(outstanding).sum::<u64>() == 0
             };
             if !self.run_until(FIRST_MESSAGE_TIMEOUT, arrived) {
-                return Err(BenchError::Silence {
+                return Err(BenchError::FirstMessage {
                     timeout: FIRST_MESSAGE_TIMEOUT,
                     example: self.faults.examples.first().cloned(),
                 });
@@ -120,38 +98,29 @@ impl Engine {
         Ok(())
     }
 
-    /// Sends all that is due by now; returns when the next is.
-    pub(super) fn send_due(&mut self, now: u64) -> u64 {
+    /// Sends the messages of all schedules that are due by now; returns when the next one is due.
+    pub(super) fn send_paced(&mut self, now: u64) -> u64 {
         let mut soonest = u64::MAX;
         let mut pacers = std::mem::take(&mut self.pacers);
         for pacer in &mut pacers {
             loop {
-                let due = whole(pacer.next);
+                let due = pacer.due();
                 if due > now {
                     soonest = soonest.min(due);
                     break;
                 }
-                self.send(pacer.flows[pacer.turn], due);
-                pacer.turn = (pacer.turn + 1) % pacer.flows.len();
-                pacer.next += pacer.interval_ns;
+                let flow = pacer.advance();
+                self.send(flow, due);
             }
         }
         self.pacers = pacers;
-        soonest.min(self.move_visitors(now))
+        soonest
     }
 
     pub(super) fn push_control(&mut self, slot: usize, opcode: u8, payload: &[u8]) {
         let mask = fastrand::u32(..).to_ne_bytes();
         codec::push_frame(self.connections[slot].out(), opcode, mask, payload);
         self.queue(slot);
-    }
-
-    pub(super) fn queue(&mut self, slot: usize) {
-        let connection = &mut self.connections[slot];
-        if !connection.is_queued {
-            connection.is_queued = true;
-            self.unflushed.push(slot);
-        }
     }
 
     pub(super) fn flush(&mut self, slot: usize) {
@@ -166,16 +135,16 @@ impl Engine {
             self.connections[slot].is_queued = false;
             self.flush(slot);
         }
-        // An ending in between queues nothing: the list is empty still.
+        // A connection that ends in a flush queues nothing, so no slot was added meanwhile.
         self.unflushed = unflushed;
     }
 
-    /// Messages that were sent and are neither lost to what is known nor here.
-    pub(crate) fn under_way(&self) -> u64 {
-        self.flows.iter().map(|flow| flow.track.under_way()).sum()
+    /// Messages that were sent and have neither arrived nor been overtaken by later ones.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.flows.iter().map(|flow| flow.track.in_flight()).sum()
     }
 
-    /// Messages that wait in this program still: the server never got them.
+    /// Messages that still wait in this program, so the server never received them.
     pub(crate) fn unsent(&self) -> u64 {
         let waiting = |flow: &MessageFlow| {
             let backlog = self.connections[flow.route.source].backlog();
