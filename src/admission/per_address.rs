@@ -107,17 +107,17 @@ impl Visitors {
         })
     }
 
-    /// Counts a handshake from `client`.
-    pub(crate) fn arrives(&self, client: IpAddr) -> Result<(), TooMany> {
-        self.count(Step::Upgrade, Some(client))
+    /// Counts a handshake from `client_addr`.
+    pub(crate) fn arrives(&self, client_addr: IpAddr) -> Result<(), TooMany> {
+        self.count(Step::Upgrade, Some(client_addr))
     }
 
-    /// Counts a TLS handshake from `client`, over all only where that is not known yet.
-    pub(crate) fn says_hello(&self, client: Option<IpAddr>) -> Result<(), TooMany> {
-        self.count(Step::Tls, client)
+    /// Counts a TLS handshake from `client_addr`, over all only where that is not known yet.
+    pub(crate) fn says_hello(&self, client_addr: Option<IpAddr>) -> Result<(), TooMany> {
+        self.count(Step::Tls, client_addr)
     }
 
-    fn count(&self, step: Step, client: Option<IpAddr>) -> Result<(), TooMany> {
+    fn count(&self, step: Step, client_addr: Option<IpAddr>) -> Result<(), TooMany> {
         let (rates, for_each, for_all) = match step {
             Step::Tls => (
                 self.shared.tls_handshakes,
@@ -143,9 +143,9 @@ impl Visitors {
             Err(TooMany { reason, wait })
         };
         // The address first: what it has too much of is not taken from the others.
-        if let (Some(rate), Some(client)) = (rates.each, client) {
+        if let (Some(rate), Some(client_addr)) = (rates.each, client_addr) {
             let mut paces = lock(&self.shared.paces);
-            take(paces.of(Network::of(client)), rate, for_each)?;
+            take(paces.of(Network::of(client_addr)), rate, for_each)?;
         }
         match rates.all {
             Some(rate) => take(&mut lock(&self.shared.all), rate, for_all),
@@ -153,16 +153,16 @@ impl Visitors {
         }
     }
 
-    /// Whether `client` may try to authenticate: it has not failed too often, and there is a place that it
+    /// Whether `client_addr` may try to authenticate: it has not failed too often, and there is a place that it
     /// would have then.
-    pub(crate) fn may_try(&self, client: IpAddr) -> Result<(), TooMany> {
+    pub(crate) fn may_try(&self, client_addr: IpAddr) -> Result<(), TooMany> {
         if self.shared.connections_max.is_some() {
-            self.place(client, &lock(&self.shared.here))?;
+            self.place(client_addr, &lock(&self.shared.here))?;
         }
         let Some(rate) = self.shared.failures else {
             return Ok(());
         };
-        let pace = *lock(&self.shared.paces).of(Network::of(client));
+        let pace = *lock(&self.shared.paces).of(Network::of(client_addr));
         match pace.failures.wait(rate, self.now()) {
             Duration::ZERO => Ok(()),
             wait => Err(TooMany {
@@ -172,23 +172,26 @@ impl Visitors {
         }
     }
 
-    /// Counts a failed authentication of `client`.
-    pub(crate) fn failed(&self, client: IpAddr) {
+    /// Counts a failed authentication of `client_addr`.
+    pub(crate) fn failed(&self, client_addr: IpAddr) {
         if let Some(rate) = self.shared.failures {
             let now = self.now();
             let mut paces = lock(&self.shared.paces);
-            paces.of(Network::of(client)).failures.take(rate, 1, now);
+            paces
+                .of(Network::of(client_addr))
+                .failures
+                .take(rate, 1, now);
         }
     }
 
-    /// Counts a user from `client`, if it is not one too many; nothing where users are not counted.
-    pub(crate) fn enters(&self, client: IpAddr) -> Result<Option<Visit>, TooMany> {
+    /// Counts a user from `client_addr`, if it is not one too many; nothing where users are not counted.
+    pub(crate) fn enters(&self, client_addr: IpAddr) -> Result<Option<Visit>, TooMany> {
         if self.shared.connections_max.is_none() {
             return Ok(None);
         }
-        let network = Network::of(client);
+        let network = Network::of(client_addr);
         let mut here = lock(&self.shared.here);
-        let users = self.place(client, &here)?;
+        let users = self.place(client_addr, &here)?;
         here.insert(network, users + 1);
         Ok(Some(Visit {
             visitors: self.clone(),
@@ -196,9 +199,9 @@ impl Visitors {
         }))
     }
 
-    /// How many users the network of `client` has, if there may be one more.
-    fn place(&self, client: IpAddr, here: &HashMap<Network, u32>) -> Result<u32, TooMany> {
-        let users = here.get(&Network::of(client)).copied().unwrap_or(0);
+    /// How many users the network of `client_addr` has, if there may be one more.
+    fn place(&self, client_addr: IpAddr, here: &HashMap<Network, u32>) -> Result<u32, TooMany> {
+        let users = here.get(&Network::of(client_addr)).copied().unwrap_or(0);
         if self.shared.connections_max.is_some_and(|max| users >= max) {
             return Err(TooMany {
                 reason: Rejection::AddressConnections,
@@ -277,9 +280,9 @@ mod tests {
             limits.address_handshake_rate = Some(1);
             limits.handshake_rate = Some(2);
         });
-        let refused = |client| {
+        let refused = |client_addr| {
             visitors
-                .arrives(address(client))
+                .arrives(address(client_addr))
                 .map_err(|too_many| too_many.reason)
         };
         assert_eq!((refused(1), refused(1)), (Ok(()), Ok(())));
@@ -299,10 +302,10 @@ mod tests {
             limits.tls_handshake_rate = Some(3);
             limits.address_handshake_rate = Some(1);
         });
-        let refused = |client: Option<&str>| {
-            let client = client.map(|client| client.parse().unwrap());
+        let refused = |client_addr: Option<&str>| {
+            let client_addr = client_addr.map(|client_addr| client_addr.parse().unwrap());
             visitors
-                .says_hello(client)
+                .says_hello(client_addr)
                 .map_err(|too_many| too_many.reason)
         };
         // One subscriber has a whole /64.
@@ -314,8 +317,8 @@ mod tests {
         assert_eq!(refused(None), Err(Rejection::TlsRate));
         assert_eq!(refused(Some("192.0.2.1")), Err(Rejection::TlsRate));
         // What they ask for then is counted anew.
-        let client = "2001:db8::1".parse().unwrap();
-        let asks = [(); 3].map(|()| visitors.arrives(client).is_ok());
+        let client_addr = "2001:db8::1".parse().unwrap();
+        let asks = [(); 3].map(|()| visitors.arrives(client_addr).is_ok());
         assert_eq!(asks, [true, true, false]);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(refused(subscriber[2]), Ok(()));
@@ -341,7 +344,7 @@ mod tests {
     #[tokio::test]
     async fn an_ipv6_subscriber_is_one_and_a_place_comes_back() {
         let visitors = visitors(|limits| limits.address_connections = Some(2));
-        let enter = |client: &str| visitors.enters(client.parse().unwrap());
+        let enter = |client_addr: &str| visitors.enters(client_addr.parse().unwrap());
         let first = enter("2001:db8::1").unwrap();
         let second = enter("2001:db8::ffff:2").unwrap();
         let too_many = enter("2001:db8::3").unwrap_err();
@@ -363,14 +366,14 @@ mod tests {
             let paces = lock(&visitors.shared.paces);
             paces.recent.len() + paces.earlier.len()
         };
-        for client in 0..200_000 {
+        for client_addr in 0..200_000 {
             // Whoever only says hello is one as well.
-            if client % 2 == 0 {
-                visitors.says_hello(Some(address(client))).unwrap();
+            if client_addr % 2 == 0 {
+                visitors.says_hello(Some(address(client_addr))).unwrap();
             } else {
-                visitors.arrives(address(client)).unwrap();
+                visitors.arrives(address(client_addr)).unwrap();
             }
-            if client % 1000 == 0 {
+            if client_addr % 1000 == 0 {
                 // One that comes all the while is not forgotten.
                 let _within = visitors.arrives(address(u32::MAX));
             }

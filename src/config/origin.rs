@@ -28,7 +28,7 @@ pub struct Served<'a> {
     /// The `Host` that is asked.
     pub host: &'a str,
     /// Who asks.
-    pub client: IpAddr,
+    pub client_addr: IpAddr,
     /// Whether by TLS of ours; if not, there may be a proxy that speaks it.
     pub is_tls: bool,
     /// `server.allowed_hosts`.
@@ -68,7 +68,7 @@ impl<'a> Origin<'a> {
                 && port.or(default_port(self.scheme)) == self.effective_port()
         });
         let is_fixed = !self.is_by_name() || served.names.iter().any(|name| self.is_at(name));
-        let may_be_any = served.names.is_empty() && !served.client.is_loopback();
+        let may_be_any = served.names.is_empty() && !served.client_addr.is_loopback();
         let is_scheme = !served.is_tls || self.scheme.eq_ignore_ascii_case("https");
         is_same && is_scheme && (is_fixed || may_be_any)
     }
@@ -215,7 +215,7 @@ mod tests {
     fn asked(host: &str) -> Served<'_> {
         Served {
             host,
-            client: [192, 0, 2, 1].into(),
+            client_addr: [192, 0, 2, 1].into(),
             is_tls: false,
             names: &[],
         }
@@ -262,9 +262,9 @@ mod tests {
             let origin = Origin::parse(origin).unwrap();
             let is_of = |served| origin.is_of(&served);
             assert_eq!(is_of(asked(host)), elsewhere, "{origin:?} elsewhere");
-            for client in [IpAddr::from([127, 0, 0, 1]), "::1".parse().unwrap()] {
+            for client_addr in [IpAddr::from([127, 0, 0, 1]), "::1".parse().unwrap()] {
                 let here_asked = Served {
-                    client,
+                    client_addr,
                     ..asked(host)
                 };
                 assert_eq!(is_of(here_asked), here, "{origin:?} here");

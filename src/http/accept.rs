@@ -93,10 +93,10 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
         () = &mut wanted => return host.relay.metrics().http_evicted(),
         opened = timeout(host.header_timeout, open(stream, peer, door, &host)) => opened,
     };
-    let (io, client) = match opened {
+    let (io, client_addr) = match opened {
         Ok(Ok(opened)) => opened,
-        Ok(Err(NotOpened::Refused(TooMany { reason, .. }, client))) => {
-            debug!(client.addr = %client, ?reason, "tls handshake refused");
+        Ok(Err(NotOpened::Refused(TooMany { reason, .. }, client_addr))) => {
+            debug!(client.addr = %client_addr, ?reason, "tls handshake refused");
             return host.relay.metrics().handshake_rejected(reason);
         }
         Ok(Err(NotOpened::Failed(error))) => {
@@ -105,8 +105,8 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
         }
         Err(_) => return,
     };
-    let is_nobodys = host.proxy_protocol && client == peer;
-    let handshake = Arc::new(Handshake::new(client, is_nobodys));
+    let is_nobodys = host.proxy_protocol && client_addr == peer;
+    let handshake = Arc::new(Handshake::new(client_addr, is_nobodys));
     let service = service_fn({
         let (host, handshake) = (host.clone(), handshake.clone());
         move |request| {
@@ -189,22 +189,22 @@ async fn open(
     door: Door,
     host: &Host,
 ) -> Result<(Io, IpAddr), NotOpened> {
-    let client = if host.proxy_protocol && door != Door::Admin {
+    let client_addr = if host.proxy_protocol && door != Door::Admin {
         proxied(&stream, peer, host).await?
     } else {
         peer
     };
     let Some(tls) = host.tls(door) else {
-        return Ok((Io::Plain(stream), client));
+        return Ok((Io::Plain(stream), client_addr));
     };
     // Who has not said all of it has cost next to nothing, and takes nothing of the rates.
     let hello = Hello::of(stream).await?;
-    if let Err(too_many) = may_go_on(client, door, host) {
+    if let Err(too_many) = may_go_on(client_addr, door, host) {
         hello.refuse();
-        return Err(NotOpened::Refused(too_many, client));
+        return Err(NotOpened::Refused(too_many, client_addr));
     }
     let stream = tls.accept(hello, &host.aside).await?;
-    Ok((Io::Tls(Box::new(stream)), client))
+    Ok((Io::Tls(Box::new(stream)), client_addr))
 }
 
 /// Why a connection got no further than its first request.
@@ -219,13 +219,13 @@ enum NotOpened {
 
 /// Counts a TLS handshake, before it costs anything. Operators have a listener of their own so that they
 /// get through when users do not, and so it is not counted there.
-fn may_go_on(client: IpAddr, door: Door, host: &Host) -> Result<(), TooMany> {
+fn may_go_on(client_addr: IpAddr, door: Door, host: &Host) -> Result<(), TooMany> {
     let Some(visitors) = host.visitors.as_ref().filter(|_| door != Door::Admin) else {
         return Ok(());
     };
     // A trusted proxy will say whom a request is from, and not before there is one: until then all of
     // its clients are one, who must not be held to what one may do.
-    let known = Some(client).filter(|client| !host.proxies.trusts(*client));
+    let known = Some(client_addr).filter(|client_addr| !host.proxies.trusts(*client_addr));
     visitors.says_hello(known)
 }
 

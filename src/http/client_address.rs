@@ -41,7 +41,7 @@ impl Proxies {
     }
 
     /// The client's address, for a request that came from `peer`.
-    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    pub fn client_addr(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
         if !self.trusts(peer) {
             if headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED) {
@@ -56,7 +56,7 @@ impl Proxies {
         // Each proxy adds its peer at the end, so what the client itself has sent stands at the
         // front: from the back, the first that is no proxy of ours is the client, and whatever
         // stands before an entry that names nobody was not written by one of ours for sure.
-        let mut client = peer;
+        let mut client_addr = peer;
         for value in headers.get_all(name).iter().rev() {
             for entry in value.as_bytes().rsplit(|byte| *byte == b',') {
                 let entry = str::from_utf8(entry).ok();
@@ -64,14 +64,16 @@ impl Proxies {
                     ForwardedHeader::XForwardedFor => address(entry.trim()),
                     ForwardedHeader::Forwarded => forwarded_for(entry),
                 });
-                let Some(entry) = entry else { return client };
-                client = entry;
-                if !self.trusts(client) {
-                    return client;
+                let Some(entry) = entry else {
+                    return client_addr;
+                };
+                client_addr = entry;
+                if !self.trusts(client_addr) {
+                    return client_addr;
                 }
             }
         }
-        client
+        client_addr
     }
 
     /// Says once that a proxy was played which is none.
@@ -129,7 +131,9 @@ mod tests {
             };
             headers.append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        proxies.client(peer.parse().unwrap(), &headers).to_string()
+        proxies
+            .client_addr(peer.parse().unwrap(), &headers)
+            .to_string()
     }
 
     #[test]
@@ -209,6 +213,6 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(X_FORWARDED_FOR, "6.6.6.6".parse().unwrap());
         let peer: IpAddr = "10.0.0.1".parse().unwrap();
-        assert_eq!(proxies.client(peer, &headers), peer);
+        assert_eq!(proxies.client_addr(peer, &headers), peer);
     }
 }

@@ -151,15 +151,15 @@ pub(super) async fn upgrade(
 
 async fn answer(mut request: Request<Incoming>, host: &Host, handshake: &Handshake) -> Answer {
     let peer = handshake.peer;
-    let client = if handshake.is_nobodys && host.proxies.trusts(peer) {
+    let client_addr = if handshake.is_nobodys && host.proxies.trusts(peer) {
         peer
     } else {
-        host.proxies.client(peer, request.headers())
+        host.proxies.client_addr(peer, request.headers())
     };
-    let joined = match join(&request, host, client).await {
+    let joined = match join(&request, host, client_addr).await {
         Ok(joined) => joined,
         Err(refusal) => {
-            debug!(client.addr = %client, ?refusal, "upgrade refused");
+            debug!(client.addr = %client_addr, ?refusal, "upgrade refused");
             host.relay.metrics().handshake_rejected(refusal.reason());
             return refusal.answer();
         }
@@ -179,17 +179,21 @@ async fn answer(mut request: Request<Incoming>, host: &Host, handshake: &Handsha
             HeaderValue::from_static(SUBPROTOCOL),
         );
     }
-    debug!(client.addr = %client, user = %seat.id(), "upgrade accepted");
+    debug!(client.addr = %client_addr, user = %seat.id(), "upgrade accepted");
     handshake.put(joined);
     answer
 }
 
 /// Asks everything that a handshake is asked, the cheap questions first, and gives it a seat.
-async fn join(request: &Request<Incoming>, host: &Host, client: IpAddr) -> Result<Joined, Refusal> {
+async fn join(
+    request: &Request<Incoming>,
+    host: &Host,
+    client_addr: IpAddr,
+) -> Result<Joined, Refusal> {
     let headers = request.headers();
     let visitors = host.visitors.as_ref();
     if let Some(visitors) = visitors {
-        visitors.arrives(client).map_err(Refusal::TooMany)?;
+        visitors.arrives(client_addr).map_err(Refusal::TooMany)?;
     }
     if !is_version_13(headers) {
         return Err(Refusal::Version);
@@ -197,14 +201,14 @@ async fn join(request: &Request<Incoming>, host: &Host, client: IpAddr) -> Resul
     check(request).map_err(Refusal::Malformed)?;
     let v1 = values(headers, &SEC_WEBSOCKET_PROTOCOL).any(|protocol| protocol == SUBPROTOCOL);
     check_bearer(headers, v1).map_err(Refusal::Malformed)?;
-    if !is_origin_allowed(headers, host, client) {
+    if !is_origin_allowed(headers, host, client_addr) {
         return Err(Refusal::Origin);
     }
     if host.shutdown.stage() == Stage::Draining {
         return Err(Refusal::Draining);
     }
     if let Some(visitors) = visitors {
-        visitors.may_try(client).map_err(Refusal::TooMany)?;
+        visitors.may_try(client_addr).map_err(Refusal::TooMany)?;
     }
     // Who will find no place costs no look at its token. It is taken behind that, since a key may have to
     // be asked for.
@@ -214,12 +218,12 @@ async fn join(request: &Request<Incoming>, host: &Host, client: IpAddr) -> Resul
     let pass = host.auth.admit(headers, request.uri().query()).await;
     let Pass { subject, remaining } = pass.map_err(|Denied| {
         if let Some(visitors) = visitors {
-            visitors.failed(client);
+            visitors.failed(client_addr);
         }
         Refusal::Unauthorized
     })?;
     let visit = match visitors {
-        Some(visitors) => visitors.enters(client).map_err(Refusal::TooMany)?,
+        Some(visitors) => visitors.enters(client_addr).map_err(Refusal::TooMany)?,
         None => None,
     };
     let dialect = if v1 { Dialect::V1 } else { Dialect::Bare };
@@ -291,7 +295,7 @@ fn arrival(
 /// Whether a page of the request's origin may connect: one that was served from here, or from an
 /// allowed origin. Browsers send an origin with every handshake; what sends none is no browser, and
 /// has no page's cookies or address to lend.
-fn is_origin_allowed(headers: &HeaderMap, host: &Host, client: IpAddr) -> bool {
+fn is_origin_allowed(headers: &HeaderMap, host: &Host, client_addr: IpAddr) -> bool {
     let mut origins = headers.get_all(ORIGIN).into_iter();
     let origin = match (origins.next(), origins.next()) {
         (None, _) => return true,
@@ -303,7 +307,7 @@ fn is_origin_allowed(headers: &HeaderMap, host: &Host, client: IpAddr) -> bool {
         let is_ours = asked.is_some_and(|asked| {
             origin.is_of(&Served {
                 host: asked,
-                client,
+                client_addr,
                 is_tls: host.tls.is_some(),
                 names: &host.allowed_hosts,
             })

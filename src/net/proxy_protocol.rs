@@ -48,8 +48,8 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
         Ok((_, length)) if length > bytes_max => Err(Error::Invalid),
         Ok((header, length)) => {
             let address = header.proxied_address();
-            let client = address.map(|address| address.source.ip().to_canonical());
-            Ok(Parsed::Header(client, length))
+            let client_addr = address.map(|address| address.source.ip().to_canonical());
+            Ok(Parsed::Header(client_addr, length))
         }
         Err(Error::BufferTooShort) if bytes.len() < HEADER_BYTES_MAX => Ok(Parsed::Incomplete),
         Err(Error::BufferTooShort) => Err(Error::Invalid),
@@ -92,8 +92,8 @@ pub(crate) async fn take(stream: &TcpStream) -> io::Result<Option<IpAddr>> {
             }
         }
         have += wanted;
-        if let Parsed::Header(client, _) = parsed {
-            return Ok(client);
+        if let Parsed::Header(client_addr, _) = parsed {
+            return Ok(client_addr);
         }
     }
 }
@@ -141,11 +141,15 @@ mod tests {
             (version_2("[2001:db8::1]"), Some("2001:db8::1")),
             (local.to_vec(), None),
         ] {
-            let client = expected.map(|address| address.parse().unwrap());
+            let client_addr = expected.map(|address| address.parse().unwrap());
             let mut bytes = header.clone();
             bytes.extend_from_slice(b"GET / HTTP/1.1\r\n");
             let found = parse(&bytes).unwrap();
-            assert_eq!(found, Parsed::Header(client, header.len()), "{header:?}");
+            assert_eq!(
+                found,
+                Parsed::Header(client_addr, header.len()),
+                "{header:?}"
+            );
             for end in 1..header.len() {
                 let found = parse(&header[..end]).unwrap();
                 assert_eq!(found, Parsed::Incomplete, "{end} of {header:?}");
@@ -190,12 +194,12 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             // In two pieces, the second with what follows.
             proxy.write_all(&header[..9]).await.unwrap();
-            let (client, ()) = tokio::join!(take(&stream), async {
+            let (client_addr, ()) = tokio::join!(take(&stream), async {
                 tokio::task::yield_now().await;
                 proxy.write_all(&header[9..]).await.unwrap();
                 proxy.write_all(b"GET").await.unwrap();
             });
-            assert_eq!(client.unwrap(), Some("1.1.1.1".parse().unwrap()));
+            assert_eq!(client_addr.unwrap(), Some("1.1.1.1".parse().unwrap()));
             drop(proxy);
             let mut rest = Vec::new();
             stream.read_to_end(&mut rest).await.unwrap();

@@ -116,8 +116,8 @@ pub(crate) fn forwarded_for(bytes: &[u8]) {
                 headers.append(&name, value);
             }
         }
-        assert_eq!(proxies.client(stranger, &headers), stranger);
-        let client = proxies.client(ours, &headers);
+        assert_eq!(proxies.client_addr(stranger, &headers), stranger);
+        let client = proxies.client_addr(ours, &headers);
         assert_eq!(client, client.to_canonical());
         // Whatever a client puts in front of what our proxy has written is not looked at, whether that
         // is a header of its own or the end of the client's.
@@ -128,12 +128,12 @@ pub(crate) fn forwarded_for(bytes: &[u8]) {
         };
         written.append(&name, HeaderValue::from_static(entry));
         let expected: IpAddr = [198, 51, 100, 7].into();
-        assert_eq!(proxies.client(ours, &written), expected);
+        assert_eq!(proxies.client_addr(ours, &written), expected);
         if let Some(value) = headers.get(&name) {
             let value = [value.as_bytes(), b", ", entry.as_bytes()].concat();
             let value = HeaderValue::from_bytes(&value).expect("a header with more of the kind");
             let written = HeaderMap::from_iter([(name, value)]);
-            assert_eq!(proxies.client(ours, &written), expected);
+            assert_eq!(proxies.client_addr(ours, &written), expected);
         }
     }
 }

@@ -64,7 +64,7 @@ fn compose_lets_no_page_in_by_a_name_that_was_given_its_address() {
     ] {
         let served = Served {
             host,
-            client: [172, 18, 0, 1].into(),
+            client_addr: [172, 18, 0, 1].into(),
             is_tls: false,
             names: &["localhost".to_owned()],
         };
