@@ -18,7 +18,7 @@ use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use parts::{Ids, Joiner, user};
 use rustc_hash::FxHasher;
-use switchboard::directory::{Directory, Seat};
+use switchboard::directory::{Client, Directory};
 use tokio::time::Instant;
 
 fn main() {
@@ -26,18 +26,22 @@ fn main() {
     println!("| users | way | join + leave ns | in a row | hot lookup ns | random lookup ns |");
     println!("| - | - | - | - | - | - |");
     for count in [1_000, 10_000, 100_000, 1_000_000] {
-        let seats: Vec<_> = (1..=count).map(|id| joiner.seat(id)).collect();
-        let map = || seats.iter().map(|seat| (seat.id().get(), seat.clone()));
+        let clients: Vec<_> = (1..=count).map(|id| joiner.client(id)).collect();
+        let map = || {
+            clients
+                .iter()
+                .map(|client| (client.id().get(), client.clone()))
+        };
         let segments = Directory::new();
         let shards = Shards(std::array::from_fn(|_| RwLock::default()));
         let clones = Clones(ArcSwap::from_pointee(map().collect()));
-        for seat in &seats {
-            segments.join(seat);
-            Users::join(&shards, seat);
+        for client in &clients {
+            segments.join(client);
+            Users::join(&shards, client);
         }
-        let mut this = Way::new("this directory", &segments, &seats, TURN);
-        let mut locks = Way::new("64 RwLock<HashMap>", &shards, &seats, TURN);
-        let mut clone = Way::new("ArcSwap<HashMap>", &clones, &seats, 1);
+        let mut this = Way::new("this directory", &segments, &clients, TURN);
+        let mut locks = Way::new("64 RwLock<HashMap>", &shards, &clients, TURN);
+        let mut clone = Way::new("ArcSwap<HashMap>", &clones, &clients, 1);
         for turn in 0..TURNS {
             this.take_turn(&joiner);
             locks.take_turn(&joiner);
@@ -62,27 +66,29 @@ const HOT: u64 = 64;
 
 /// A way to keep users.
 trait Users {
-    fn join(&self, seat: &Arc<Seat>);
-    fn leave(&self, seat: &Arc<Seat>);
+    fn join(&self, client: &Arc<Client>);
+    fn leave(&self, client: &Arc<Client>);
     /// The id of whoever was found, as a proof that the user's memory was looked at.
     fn find(&self, id: u64) -> u64;
 }
 
 impl Users for Directory {
-    fn join(&self, seat: &Arc<Seat>) {
-        assert!(self.join(seat), "the place is vacant");
+    fn join(&self, client: &Arc<Client>) {
+        assert!(self.join(client), "the place is vacant");
     }
 
-    fn leave(&self, seat: &Arc<Seat>) {
-        self.leave(seat);
+    fn leave(&self, client: &Arc<Client>) {
+        self.leave(client);
     }
 
     fn find(&self, id: u64) -> u64 {
-        self.with(user(id), |seat| seat.map_or(0, |seat| seat.id().get()))
+        self.with(user(id), |client| {
+            client.map_or(0, |client| client.id().get())
+        })
     }
 }
 
-type Map = HashMap<u64, Arc<Seat>, BuildHasherDefault<FxHasher>>;
+type Map = HashMap<u64, Arc<Client>, BuildHasherDefault<FxHasher>>;
 
 /// What is usual: maps behind locks, 64 of them.
 struct Shards([RwLock<Map>; 64]);
@@ -94,19 +100,19 @@ impl Shards {
 }
 
 impl Users for Shards {
-    fn join(&self, seat: &Arc<Seat>) {
-        let id = seat.id().get();
-        self.of(id).write().insert(id, seat.clone());
+    fn join(&self, client: &Arc<Client>) {
+        let id = client.id().get();
+        self.of(id).write().insert(id, client.clone());
     }
 
-    fn leave(&self, seat: &Arc<Seat>) {
-        let id = seat.id().get();
+    fn leave(&self, client: &Arc<Client>) {
+        let id = client.id().get();
         self.of(id).write().remove(&id);
     }
 
     fn find(&self, id: u64) -> u64 {
         let users = self.of(id).read();
-        users.get(&id).map_or(0, |seat| seat.id().get())
+        users.get(&id).map_or(0, |client| client.id().get())
     }
 }
 
@@ -114,25 +120,25 @@ impl Users for Shards {
 struct Clones(ArcSwap<Map>);
 
 impl Users for Clones {
-    fn join(&self, seat: &Arc<Seat>) {
+    fn join(&self, client: &Arc<Client>) {
         self.0.rcu(|users| {
             let mut users = Map::clone(users);
-            users.insert(seat.id().get(), seat.clone());
+            users.insert(client.id().get(), client.clone());
             users
         });
     }
 
-    fn leave(&self, seat: &Arc<Seat>) {
+    fn leave(&self, client: &Arc<Client>) {
         self.0.rcu(|users| {
             let mut users = Map::clone(users);
-            users.remove(&seat.id().get());
+            users.remove(&client.id().get());
             users
         });
     }
 
     fn find(&self, id: u64) -> u64 {
         let users = self.0.load();
-        users.get(&id).map_or(0, |seat| seat.id().get())
+        users.get(&id).map_or(0, |client| client.id().get())
     }
 }
 
@@ -141,7 +147,7 @@ struct Way<'a, U> {
     name: &'static str,
     users: &'a U,
     changes: usize,
-    here: VecDeque<Arc<Seat>>,
+    here: VecDeque<Arc<Client>>,
     hot: Ids,
     random: Ids,
     /// Nanoseconds each: join and leave one by one and in a row, lookup of the hot and at random.
@@ -149,14 +155,14 @@ struct Way<'a, U> {
 }
 
 impl<'a, U: Users> Way<'a, U> {
-    fn new(name: &'static str, users: &'a U, seats: &[Arc<Seat>], changes: usize) -> Self {
+    fn new(name: &'static str, users: &'a U, clients: &[Arc<Client>], changes: usize) -> Self {
         Self {
             name,
             users,
             changes,
-            here: seats.iter().cloned().collect(),
+            here: clients.iter().cloned().collect(),
             hot: Ids::up_to(HOT),
-            random: Ids::up_to(seats.len() as u64),
+            random: Ids::up_to(clients.len() as u64),
             figures: Default::default(),
         }
     }
@@ -192,14 +198,14 @@ impl<'a, U: Users> Way<'a, U> {
     }
 
     /// Those who join, and as many of the oldest, who leave.
-    fn people(&mut self, joiner: &Joiner) -> (Vec<Arc<Seat>>, Vec<Arc<Seat>>) {
+    fn people(&mut self, joiner: &Joiner) -> (Vec<Arc<Client>>, Vec<Arc<Client>>) {
         let newest = self.here[0].id().get() + self.here.len() as u64;
         let ids = (newest..).take(self.changes);
-        let join: Vec<_> = ids.map(|id| joiner.seat(id)).collect();
+        let join: Vec<_> = ids.map(|id| joiner.client(id)).collect();
         self.here.extend(join.iter().cloned());
         let leave: Vec<_> = self.here.drain(..join.len()).collect();
-        // In life, too, a session has been at its seat when it leaves the directory.
-        black_box(leave.iter().map(|seat| seat.id()).max());
+        // In life, too, a session has been at its client when it leaves the directory.
+        black_box(leave.iter().map(|client| client.id()).max());
         (join, leave)
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use gungraun::prelude::*;
 use parts::{Ids, Joiner, Line, Mail, RECIPIENT, frames, plain, turned, user, with_id};
-use switchboard::directory::{Directory, Seat};
+use switchboard::directory::{Client, Directory};
 use switchboard::protocol::{Dialect, Outbound, Status, decode, push_frame};
 
 /// Each step is done so often: a count that is not lost in the frame around it.
@@ -73,20 +73,22 @@ fn encoding_an_outcome((mut buffer, _): (Vec<u8>, String)) -> Vec<u8> {
 /// Users in the directory: enough that the map of segments has some.
 const USERS: u64 = 10_000;
 
-/// A directory, and seats of users who are yet to join.
-type Town = (Directory, Vec<Arc<Seat>>);
+/// A directory, and clients of users who are yet to join.
+type Town = (Directory, Vec<Arc<Client>>);
 
 fn town() -> Town {
     let joiner = Joiner::new();
     let directory = Directory::new();
     for id in 1..=USERS {
-        directory.join(&joiner.seat(id));
+        directory.join(&joiner.client(id));
     }
-    let seats: Vec<_> = (1..=TIMES).map(|more| joiner.seat(USERS + more)).collect();
+    let clients: Vec<_> = (1..=TIMES)
+        .map(|more| joiner.client(USERS + more))
+        .collect();
     // arc-swap makes ready what belongs to this thread.
-    directory.join(&seats[0]);
-    directory.leave(&seats[0]);
-    (directory, seats)
+    directory.join(&clients[0]);
+    directory.leave(&clients[0]);
+    (directory, clients)
 }
 
 #[library_benchmark]
@@ -96,7 +98,7 @@ fn lookup(town: Town) -> Town {
     let mut ids = Ids::up_to(USERS);
     for _ in 0..TIMES {
         let id = user(black_box(ids.next()));
-        assert!(directory.with(id, |seat| seat.is_some()));
+        assert!(directory.with(id, |client| client.is_some()));
     }
     town
 }
@@ -104,10 +106,10 @@ fn lookup(town: Town) -> Town {
 #[library_benchmark]
 #[bench::of_10_000(town())]
 fn join_and_leave(town: Town) -> Town {
-    let (directory, seats) = &town;
-    for seat in black_box(seats) {
-        directory.join(seat);
-        directory.leave(seat);
+    let (directory, clients) = &town;
+    for client in black_box(clients) {
+        directory.join(client);
+        directory.leave(client);
     }
     town
 }

@@ -116,7 +116,7 @@ fn lookup(criterion: &mut Criterion) {
     for count in [1_000, 10_000, 100_000, 1_000_000] {
         let directory = Directory::new();
         for id in 1..=count {
-            directory.join(&joiner.seat(id));
+            directory.join(&joiner.client(id));
         }
         for (name, among) in [("lookup_hot", HOT), ("lookup_random", count)] {
             let mut group = criterion.benchmark_group(name);
@@ -124,7 +124,7 @@ fn lookup(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
                 bencher.iter(|| {
                     let id = ids.next();
-                    directory.with(user(id), |seat| seat.map(|seat| seat.id()))
+                    directory.with(user(id), |client| client.map(|client| client.id()))
                 });
             });
         }
@@ -136,7 +136,7 @@ fn join_and_leave(criterion: &mut Criterion) {
     for count in [1_000, 1_000_000] {
         let directory = Directory::new();
         for id in 1..=count {
-            directory.join(&joiner.seat(id));
+            directory.join(&joiner.client(id));
         }
         let mut newest = count;
         let mut group = criterion.benchmark_group("join_leave");
@@ -144,12 +144,12 @@ fn join_and_leave(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || {
                     newest += 1;
-                    joiner.seat(newest)
+                    joiner.client(newest)
                 },
-                |seat| {
-                    directory.join(&seat);
-                    directory.leave(&seat);
-                    seat
+                |client| {
+                    directory.join(&client);
+                    directory.leave(&client);
+                    client
                 },
                 BatchSize::SmallInput,
             );

@@ -19,7 +19,7 @@ use crate::api::{self, Api};
 use crate::auth::{Auth, Keeper};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
-use crate::directory::{Bounds, Budget, Directory, Order, Overflow, Seat};
+use crate::directory::{Bounds, Budget, Client, Directory, Order, Overflow};
 use crate::http::{self, Door, Host, Proxies};
 use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
@@ -503,19 +503,19 @@ async fn drain(host: &Host, settings: &config::Drain, stop: Stop) -> u64 {
         () = sleep_until(expiry) => {}
     }
     let mut left = 0;
-    relay.directory().for_each(|seat| {
-        if seat.held().0 > 0 {
+    relay.directory().for_each(|client| {
+        if client.held().0 > 0 {
             left += 1;
-            seat.order(Order::Cut);
+            client.order(Order::Cut);
         }
     });
     tokio::select! {
         () = relay.emptied() => return left,
         () = sleep_until(until) => {}
     }
-    relay.directory().for_each(|seat| {
+    relay.directory().for_each(|client| {
         left += 1;
-        seat.order(Order::Cut);
+        client.order(Order::Cut);
     });
     left
 }
@@ -525,25 +525,27 @@ const EXPIRY_MARGIN: Duration = Duration::from_millis(500);
 
 /// Orders everybody to leave, evenly over `spread`.
 async fn send_away(relay: &Relay, spread: Duration) {
-    let mut seats: Vec<Arc<Seat>> = Vec::with_capacity(relay.users());
-    relay.directory().for_each(|seat| seats.push(seat.clone()));
-    fastrand::shuffle(&mut seats);
+    let mut clients: Vec<Arc<Client>> = Vec::with_capacity(relay.users());
+    relay
+        .directory()
+        .for_each(|client| clients.push(client.clone()));
+    fastrand::shuffle(&mut clients);
     let begin = Instant::now();
-    let count = u32::try_from(seats.len()).unwrap_or(u32::MAX).max(1);
+    let count = u32::try_from(clients.len()).unwrap_or(u32::MAX).max(1);
     let mut emptied = std::pin::pin!(relay.emptied());
-    for (index, seat) in (0..).zip(seats) {
+    for (index, client) in (0..).zip(clients) {
         // The first at once and the last at the end.
         let due = begin + spread.mul_f64(f64::from(index) / f64::from(count.max(2) - 1));
         tokio::select! {
             () = sleep_until(due) => {}
             () = &mut emptied => return,
         }
-        seat.order(restart(spread));
+        client.order(restart(spread));
     }
     // Whoever was in the middle of an upgrade when the round began.
     relay
         .directory()
-        .for_each(|seat| seat.order(restart(spread)));
+        .for_each(|client| client.order(restart(spread)));
 }
 
 /// The order to come back after a while of one's own.

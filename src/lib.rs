@@ -8,14 +8,14 @@
 //!                                                       └→ cluster ══ NATS ══╛ of another node
 //! ```
 //!
-//! A connection is accepted by [`http`], answered by its routes, and upgraded: its user takes a seat
+//! A connection is accepted by [`http`], answered by its routes, and upgraded: its user joins
 //! in the [`directory`] before the 101 is written, and a [`session`] drives the socket from then on,
 //! one task for each. A turn of it reads a gulp, decodes the messages in it by [`protocol`], and hands
-//! each to the [`relay`], which finds the recipient's seat (by itself, or through the task of the
+//! each to the [`relay`], which finds the recipient's client (by itself, or through the task of the
 //! router strategy) and pushes a ready-made frame into its mailbox. The recipient's session is woken
 //! when the sender's turn ends, writes all that has come in one go, and settles each message with the
 //! [`ledger`] once its frame was flushed. Where the sender asked, the outcome goes the other way:
-//! into the sender's own seat, and out by its own session, so that every socket has one writer.
+//! into the sender's own client, and out by its own session, so that every socket has one writer.
 //!
 //! Where the recipient is not here and there are other nodes, the message goes to the [`cluster`], which
 //! publishes it to the block of ids that the recipient's is in. The node that holds the block puts it
@@ -35,7 +35,7 @@
 //! | [`session`] | the life of one connection |
 //! | [`protocol`] | the wire: bytes to values and back |
 //! | [`relay`] | join a user, send a message |
-//! | [`directory`] | who is here: seats and their mailboxes |
+//! | [`directory`] | who is here: clients and their mailboxes |
 //! | [`cluster`] | other nodes, through NATS |
 //! | [`ledger`] | each message received once and settled once, by type |
 //! | [`lifecycle`] | from ready to gone |
@@ -52,7 +52,7 @@
 //! - A message is in exactly one hand: an [`ledger::InHand`] or one mailbox's [`ledger::Held`]. Both
 //!   settle on Drop, so there is no way to lose one unaccounted.
 //! - A message from the cluster is delivered here or dropped, never forwarded.
-//! - No lock is held across an `.await`, or while another seat's is taken.
+//! - No lock is held across an `.await`, or while another client is locked.
 //! - Every task is on the tracker of [`lifecycle`], and the drain waits for it. A panic ends one
 //!   connection.
 //! - Nothing global changes but buffers that belong to a thread: two apps run in one process.

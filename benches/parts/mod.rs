@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use switchboard::directory::{
-    Bounds, Budget, Entry, Flushed, Letter, Overflow, Seat, Wakes, give_back,
+    Bounds, Budget, Client, Entry, Flushed, Letter, Overflow, Wakes, give_back,
 };
 use switchboard::identity::{Lineage, UserId};
 use switchboard::ledger::InHand;
@@ -96,7 +96,7 @@ fn bounds() -> Bounds {
     }
 }
 
-/// Makes seats.
+/// Makes clients.
 pub(crate) struct Joiner {
     bounds: Arc<Bounds>,
     metrics: Arc<Metrics>,
@@ -110,17 +110,17 @@ impl Joiner {
         }
     }
 
-    pub(crate) fn seat(&self, id: u64) -> Arc<Seat> {
+    pub(crate) fn client(&self, id: u64) -> Arc<Client> {
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
         let id = (user(id), Lineage::from(0));
-        Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics))
+        Arc::new(Client::new(id, Dialect::Bare, None, bounds, metrics))
     }
 }
 
 /// One user's mailbox, with somebody who writes and the session that takes.
 pub(crate) struct Mail {
     metrics: Arc<Metrics>,
-    seat: Arc<Seat>,
+    client: Arc<Client>,
     message: String,
     flushed: Flushed,
     wakes: Wakes,
@@ -130,7 +130,7 @@ impl Mail {
     pub(crate) fn new(bytes: usize) -> Self {
         let joiner = Joiner::new();
         let mut mail = Self {
-            seat: joiner.seat(2),
+            client: joiner.client(2),
             metrics: joiner.metrics,
             message: format!("\"{}\"", "x".repeat(bytes)),
             flushed: Flushed::default(),
@@ -150,7 +150,7 @@ impl Mail {
                 receipt: None,
             };
             let in_hand = InHand::receive(&*self.metrics);
-            self.seat.push(letter, in_hand, &mut self.wakes);
+            self.client.push(letter, in_hand, &mut self.wakes);
         }
         self.wakes.wake();
         let (frames, entries) = self.visit();
@@ -167,7 +167,7 @@ impl Mail {
         let (mut frames, mut entries) = (Vec::new(), VecDeque::new());
         let flushed = std::mem::take(&mut self.flushed);
         let cx = Context::from_waker(Waker::noop());
-        self.seat
+        self.client
             .visit(flushed, (&mut frames, &mut entries), 64 * 1024, &cx);
         (frames, entries)
     }

@@ -70,7 +70,7 @@ impl Room {
             {
                 let mut guests = self.guests();
                 if guests.taken < self.shared.places_max {
-                    return self.seat(&mut guests, network);
+                    return self.client(&mut guests, network);
                 }
                 if let Some(leave) = guests.take_oldest_of_most() {
                     leave.notify_one();
@@ -80,7 +80,7 @@ impl Room {
         }
     }
 
-    fn seat(&self, guests: &mut Guests, network: Network) -> Place {
+    fn client(&self, guests: &mut Guests, network: Network) -> Place {
         let number = guests.came;
         let leave = Arc::new(Notify::new());
         guests.came += 1;

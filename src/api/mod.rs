@@ -28,7 +28,7 @@ use read::BodyMax;
 use users::Sort;
 
 use crate::config;
-use crate::directory::{Order, Seat};
+use crate::directory::{Client, Order};
 use crate::identity::{Sender, UserId};
 use crate::lifecycle::Shutdown;
 use crate::protocol::{CLOSE_REASON_BYTES_MAX, is_sound_string};
@@ -273,8 +273,8 @@ impl Api {
         let order = Order::Remove {
             reason: reason.into(),
         };
-        let order = |seat: &Arc<Seat>| seat.order(order);
-        let removed = self.relay.directory().with(id, |seat| seat.map(order));
+        let order = |client: &Arc<Client>| client.order(order);
+        let removed = self.relay.directory().with(id, |client| client.map(order));
         let removed = removed.is_some();
         if removed {
             info!(user = %id, "an operator removes a user");

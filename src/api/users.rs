@@ -1,5 +1,5 @@
 //! Users as the operator sees them: everything but what they say. Nothing is kept for it but two counts
-//! and a time a seat; who is loud is found out by looking twice.
+//! and a time a client; who is loud is found out by looking twice.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -10,7 +10,7 @@ use rustc_hash::FxHasher;
 use serde::Serialize;
 
 use super::{Api, time_text};
-use crate::directory::{Glance, Seat};
+use crate::directory::{Client, Glance};
 use crate::identity::{Subject, UserId};
 use crate::protocol::{Dialect, SUBPROTOCOL};
 use crate::relay::Relay;
@@ -66,27 +66,27 @@ struct Counts {
 impl Api {
     /// One user, here or not.
     pub(super) fn user(&self, id: UserId) -> User {
-        self.relay.directory().with(id, |seat| User {
+        self.relay.directory().with(id, |client| User {
             id: id.get(),
-            online: seat.is_some(),
+            online: client.is_some(),
             node: self.node.clone(),
-            presence: seat.map(|seat| self.presence(seat, seat.glance(), None)),
+            presence: client.map(|client| self.presence(client, client.glance(), None)),
         })
     }
 
-    fn presence(&self, seat: &Seat, glance: Glance, rate: Option<u32>) -> Presence {
+    fn presence(&self, client: &Client, glance: Glance, rate: Option<u32>) -> Presence {
         let Glance {
             queue: (messages, bytes),
             received,
             delivered,
         } = glance;
         Presence {
-            since: time_text(self.relay.joined_at(seat)),
-            protocol: match seat.dialect() {
+            since: time_text(self.relay.joined_at(client)),
+            protocol: match client.dialect() {
                 Dialect::Bare => "bare",
                 Dialect::V1 => SUBPROTOCOL,
             },
-            subject: seat.subject().map(Subject::as_str).map(str::to_owned),
+            subject: client.subject().map(Subject::as_str).map(str::to_owned),
             queue: Queue { messages, bytes },
             counts: Counts {
                 sent: received,
@@ -120,10 +120,10 @@ impl Api {
         Ok(found
             .into_iter()
             .map(|found| User {
-                id: found.seat.id().get(),
+                id: found.client.id().get(),
                 online: true,
                 node: self.node.clone(),
-                presence: Some(self.presence(&found.seat, found.glance, found.rate)),
+                presence: Some(self.presence(&found.client, found.glance, found.rate)),
             })
             .collect())
     }
@@ -139,7 +139,7 @@ async fn blocking<T: Send + 'static>(
 /// A user among those that have the most.
 struct Found {
     most: u64,
-    seat: Arc<Seat>,
+    client: Arc<Client>,
     glance: Glance,
     rate: Option<u32>,
 }
@@ -166,7 +166,7 @@ impl Top {
     fn trim(&mut self) {
         self.found.sort_unstable_by(|one, other| {
             let by_most = other.most.cmp(&one.most);
-            by_most.then_with(|| one.seat.id().cmp(&other.seat.id()))
+            by_most.then_with(|| one.client.id().cmp(&other.client.id()))
         });
         self.found.truncate(self.limit);
     }
@@ -179,11 +179,11 @@ impl Top {
 
 fn by_queue(relay: &Relay, limit: usize) -> Vec<Found> {
     let mut top = Top::new(limit);
-    relay.directory().for_each(|seat| {
-        let glance = seat.glance();
+    relay.directory().for_each(|client| {
+        let glance = client.glance();
         top.offer(Found {
             most: glance.queue.1 as u64,
-            seat: seat.clone(),
+            client: client.clone(),
             glance,
             rate: None,
         });
@@ -197,10 +197,10 @@ type Sent = HashMap<UserId, u32, BuildHasherDefault<FxHasher>>;
 /// What each user has sent so far, where that is anything.
 fn sent_by_all(relay: &Relay) -> Sent {
     let mut sent = Sent::default();
-    relay.directory().for_each(|seat| {
-        let received = seat.glance().received;
+    relay.directory().for_each(|client| {
+        let received = client.glance().received;
         if received > 0 {
-            sent.insert(seat.id(), received);
+            sent.insert(client.id(), received);
         }
     });
     sent
@@ -208,9 +208,9 @@ fn sent_by_all(relay: &Relay) -> Sent {
 
 fn by_rate(relay: &Relay, before: &Sent, limit: usize) -> Vec<Found> {
     let mut top = Top::new(limit);
-    relay.directory().for_each(|seat| {
-        let glance = seat.glance();
-        let before = before.get(&seat.id()).copied().unwrap_or(0);
+    relay.directory().for_each(|client| {
+        let glance = client.glance();
+        let before = before.get(&client.id()).copied().unwrap_or(0);
         let rate = match glance.received.wrapping_sub(before) {
             // Somebody has taken the place over, and begun from 0.
             more if more > u32::MAX / 2 => glance.received,
@@ -218,7 +218,7 @@ fn by_rate(relay: &Relay, before: &Sent, limit: usize) -> Vec<Found> {
         };
         top.offer(Found {
             most: rate.into(),
-            seat: seat.clone(),
+            client: client.clone(),
             glance,
             rate: Some(rate),
         });

@@ -147,7 +147,7 @@ impl Shared {
                 (claim.node, claim.until, claim.is_first) = (node, until, false);
             }
             None => {
-                let here = self.directory.with(id, |seat| Some(seat?.lineage()));
+                let here = self.directory.with(id, |client| Some(client?.lineage()));
                 if here.is_some_and(|here| here != lineage || again) {
                     return Reply::Refused(Refusal::InUse);
                 }
@@ -339,7 +339,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::super::envelope::Seen;
-    use super::super::tests::{node, seat};
+    use super::super::tests::{client, node};
     use super::*;
 
     const ONE: Node = Node(1 << 50);
@@ -446,7 +446,7 @@ mod tests {
     fn an_id_of_another_lineage_is_refused_to_all() {
         let in_use = Err(Refusal::InUse);
         let shared = node(|_| {});
-        let own = seat(&shared, user(1), a());
+        let own = client(&shared, user(1), a());
         assert_eq!(claim(&shared, ONE, 1, b()), in_use, "its user is here");
         assert!(own.is_open());
         check(&shared, &[None]);
@@ -466,7 +466,7 @@ mod tests {
     #[test]
     fn no_user_here_gives_way_to_one_that_was_elsewhere_before() {
         let shared = node(|_| {});
-        let own = seat(&shared, user(1), a());
+        let own = client(&shared, user(1), a());
         let refused = Reply::Refused(Refusal::InUse);
         assert_eq!(claims(&shared, ONE, 1, a(), true), refused);
         assert!(!renews(&shared, ONE, 1, a()));

@@ -362,9 +362,9 @@ impl Intake {
             read_at: now,
             receipt,
         };
-        self.shared.directory.with(recipient, |seat| {
-            if let Some(seat) = seat {
-                return seat.push(letter, in_hand, wakes);
+        self.shared.directory.with(recipient, |client| {
+            if let Some(client) = client {
+                return client.push(letter, in_hand, wakes);
             }
             in_hand.dropped(DropReason::Offline);
             if let Some(receipt) = letter.receipt {

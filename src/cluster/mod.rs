@@ -482,7 +482,7 @@ fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::{Bounds, Budget, Overflow, Seat};
+    use crate::directory::{Bounds, Budget, Client, Overflow};
     use crate::identity::Lineage;
     use crate::protocol::Dialect;
 
@@ -498,7 +498,7 @@ mod tests {
     }
 
     /// Seats a user of a node.
-    pub(super) fn seat(shared: &Shared, id: UserId, lineage: Lineage) -> Arc<Seat> {
+    pub(super) fn client(shared: &Shared, id: UserId, lineage: Lineage) -> Arc<Client> {
         let bounds = Arc::new(Bounds {
             messages: 8,
             bytes: 1024,
@@ -506,9 +506,9 @@ mod tests {
             budget: Budget::new(4096),
         });
         let metrics = shared.metrics.clone();
-        let seat = Seat::new((id, lineage), Dialect::V1, None, bounds, metrics);
-        let seat = Arc::new(seat);
-        assert!(shared.directory.join(&seat));
-        seat
+        let client = Client::new((id, lineage), Dialect::V1, None, bounds, metrics);
+        let client = Arc::new(client);
+        assert!(shared.directory.join(&client));
+        client
     }
 }

@@ -1,5 +1,5 @@
 //! One user as everybody else sees it: the mailbox that others fill, the replies that it is owed,
-//! and the order to leave. One lock, held for a few lines and never across another seat's.
+//! and the order to leave. One lock, held for a few lines and never across another client's.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -66,12 +66,12 @@ impl Drop for Wakes {
 
 /// What a sender named a message: a JSON integer or string, as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ClientId {
+pub(crate) enum MessageId {
     Number(i64),
     Text(Box<str>),
 }
 
-impl ClientId {
+impl MessageId {
     pub(crate) fn new(literal: &str) -> Self {
         // What does not read back as it came, "-0" for one, is kept as text.
         match literal.parse::<i64>() {
@@ -93,7 +93,7 @@ pub struct Receipt {
 #[derive(Debug)]
 enum Addressee {
     /// A user who is here, by its own name for the message.
-    User(Arc<Seat>, ClientId),
+    User(Arc<Client>, MessageId),
     /// The node that a user elsewhere is on, by the node's token for the message.
     Node(Arc<Answers>, u64),
     /// A task of this node's that waits for it.
@@ -103,14 +103,14 @@ enum Addressee {
 impl Receipt {
     /// For a message of a user who is here; nothing is owed for nearly every one.
     pub(crate) fn to_user(
-        sender: &Arc<Seat>,
+        sender: &Arc<Client>,
         id: Option<&str>,
         trace: Option<Box<Traced>>,
     ) -> Option<Box<Self>> {
         if id.is_none() && trace.is_none() {
             return None;
         }
-        let to = id.map(|id| Addressee::User(sender.clone(), ClientId::new(id)));
+        let to = id.map(|id| Addressee::User(sender.clone(), MessageId::new(id)));
         Some(Box::new(Self { to, trace }))
     }
 
@@ -166,7 +166,7 @@ impl Receipt {
             }
         }
         match self.to.take()? {
-            Addressee::User(seat, id) => seat.reply(&id, status),
+            Addressee::User(client, id) => client.reply(&id, status),
             Addressee::Node(answers, token) => answers.settle(token, status),
             Addressee::Task(told) => {
                 // Whoever waits no longer has said so to its own caller.
@@ -185,7 +185,7 @@ impl Drop for Receipt {
     }
 }
 
-/// What a session has flushed since it was last at its seat.
+/// What a session has flushed since it was last at its client.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flushed {
     /// Messages.
@@ -196,7 +196,7 @@ pub struct Flushed {
     pub received: u32,
 }
 
-/// A seat as the operator sees it.
+/// A client as the operator sees it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Glance {
     /// Messages queued, or taken and not flushed, and their bytes.
@@ -207,7 +207,7 @@ pub(crate) struct Glance {
     pub(crate) delivered: u32,
 }
 
-/// What a session found at its seat.
+/// What a session found at its client.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Bytes were added to the buffer.
@@ -221,7 +221,7 @@ pub struct Found {
 }
 
 /// One user who is here.
-pub struct Seat {
+pub struct Client {
     id: UserId,
     lineage: Lineage,
     dialect: Dialect,
@@ -250,7 +250,7 @@ struct Desk {
     door: Door,
 }
 
-/// What a seat still takes.
+/// What a client still takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Door {
     /// Letters and replies.
@@ -261,8 +261,8 @@ enum Door {
     Left,
 }
 
-impl Seat {
-    /// A seat with nothing at it.
+impl Client {
+    /// A client with nothing at it.
     pub fn new(
         (id, lineage): (UserId, Lineage),
         dialect: Dialect,
@@ -338,7 +338,7 @@ impl Seat {
     }
 
     // A panic under the lock would be a fault of ours; the ledger's types keep their balance even
-    // then, so the seat stays usable for everybody else.
+    // then, so the client stays usable for everybody else.
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -437,15 +437,15 @@ impl Seat {
     }
 
     /// Queues an outcome for this user. Its place was reserved when the message was read.
-    fn reply(&self, id: &ClientId, status: Status) -> Option<Waker> {
+    fn reply(&self, id: &MessageId, status: Status) -> Option<Waker> {
         let mut desk = self.desk();
         if desk.door == Door::Left {
             return None;
         }
         let mut number = itoa::Buffer::new();
         let id = match id {
-            ClientId::Number(id) => number.format(*id),
-            ClientId::Text(id) => id,
+            MessageId::Number(id) => number.format(*id),
+            MessageId::Text(id) => id,
         };
         push_frame(
             &mut desk.replies,
@@ -537,7 +537,7 @@ impl Seat {
         settle_all(taken.into_iter().chain(queued), reason, wakes);
     }
 
-    /// Somebody of the same lineage has this seat's place: it takes no more letters, and its session
+    /// Somebody of the same lineage has this client's place: it takes no more letters, and its session
     /// is told to end.
     pub(crate) fn give_way(&self) {
         let mut desk = self.desk();
@@ -614,9 +614,9 @@ impl Desk {
     }
 }
 
-impl fmt::Debug for Seat {
+impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seat")
+        f.debug_struct("Client")
             .field("id", &self.id)
             .field("dialect", &self.dialect)
             .finish_non_exhaustive()

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::client::{Seat, Wakes};
+use super::client::{Client, Wakes};
 
 /// Bytes from which on a mailbox is kept in mind as one that could give.
 pub(super) const LARGE_BYTES: usize = 64 * 1024;
@@ -20,53 +20,53 @@ const SAMPLE: usize = 256;
 /// Mailboxes that were large when they last grew, at most one entry each.
 #[derive(Debug, Default)]
 pub(super) struct Large {
-    seats: Mutex<VecDeque<Weak<Seat>>>,
+    clients: Mutex<VecDeque<Weak<Client>>>,
 }
 
 impl Large {
-    /// Keeps a seat in mind whose mailbox has grown large.
-    pub(super) fn note(&self, seat: &Arc<Seat>) {
-        let mut seats = self.seats();
-        if seats.len() == seats.capacity() {
+    /// Keeps a client in mind whose mailbox has grown large.
+    pub(super) fn note(&self, client: &Arc<Client>) {
+        let mut clients = self.clients();
+        if clients.len() == clients.capacity() {
             // Before it grows: those who have left.
-            seats.retain(|seat| seat.strong_count() > 0);
+            clients.retain(|client| client.strong_count() > 0);
         }
-        seats.push_back(Arc::downgrade(seat));
+        clients.push_back(Arc::downgrade(client));
     }
 
     /// Has the fullest mailbox give up at least `needed` bytes, and not so many that less is left of
     /// it than `fill`, which is what the mailbox that needs them has.
     pub(super) fn relieve(&self, needed: usize, fill: usize, wakes: &mut Wakes) {
         let sample: Vec<_> = {
-            let mut seats = self.seats();
-            let count = seats.len().min(SAMPLE);
-            seats.drain(..count).collect()
+            let mut clients = self.clients();
+            let count = clients.len().min(SAMPLE);
+            clients.drain(..count).collect()
         };
-        let mut fullest: Option<(usize, Arc<Seat>)> = None;
+        let mut fullest: Option<(usize, Arc<Client>)> = None;
         let mut large = Vec::with_capacity(sample.len());
         for entry in sample {
-            let Some(seat) = entry.upgrade() else {
+            let Some(client) = entry.upgrade() else {
                 continue;
             };
-            let Some(bytes) = seat.can_give() else {
+            let Some(bytes) = client.can_give() else {
                 continue;
             };
             large.push(entry);
             if fullest.as_ref().is_none_or(|(most, _)| bytes > *most) {
-                fullest = Some((bytes, seat));
+                fullest = Some((bytes, client));
             }
         }
-        self.seats().extend(large);
-        if let Some((bytes, seat)) = fullest
+        self.clients().extend(large);
+        if let Some((bytes, client)) = fullest
             && let Some(spare) = bytes.checked_sub(fill)
             && spare > needed
         {
-            seat.give(needed.max(RELIEF_BYTES).min(spare), wakes);
+            client.give(needed.max(RELIEF_BYTES).min(spare), wakes);
         }
     }
 
-    fn seats(&self) -> MutexGuard<'_, VecDeque<Weak<Seat>>> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    fn clients(&self) -> MutexGuard<'_, VecDeque<Weak<Client>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,10 +99,10 @@ mod tests {
             }
         }
 
-        fn seat(&self, id: u64) -> Arc<Seat> {
+        fn client(&self, id: u64) -> Arc<Client> {
             let id = UserId::new(id).unwrap();
             let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
-            Arc::new(Seat::new(
+            Arc::new(Client::new(
                 (id, Lineage::from(0)),
                 Dialect::Bare,
                 None,
@@ -111,8 +111,8 @@ mod tests {
             ))
         }
 
-        /// Pushes messages of about a kilobyte; how many the seat holds then.
-        fn fill(&mut self, seat: &Arc<Seat>, count: u32) -> u32 {
+        /// Pushes messages of about a kilobyte; how many the client holds then.
+        fn fill(&mut self, client: &Arc<Client>, count: u32) -> u32 {
             let message = format!("\"{}\"", "x".repeat(987));
             for _ in 0..count {
                 let letter = Letter {
@@ -122,13 +122,13 @@ mod tests {
                     receipt: None,
                 };
                 self.received += 1;
-                seat.push(
+                client.push(
                     letter,
                     InHand::receive(&*self.metrics),
                     &mut Wakes::default(),
                 );
             }
-            seat.held().0
+            client.held().0
         }
     }
 
@@ -140,8 +140,8 @@ mod tests {
             Overflow::Disconnect,
         ] {
             let mut house = House::new(overflow);
-            let seats = [1, 2, 3].map(|id| house.seat(id));
-            let [full, half, new] = &seats;
+            let clients = [1, 2, 3].map(|id| house.client(id));
+            let [full, half, new] = &clients;
             assert_eq!(house.fill(half, 160), 160);
             assert_eq!(house.fill(full, 320), 320);
             // There is room for some 30 more, and after that at somebody's cost.
@@ -154,10 +154,13 @@ mod tests {
             let (in_new, in_full) = (house.fill(new, 500), full.held().0);
             assert!(in_new.abs_diff(in_full) <= 80, "{in_new} and {in_full}");
             assert!(half.held().0 >= 100);
-            let held: u64 = seats.iter().map(|seat| u64::from(seat.held().0)).sum();
+            let held: u64 = clients
+                .iter()
+                .map(|client| u64::from(client.held().0))
+                .sum();
             let dropped = house.metrics.dropped(DropReason::QueueFull);
             assert_eq!(house.received, held + dropped, "{overflow:?}");
-            drop(seats);
+            drop(clients);
             assert_eq!(house.bounds.budget.used(), 0);
         }
     }
@@ -165,21 +168,21 @@ mod tests {
     #[test]
     fn who_is_no_longer_large_or_here_is_forgotten() {
         let mut house = House::new(Overflow::DropNewest);
-        let seats: Vec<_> = (1..=4).map(|id| house.seat(id)).collect();
-        for seat in &seats {
-            house.fill(seat, 70);
+        let clients: Vec<_> = (1..=4).map(|id| house.client(id)).collect();
+        for client in &clients {
+            house.fill(client, 70);
         }
         let large = &house.bounds.budget.large;
-        assert_eq!(large.seats().len(), 4);
+        assert_eq!(large.clients().len(), 4);
         let mut wakes = Wakes::default();
-        seats[0].give(60 << 10, &mut wakes);
-        let kept = seats[0..3].to_vec();
-        drop(seats);
+        clients[0].give(60 << 10, &mut wakes);
+        let kept = clients[0..3].to_vec();
+        drop(clients);
         large.relieve(1, usize::MAX, &mut wakes);
-        assert_eq!(large.seats().len(), 2);
+        assert_eq!(large.clients().len(), 2);
         // It is noted again when it grows again.
         let large = Arc::clone(&kept[0]);
         house.fill(&large, 70);
-        assert_eq!(house.bounds.budget.large.seats().len(), 3);
+        assert_eq!(house.bounds.budget.large.clients().len(), 3);
     }
 }

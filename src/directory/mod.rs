@@ -1,4 +1,4 @@
-//! Who is here: from an id to the seat of its user. A lookup takes no lock and waits for nobody; a
+//! Who is here: from an id to the client of its user. A lookup takes no lock and waits for nobody; a
 //! join, a leave and a lookup cost the same with ten users and with a million.
 //!
 //! Ids are dense, so the directory is a table of segments of [`SLOTS`] slots each, and a slot is one
@@ -9,7 +9,7 @@
 //! one.
 //!
 //! Whoever comes back under an id while its earlier connection still stands takes the slot over; the
-//! earlier seat stands aside, in a list of its own, until its session is gone.
+//! earlier client stands aside, in a list of its own, until its session is gone.
 //!
 //! The same table is the register that scrapes, the drain and the API walk.
 
@@ -30,7 +30,7 @@ use std::sync::{Arc, PoisonError};
 
 pub(crate) use chunks::WRITE_BYTES;
 pub(crate) use client::Glance;
-pub use client::{Flushed, Found, Order, Receipt, Seat, Wakes};
+pub use client::{Client, Flushed, Found, Order, Receipt, Wakes};
 pub use mailbox::{Bounds, Budget, Entry, Letter, Overflow, give_back};
 pub(crate) use outcomes::{Answers, Bell};
 use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard};
@@ -51,9 +51,9 @@ struct Shared {
     segments: ArcSwap<Segments>,
     /// Guards changes of the map, and is the number of the segment that the directory itself claims.
     newest: Mutex<Option<u64>>,
-    /// Seats whose place was taken, by their addresses. Locked while a place is taken, so that whoever
+    /// Clients whose place was taken, by their addresses. Locked while a place is taken, so that whoever
     /// finds its own gone finds itself here.
-    aside: Mutex<HashMap<usize, Arc<Seat>>>,
+    aside: Mutex<HashMap<usize, Arc<Client>>>,
 }
 
 impl Directory {
@@ -62,22 +62,22 @@ impl Directory {
         Self::default()
     }
 
-    /// Runs `f` on the seat of `id`, or on nothing where nobody with that id is here.
-    pub fn with<R>(&self, id: UserId, f: impl FnOnce(Option<&Arc<Seat>>) -> R) -> R {
+    /// Runs `f` on the client of `id`, or on nothing where nobody with that id is here.
+    pub fn with<R>(&self, id: UserId, f: impl FnOnce(Option<&Arc<Client>>) -> R) -> R {
         let segments = self.shared.segments.load();
         let Some(segment) = segments.get(segment_number(id)) else {
             return f(None);
         };
-        let seat = segment.slot(id).load();
+        let client = segment.slot(id).load();
         // The id is checked again: arc-swap before 1.9.5 could load another cell's value, and a
         // message to the wrong user is the one fault that no counter would show.
-        f(seat.as_ref().filter(|seat| seat.id() == id))
+        f(client.as_ref().filter(|client| client.id() == id))
     }
 
-    /// Seats a user, in the place of one of the same lineage if there is one. Whether there was a
+    /// Registers a user, in the place of one of the same lineage if there is one. Whether there was a
     /// place: not where somebody of another lineage has the id.
-    pub fn join(&self, seat: &Arc<Seat>) -> bool {
-        let id = seat.id();
+    pub fn join(&self, client: &Arc<Client>) -> bool {
+        let id = client.id();
         let number = segment_number(id);
         let segments = self.shared.segments.load();
         let new;
@@ -90,13 +90,13 @@ impl Directory {
         };
         let slot = segment.slot(id);
         loop {
-            let vacant: Option<Arc<Seat>> = None;
-            let previous = slot.compare_and_swap(&vacant, Some(seat.clone()));
+            let vacant: Option<Arc<Client>> = None;
+            let previous = slot.compare_and_swap(&vacant, Some(client.clone()));
             let Some(previous) = previous.as_ref() else {
                 return true;
             };
-            let may = previous.lineage() == seat.lineage();
-            if may && !self.take_over(slot, previous, seat) {
+            let may = previous.lineage() == client.lineage();
+            if may && !self.take_over(slot, previous, client) {
                 continue;
             }
             // The place comes with the claim of whoever had it.
@@ -105,16 +105,16 @@ impl Directory {
         }
     }
 
-    /// Puts a seat into the place of another. Whether that one was still there.
+    /// Puts a client into the place of another. Whether that one was still there.
     #[cold]
     fn take_over(
         &self,
-        slot: &ArcSwapOption<Seat>,
-        previous: &Arc<Seat>,
-        seat: &Arc<Seat>,
+        slot: &ArcSwapOption<Client>,
+        previous: &Arc<Client>,
+        client: &Arc<Client>,
     ) -> bool {
         let mut aside = self.aside();
-        let found = slot.compare_and_swap(previous, Some(seat.clone()));
+        let found = slot.compare_and_swap(previous, Some(client.clone()));
         let took = found
             .as_ref()
             .is_some_and(|found| Arc::ptr_eq(found, previous));
@@ -126,7 +126,7 @@ impl Directory {
         took
     }
 
-    /// Takes the seat of an id out, if it is of that lineage: its user is on another node now. It stands
+    /// Takes the client of an id out, if it is of that lineage: its user is on another node now. It stands
     /// aside, and is told to end.
     pub(crate) fn evict(&self, id: UserId, lineage: Lineage) {
         let number = segment_number(id);
@@ -135,8 +135,9 @@ impl Directory {
             return;
         };
         let slot = segment.slot(id);
-        let seat = slot.load().as_ref().cloned();
-        let Some(previous) = seat.filter(|seat| seat.id() == id && seat.lineage() == lineage)
+        let client = slot.load().as_ref().cloned();
+        let Some(previous) =
+            client.filter(|client| client.id() == id && client.lineage() == lineage)
         else {
             return;
         };
@@ -153,26 +154,26 @@ impl Directory {
         }
     }
 
-    fn aside(&self) -> MutexGuard<'_, HashMap<usize, Arc<Seat>>> {
+    fn aside(&self) -> MutexGuard<'_, HashMap<usize, Arc<Client>>> {
         self.shared
             .aside
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes that very seat out; one that has taken its place stays.
-    pub fn leave(&self, seat: &Arc<Seat>) {
-        let number = segment_number(seat.id());
+    /// Takes that very client out; one that has taken its place stays.
+    pub fn leave(&self, client: &Arc<Client>) {
+        let number = segment_number(client.id());
         let segments = self.shared.segments.load();
-        let seated_in = segments.get(number).filter(|segment| {
-            let previous = segment.slot(seat.id()).compare_and_swap(seat, None);
+        let joined_in = segments.get(number).filter(|segment| {
+            let previous = segment.slot(client.id()).compare_and_swap(client, None);
             previous
                 .as_ref()
-                .is_some_and(|previous| Arc::ptr_eq(previous, seat))
+                .is_some_and(|previous| Arc::ptr_eq(previous, client))
         });
-        match seated_in {
+        match joined_in {
             Some(segment) => self.give_up(number, segment),
-            None => drop(self.aside().remove(&Arc::as_ptr(seat).addr())),
+            None => drop(self.aside().remove(&Arc::as_ptr(client).addr())),
         }
     }
 
@@ -228,16 +229,16 @@ impl Directory {
         }
     }
 
-    /// Runs `f` on every seat, at most once. Who joins or leaves meanwhile, or loses its place, may be
+    /// Runs `f` on every client, at most once. Who joins or leaves meanwhile, or loses its place, may be
     /// seen or not.
-    pub fn for_each(&self, mut f: impl FnMut(&Arc<Seat>)) {
-        // First, since seats go from the table to here and never back; and not under the lock.
+    pub fn for_each(&self, mut f: impl FnMut(&Arc<Client>)) {
+        // First, since clients go from the table to here and never back; and not under the lock.
         let aside: Vec<_> = self.aside().values().cloned().collect();
         aside.iter().for_each(&mut f);
         let segments = self.shared.segments.load_full();
         for slot in segments.iter().flat_map(|segment| segment.slots()) {
-            if let Some(seat) = slot.load().as_ref() {
-                f(seat);
+            if let Some(client) = slot.load().as_ref() {
+                f(client);
             }
         }
     }
@@ -248,8 +249,8 @@ impl Directory {
             segments: self.segments() as u64,
             ..Census::default()
         };
-        self.for_each(|seat| {
-            let (messages, bytes) = seat.held();
+        self.for_each(|client| {
+            let (messages, bytes) = client.held();
             census.connections += 1;
             census.mailbox_messages += u64::from(messages);
             census.mailbox_bytes += bytes as u64;

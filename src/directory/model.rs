@@ -9,12 +9,12 @@ use std::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
-use super::{Bounds, Budget, Directory, Overflow, SLOTS, Seat};
+use super::{Bounds, Budget, Client, Directory, Overflow, SLOTS};
 use crate::identity::{Lineage, UserId};
 use crate::protocol::Dialect;
 use crate::telemetry::metrics::Metrics;
 
-/// One directory, and what seats are made of.
+/// One directory, and what clients are made of.
 #[derive(Clone)]
 struct World {
     directory: Directory,
@@ -42,22 +42,22 @@ fn check(scenario: impl Fn(World) + Send + Sync + 'static) {
 }
 
 impl World {
-    fn seat(&self, id: u64) -> Arc<Seat> {
-        self.seat_of(id, 0)
+    fn client(&self, id: u64) -> Arc<Client> {
+        self.client_of(id, 0)
     }
 
-    fn seat_of(&self, id: u64, lineage: u64) -> Arc<Seat> {
+    fn client_of(&self, id: u64, lineage: u64) -> Arc<Client> {
         // Segments begin at odd ids.
         let id = UserId::new(id + 1).expect("a small id");
         let id = (id, Lineage::from(lineage));
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
-        Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics))
+        Arc::new(Client::new(id, Dialect::Bare, None, bounds, metrics))
     }
 
-    fn join(&self, id: u64) -> Arc<Seat> {
-        let seat = self.seat(id);
-        assert!(self.directory.join(&seat));
-        seat
+    fn join(&self, id: u64) -> Arc<Client> {
+        let client = self.client(id);
+        assert!(self.directory.join(&client));
+        client
     }
 
     /// Runs a part of the scenario beside the others.
@@ -69,19 +69,19 @@ impl World {
         thread::spawn(move || part(&world))
     }
 
-    /// Whether that very seat is found.
-    fn finds(&self, seat: &Seat) -> bool {
+    /// Whether that very client is found.
+    fn finds(&self, client: &Client) -> bool {
         let found =
-            |found: Option<&Arc<Seat>>| found.is_some_and(|found| std::ptr::eq(&**found, seat));
-        self.directory.with(seat.id(), found)
+            |found: Option<&Arc<Client>>| found.is_some_and(|found| std::ptr::eq(&**found, client));
+        self.directory.with(client.id(), found)
     }
 
     /// Everybody leaves, after which the newest segment stands, and no other.
-    fn everybody_leaves(&self, seats: &[&Arc<Seat>]) {
-        for seat in seats {
-            assert!(self.finds(seat));
-            self.directory.leave(seat);
-            assert!(!self.finds(seat));
+    fn everybody_leaves(&self, clients: &[&Arc<Client>]) {
+        for client in clients {
+            assert!(self.finds(client));
+            self.directory.leave(client);
+            assert!(!self.finds(client));
         }
         assert_eq!(self.directory.segments(), 1);
         // The directory's own claim is the only one that is left: it moves on, and with it the
@@ -171,7 +171,7 @@ fn the_last_leaves_of_a_segment_give_it_back_once() {
     });
 }
 
-/// Whoever has lost its place to a new seat of the same id leaves late.
+/// Whoever has lost its place to a new client of the same id leaves late.
 #[test]
 fn a_strangers_leave_takes_nobody_else_out() {
     check(|world| {
@@ -237,16 +237,16 @@ fn whoever_leaves_while_its_place_is_taken_is_gone() {
 fn a_stranger_gets_a_place_only_when_it_is_vacant() {
     check(|world| {
         let (first, four) = (world.join(2), world.join(4));
-        let stranger = world.seat_of(2, 1);
+        let stranger = world.client_of(2, 1);
         let joins = world.beside({
             let stranger = stranger.clone();
             move |world| world.directory.join(&stranger)
         });
         let was_here = world.finds(&first) && first.is_open();
         world.directory.leave(&first);
-        let is_seated = joins.join().unwrap();
+        let is_registered = joins.join().unwrap();
         assert!(was_here, "nobody takes it away");
-        assert_eq!(world.finds(&stranger), is_seated);
+        assert_eq!(world.finds(&stranger), is_registered);
         world.directory.leave(&stranger);
         assert_eq!(world.directory.segments(), 1);
         world.everybody_leaves(&[&four]);
@@ -277,7 +277,7 @@ fn a_lookup_finds_whoever_has_joined_and_nobody_who_has_left() {
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicBool::new(false)),
         );
-        let two = world.seat(2);
+        let two = world.client(2);
         let joins = world.beside({
             let (two, joined) = (two.clone(), joined.clone());
             move |world| {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Bounds, Budget, Directory, Overflow, SLOTS, Seat};
+use super::{Bounds, Budget, Client, Directory, Overflow, SLOTS};
 use crate::identity::{Lineage, UserId};
 use crate::protocol::Dialect;
 use crate::telemetry::metrics::{Census, Metrics};
@@ -56,19 +56,20 @@ struct World {
 }
 
 impl World {
-    fn join(&self, id: UserId) -> Arc<Seat> {
+    fn join(&self, id: UserId) -> Arc<Client> {
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
         let id = (id, Lineage::from(0));
-        let seat = Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics));
-        assert!(self.directory.join(&seat));
-        let id = seat.id();
-        assert!(self.finds(&seat), "{id} has joined and is not found");
-        seat
+        let client = Arc::new(Client::new(id, Dialect::Bare, None, bounds, metrics));
+        assert!(self.directory.join(&client));
+        let id = client.id();
+        assert!(self.finds(&client), "{id} has joined and is not found");
+        client
     }
 
-    fn finds(&self, seat: &Arc<Seat>) -> bool {
-        let found = |found: Option<&Arc<Seat>>| found.is_some_and(|found| Arc::ptr_eq(found, seat));
-        self.directory.with(seat.id(), found)
+    fn finds(&self, client: &Arc<Client>) -> bool {
+        let found =
+            |found: Option<&Arc<Client>>| found.is_some_and(|found| Arc::ptr_eq(found, client));
+        self.directory.with(client.id(), found)
     }
 
     /// An id that this thread alone uses: in a busy segment, or a new one, four to a segment.
@@ -85,39 +86,47 @@ impl World {
     /// Users come and go until the time is over, and then all leave.
     fn churn(&self, thread: u64, posted: &Posted) {
         let mut random = fastrand::Rng::with_seed(thread);
-        let mut seats: Vec<Arc<Seat>> = Vec::new();
+        let mut clients: Vec<Arc<Client>> = Vec::new();
         for turn in 1.. {
             let over = Instant::now() >= self.until;
-            if seats.len() == USERS || over {
+            if clients.len() == USERS || over {
                 posted.withdraw();
-                let Some(at) = (!seats.is_empty()).then(|| random.usize(..seats.len())) else {
+                let Some(at) = (!clients.is_empty()).then(|| random.usize(..clients.len())) else {
                     return;
                 };
-                let seat = seats.swap_remove(at);
+                let client = clients.swap_remove(at);
                 if !over && random.u8(..) < 64 {
                     // Its place is taken, and then it leaves.
-                    let taker = self.join(seat.id());
-                    assert!(!self.finds(&seat));
+                    let taker = self.join(client.id());
+                    assert!(!self.finds(&client));
                     assert!(
-                        !seat.is_open(),
+                        !client.is_open(),
                         "nothing more is put into what nobody reads"
                     );
-                    self.directory.leave(&seat);
-                    seats.push(taker);
+                    self.directory.leave(&client);
+                    clients.push(taker);
                 } else {
-                    self.directory.leave(&seat);
-                    assert!(!self.finds(&seat), "{} has left and is found", seat.id());
+                    self.directory.leave(&client);
+                    assert!(
+                        !self.finds(&client),
+                        "{} has left and is found",
+                        client.id()
+                    );
                 }
             } else {
                 let busy = random.u8(..) < 192;
                 let id = self.pick(thread, busy, &mut random);
-                if seats.iter().all(|seat| seat.id() != id) {
-                    seats.push(self.join(id));
+                if clients.iter().all(|client| client.id() != id) {
+                    clients.push(self.join(id));
                     posted.post(turn, id);
                 }
             }
-            for seat in &seats {
-                assert!(self.finds(seat), "{} is here and is not found", seat.id());
+            for client in &clients {
+                assert!(
+                    self.finds(client),
+                    "{} is here and is not found",
+                    client.id()
+                );
             }
         }
     }
@@ -126,7 +135,7 @@ impl World {
     fn look(&self) {
         while !self.is_over.load(Ordering::Relaxed) {
             for posted in &self.posted {
-                let here = posted.holds(|id| self.directory.with(id, |seat| seat.is_some()));
+                let here = posted.holds(|id| self.directory.with(id, |client| client.is_some()));
                 assert!(here, "a user that has joined is not found by others");
             }
         }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use rustc_hash::FxHasher;
 
-use super::Seat;
+use super::Client;
 use super::sync::{ArcSwapOption, AtomicU32, Ordering};
 use crate::identity::UserId;
 
-/// Ids in one segment: 8 KiB of slots, small beside the seats in it, and one change of the table in a
+/// Ids in one segment: 8 KiB of slots, small beside the clients in it, and one change of the table in a
 /// thousand joins. The model checker has to fill one in a few steps.
 pub const SLOTS: usize = if cfg!(all(test, switchboard_loom)) {
     2
@@ -35,7 +35,7 @@ pub(super) struct Segment {
     /// Users in it, or about to be; one more for the newest. [`RETIRED`] is final.
     claims: AtomicU32,
     // In place: a lookup among many users waits for memory, so each pointer on the way counts.
-    slots: [ArcSwapOption<Seat>; SLOTS],
+    slots: [ArcSwapOption<Client>; SLOTS],
 }
 
 impl Segment {
@@ -65,11 +65,11 @@ impl Segment {
                 .is_ok()
     }
 
-    pub(super) fn slot(&self, id: UserId) -> &ArcSwapOption<Seat> {
+    pub(super) fn slot(&self, id: UserId) -> &ArcSwapOption<Client> {
         &self.slots[part(id.get() - 1, SLOTS).1]
     }
 
-    pub(super) fn slots(&self) -> &[ArcSwapOption<Seat>] {
+    pub(super) fn slots(&self) -> &[ArcSwapOption<Client>] {
         &self.slots
     }
 }

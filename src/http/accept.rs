@@ -135,7 +135,7 @@ async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>
                     stopping = true;
                     std::pin::Pin::new(&mut connection).graceful_shutdown();
                 }
-                // The seat goes back with the handshake.
+                // The client goes back with the handshake.
                 () = &mut late => return,
                 () = &mut wanted => {
                     host.relay.metrics().http_evicted();

@@ -1,5 +1,5 @@
 //! The opening handshake (RFC 6455 section 4.2): every check that tungstenite's upgrade leaves out,
-//! the seat, which is taken before the 101 is written, and the answer.
+//! the client, which is taken before the 101 is written, and the answer.
 
 use std::net::IpAddr;
 use std::sync::atomic::AtomicBool;
@@ -43,7 +43,7 @@ const TICKET: HeaderName = HeaderName::from_static("x-ticket");
 /// The request header that names the trace of whoever asks (W3C Trace Context section 3.2).
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// A user who has a seat.
+/// A user who has a client.
 #[derive(Debug)]
 pub(super) struct Joined {
     pub(super) membership: Membership,
@@ -55,7 +55,7 @@ pub(super) struct Joined {
     pub(super) remaining: Option<Duration>,
 }
 
-/// Where a connection's seat is from the upgrade request until the 101 has left.
+/// Where a connection's client is from the upgrade request until the 101 has left.
 #[derive(Debug)]
 pub(super) struct Handshake {
     /// Whom the connection is from: the socket's peer, or whom a proxy named at its beginning.
@@ -100,7 +100,7 @@ impl Handshake {
             .take()
     }
 
-    /// Completes if a seat was taken and the upgrade is not complete within `timeout` of that.
+    /// Completes if a client was taken and the upgrade is not complete within `timeout` of that.
     pub(super) async fn is_late(&self, timeout: Duration) {
         self.told.notified().await;
         tokio::time::sleep(timeout).await;
@@ -170,21 +170,21 @@ async fn answer(mut request: Request<Incoming>, host: &Host, handshake: &Handsha
         error!("a checked handshake was refused");
         return text(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n");
     };
-    let seat = joined.membership.seat();
+    let client = joined.membership.client();
     let headers = answer.headers_mut();
-    headers.insert(USER_ID, HeaderValue::from(seat.id().get()));
-    if seat.dialect() == Dialect::V1 {
+    headers.insert(USER_ID, HeaderValue::from(client.id().get()));
+    if client.dialect() == Dialect::V1 {
         headers.insert(
             SEC_WEBSOCKET_PROTOCOL,
             HeaderValue::from_static(SUBPROTOCOL),
         );
     }
-    debug!(client.addr = %client_addr, user = %seat.id(), "upgrade accepted");
+    debug!(client.addr = %client_addr, user = %client.id(), "upgrade accepted");
     handshake.put(joined);
     answer
 }
 
-/// Asks everything that a handshake is asked, the cheap questions first, and gives it a seat.
+/// Asks everything that a handshake is asked, the cheap questions first, and gives it a client.
 async fn join(
     request: &Request<Incoming>,
     host: &Host,
@@ -213,7 +213,7 @@ async fn join(
     // Who will find no place costs no look at its token. It is taken behind that, since a key may have to
     // be asked for.
     if host.relay.is_full() {
-        return Err(Refusal::NoSeat(Refused::Full));
+        return Err(Refusal::NotJoined(Refused::Full));
     }
     let pass = host.auth.admit(headers, request.uri().query()).await;
     let Pass { subject, remaining } = pass.map_err(|Denied| {
@@ -233,7 +233,7 @@ async fn join(
     });
     let identity = claim.and_then(Result::ok).map(|it| (it.id, it.lineage));
     let membership = host.relay.join(dialect, subject, identity).await;
-    let membership = membership.map_err(Refusal::NoSeat)?;
+    let membership = membership.map_err(Refusal::NotJoined)?;
     Ok(Joined {
         arrival: arrival(&membership, claim, &host.tickets),
         membership,
@@ -269,13 +269,13 @@ fn arrival(
     claim: Option<Result<Claim, Invalid>>,
     tickets: &Tickets,
 ) -> Arrival {
-    let seat = membership.seat();
+    let client = membership.client();
     // A bare connection is told nothing.
-    if seat.dialect() == Dialect::Bare {
+    if client.dialect() == Dialect::Bare {
         return Arrival::default();
     }
-    let (id, lineage) = (seat.id(), seat.lineage());
-    let subject = seat.subject().map(Subject::as_str);
+    let (id, lineage) = (client.id(), client.lineage());
+    let subject = client.subject().map(Subject::as_str);
     let reason = match claim {
         Some(Ok(claim)) if claim.id != id => Some(match membership.unclaimed() {
             Some(Unclaimed::Unavailable) => "id_unavailable",

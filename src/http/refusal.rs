@@ -33,8 +33,8 @@ pub(super) enum Refusal {
     TooMany(TooMany),
     /// The server is about to end.
     Draining,
-    /// There is no seat.
-    NoSeat(Refused),
+    /// There is no client.
+    NotJoined(Refused),
 }
 
 impl Refusal {
@@ -47,8 +47,8 @@ impl Refusal {
             Self::Unauthorized => Rejection::Unauthorized,
             Self::TooMany(TooMany { reason, .. }) => reason,
             Self::Draining => Rejection::Draining,
-            Self::NoSeat(Refused::Full) => Rejection::Full,
-            Self::NoSeat(Refused::NoId) => Rejection::NoId,
+            Self::NotJoined(Refused::Full) => Rejection::Full,
+            Self::NotJoined(Refused::NoId) => Rejection::NoId,
         }
     }
 
@@ -84,7 +84,7 @@ impl Refusal {
                 again_after(wait, with(status, message, &[]))
             }
             Self::Draining => unavailable("the server is draining"),
-            Self::NoSeat(refused) => unavailable(&refused.to_string()),
+            Self::NotJoined(refused) => unavailable(&refused.to_string()),
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Guest, Refusal, Tenure, Unready};
-use crate::directory::{Bounds, Directory, Entry, Letter, Receipt, Seat, Wakes};
+use crate::directory::{Bounds, Client, Directory, Entry, Letter, Receipt, Wakes};
 use crate::identity::{Lineage, Sender, Sequence, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status, close_code};
@@ -187,7 +187,7 @@ impl Relay {
         self.shared.users.load(Relaxed) >= self.shared.users_max
     }
 
-    /// Seats a user: letters for it queue from now on. It leaves when the membership is dropped.
+    /// Registers a user: letters for it queue from now on. It leaves when the membership is dropped.
     /// `subject` is whom its token is about.
     ///
     /// The id is a new one, or that of `claim`, which is taken from wherever in the cluster it was, unless
@@ -207,18 +207,18 @@ impl Relay {
             },
             None => (None, None),
         };
-        let (seat, guest) = self.take_seat(dialect, subject.as_ref(), claimed)?;
+        let (client, guest) = self.register(dialect, subject.as_ref(), claimed)?;
         let mut membership = Membership {
             ended: (Initiator::Client, CloseCode::Code(ABNORMAL)),
             unclaimed,
-            seat,
+            client,
             guest,
             leave_place: None,
             port: None,
             place,
         };
         if let Some(router) = &shared.router {
-            membership.leave_place = router.join(membership.seat.clone()).await;
+            membership.leave_place = router.join(membership.client.clone()).await;
             membership.port = Some(Box::new(router.port()));
         }
         Ok(membership)
@@ -244,16 +244,16 @@ impl Relay {
             id,
             lineage,
             guest,
-            is_seated: false,
+            is_registered: false,
         })
     }
 
-    fn take_seat(
+    fn register(
         &self,
         dialect: Dialect,
         subject: Option<&Subject>,
         mut claimed: Option<Claimed>,
-    ) -> Result<(Arc<Seat>, Option<Box<Guest>>), Refused> {
+    ) -> Result<(Arc<Client>, Option<Box<Guest>>), Refused> {
         let shared = &self.shared;
         let mut is_opened = false;
         loop {
@@ -269,11 +269,11 @@ impl Relay {
                 }
                 return Err(Refused::NoId);
             };
-            // Before the seat is there, so that no scrape finds more connections than were opened.
+            // Before the client is there, so that no scrape finds more connections than were opened.
             if !std::mem::replace(&mut is_opened, true) {
                 shared.metrics.connection_opened();
             }
-            let seat = Seat::new(
+            let client = Client::new(
                 (id, lineage),
                 dialect,
                 subject.cloned(),
@@ -281,9 +281,9 @@ impl Relay {
                 shared.metrics.clone(),
             );
             let seconds = shared.epoch.0.elapsed().as_secs();
-            let seat = Arc::new(seat.joined_at(u32::try_from(seconds).unwrap_or(u32::MAX)));
-            if shared.directory.join(&seat) {
-                return Ok((seat, claimed.as_mut().and_then(Claimed::seated)));
+            let client = Arc::new(client.joined_at(u32::try_from(seconds).unwrap_or(u32::MAX)));
+            if shared.directory.join(&client) {
+                return Ok((client, claimed.as_mut().and_then(Claimed::registered)));
             }
             // A claim that somebody else holds, or a new id that somebody came back with just now.
             if claimed.is_none() {
@@ -336,7 +336,7 @@ impl Relay {
         outcome
     }
 
-    /// Gives a letter to its recipient's seat, or sends it elsewhere.
+    /// Gives a letter to its recipient's client, or sends it elsewhere.
     fn hand_over<M: Deref<Target = Metrics>>(
         &self,
         recipient: UserId,
@@ -345,8 +345,8 @@ impl Relay {
         wakes: &mut Wakes,
     ) {
         let shared = &self.shared;
-        shared.directory.with(recipient, |seat| match seat {
-            Some(seat) => seat.push(letter, in_hand, wakes),
+        shared.directory.with(recipient, |client| match client {
+            Some(client) => client.push(letter, in_hand, wakes),
             None => send_elsewhere(shared.cluster.as_ref(), recipient, letter, in_hand, wakes),
         });
     }
@@ -384,9 +384,9 @@ impl Relay {
         self.shared.users.load(Acquire)
     }
 
-    /// When the user of a seat joined, to the second.
-    pub(crate) fn joined_at(&self, seat: &Seat) -> SystemTime {
-        self.shared.epoch.1 + Duration::from_secs(seat.joined().into())
+    /// When the user of a client joined, to the second.
+    pub(crate) fn joined_at(&self, client: &Client) -> SystemTime {
+        self.shared.epoch.1 + Duration::from_secs(client.joined().into())
     }
 
     /// Who is here.
@@ -417,21 +417,21 @@ pub enum Unclaimed {
     Unavailable,
 }
 
-/// An id that somebody has come back with. Dropping it gives it up, unless it was seated.
+/// An id that somebody has come back with. Dropping it gives it up, unless it was registered.
 struct Claimed {
     relay: Relay,
     id: UserId,
     lineage: Lineage,
     guest: Option<Box<Guest>>,
-    is_seated: bool,
+    is_registered: bool,
 }
 
 impl Claimed {
-    /// There is a seat with the id: whoever has that gives the id up. What goes with it.
-    fn seated(&mut self) -> Option<Box<Guest>> {
-        self.is_seated = true;
+    /// There is a client with the id: whoever has that gives the id up. What goes with it.
+    fn registered(&mut self) -> Option<Box<Guest>> {
+        self.is_registered = true;
         let shared = &self.relay.shared;
-        // Another node may have claimed it before the seat was there to be found.
+        // Another node may have claimed it before the client was there to be found.
         let is_taken = match (&self.guest, &shared.cluster) {
             (Some(guest), _) => !guest.is_current(),
             (None, Some(cluster)) => cluster.is_claimed(self.id),
@@ -446,7 +446,7 @@ impl Claimed {
 
 impl Drop for Claimed {
     fn drop(&mut self) {
-        if !self.is_seated && self.guest.is_none() {
+        if !self.is_registered && self.guest.is_none() {
             self.relay.shared.sequence.left(self.id);
         }
     }
@@ -476,10 +476,10 @@ impl Drop for Place {
     }
 }
 
-/// A joined user. Dropping it leaves: what is still queued is settled as dropped, the seat is given
+/// A joined user. Dropping it leaves: what is still queued is settled as dropped, the client is given
 /// up, and the connection counts as closed.
 pub struct Membership {
-    seat: Arc<Seat>,
+    client: Arc<Client>,
     ended: (Initiator, CloseCode),
     unclaimed: Option<Unclaimed>,
     /// Where the id is of no block of this node.
@@ -490,9 +490,9 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// The user's seat.
-    pub fn seat(&self) -> &Arc<Seat> {
-        &self.seat
+    /// The user's client.
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
     }
 
     /// Why it has another id than the one it came back with.
@@ -531,11 +531,11 @@ impl Membership {
         if let Some(port) = &mut self.port {
             port.close();
         }
-        // Where the user has come back elsewhere, letters for it are not for this seat any more.
-        if !self.seat.is_open()
+        // Where the user has come back elsewhere, letters for it are not for this client any more.
+        if !self.client.is_open()
             && let Some(place) = self.leave_place.take()
         {
-            place.leave(self.seat.clone());
+            place.leave(self.client.clone());
         }
     }
 
@@ -552,8 +552,8 @@ impl Membership {
         let in_hand = InHand::receive(&*shared.metrics);
         // Without the quotes of the literal.
         let trace = shared.traces.message(traceparent, Some(message.len() - 2));
-        let receipt = Receipt::to_user(&self.seat, id, trace);
-        let sender = self.seat.id().into();
+        let receipt = Receipt::to_user(&self.client, id, trace);
+        let sender = self.client.id().into();
         if let Some(port) = &mut self.port {
             let in_hand = in_hand.carry(shared.metrics.clone());
             port.send(Parcel {
@@ -586,14 +586,14 @@ impl Membership {
         let shared = &self.place.0.shared;
         InHand::receive(&*shared.metrics).dropped(reason);
         let trace = shared.traces.message(None, None);
-        if let Some(receipt) = Receipt::to_user(&self.seat, id, trace) {
+        if let Some(receipt) = Receipt::to_user(&self.client, id, trace) {
             receipt.settle(status, wakes);
         }
     }
 
     /// Settles what the session has taken and not flushed, and all that is queued.
     pub(crate) fn give_up(&self, taken: VecDeque<Entry>, reason: DropReason, wakes: &mut Wakes) {
-        self.seat.leave(taken, reason, wakes);
+        self.client.leave(taken, reason, wakes);
     }
 }
 
@@ -617,19 +617,19 @@ fn send_elsewhere<M: Deref<Target = Metrics>>(
 impl Drop for Membership {
     fn drop(&mut self) {
         let shared = &self.place.0.shared;
-        self.seat.leave(
+        self.client.leave(
             VecDeque::new(),
             DropReason::Disconnected,
             &mut Wakes::default(),
         );
-        shared.directory.leave(&self.seat);
+        shared.directory.leave(&self.client);
         if self.guest.is_none() {
-            shared.sequence.left(self.seat.id());
+            shared.sequence.left(self.client.id());
         }
         if let Some(place) = self.leave_place.take() {
-            place.leave(self.seat.clone());
+            place.leave(self.client.clone());
         }
-        // Behind the seat's leave, so that no scrape finds the connection both open and closed.
+        // Behind the client's leave, so that no scrape finds the connection both open and closed.
         let (initiator, code) = self.ended;
         shared.metrics.connection_closed(initiator, code);
     }
@@ -638,7 +638,7 @@ impl Drop for Membership {
 impl std::fmt::Debug for Membership {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Membership")
-            .field("seat", &self.seat)
+            .field("client", &self.client)
             .finish_non_exhaustive()
     }
 }

@@ -11,7 +11,7 @@ use rustc_hash::FxHasher;
 use tokio::sync::mpsc;
 use tokio_util::sync::PollSender;
 
-use crate::directory::{Letter, Receipt, Seat, Wakes};
+use crate::directory::{Client, Letter, Receipt, Wakes};
 use crate::identity::{Sender, UserId};
 use crate::ledger::InHand;
 use crate::protocol::Status;
@@ -22,8 +22,8 @@ use crate::telemetry::metrics::{DropReason, Metrics};
 const BATCH: usize = 64;
 
 enum Change {
-    Join(Arc<Seat>),
-    Leave(Arc<Seat>),
+    Join(Arc<Client>),
+    Leave(Arc<Client>),
 }
 
 /// A letter on its way to the router.
@@ -55,8 +55,8 @@ impl std::fmt::Debug for Router {
 pub(crate) struct LeavePlace(mpsc::OwnedPermit<Change>);
 
 impl LeavePlace {
-    pub(crate) fn leave(self, seat: Arc<Seat>) {
-        self.0.send(Change::Leave(seat));
+    pub(crate) fn leave(self, client: Arc<Client>) {
+        self.0.send(Change::Leave(client));
     }
 }
 
@@ -79,9 +79,9 @@ impl Router {
     }
 
     /// Hands a user to the router. Letters that are sent after this has returned find it.
-    pub(crate) async fn join(&self, seat: Arc<Seat>) -> Option<LeavePlace> {
+    pub(crate) async fn join(&self, client: Arc<Client>) -> Option<LeavePlace> {
         let place = self.changes.clone().reserve_owned().await.ok()?;
-        self.changes.send(Change::Join(seat)).await.ok()?;
+        self.changes.send(Change::Join(client)).await.ok()?;
         Some(LeavePlace(place))
     }
 
@@ -140,7 +140,7 @@ fn settle_offline(in_hand: InHand<Arc<Metrics>>, receipt: Option<Box<Receipt>>, 
     }
 }
 
-type Users = HashMap<UserId, Arc<Seat>, BuildHasherDefault<FxHasher>>;
+type Users = HashMap<UserId, Arc<Client>, BuildHasherDefault<FxHasher>>;
 
 async fn run(
     mut changes: mpsc::Receiver<Change>,
@@ -164,7 +164,7 @@ async fn run(
                 }
                 for parcel in batch.drain(..) {
                     match users.get(&parcel.recipient) {
-                        Some(seat) => deliver(seat, parcel, &mut wakes),
+                        Some(client) => deliver(client, parcel, &mut wakes),
                         None => elsewhere(parcel, &mut wakes),
                     }
                 }
@@ -178,23 +178,23 @@ fn apply(users: &mut Users, change: Change) {
     match change {
         // Of two that took the place one after the other, the later may come here first; by then the
         // earlier is shut.
-        Change::Join(seat) => {
-            if seat.is_open() {
-                users.insert(seat.id(), seat);
+        Change::Join(client) => {
+            if client.is_open() {
+                users.insert(client.id(), client);
             }
         }
-        Change::Leave(seat) => {
+        Change::Leave(client) => {
             if users
-                .get(&seat.id())
-                .is_some_and(|seated| Arc::ptr_eq(seated, &seat))
+                .get(&client.id())
+                .is_some_and(|registered| Arc::ptr_eq(registered, &client))
             {
-                users.remove(&seat.id());
+                users.remove(&client.id());
             }
         }
     }
 }
 
-fn deliver(seat: &Arc<Seat>, parcel: Parcel, wakes: &mut Wakes) {
+fn deliver(client: &Arc<Client>, parcel: Parcel, wakes: &mut Wakes) {
     let Parcel {
         sender,
         recipient: _,
@@ -209,7 +209,7 @@ fn deliver(seat: &Arc<Seat>, parcel: Parcel, wakes: &mut Wakes) {
         read_at,
         receipt,
     };
-    seat.push(letter, in_hand, wakes);
+    client.push(letter, in_hand, wakes);
 }
 
 #[cfg(test)]
@@ -219,7 +219,7 @@ mod tests {
     use crate::identity::Lineage;
     use crate::protocol::Dialect;
 
-    fn seat(id: u64, metrics: &Arc<Metrics>) -> Arc<Seat> {
+    fn client(id: u64, metrics: &Arc<Metrics>) -> Arc<Client> {
         let bounds = Arc::new(Bounds {
             messages: 8,
             bytes: 1024,
@@ -228,10 +228,16 @@ mod tests {
         });
         let id = UserId::new(id).unwrap();
         let id = (id, Lineage::from(0));
-        Arc::new(Seat::new(id, Dialect::Bare, None, bounds, metrics.clone()))
+        Arc::new(Client::new(
+            id,
+            Dialect::Bare,
+            None,
+            bounds,
+            metrics.clone(),
+        ))
     }
 
-    fn parcel(recipient: &Seat, metrics: &Arc<Metrics>) -> Parcel {
+    fn parcel(recipient: &Client, metrics: &Arc<Metrics>) -> Parcel {
         Parcel {
             sender: Sender::SYSTEM,
             recipient: recipient.id(),
@@ -251,7 +257,7 @@ mod tests {
             let (router, task) =
                 Router::new(2, 8, |parcel, _| panic!("{parcel:?} is for somebody here"));
             let mut port = router.port();
-            let recipient = seat(2, &metrics);
+            let recipient = client(2, &metrics);
             let place = router.join(recipient.clone()).await.unwrap();
             std::future::poll_fn(|cx| port.poll_ready(cx)).await;
             port.send(parcel(&recipient, &metrics));
@@ -267,7 +273,7 @@ mod tests {
         let metrics = Arc::new(Metrics::new(1));
         let (router, task) =
             Router::new(3, 8, |parcel, _| panic!("{parcel:?} is for somebody here"));
-        let (earlier, later) = (seat(2, &metrics), seat(2, &metrics));
+        let (earlier, later) = (client(2, &metrics), client(2, &metrics));
         earlier.give_way();
         let later_place = router.join(later.clone()).await.unwrap();
         let earlier_place = router.join(earlier.clone()).await.unwrap();
@@ -286,7 +292,7 @@ mod tests {
         let metrics = Arc::new(Metrics::new(1));
         let (router, task) =
             Router::new(3, 8, |parcel, _| panic!("{parcel:?} is for somebody here"));
-        let (stranger, recipient) = (seat(2, &metrics), seat(2, &metrics));
+        let (stranger, recipient) = (client(2, &metrics), client(2, &metrics));
         let stranger_place = router.join(stranger.clone()).await.unwrap();
         let place = router.join(recipient.clone()).await.unwrap();
         stranger_place.leave(stranger.clone());

@@ -298,12 +298,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         // came in one wave are not pinged in one.
         let ping = now + interval / 2 + fastrand::u64(0..=interval / 2);
         let mut wire = Wire::new(io, read);
-        let seat = membership.seat();
+        let client = membership.client();
         push_frame(
             &mut wire.out,
-            seat.dialect(),
+            client.dialect(),
             Outbound::Welcome {
-                user_id: seat.id(),
+                user_id: client.id(),
                 heartbeat_ms: u64::try_from(common.terms.ping_interval.as_millis())
                     .unwrap_or(u64::MAX),
                 max_message_bytes: common.terms.message_bytes,
@@ -480,7 +480,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         self.wire.forget_inbox();
         self.membership.close_port();
         if !close.awaits_outcomes {
-            self.membership.seat().shut();
+            self.membership.client().shut();
         }
         self.phase = Phase::Leaving(Box::new(close), by);
     }
@@ -507,11 +507,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             Order::Restart { after_ms } if matches!(self.phase, Phase::Open) => {
                 push_frame(
                     &mut self.wire.out,
-                    self.membership.seat().dialect(),
+                    self.membership.client().dialect(),
                     Outbound::Reconnect { after_ms },
                 );
                 let mut close = Close::server(close_code::RESTART, "restart");
-                close.awaits_outcomes = self.membership.seat().dialect() == Dialect::V1;
+                close.awaits_outcomes = self.membership.client().dialect() == Dialect::V1;
                 self.leave(close, now);
             }
             Order::Close { code, reason } => self.leave(Close::server(code, reason), now),
@@ -552,7 +552,7 @@ impl<S> Drop for Core<S> {
         };
         let taken = std::mem::take(&mut self.flights);
         self.membership
-            .seat()
+            .client()
             .settle(std::mem::take(&mut self.flushed));
         self.membership
             .give_up(taken, reason, &mut Wakes::default());

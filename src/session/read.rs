@@ -69,7 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                     ControlFlow::Break(end) => return end,
                 }
             }
-            let dialect = self.membership.seat().dialect();
+            let dialect = self.membership.client().dialect();
             let side = ws.get_or_insert_with(|| scratch.websocket(&self.common.terms, dialect));
             match side.read(&mut self.wire) {
                 Ok(message) => {
@@ -231,7 +231,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     }
 
     fn on_text(&mut self, text: &str, wakes: &mut Wakes, now: u64) {
-        let dialect = self.membership.seat().dialect();
+        let dialect = self.membership.client().dialect();
         let within = self.meter(text.len(), now);
         if !within && dialect == Dialect::Bare {
             return self.on_rate_limited(None, wakes);
@@ -263,7 +263,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         self.refuse(id, DropReason::RateLimited, Status::RateLimited, wakes);
         if id.is_some() {
             self.promised += 1;
-        } else if self.membership.seat().dialect() == Dialect::V1 {
+        } else if self.membership.client().dialect() == Dialect::V1 {
             self.push_error("rate_limited", "too many messages, or bytes of them");
         }
     }
@@ -272,7 +272,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         self.refuse(id, DropReason::TooLarge, Status::TooLarge, wakes);
         if id.is_some() {
             self.promised += 1;
-        } else if self.membership.seat().dialect() == Dialect::V1 {
+        } else if self.membership.client().dialect() == Dialect::V1 {
             let detail = format!(
                 "the message is over {} bytes",
                 self.common.terms.message_bytes
@@ -296,7 +296,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
 
     fn on_bad_input(&mut self, bad: BadInput, now: u64) {
         self.common.metrics.bad_message();
-        match self.membership.seat().dialect() {
+        match self.membership.client().dialect() {
             Dialect::Bare => self.leave(Close::server(close_code::INVALID, bad.to_string()), now),
             Dialect::V1 => {
                 self.push_error(bad.code(), &bad.to_string());
@@ -340,7 +340,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             _ => Initiator::Client,
         };
         push_close(&mut self.wire.out, answer);
-        self.membership.seat().shut();
+        self.membership.client().shut();
         self.membership.ended(initiator, CloseCode::Code(code));
         self.stop_heartbeat();
         self.phase = Phase::Ending(now + micros(self.common.terms.close_timeout));

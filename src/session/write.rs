@@ -72,7 +72,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// a clock costs as much as a message's lookup.
     fn visit(&mut self, cx: &Context<'_>, now: Option<u64>) -> Found {
         let before = self.flights.len();
-        let found = self.membership.seat().visit(
+        let found = self.membership.client().visit(
             std::mem::take(&mut self.flushed),
             (&mut self.wire.out, &mut self.flights),
             WRITE_BYTES,
@@ -88,7 +88,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// Settles what has left, and hears an order.
     fn settle(&mut self, now: u64) -> Option<End> {
         let flushed = std::mem::take(&mut self.flushed);
-        let (order, _) = self.membership.seat().settle(flushed);
+        let (order, _) = self.membership.client().settle(flushed);
         order.and_then(|order| self.obey(order, now))
     }
 
@@ -159,8 +159,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// While the socket takes nothing: what has left is settled, an order is heard, and what was not
     /// begun goes back into the mailbox where it may have to make room.
     fn wait_blocked(&mut self, now: u64) -> Option<End> {
-        let seat = self.membership.seat();
-        let (order, overflow) = seat.settle(std::mem::take(&mut self.flushed));
+        let client = self.membership.client();
+        let (order, overflow) = client.settle(std::mem::take(&mut self.flushed));
         if overflow == Overflow::DropOldest && matches!(self.phase, Phase::Open) {
             self.put_back();
         }
@@ -183,7 +183,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         if keep < self.flights.len() {
             let entries = self.flights.split_off(keep);
             self.membership
-                .seat()
+                .client()
                 .put_back(&self.wire.out[from..], entries);
             self.wire.out.truncate(from);
         }
@@ -203,7 +203,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                     close.awaits_outcomes = false;
                     *until = by;
                     // What came in between is found by one more visit.
-                    self.membership.seat().shut();
+                    self.membership.client().shut();
                     return Poll::Ready(None);
                 }
                 let (code, reason) = &close.frame;

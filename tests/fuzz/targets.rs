@@ -215,16 +215,22 @@ async fn play(bytes: &[u8]) {
     };
     let relay = Relay::new(bounds, 3, metrics.clone(), Arc::new(Traces::off()));
     let common = Arc::new(Common::new(terms(kind), metrics.clone()));
-    let membership = relay.join(dialect, None, None).await.expect("a seat");
-    let seat = membership.seat().clone();
-    let (ours, mut client) = duplex(1 + usize::from(kind >> 4) * 100);
+    let membership = relay
+        .join(dialect, None, None)
+        .await
+        .expect("an id is left");
+    let client = membership.client().clone();
+    let (ours, mut peer) = duplex(1 + usize::from(kind >> 4) * 100);
     let session = tokio::spawn(Session::new(
         ours,
         &[],
         (membership, Arrival::default()),
         common.clone(),
     ));
-    let sender = relay.join(Dialect::Bare, None, None).await.expect("a seat");
+    let sender = relay
+        .join(Dialect::Bare, None, None)
+        .await
+        .expect("an id is left");
     let (from_sender, mut senders) = duplex(1 << 16);
     let sending = tokio::spawn(Session::new(
         from_sender,
@@ -235,17 +241,17 @@ async fn play(bytes: &[u8]) {
 
     let mut heard = Vec::new();
     while !script.0.is_empty() {
-        step(&mut script, &mut client, &mut senders, &seat, &mut heard).await;
+        step(&mut script, &mut peer, &mut senders, &client, &mut heard).await;
         tokio::task::yield_now().await;
     }
     // To the end: everything is read, and then nobody is there any more.
-    seat.order(Order::Close {
+    client.order(Order::Close {
         code: 1000,
         reason: "the end",
     });
     let rest = async {
-        let _ended = client.shutdown().await;
-        let _read = client.read_to_end(&mut heard).await;
+        let _ended = peer.shutdown().await;
+        let _read = peer.read_to_end(&mut heard).await;
         session.await.expect("a session does not panic");
         drop(senders);
         sending.await.expect("nor does this one");
@@ -279,40 +285,43 @@ fn terms(kind: u8) -> Terms {
 
 async fn step(
     script: &mut Script<'_>,
-    client: &mut DuplexStream,
+    peer: &mut DuplexStream,
     sender: &mut DuplexStream,
-    seat: &switchboard::directory::Seat,
+    client: &switchboard::directory::Client,
     heard: &mut Vec<u8>,
 ) {
     let within = Duration::from_millis(1);
     match script.byte() % 8 {
         0 => {
             let bytes = script.take();
-            let _taken = tokio::time::timeout(within, client.write_all(bytes)).await;
+            let _taken = tokio::time::timeout(within, peer.write_all(bytes)).await;
         }
         1 | 2 => {
             let first = script.byte();
             let frame = frame(first, script.take());
-            let _taken = tokio::time::timeout(within, client.write_all(&frame)).await;
+            let _taken = tokio::time::timeout(within, peer.write_all(&frame)).await;
         }
         3 => {
             let text = "x".repeat(script.byte().into());
-            let json = format!("{{\"recipient_id\":{},\"message\":\"{text}\"}}", seat.id());
+            let json = format!(
+                "{{\"recipient_id\":{},\"message\":\"{text}\"}}",
+                client.id()
+            );
             let frame = frame(0x81, json.as_bytes());
             let _taken = tokio::time::timeout(within, sender.write_all(&frame)).await;
         }
         4 => {
             let mut room = [0; 256];
-            let read = tokio::time::timeout(within, client.read(&mut room)).await;
+            let read = tokio::time::timeout(within, peer.read(&mut room)).await;
             if let Ok(Ok(count)) = read {
                 heard.extend_from_slice(&room[..count]);
             }
         }
         5 => tokio::time::sleep(Duration::from_millis(100 * u64::from(script.byte()))).await,
         6 => {
-            let _ended = client.shutdown().await;
+            let _ended = peer.shutdown().await;
         }
-        _ => seat.order(match script.byte() % 3 {
+        _ => client.order(match script.byte() % 3 {
             0 => Order::Restart { after_ms: 7 },
             1 => Order::Cut,
             _ => Order::Close {

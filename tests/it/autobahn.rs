@@ -96,8 +96,8 @@ impl Echo {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 stream.set_nodelay(true).unwrap();
-                let seat = host.join(Dialect::Bare, None, None).await.unwrap();
-                let arrival = (seat, Arrival::default());
+                let client = host.join(Dialect::Bare, None, None).await.unwrap();
+                let arrival = (client, Arrival::default());
                 tokio::spawn(Session::new(stream, &[], arrival, common.clone()));
             }
         });

@@ -123,7 +123,7 @@ both_strategies! {
         let expected: Vec<Value> = (0..100).map(|n| Dialect::Bare.message(1, &n.to_string())).collect();
         match strategy {
             Strategy::Directory => assert_eq!(heard, expected),
-            // Those that are with the router still find the seat shut.
+            // Those that are with the router still find the client shut.
             Strategy::Router => assert!(expected.starts_with(&heard), "{heard:?}"),
         }
         assert_eq!(code, 1007);

@@ -587,7 +587,7 @@ both_strategies! {
             let peer = relay.raw_user(dialect).await;
             let id = peer.id;
             peer.reset();
-            eventually("the seat is empty", async || {
+            eventually("the mailbox is empty", async || {
                 (relay.metric("switchboard_connections", &[]).await == 1).then_some(())
             })
             .await;

@@ -337,8 +337,8 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// Nobody is left in a seat whose owner never came.
-    async fn a_seat_whose_upgrade_failed_is_given_back(strategy) {
+    /// Nobody is left in a client whose owner never came.
+    async fn a_client_whose_upgrade_failed_leaves(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         for _ in 0..50 {
             let mut peer = relay.raw().await;

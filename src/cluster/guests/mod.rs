@@ -382,9 +382,9 @@ impl Shared {
         }
         if refusal == Refusal::Unavailable {
             // Nobody else is known to have it: the client may come back with it.
-            self.directory.with(id, |seat| {
-                if let Some(seat) = seat.filter(|seat| seat.lineage() == lineage) {
-                    seat.order(Order::Close {
+            self.directory.with(id, |client| {
+                if let Some(client) = client.filter(|client| client.lineage() == lineage) {
+                    client.order(Order::Close {
                         code: close_code::TRY_AGAIN,
                         reason: "the id cannot be had",
                     });
@@ -401,7 +401,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::super::handover::Claimant;
-    use super::super::tests::{node, seat};
+    use super::super::tests::{client, node};
     use super::*;
     use crate::directory::Flushed;
 
@@ -466,7 +466,7 @@ mod tests {
         for (refusal, expected) in refusals {
             let shared = node(|_| {});
             let (staying, guest, takers) = guest(&shared, ELSEWHERE, Some(1));
-            let seated = seat(&shared, staying.id, staying.lineage);
+            let seated = client(&shared, staying.id, staying.lineage);
             assert!(guest.is_current());
             shared.turn_out(staying, refusal);
             assert!(!seated.is_open());
