@@ -228,11 +228,11 @@ pub struct Client {
     /// When the user joined, seconds of the relay's clock: what fits beside the dialect.
     joined_at: u32,
     subject: Option<Subject>,
-    desk: Mutex<Desk>,
+    state: Mutex<ClientState>,
 }
 
 /// What the lock guards.
-struct Desk {
+struct ClientState {
     mailbox: Mailbox,
     /// Outcome frames that wait for the socket.
     replies: Vec<u8>,
@@ -247,18 +247,18 @@ struct Desk {
     parked: bool,
     /// Among those that are asked for room when there is none.
     noted_as_large: bool,
-    door: Door,
+    accepts: Accepts,
 }
 
 /// What a client still takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Door {
+enum Accepts {
     /// Letters and replies.
-    Open,
+    All,
     /// Replies: the session is about to close.
-    Shut,
+    Replies,
     /// Nothing: the session is gone.
-    Left,
+    Nothing,
 }
 
 impl Client {
@@ -276,7 +276,7 @@ impl Client {
             dialect,
             joined_at: 0,
             subject,
-            desk: Mutex::new(Desk {
+            state: Mutex::new(ClientState {
                 mailbox: Mailbox::new(bounds, metrics),
                 replies: Vec::new(),
                 outcomes: 0,
@@ -286,7 +286,7 @@ impl Client {
                 waker: None,
                 parked: false,
                 noted_as_large: false,
-                door: Door::Open,
+                accepts: Accepts::All,
             }),
         }
     }
@@ -329,18 +329,18 @@ impl Client {
 
     /// What an operator sees of it.
     pub(crate) fn glance(&self) -> Glance {
-        let desk = self.desk();
+        let state = self.state();
         Glance {
-            queue: (desk.mailbox.messages(), desk.mailbox.bytes()),
-            received: desk.received,
-            delivered: desk.mailbox.delivered_in_all(),
+            queue: (state.mailbox.messages(), state.mailbox.bytes()),
+            received: state.received,
+            delivered: state.mailbox.delivered_in_all(),
         }
     }
 
     // A panic under the lock would be a fault of ours; the ledger's types keep their balance even
     // then, so the client stays usable for everybody else.
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, ClientState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a letter into the mailbox, or settles it otherwise at once.
@@ -362,8 +362,8 @@ impl Client {
     #[cold]
     fn ask_for_room(&self, needed: usize, wakes: &mut Wakes) {
         let (bounds, fill) = {
-            let desk = self.desk();
-            (desk.mailbox.bounds().clone(), desk.mailbox.bytes())
+            let state = self.state();
+            (state.mailbox.bounds().clone(), state.mailbox.bytes())
         };
         bounds.budget.large.relieve(needed, fill, wakes);
     }
@@ -376,34 +376,34 @@ impl Client {
         starving: Starving,
         wakes: &mut Wakes,
     ) -> Option<(Letter<'a>, InHand<M>, usize)> {
-        let mut desk = self.desk();
-        if desk.door != Door::Open {
-            drop(desk);
+        let mut state = self.state();
+        if state.accepts != Accepts::All {
+            drop(state);
             in_hand.dropped(DropReason::Offline);
             if let Some(receipt) = letter.receipt {
                 receipt.settle(Status::Offline, wakes);
             }
             return None;
         }
-        let (refused, evicted) = match desk.mailbox.push(self.dialect, letter, in_hand, starving) {
+        let (refused, evicted) = match state.mailbox.push(self.dialect, letter, in_hand, starving) {
             Pushed::Starved(letter, in_hand, needed) => return Some((letter, in_hand, needed)),
             Pushed::Queued(evicted) => (None, evicted),
             Pushed::Refused(receipt, evicted) => {
-                desk.note_overflow(1);
-                desk.disconnect_if_that_is_the_policy();
+                state.note_overflow(1);
+                state.disconnect_if_that_is_the_policy();
                 (receipt, evicted)
             }
         };
-        desk.note_overflow(evicted.len());
-        wakes.add(desk.unpark());
-        let grown = desk.mailbox.bytes() >= LARGE_BYTES && !desk.noted_as_large;
+        state.note_overflow(evicted.len());
+        wakes.add(state.unpark());
+        let grown = state.mailbox.bytes() >= LARGE_BYTES && !state.noted_as_large;
         if grown {
-            desk.noted_as_large = true;
-            let bounds = desk.mailbox.bounds().clone();
-            drop(desk);
+            state.noted_as_large = true;
+            let bounds = state.mailbox.bounds().clone();
+            drop(state);
             bounds.budget.large.note(self);
         } else {
-            drop(desk);
+            drop(state);
         }
         let evicted = evicted.into_iter().filter_map(|entry| entry.receipt);
         for receipt in evicted.chain(refused) {
@@ -415,22 +415,22 @@ impl Client {
     /// Bytes that the mailbox could give up; nothing if it is no longer large, and not noted as such
     /// from here on.
     pub(super) fn can_give(&self) -> Option<usize> {
-        let mut desk = self.desk();
-        if desk.mailbox.bytes() < LARGE_BYTES / 2 {
-            desk.noted_as_large = false;
+        let mut state = self.state();
+        if state.mailbox.bytes() < LARGE_BYTES / 2 {
+            state.noted_as_large = false;
             return None;
         }
-        Some(desk.mailbox.queued_bytes())
+        Some(state.mailbox.queued_bytes())
     }
 
     /// Drops messages that were not taken, of so many bytes, to make room for others' mailboxes.
     pub(super) fn give(&self, bytes: usize, wakes: &mut Wakes) {
-        let mut desk = self.desk();
-        let given = desk.mailbox.give(bytes, DropReason::QueueFull);
-        desk.note_overflow(given.len());
-        desk.disconnect_if_that_is_the_policy();
-        wakes.add(desk.unpark());
-        drop(desk);
+        let mut state = self.state();
+        let given = state.mailbox.give(bytes, DropReason::QueueFull);
+        state.note_overflow(given.len());
+        state.disconnect_if_that_is_the_policy();
+        wakes.add(state.unpark());
+        drop(state);
         for receipt in given.into_iter().filter_map(|entry| entry.receipt) {
             receipt.settle(Status::QueueFull, wakes);
         }
@@ -438,8 +438,8 @@ impl Client {
 
     /// Queues an outcome for this user. Its place was reserved when the message was read.
     fn reply(&self, id: &MessageId, status: Status) -> Option<Waker> {
-        let mut desk = self.desk();
-        if desk.door == Door::Left {
+        let mut state = self.state();
+        if state.accepts == Accepts::Nothing {
             return None;
         }
         let mut number = itoa::Buffer::new();
@@ -448,24 +448,24 @@ impl Client {
             MessageId::Text(id) => id,
         };
         push_frame(
-            &mut desk.replies,
+            &mut state.replies,
             self.dialect,
             Outbound::Outcome { id, status },
         );
-        desk.outcomes += 1;
-        desk.unpark()
+        state.outcomes += 1;
+        state.unpark()
     }
 
     /// Tells the session to end. Of several that it has not heard yet the first stands, except that `Cut`
     /// goes over all; of those that it hears while it ends only that one counts.
     pub fn order(&self, order: Order) {
-        let mut desk = self.desk();
-        if order == Order::Cut || desk.order.is_none() {
-            desk.order = Some(order);
+        let mut state = self.state();
+        if order == Order::Cut || state.order.is_none() {
+            state.order = Some(order);
         }
         // Not only where it is parked: a session that waits for its socket has to hear this, too.
-        let waker = desk.waker.clone();
-        drop(desk);
+        let waker = state.waker.clone();
+        drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -482,31 +482,31 @@ impl Client {
         cx: &Context<'_>,
     ) -> Found {
         let (frames, entries) = buffers;
-        let mut desk = self.desk();
-        desk.note(flushed);
+        let mut state = self.state();
+        state.note(flushed);
         let mut found = Found {
-            order: desk.order.take(),
+            order: state.order.take(),
             ..Found::default()
         };
-        if !desk.replies.is_empty() {
+        if !state.replies.is_empty() {
             if frames.capacity() == 0 {
-                std::mem::swap(frames, &mut desk.replies);
+                std::mem::swap(frames, &mut state.replies);
             } else {
-                frames.append(&mut desk.replies);
-                desk.replies = Vec::new();
+                frames.append(&mut state.replies);
+                state.replies = Vec::new();
             }
-            found.outcomes = std::mem::take(&mut desk.outcomes);
+            found.outcomes = std::mem::take(&mut state.outcomes);
             found.anything = true;
         }
-        if desk.overflowed > 0 && self.dialect == Dialect::V1 {
-            let count = std::mem::take(&mut desk.overflowed).into();
+        if state.overflowed > 0 && self.dialect == Dialect::V1 {
+            let count = std::mem::take(&mut state.overflowed).into();
             push_frame(frames, self.dialect, Outbound::Dropped { count });
             found.anything = true;
         }
-        found.messages = desk.mailbox.take(frames, entries, bytes_max);
+        found.messages = state.mailbox.take(frames, entries, bytes_max);
         found.anything |= found.messages;
-        desk.parked = !found.anything;
-        match &mut desk.waker {
+        state.parked = !found.anything;
+        match &mut state.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
         }
@@ -516,9 +516,9 @@ impl Client {
     /// Settles what was flushed, between two visits. The order to leave, if there is one, and what
     /// happens when the mailbox is full.
     pub(crate) fn settle(&self, flushed: Flushed) -> (Option<Order>, Overflow) {
-        let mut desk = self.desk();
-        desk.note(flushed);
-        (desk.order.take(), desk.mailbox.overflow())
+        let mut state = self.state();
+        state.note(flushed);
+        (state.order.take(), state.mailbox.overflow())
     }
 
     /// Settles messages that were taken and not flushed, and all that is queued, as dropped; takes
@@ -526,25 +526,25 @@ impl Client {
     pub(crate) fn leave(&self, taken: VecDeque<Entry>, reason: DropReason, wakes: &mut Wakes) {
         let bytes = taken.iter().map(|entry| entry.bytes as usize).sum();
         let count = u32::try_from(taken.len()).expect("mailbox.messages is a u32");
-        let mut desk = self.desk();
-        desk.door = Door::Left;
-        desk.parked = false;
-        desk.waker = None;
-        desk.replies = Vec::new();
-        desk.mailbox.dropped(count, bytes, reason);
-        let queued = desk.mailbox.drop_queued(reason);
-        drop(desk);
+        let mut state = self.state();
+        state.accepts = Accepts::Nothing;
+        state.parked = false;
+        state.waker = None;
+        state.replies = Vec::new();
+        state.mailbox.dropped(count, bytes, reason);
+        let queued = state.mailbox.drop_queued(reason);
+        drop(state);
         settle_all(taken.into_iter().chain(queued), reason, wakes);
     }
 
     /// Somebody of the same lineage has this client's place: it takes no more letters, and its session
     /// is told to end.
     pub(crate) fn give_way(&self) {
-        let mut desk = self.desk();
-        if desk.door == Door::Open {
-            desk.door = Door::Shut;
+        let mut state = self.state();
+        if state.accepts == Accepts::All {
+            state.accepts = Accepts::Replies;
         }
-        drop(desk);
+        drop(state);
         self.order(Order::Close {
             code: close_code::TAKEN_OVER,
             reason: "taken over",
@@ -553,17 +553,17 @@ impl Client {
 
     /// Whether letters are taken here; not from a while before the session is gone.
     pub(crate) fn is_open(&self) -> bool {
-        self.desk().door == Door::Open
+        self.state().accepts == Accepts::All
     }
 
     /// Takes no more letters; what is queued stays to be written.
     pub(crate) fn shut(&self) {
-        self.desk().door = Door::Shut;
+        self.state().accepts = Accepts::Replies;
     }
 
     /// Puts back what was taken and not begun to be written, so that it can make room.
     pub(crate) fn put_back(&self, frames: &[u8], entries: VecDeque<Entry>) {
-        self.desk().mailbox.put_back(frames, entries);
+        self.state().mailbox.put_back(frames, entries);
     }
 }
 
@@ -578,7 +578,7 @@ fn settle_all(entries: impl Iterator<Item = Entry>, reason: DropReason, wakes: &
     }
 }
 
-impl Desk {
+impl ClientState {
     fn note(&mut self, flushed: Flushed) {
         let Flushed {
             messages,
