@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use switchboard::directory::{
-    Bounds, Budget, Client, Entry, Flushed, Letter, Overflow, Wakes, give_back,
+    Bounds, Budget, Client, Entry, Flushed, Message, Overflow, Wakes, give_back,
 };
 use switchboard::identity::{Lineage, UserId};
 use switchboard::ledger::InHand;
@@ -143,14 +143,14 @@ impl Mail {
     /// So many messages are pushed, taken together, and settled as delivered.
     pub(crate) fn pass(&mut self, count: u32) -> usize {
         for _ in 0..count {
-            let letter = Letter {
+            let message = Message {
                 sender: user(1).into(),
-                message: &self.message,
+                body: &self.message,
                 read_at: 0,
                 receipt: None,
             };
             let in_hand = InHand::receive(&*self.metrics);
-            self.client.push(letter, in_hand, &mut self.wakes);
+            self.client.push(message, in_hand, &mut self.wakes);
         }
         self.wakes.wake();
         let (frames, entries) = self.visit();

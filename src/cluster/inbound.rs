@@ -21,7 +21,7 @@ use super::handover::{Ask, Cut, Grant, Reply, is_ask};
 use super::leases::HOLDER;
 use super::link::{Link, TRACEPARENT};
 use super::{Peer, Shared, micros};
-use crate::directory::{Letter, Receipt, Wakes};
+use crate::directory::{self, Receipt, Wakes};
 use crate::identity::UserId;
 use crate::ledger::InHand;
 use crate::protocol::Status;
@@ -356,18 +356,18 @@ impl Intake {
             }
             return;
         }
-        let letter = Letter {
+        let message = directory::Message {
             sender,
-            message: text,
+            body: text,
             read_at: now,
             receipt,
         };
         self.shared.directory.with(recipient, |client| {
             if let Some(client) = client {
-                return client.push(letter, in_hand, wakes);
+                return client.push(message, in_hand, wakes);
             }
             in_hand.dropped(DropReason::Offline);
-            if let Some(receipt) = letter.receipt {
+            if let Some(receipt) = message.receipt {
                 receipt.settle(Status::Offline, wakes);
             }
         });

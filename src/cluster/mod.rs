@@ -39,7 +39,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config;
-use crate::directory::{Answers, Bell, Directory, Letter, Wakes};
+use crate::directory::{Answers, Bell, Directory, Message, Wakes};
 use crate::identity::{Blocks, Leases, Sequence, UserId};
 use crate::ledger::InHand;
 use crate::lifecycle::Shutdown;
@@ -176,25 +176,25 @@ impl Cluster {
     pub(crate) fn send<M: Deref<Target = Metrics>>(
         &self,
         recipient: UserId,
-        letter: Letter<'_>,
+        message: Message<'_>,
         in_hand: InHand<M>,
         wakes: &mut Wakes,
     ) {
         let shared = &self.shared;
         if shared.is_here(recipient) {
             in_hand.dropped(DropReason::Offline);
-            if let Some(receipt) = letter.receipt {
+            if let Some(receipt) = message.receipt {
                 receipt.settle(Status::Offline, wakes);
             }
             return;
         }
-        let (receipt, trace) = match letter.receipt {
+        let (receipt, trace) = match message.receipt {
             Some(receipt) => receipt.without_trace(),
             None => (None, None),
         };
         let parcel = Parcel {
             recipient,
-            payload: encode_message(letter.sender, letter.message),
+            payload: encode_message(message.sender, message.body),
             receipt,
             trace,
         };

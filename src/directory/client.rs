@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 
 use tokio::sync::oneshot;
 
-use super::mailbox::{Bounds, Entry, Letter, Mailbox, Overflow, Pushed, Starving};
+use super::mailbox::{Bounds, Entry, Mailbox, Message, Overflow, Pushed, Starving};
 use super::memory_pressure::LARGE_BYTES;
 use super::outcomes::Answers;
 use crate::identity::{Lineage, Subject, UserId};
@@ -253,7 +253,7 @@ struct ClientState {
 /// What a client still takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Accepts {
-    /// Letters and replies.
+    /// Messages and replies.
     All,
     /// Replies: the session is about to close.
     Replies,
@@ -343,18 +343,18 @@ impl Client {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a letter into the mailbox, or settles it otherwise at once.
+    /// Puts a message into the mailbox, or settles it otherwise at once.
     pub fn push<M: Deref<Target = Metrics>>(
         self: &Arc<Self>,
-        letter: Letter<'_>,
+        message: Message<'_>,
         in_hand: InHand<M>,
         wakes: &mut Wakes,
     ) {
-        if let Some((letter, in_hand, needed)) =
-            self.try_push(letter, in_hand, Starving::Ask, wakes)
+        if let Some((message, in_hand, needed)) =
+            self.try_push(message, in_hand, Starving::Ask, wakes)
         {
             self.ask_for_room(needed, wakes);
-            self.try_push(letter, in_hand, Starving::Settle, wakes);
+            self.try_push(message, in_hand, Starving::Settle, wakes);
         }
     }
 
@@ -368,25 +368,26 @@ impl Client {
         bounds.budget.large.relieve(needed, fill, wakes);
     }
 
-    /// Gives the letter back where others have to be asked for room first, and how much.
+    /// Gives the message back where others have to be asked for room first, and how much.
     fn try_push<'a, M: Deref<Target = Metrics>>(
         self: &Arc<Self>,
-        letter: Letter<'a>,
+        message: Message<'a>,
         in_hand: InHand<M>,
         starving: Starving,
         wakes: &mut Wakes,
-    ) -> Option<(Letter<'a>, InHand<M>, usize)> {
+    ) -> Option<(Message<'a>, InHand<M>, usize)> {
         let mut state = self.state();
         if state.accepts != Accepts::All {
             drop(state);
             in_hand.dropped(DropReason::Offline);
-            if let Some(receipt) = letter.receipt {
+            if let Some(receipt) = message.receipt {
                 receipt.settle(Status::Offline, wakes);
             }
             return None;
         }
-        let (refused, evicted) = match state.mailbox.push(self.dialect, letter, in_hand, starving) {
-            Pushed::Starved(letter, in_hand, needed) => return Some((letter, in_hand, needed)),
+        let (refused, evicted) = match state.mailbox.push(self.dialect, message, in_hand, starving)
+        {
+            Pushed::Starved(message, in_hand, needed) => return Some((message, in_hand, needed)),
             Pushed::Queued(evicted) => (None, evicted),
             Pushed::Refused(receipt, evicted) => {
                 state.note_overflow(1);
@@ -522,7 +523,7 @@ impl Client {
     }
 
     /// Settles messages that were taken and not flushed, and all that is queued, as dropped; takes
-    /// no more letters.
+    /// no more messages.
     pub(crate) fn leave(&self, taken: VecDeque<Entry>, reason: DropReason, wakes: &mut Wakes) {
         let bytes = taken.iter().map(|entry| entry.bytes as usize).sum();
         let count = u32::try_from(taken.len()).expect("mailbox.messages is a u32");
@@ -537,7 +538,7 @@ impl Client {
         settle_all(taken.into_iter().chain(queued), reason, wakes);
     }
 
-    /// Somebody of the same lineage has this client's place: it takes no more letters, and its session
+    /// Somebody of the same lineage has this client's place: it takes no more messages, and its session
     /// is told to end.
     pub(crate) fn give_way(&self) {
         let mut state = self.state();
@@ -551,12 +552,12 @@ impl Client {
         });
     }
 
-    /// Whether letters are taken here; not from a while before the session is gone.
+    /// Whether messages are taken here; not from a while before the session is gone.
     pub(crate) fn is_open(&self) -> bool {
         self.state().accepts == Accepts::All
     }
 
-    /// Takes no more letters; what is queued stays to be written.
+    /// Takes no more messages; what is queued stays to be written.
     pub(crate) fn shut(&self) {
         self.state().accepts = Accepts::Replies;
     }

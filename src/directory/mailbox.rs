@@ -96,11 +96,11 @@ pub struct Entry {
 
 /// A message on its way into a mailbox.
 #[derive(Debug)]
-pub struct Letter<'a> {
+pub struct Message<'a> {
     /// Who wrote it.
     pub sender: Sender,
     /// A JSON string literal.
-    pub message: &'a str,
+    pub body: &'a str,
     /// When its frame was read, microseconds of the app's clock.
     pub read_at: u64,
     /// Whom to tell what became of it.
@@ -118,12 +118,12 @@ pub(super) enum Starving {
 
 /// What a push did besides.
 pub(super) enum Pushed<'a, M: Deref<Target = Metrics>> {
-    /// The letter is queued; the receipts of those that made room for it.
+    /// The message is queued; the receipts of those that made room for it.
     Queued(Vec<Entry>),
-    /// The letter is dropped; its own receipt, and those of others that made room in vain.
+    /// The message is dropped; its own receipt, and those of others that made room in vain.
     Refused(Option<Box<Receipt>>, Vec<Entry>),
     /// Nothing, for want of so many bytes of the room for all mailboxes.
-    Starved(Letter<'a>, InHand<M>, usize),
+    Starved(Message<'a>, InHand<M>, usize),
 }
 
 /// Whether there is room for one more message.
@@ -189,25 +189,25 @@ impl Mailbox {
         self.frames.bytes()
     }
 
-    /// Queues a letter as a frame of `dialect`, or drops it or others by the overflow policy.
+    /// Queues a message as a frame of `dialect`, or drops it or others by the overflow policy.
     pub(super) fn push<'a, M: Deref<Target = Metrics>>(
         &mut self,
         dialect: Dialect,
-        letter: Letter<'a>,
+        message: Message<'a>,
         in_hand: InHand<M>,
         starving: Starving,
     ) -> Pushed<'a, M> {
-        let trace = letter.receipt.as_ref().and_then(|receipt| receipt.trace());
+        let trace = message.receipt.as_ref().and_then(|receipt| receipt.trace());
         let traceparent = trace.map(Traced::traceparent);
         let traceparent = traceparent.as_deref();
-        let message = letter.message;
-        let bytes = message_frame_bytes(dialect, letter.sender, message.len(), traceparent);
+        let body = message.body;
+        let bytes = message_frame_bytes(dialect, message.sender, body.len(), traceparent);
         let mut evicted = Vec::new();
         loop {
             match self.make_room(bytes) {
                 Room::Made => break,
                 Room::Starved if starving == Starving::Ask && evicted.is_empty() => {
-                    return Pushed::Starved(letter, in_hand, bytes);
+                    return Pushed::Starved(message, in_hand, bytes);
                 }
                 Room::Full | Room::Starved => {}
             }
@@ -217,7 +217,7 @@ impl Mailbox {
             };
             let Some(oldest) = oldest else {
                 in_hand.dropped(DropReason::QueueFull);
-                return Pushed::Refused(letter.receipt, evicted);
+                return Pushed::Refused(message.receipt, evicted);
             };
             evicted.push(oldest);
         }
@@ -227,17 +227,17 @@ impl Mailbox {
             self.entries = entries;
         }
         let outbound = Outbound::Message {
-            sender_id: letter.sender,
-            message,
+            sender_id: message.sender,
+            message: body,
             traceparent,
         };
         push_frame(self.frames.room_for(bytes), dialect, outbound);
-        let mut receipt = letter.receipt;
+        let mut receipt = message.receipt;
         if let Some(trace) = receipt.as_mut().and_then(|receipt| receipt.trace_mut()) {
             trace.queued();
         }
         self.entries.push_back(Entry {
-            read_at: letter.read_at,
+            read_at: message.read_at,
             receipt,
             bytes: u32::try_from(bytes).expect("limits.frame_bytes is far below 4 GiB"),
             end: 0,

@@ -73,7 +73,7 @@ impl Large {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::{Bounds, Budget, Letter, Overflow};
+    use crate::directory::{Bounds, Budget, Message, Overflow};
     use crate::identity::{Lineage, Sender, UserId};
     use crate::ledger::InHand;
     use crate::protocol::Dialect;
@@ -115,15 +115,15 @@ mod tests {
         fn fill(&mut self, client: &Arc<Client>, count: u32) -> u32 {
             let message = format!("\"{}\"", "x".repeat(987));
             for _ in 0..count {
-                let letter = Letter {
+                let message = Message {
                     sender: Sender::SYSTEM,
-                    message: &message,
+                    body: &message,
                     read_at: 0,
                     receipt: None,
                 };
                 self.received += 1;
                 client.push(
-                    letter,
+                    message,
                     InHand::receive(&*self.metrics),
                     &mut Wakes::default(),
                 );

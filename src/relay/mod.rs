@@ -16,7 +16,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Guest, Refusal, Tenure, Unready};
-use crate::directory::{Bounds, Client, Directory, Entry, Letter, Receipt, Wakes};
+use crate::directory::{Bounds, Client, Directory, Entry, Message, Receipt, Wakes};
 use crate::identity::{Lineage, Sender, Sequence, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status, close_code};
@@ -136,18 +136,18 @@ impl Relay {
     }
 
     /// The same by the router strategy, with the router's task, to be run for as long as the relay.
-    /// `queue` letters may wait for it.
+    /// `queue` messages may wait for it.
     pub fn routed(parts: Parts, queue: usize) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let cluster = parts.cluster.clone();
         let elsewhere = move |parcel: Parcel, wakes: &mut Wakes| {
-            let letter = Letter {
+            let message = Message {
                 sender: parcel.sender,
-                message: &parcel.message,
+                body: &parcel.message,
                 read_at: parcel.read_at,
                 receipt: parcel.receipt,
             };
             let cluster = cluster.as_ref();
-            send_elsewhere(cluster, parcel.recipient, letter, parcel.in_hand, wakes);
+            send_elsewhere(cluster, parcel.recipient, message, parcel.in_hand, wakes);
         };
         let (router, task) = Router::new(parts.users_max, queue, elsewhere);
         (Self::with_router(parts, Some(router)), task)
@@ -187,7 +187,7 @@ impl Relay {
         self.shared.users.load(Relaxed) >= self.shared.users_max
     }
 
-    /// Registers a user: letters for it queue from now on. It leaves when the membership is dropped.
+    /// Registers a user: messages for it queue from now on. It leaves when the membership is dropped.
     /// `subject` is whom its token is about.
     ///
     /// The id is a new one, or that of `claim`, which is taken from wherever in the cluster it was, unless
@@ -326,28 +326,28 @@ impl Relay {
             });
             return outcome;
         }
-        let letter = Letter {
+        let message = Message {
             sender,
-            message,
+            body: message,
             read_at,
             receipt: Some(receipt),
         };
-        self.hand_over(recipient, letter, in_hand, &mut Wakes::default());
+        self.hand_over(recipient, message, in_hand, &mut Wakes::default());
         outcome
     }
 
-    /// Gives a letter to its recipient's client, or sends it elsewhere.
+    /// Gives a message to its recipient's client, or sends it elsewhere.
     fn hand_over<M: Deref<Target = Metrics>>(
         &self,
         recipient: UserId,
-        letter: Letter<'_>,
+        message: Message<'_>,
         in_hand: InHand<M>,
         wakes: &mut Wakes,
     ) {
         let shared = &self.shared;
         shared.directory.with(recipient, |client| match client {
-            Some(client) => client.push(letter, in_hand, wakes),
-            None => send_elsewhere(shared.cluster.as_ref(), recipient, letter, in_hand, wakes),
+            Some(client) => client.push(message, in_hand, wakes),
+            None => send_elsewhere(shared.cluster.as_ref(), recipient, message, in_hand, wakes),
         });
     }
 
@@ -531,7 +531,7 @@ impl Membership {
         if let Some(port) = &mut self.port {
             port.close();
         }
-        // Where the user has come back elsewhere, letters for it are not for this client any more.
+        // Where the user has come back elsewhere, messages for it are not for this client any more.
         if !self.client.is_open()
             && let Some(place) = self.leave_place.take()
         {
@@ -566,13 +566,13 @@ impl Membership {
             });
             return;
         }
-        let letter = Letter {
+        let message = Message {
             sender,
-            message,
+            body: message,
             read_at,
             receipt,
         };
-        self.place.0.hand_over(recipient, letter, in_hand, wakes);
+        self.place.0.hand_over(recipient, message, in_hand, wakes);
     }
 
     /// Receives a message and drops it at once, telling the sender where it asked.
@@ -601,15 +601,15 @@ impl Membership {
 fn send_elsewhere<M: Deref<Target = Metrics>>(
     cluster: Option<&Cluster>,
     recipient: UserId,
-    letter: Letter<'_>,
+    message: Message<'_>,
     in_hand: InHand<M>,
     wakes: &mut Wakes,
 ) {
     if let Some(cluster) = cluster {
-        return cluster.send(recipient, letter, in_hand, wakes);
+        return cluster.send(recipient, message, in_hand, wakes);
     }
     in_hand.dropped(DropReason::Offline);
-    if let Some(receipt) = letter.receipt {
+    if let Some(receipt) = message.receipt {
         receipt.settle(Status::Offline, wakes);
     }
 }

@@ -1,5 +1,5 @@
 //! The essay's first design behind the same two verbs: one task owns the users, and joins, leaves
-//! and letters reach it through bounded channels. A letter that finds its channel full waits with its
+//! and messages reach it through bounded channels. A message that finds its channel full waits with its
 //! sender, which is then not read from; the channel's queue of waiters is fair.
 
 use std::collections::HashMap;
@@ -11,13 +11,13 @@ use rustc_hash::FxHasher;
 use tokio::sync::mpsc;
 use tokio_util::sync::PollSender;
 
-use crate::directory::{Client, Letter, Receipt, Wakes};
+use crate::directory::{Client, Message, Receipt, Wakes};
 use crate::identity::{Sender, UserId};
 use crate::ledger::InHand;
 use crate::protocol::Status;
 use crate::telemetry::metrics::{DropReason, Metrics};
 
-/// Letters that the router takes at once: enough that users are woken once a batch, few enough that
+/// Messages that the router takes at once: enough that users are woken once a batch, few enough that
 /// a join does not wait for long.
 const BATCH: usize = 64;
 
@@ -26,7 +26,7 @@ enum Change {
     Leave(Arc<Client>),
 }
 
-/// A letter on its way to the router.
+/// A message on its way to the router.
 #[derive(Debug)]
 pub(crate) struct Parcel {
     pub(crate) sender: Sender,
@@ -61,8 +61,8 @@ impl LeavePlace {
 }
 
 impl Router {
-    /// A router for up to `users` users and `queue` letters under way, and the task to run for it.
-    /// Letters for those who are not here go `elsewhere`.
+    /// A router for up to `users` users and `queue` messages under way, and the task to run for it.
+    /// Messages for those who are not here go `elsewhere`.
     pub(crate) fn new(
         users: usize,
         queue: usize,
@@ -78,7 +78,7 @@ impl Router {
         (Self { changes, parcels }, task)
     }
 
-    /// Hands a user to the router. Letters that are sent after this has returned find it.
+    /// Hands a user to the router. Messages that are sent after this has returned find it.
     pub(crate) async fn join(&self, client: Arc<Client>) -> Option<LeavePlace> {
         let place = self.changes.clone().reserve_owned().await.ok()?;
         self.changes.send(Change::Join(client)).await.ok()?;
@@ -93,7 +93,7 @@ impl Router {
     }
 }
 
-/// One session's way to send letters.
+/// One session's way to send messages.
 pub(crate) struct Port {
     sender: PollSender<Parcel>,
     /// Room was found and is not used yet.
@@ -101,9 +101,9 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// Waits for room for one letter.
+    /// Waits for room for one message.
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // It fails only when the router is gone; sending then settles the letter.
+        // It fails only when the router is gone; sending then settles the message.
         let _closed = ready!(self.sender.poll_reserve(cx)).is_err();
         self.has_room = true;
         Poll::Ready(())
@@ -152,7 +152,7 @@ async fn run(
     let mut wakes = Wakes::default();
     loop {
         tokio::select! {
-            // When nobody is left to join or leave, letters may still be under way: no return here.
+            // When nobody is left to join or leave, messages may still be under way: no return here.
             Some(change) = changes.recv() => apply(&mut users, change),
             count = parcels.recv_many(&mut batch, BATCH) => {
                 if count == 0 {
@@ -203,13 +203,13 @@ fn deliver(client: &Arc<Client>, parcel: Parcel, wakes: &mut Wakes) {
         receipt,
         in_hand,
     } = parcel;
-    let letter = Letter {
+    let message = Message {
         sender,
-        message: &message,
+        body: &message,
         read_at,
         receipt,
     };
-    client.push(letter, in_hand, wakes);
+    client.push(message, in_hand, wakes);
 }
 
 #[cfg(test)]
@@ -248,8 +248,8 @@ mod tests {
         }
     }
 
-    /// The router finds a join and a letter in two channels at once and may take either first: often
-    /// enough, that a letter overtakes the join at least once.
+    /// The router finds a join and a message in two channels at once and may take either first: often
+    /// enough, that a message overtakes the join at least once.
     #[tokio::test]
     async fn a_letter_finds_whoever_had_joined_before_it_was_sent() {
         let metrics = Arc::new(Metrics::new(1));

@@ -544,7 +544,7 @@ async fn a_message_after_a_silence_waits_for_room_in_the_router() {
     }
 }
 
-/// A relay by way of the router, which has room for one letter.
+/// A relay by way of the router, which has room for one message.
 fn routed() -> Bench {
     let metrics = Arc::new(Metrics::new(1));
     let bounds = Bounds {
