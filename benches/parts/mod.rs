@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use switchboard::directory::{
-    Bounds, Budget, Client, Entry, Flushed, Message, Overflow, Wakes, give_back,
+    Bounds, Budget, Client, Flushed, Message, Overflow, QueuedMessage, Wakes, give_back,
 };
 use switchboard::identity::{Lineage, UserId};
 use switchboard::ledger::InHand;
@@ -163,7 +163,7 @@ impl Mail {
         bytes
     }
 
-    fn visit(&mut self) -> (Vec<u8>, VecDeque<Entry>) {
+    fn visit(&mut self) -> (Vec<u8>, VecDeque<QueuedMessage>) {
         let (mut frames, mut entries) = (Vec::new(), VecDeque::new());
         let flushed = std::mem::take(&mut self.flushed);
         let cx = Context::from_waker(Waker::noop());

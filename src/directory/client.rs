@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 
 use tokio::sync::oneshot;
 
-use super::mailbox::{Bounds, Entry, Mailbox, Message, Overflow, Pushed, Starving};
+use super::mailbox::{Bounds, Mailbox, Message, Overflow, Pushed, QueuedMessage, Starving};
 use super::memory_pressure::LARGE_BYTES;
 use super::outcomes::Answers;
 use crate::identity::{Lineage, Subject, UserId};
@@ -478,7 +478,7 @@ impl Client {
     pub fn visit(
         &self,
         flushed: Flushed,
-        buffers: (&mut Vec<u8>, &mut VecDeque<Entry>),
+        buffers: (&mut Vec<u8>, &mut VecDeque<QueuedMessage>),
         bytes_max: usize,
         cx: &Context<'_>,
     ) -> Found {
@@ -524,7 +524,12 @@ impl Client {
 
     /// Settles messages that were taken and not flushed, and all that is queued, as dropped; takes
     /// no more messages.
-    pub(crate) fn leave(&self, taken: VecDeque<Entry>, reason: DropReason, wakes: &mut Wakes) {
+    pub(crate) fn leave(
+        &self,
+        taken: VecDeque<QueuedMessage>,
+        reason: DropReason,
+        wakes: &mut Wakes,
+    ) {
         let bytes = taken.iter().map(|entry| entry.bytes as usize).sum();
         let count = u32::try_from(taken.len()).expect("mailbox.messages is a u32");
         let mut state = self.state();
@@ -563,12 +568,12 @@ impl Client {
     }
 
     /// Puts back what was taken and not begun to be written, so that it can make room.
-    pub(crate) fn put_back(&self, frames: &[u8], entries: VecDeque<Entry>) {
+    pub(crate) fn put_back(&self, frames: &[u8], entries: VecDeque<QueuedMessage>) {
         self.state().mailbox.put_back(frames, entries);
     }
 }
 
-fn settle_all(entries: impl Iterator<Item = Entry>, reason: DropReason, wakes: &mut Wakes) {
+fn settle_all(entries: impl Iterator<Item = QueuedMessage>, reason: DropReason, wakes: &mut Wakes) {
     let status = if reason == DropReason::Draining {
         Status::Draining
     } else {

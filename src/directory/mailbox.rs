@@ -83,7 +83,7 @@ impl Budget {
 
 /// One message that is queued or taken.
 #[derive(Debug)]
-pub struct Entry {
+pub struct QueuedMessage {
     /// When its frame was read, microseconds of the app's clock.
     pub(crate) read_at: u64,
     /// Whom to tell what became of it.
@@ -119,9 +119,9 @@ pub(super) enum Starving {
 /// What a push did besides.
 pub(super) enum Pushed<'a, M: Deref<Target = Metrics>> {
     /// The message is queued; the receipts of those that made room for it.
-    Queued(Vec<Entry>),
+    Queued(Vec<QueuedMessage>),
     /// The message is dropped; its own receipt, and those of others that made room in vain.
-    Refused(Option<Box<Receipt>>, Vec<Entry>),
+    Refused(Option<Box<Receipt>>, Vec<QueuedMessage>),
     /// Nothing, for want of so many bytes of the room for all mailboxes.
     Starved(Message<'a>, InHand<M>, usize),
 }
@@ -140,7 +140,7 @@ enum Room {
 pub(crate) struct Mailbox {
     /// Frames that were not taken yet.
     frames: Frames,
-    entries: VecDeque<Entry>,
+    entries: VecDeque<QueuedMessage>,
     /// Counts those that were taken, too, until they are settled.
     held: Held,
     held_bytes: usize,
@@ -236,7 +236,7 @@ impl Mailbox {
         if let Some(trace) = receipt.as_mut().and_then(|receipt| receipt.trace_mut()) {
             trace.queued();
         }
-        self.entries.push_back(Entry {
+        self.entries.push_back(QueuedMessage {
             read_at: message.read_at,
             receipt,
             bytes: u32::try_from(bytes).expect("limits.frame_bytes is far below 4 GiB"),
@@ -268,7 +268,7 @@ impl Mailbox {
 
     /// Drops messages that were not taken, until they made so many bytes: from the end that the
     /// overflow policy drops from.
-    pub(super) fn give(&mut self, bytes: usize, reason: DropReason) -> Vec<Entry> {
+    pub(super) fn give(&mut self, bytes: usize, reason: DropReason) -> Vec<QueuedMessage> {
         let mut given = Vec::new();
         let mut freed = 0;
         while freed < bytes {
@@ -284,7 +284,7 @@ impl Mailbox {
     }
 
     /// Drops the newest message that was not taken.
-    fn drop_newest(&mut self, reason: DropReason) -> Option<Entry> {
+    fn drop_newest(&mut self, reason: DropReason) -> Option<QueuedMessage> {
         let entry = self.entries.pop_back()?;
         self.frames.drop_last(entry.bytes as usize);
         self.held.dropped(1, reason);
@@ -293,7 +293,7 @@ impl Mailbox {
     }
 
     /// Drops the oldest message that was not taken.
-    fn drop_oldest(&mut self, reason: DropReason) -> Option<Entry> {
+    fn drop_oldest(&mut self, reason: DropReason) -> Option<QueuedMessage> {
         let entry = self.entries.pop_front()?;
         self.frames.drop_first(entry.bytes as usize);
         self.held.dropped(1, reason);
@@ -307,7 +307,7 @@ impl Mailbox {
     pub(crate) fn take(
         &mut self,
         frames: &mut Vec<u8>,
-        entries: &mut VecDeque<Entry>,
+        entries: &mut VecDeque<QueuedMessage>,
         bytes_max: usize,
     ) -> bool {
         if self.entries.is_empty() {
@@ -338,7 +338,7 @@ impl Mailbox {
     }
 
     /// Puts back, before all that is queued, what was taken and not begun to be written.
-    pub(crate) fn put_back(&mut self, frames: &[u8], mut entries: VecDeque<Entry>) {
+    pub(crate) fn put_back(&mut self, frames: &[u8], mut entries: VecDeque<QueuedMessage>) {
         self.frames.put_back(frames);
         entries.append(&mut self.entries);
         self.entries = entries;
@@ -357,7 +357,7 @@ impl Mailbox {
     }
 
     /// Drops all that was not taken; the entries, for their receipts.
-    pub(crate) fn drop_queued(&mut self, reason: DropReason) -> VecDeque<Entry> {
+    pub(crate) fn drop_queued(&mut self, reason: DropReason) -> VecDeque<QueuedMessage> {
         let entries = std::mem::take(&mut self.entries);
         let bytes = std::mem::take(&mut self.frames).bytes();
         let count = u32::try_from(entries.len()).expect("mailbox.messages is a u32");
@@ -391,15 +391,15 @@ impl Drop for Mailbox {
 const SPARES_MAX: usize = 64;
 
 thread_local! {
-    static SPARES: RefCell<Vec<(Vec<u8>, VecDeque<Entry>)>> = const { RefCell::new(Vec::new()) };
+    static SPARES: RefCell<Vec<(Vec<u8>, VecDeque<QueuedMessage>)>> = const { RefCell::new(Vec::new()) };
 }
 
-fn spare() -> (Vec<u8>, VecDeque<Entry>) {
+fn spare() -> (Vec<u8>, VecDeque<QueuedMessage>) {
     SPARES.with_borrow_mut(Vec::pop).unwrap_or_default()
 }
 
 /// Keeps the buffers of a write that has ended for the next mailbox of this thread.
-pub fn give_back(mut frames: Vec<u8>, mut entries: VecDeque<Entry>) {
+pub fn give_back(mut frames: Vec<u8>, mut entries: VecDeque<QueuedMessage>) {
     // What grew beyond a write's worth goes back to the allocator.
     if frames.capacity() == 0 || frames.capacity() > WRITE_BYTES {
         return;

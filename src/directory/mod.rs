@@ -31,7 +31,7 @@ use std::sync::{Arc, PoisonError};
 pub(crate) use chunks::WRITE_BYTES;
 pub(crate) use client::Glance;
 pub use client::{Client, Flushed, Found, Order, Receipt, Wakes};
-pub use mailbox::{Bounds, Budget, Entry, Message, Overflow, give_back};
+pub use mailbox::{Bounds, Budget, Message, Overflow, QueuedMessage, give_back};
 pub(crate) use outcomes::{Answers, Bell};
 use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard};
 pub use table::SLOTS;

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Guest, Refusal, Tenure, Unready};
-use crate::directory::{Bounds, Client, Directory, Entry, Message, Receipt, Wakes};
+use crate::directory::{Bounds, Client, Directory, Message, QueuedMessage, Receipt, Wakes};
 use crate::identity::{Lineage, Sender, Sequence, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status, close_code};
@@ -592,7 +592,12 @@ impl Membership {
     }
 
     /// Settles what the session has taken and not flushed, and all that is queued.
-    pub(crate) fn give_up(&self, taken: VecDeque<Entry>, reason: DropReason, wakes: &mut Wakes) {
+    pub(crate) fn give_up(
+        &self,
+        taken: VecDeque<QueuedMessage>,
+        reason: DropReason,
+        wakes: &mut Wakes,
+    ) {
         self.client.leave(taken, reason, wakes);
     }
 }

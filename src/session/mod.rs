@@ -25,7 +25,7 @@ use tokio::task::{unconstrained, yield_now};
 use tokio::time::{Instant, Sleep};
 
 use crate::admission::token_bucket::{Bucket, Rate};
-use crate::directory::{Entry, Flushed, Order, Wakes};
+use crate::directory::{Flushed, Order, QueuedMessage, Wakes};
 use crate::protocol::{Dialect, Outbound, close_code, push_frame, push_ping};
 use crate::relay::Membership;
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator, Metrics};
@@ -200,7 +200,7 @@ struct Core<S> {
     phase: Phase,
     due: Due,
     /// Messages in the write buffer.
-    flights: VecDeque<Entry>,
+    flights: VecDeque<QueuedMessage>,
     flushed: Flushed,
     /// Outcomes and errors that were promised and have not left.
     promised: u32,

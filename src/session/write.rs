@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::read::io_end;
 use super::{Core, End, NEVER, Phase, Scratch, come_again, micros};
-use crate::directory::{Entry, Found, Overflow, WRITE_BYTES, give_back};
+use crate::directory::{Found, Overflow, QueuedMessage, WRITE_BYTES, give_back};
 use crate::protocol::{Status, push_close};
 
 /// Writes a turn, so that a fast reader's task lets others run.
@@ -224,7 +224,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// Settles the messages whose frames have left.
     fn alight(&mut self, scratch: &mut Scratch) {
         let left = self.wire.left();
-        let has_left = |entry: &Entry| entry.end as usize <= left;
+        let has_left = |entry: &QueuedMessage| entry.end as usize <= left;
         if !self.flights.front().is_some_and(has_left) {
             return;
         }
