@@ -19,7 +19,7 @@ use crate::api::{self, Api};
 use crate::auth::{Auth, Keeper};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
-use crate::directory::{Bounds, Budget, Client, Directory, Order, Overflow};
+use crate::directory::{Bounds, Budget, Client, Command, Directory, Overflow};
 use crate::http::{self, Door, Host, Proxies};
 use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
@@ -506,7 +506,7 @@ async fn drain(host: &Host, settings: &config::Drain, stop: Stop) -> u64 {
     relay.directory().for_each(|client| {
         if client.held().0 > 0 {
             left += 1;
-            client.order(Order::Cut);
+            client.command(Command::Abort);
         }
     });
     tokio::select! {
@@ -515,7 +515,7 @@ async fn drain(host: &Host, settings: &config::Drain, stop: Stop) -> u64 {
     }
     relay.directory().for_each(|client| {
         left += 1;
-        client.order(Order::Cut);
+        client.command(Command::Abort);
     });
     left
 }
@@ -540,18 +540,18 @@ async fn send_away(relay: &Relay, spread: Duration) {
             () = sleep_until(due) => {}
             () = &mut emptied => return,
         }
-        client.order(restart(spread));
+        client.command(restart(spread));
     }
     // Whoever was in the middle of an upgrade when the round began.
     relay
         .directory()
-        .for_each(|client| client.order(restart(spread)));
+        .for_each(|client| client.command(restart(spread)));
 }
 
-/// The order to come back after a while of one's own.
-fn restart(spread: Duration) -> Order {
+/// The command to come back after a while of one's own.
+fn restart(spread: Duration) -> Command {
     let spread_ms = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
-    Order::Restart {
+    Command::Restart {
         after_ms: fastrand::u64(0..=spread_ms.max(COME_BACK_MS_MIN)),
     }
 }

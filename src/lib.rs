@@ -29,7 +29,7 @@
 //! | [`config`] | the settings, in layers, checked |
 //! | [`http`] | listeners, routes, the upgrade |
 //! | [`auth`] | who may come in |
-//! | [`api`] | what operators ask and order |
+//! | [`api`] | what operators ask and command |
 //! | [`net`] | listening sockets, a connection's bytes, TLS, the PROXY protocol, background threads |
 //! | [`admission`] | which connections and handshakes are let in, and how fast |
 //! | [`session`] | the life of one connection |

@@ -28,7 +28,7 @@ use read::BodyMax;
 use users::Sort;
 
 use crate::config;
-use crate::directory::{Client, Order};
+use crate::directory::{Client, Command};
 use crate::identity::{Sender, UserId};
 use crate::lifecycle::Shutdown;
 use crate::protocol::{CLOSE_REASON_BYTES_MAX, is_sound_string};
@@ -270,11 +270,14 @@ impl Api {
             let limit = CLOSE_REASON_BYTES_MAX as u64;
             return Err(Problem::over("reason", &expected, limit));
         }
-        let order = Order::Remove {
+        let command = Command::Remove {
             reason: reason.into(),
         };
-        let order = |client: &Arc<Client>| client.order(order);
-        let removed = self.relay.directory().with(id, |client| client.map(order));
+        let command = |client: &Arc<Client>| client.command(command);
+        let removed = self
+            .relay
+            .directory()
+            .with(id, |client| client.map(command));
         let removed = removed.is_some();
         if removed {
             info!(user = %id, "an operator removes a user");

@@ -33,7 +33,7 @@ const HEADER_BYTES_MIN: u64 = 8 * KIB;
 /// What a node waits for from others is looked at eight times in that time.
 const WAIT_MIN: Duration = Duration::from_millis(100);
 /// A message of the largest size takes its bytes and this on its way to another node.
-const PARCEL_OVERHEAD: u64 = 256;
+const QUEUED_OVERHEAD_BYTES: u64 = 256;
 /// A message of the largest size takes its bytes and this for what stands around them: what a frame
 /// adds to what the sender wrote itself, and a traceparent.
 const MESSAGE_OVERHEAD: u64 = 64 + 72;
@@ -438,8 +438,9 @@ fn cluster_queues(cluster: &Cluster, limits: &Limits) -> [Rule; 7] {
         Rule {
             key: "cluster.user_bytes",
             with: &["limits.message_bytes"],
-            allowed: format!("at least limits.message_bytes + {PARCEL_OVERHEAD} bytes"),
-            holds: user_bytes >= (limits.message_bytes as u64).saturating_add(PARCEL_OVERHEAD),
+            allowed: format!("at least limits.message_bytes + {QUEUED_OVERHEAD_BYTES} bytes"),
+            holds: user_bytes
+                >= (limits.message_bytes as u64).saturating_add(QUEUED_OVERHEAD_BYTES),
         },
         size("cluster.queue_bytes", queue_bytes, 1..=1024 * GIB),
         Rule {

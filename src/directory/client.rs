@@ -1,5 +1,5 @@
 //! One user as everybody else sees it: the mailbox that others fill, the replies that it is owed,
-//! and the order to leave. One lock, held for a few lines and never across another client's.
+//! and the command to leave. One lock, held for a few lines and never across another client's.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,7 +20,7 @@ use crate::telemetry::trace::Traced;
 
 /// Why a session has to end, as others tell it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum Command {
     /// The server drains: write what is queued, then close with 1012.
     Restart {
         /// How long the client is asked to wait before it comes back, milliseconds.
@@ -39,7 +39,7 @@ pub enum Order {
         reason: Arc<str>,
     },
     /// The drain timed out: end at once.
-    Cut,
+    Abort,
 }
 
 /// Wakers to call when a step is done, so that one step wakes each task once and a woken task finds
@@ -216,8 +216,8 @@ pub struct Found {
     pub messages: bool,
     /// Outcomes among them.
     pub outcomes: u32,
-    /// The order to end, if there is one.
-    pub order: Option<Order>,
+    /// The command to end, if there is one.
+    pub command: Option<Command>,
 }
 
 /// One user who is here.
@@ -241,7 +241,7 @@ struct ClientState {
     overflowed: u32,
     /// Messages received from the user.
     received: u32,
-    order: Option<Order>,
+    command: Option<Command>,
     waker: Option<Waker>,
     /// The session has seen all there was and waits to be woken.
     parked: bool,
@@ -282,7 +282,7 @@ impl Client {
                 outcomes: 0,
                 overflowed: 0,
                 received: 0,
-                order: None,
+                command: None,
                 waker: None,
                 parked: false,
                 noted_as_large: false,
@@ -459,10 +459,10 @@ impl Client {
 
     /// Tells the session to end. Of several that it has not heard yet the first stands, except that `Cut`
     /// goes over all; of those that it hears while it ends only that one counts.
-    pub fn order(&self, order: Order) {
+    pub fn command(&self, command: Command) {
         let mut state = self.state();
-        if order == Order::Cut || state.order.is_none() {
-            state.order = Some(order);
+        if command == Command::Abort || state.command.is_none() {
+            state.command = Some(command);
         }
         // Not only where it is parked: a session that waits for its socket has to hear this, too.
         let waker = state.waker.clone();
@@ -486,7 +486,7 @@ impl Client {
         let mut state = self.state();
         state.note(flushed);
         let mut found = Found {
-            order: state.order.take(),
+            command: state.command.take(),
             ..Found::default()
         };
         if !state.replies.is_empty() {
@@ -514,12 +514,12 @@ impl Client {
         found
     }
 
-    /// Settles what was flushed, between two visits. The order to leave, if there is one, and what
+    /// Settles what was flushed, between two visits. The command to leave, if there is one, and what
     /// happens when the mailbox is full.
-    pub(crate) fn settle(&self, flushed: Flushed) -> (Option<Order>, Overflow) {
+    pub(crate) fn settle(&self, flushed: Flushed) -> (Option<Command>, Overflow) {
         let mut state = self.state();
         state.note(flushed);
-        (state.order.take(), state.mailbox.overflow())
+        (state.command.take(), state.mailbox.overflow())
     }
 
     /// Settles messages that were taken and not flushed, and all that is queued, as dropped; takes
@@ -551,7 +551,7 @@ impl Client {
             state.accepts = Accepts::Replies;
         }
         drop(state);
-        self.order(Order::Close {
+        self.command(Command::Close {
             code: close_code::TAKEN_OVER,
             reason: "taken over",
         });
@@ -604,7 +604,7 @@ impl ClientState {
 
     fn disconnect_if_that_is_the_policy(&mut self) {
         if self.mailbox.overflow() == Overflow::Disconnect {
-            self.order.get_or_insert(Order::Close {
+            self.command.get_or_insert(Command::Close {
                 code: close_code::TRY_AGAIN,
                 reason: "reads too slowly",
             });

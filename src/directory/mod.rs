@@ -30,7 +30,7 @@ use std::sync::{Arc, PoisonError};
 
 pub(crate) use chunks::WRITE_BYTES;
 pub(crate) use client::Glance;
-pub use client::{Client, Flushed, Found, Order, Receipt, Wakes};
+pub use client::{Client, Command, Flushed, Found, Receipt, Wakes};
 pub use mailbox::{Bounds, Budget, Message, Overflow, QueuedMessage, give_back};
 pub(crate) use outcomes::{Answers, Bell};
 use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard};

@@ -22,7 +22,7 @@ use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status, close_code};
 use crate::telemetry::metrics::{Census, CloseCode, DropReason, Initiator, Metrics};
 use crate::telemetry::trace::Traces;
-use router::{LeavePlace, Parcel, Port, Router};
+use router::{LeavePlace, Port, RoutedMessage, Router};
 
 /// How a message finds its recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,15 +139,15 @@ impl Relay {
     /// `queue` messages may wait for it.
     pub fn routed(parts: Parts, queue: usize) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let cluster = parts.cluster.clone();
-        let elsewhere = move |parcel: Parcel, wakes: &mut Wakes| {
+        let elsewhere = move |routed: RoutedMessage, wakes: &mut Wakes| {
             let message = Message {
-                sender: parcel.sender,
-                body: &parcel.message,
-                read_at: parcel.read_at,
-                receipt: parcel.receipt,
+                sender: routed.sender,
+                body: &routed.message,
+                read_at: routed.read_at,
+                receipt: routed.receipt,
             };
             let cluster = cluster.as_ref();
-            send_elsewhere(cluster, parcel.recipient, message, parcel.in_hand, wakes);
+            send_elsewhere(cluster, routed.recipient, message, routed.in_hand, wakes);
         };
         let (router, task) = Router::new(parts.users_max, queue, elsewhere);
         (Self::with_router(parts, Some(router)), task)
@@ -316,7 +316,7 @@ impl Relay {
         let trace = shared.traces.message(None, Some(message.len() - 2));
         let (receipt, outcome) = Receipt::to_task(trace);
         if let Some(mut port) = port {
-            port.send(Parcel {
+            port.send(RoutedMessage {
                 sender,
                 recipient,
                 message: message.into(),
@@ -556,7 +556,7 @@ impl Membership {
         let sender = self.client.id().into();
         if let Some(port) = &mut self.port {
             let in_hand = in_hand.carry(shared.metrics.clone());
-            port.send(Parcel {
+            port.send(RoutedMessage {
                 sender,
                 recipient,
                 message: message.into(),

@@ -28,7 +28,7 @@ enum Change {
 
 /// A message on its way to the router.
 #[derive(Debug)]
-pub(crate) struct Parcel {
+pub(crate) struct RoutedMessage {
     pub(crate) sender: Sender,
     pub(crate) recipient: UserId,
     pub(crate) message: Box<str>,
@@ -41,7 +41,7 @@ pub(crate) struct Parcel {
 #[derive(Clone)]
 pub(crate) struct Router {
     changes: mpsc::Sender<Change>,
-    parcels: mpsc::Sender<Parcel>,
+    messages: mpsc::Sender<RoutedMessage>,
 }
 
 impl std::fmt::Debug for Router {
@@ -66,16 +66,16 @@ impl Router {
     pub(crate) fn new(
         users: usize,
         queue: usize,
-        elsewhere: impl FnMut(Parcel, &mut Wakes) + Send + 'static,
+        elsewhere: impl FnMut(RoutedMessage, &mut Wakes) + Send + 'static,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         // One place for each user's leave, and as many more for joins under way.
         let places = users
             .saturating_mul(2)
             .min(tokio::sync::Semaphore::MAX_PERMITS);
         let (changes, changes_rx) = mpsc::channel(places);
-        let (parcels, parcels_rx) = mpsc::channel(queue);
-        let task = run(changes_rx, parcels_rx, elsewhere);
-        (Self { changes, parcels }, task)
+        let (messages, messages_rx) = mpsc::channel(queue);
+        let task = run(changes_rx, messages_rx, elsewhere);
+        (Self { changes, messages }, task)
     }
 
     /// Hands a user to the router. Messages that are sent after this has returned find it.
@@ -87,7 +87,7 @@ impl Router {
 
     pub(crate) fn port(&self) -> Port {
         Port {
-            sender: PollSender::new(self.parcels.clone()),
+            sender: PollSender::new(self.messages.clone()),
             has_room: false,
         }
     }
@@ -95,7 +95,7 @@ impl Router {
 
 /// One session's way to send messages.
 pub(crate) struct Port {
-    sender: PollSender<Parcel>,
+    sender: PollSender<RoutedMessage>,
     /// Room was found and is not used yet.
     has_room: bool,
 }
@@ -123,12 +123,12 @@ impl Port {
     }
 
     /// Sends into the room that [`Port::poll_ready`] has found.
-    pub(crate) fn send(&mut self, parcel: Parcel) {
+    pub(crate) fn send(&mut self, routed: RoutedMessage) {
         self.has_room = false;
-        if let Err(refused) = self.sender.send_item(parcel)
-            && let Some(parcel) = refused.into_inner()
+        if let Err(refused) = self.sender.send_item(routed)
+            && let Some(routed) = refused.into_inner()
         {
-            settle_offline(parcel.in_hand, parcel.receipt, &mut Wakes::default());
+            settle_offline(routed.in_hand, routed.receipt, &mut Wakes::default());
         }
     }
 }
@@ -144,8 +144,8 @@ type Users = HashMap<UserId, Arc<Client>, BuildHasherDefault<FxHasher>>;
 
 async fn run(
     mut changes: mpsc::Receiver<Change>,
-    mut parcels: mpsc::Receiver<Parcel>,
-    mut elsewhere: impl FnMut(Parcel, &mut Wakes),
+    mut messages: mpsc::Receiver<RoutedMessage>,
+    mut elsewhere: impl FnMut(RoutedMessage, &mut Wakes),
 ) {
     let mut users = Users::default();
     let mut batch = Vec::with_capacity(BATCH);
@@ -154,7 +154,7 @@ async fn run(
         tokio::select! {
             // When nobody is left to join or leave, messages may still be under way: no return here.
             Some(change) = changes.recv() => apply(&mut users, change),
-            count = parcels.recv_many(&mut batch, BATCH) => {
+            count = messages.recv_many(&mut batch, BATCH) => {
                 if count == 0 {
                     return;
                 }
@@ -162,10 +162,10 @@ async fn run(
                 while let Ok(change) = changes.try_recv() {
                     apply(&mut users, change);
                 }
-                for parcel in batch.drain(..) {
-                    match users.get(&parcel.recipient) {
-                        Some(client) => deliver(client, parcel, &mut wakes),
-                        None => elsewhere(parcel, &mut wakes),
+                for routed in batch.drain(..) {
+                    match users.get(&routed.recipient) {
+                        Some(client) => deliver(client, routed, &mut wakes),
+                        None => elsewhere(routed, &mut wakes),
                     }
                 }
                 wakes.wake();
@@ -194,15 +194,15 @@ fn apply(users: &mut Users, change: Change) {
     }
 }
 
-fn deliver(client: &Arc<Client>, parcel: Parcel, wakes: &mut Wakes) {
-    let Parcel {
+fn deliver(client: &Arc<Client>, routed: RoutedMessage, wakes: &mut Wakes) {
+    let RoutedMessage {
         sender,
         recipient: _,
         message,
         read_at,
         receipt,
         in_hand,
-    } = parcel;
+    } = routed;
     let message = Message {
         sender,
         body: &message,
@@ -237,8 +237,8 @@ mod tests {
         ))
     }
 
-    fn parcel(recipient: &Client, metrics: &Arc<Metrics>) -> Parcel {
-        Parcel {
+    fn routed(recipient: &Client, metrics: &Arc<Metrics>) -> RoutedMessage {
+        RoutedMessage {
             sender: Sender::SYSTEM,
             recipient: recipient.id(),
             message: "\"hi\"".into(),
@@ -255,12 +255,12 @@ mod tests {
         let metrics = Arc::new(Metrics::new(1));
         for _ in 0..64 {
             let (router, task) =
-                Router::new(2, 8, |parcel, _| panic!("{parcel:?} is for somebody here"));
+                Router::new(2, 8, |routed, _| panic!("{routed:?} is for somebody here"));
             let mut port = router.port();
             let recipient = client(2, &metrics);
             let place = router.join(recipient.clone()).await.unwrap();
             std::future::poll_fn(|cx| port.poll_ready(cx)).await;
-            port.send(parcel(&recipient, &metrics));
+            port.send(routed(&recipient, &metrics));
             drop((router, port, place));
             task.await;
             assert_eq!(recipient.held().0, 1);
@@ -272,7 +272,7 @@ mod tests {
     async fn whoever_has_given_way_does_not_come_back() {
         let metrics = Arc::new(Metrics::new(1));
         let (router, task) =
-            Router::new(3, 8, |parcel, _| panic!("{parcel:?} is for somebody here"));
+            Router::new(3, 8, |routed, _| panic!("{routed:?} is for somebody here"));
         let (earlier, later) = (client(2, &metrics), client(2, &metrics));
         earlier.give_way();
         let later_place = router.join(later.clone()).await.unwrap();
@@ -280,7 +280,7 @@ mod tests {
         earlier_place.leave(earlier.clone());
         let mut port = router.port();
         std::future::poll_fn(|cx| port.poll_ready(cx)).await;
-        port.send(parcel(&later, &metrics));
+        port.send(routed(&later, &metrics));
         drop((router, port, later_place));
         task.await;
         assert_eq!((earlier.held().0, later.held().0), (0, 1));
@@ -291,14 +291,14 @@ mod tests {
     async fn a_strangers_leave_takes_nobody_else_out() {
         let metrics = Arc::new(Metrics::new(1));
         let (router, task) =
-            Router::new(3, 8, |parcel, _| panic!("{parcel:?} is for somebody here"));
+            Router::new(3, 8, |routed, _| panic!("{routed:?} is for somebody here"));
         let (stranger, recipient) = (client(2, &metrics), client(2, &metrics));
         let stranger_place = router.join(stranger.clone()).await.unwrap();
         let place = router.join(recipient.clone()).await.unwrap();
         stranger_place.leave(stranger.clone());
         let mut port = router.port();
         std::future::poll_fn(|cx| port.poll_ready(cx)).await;
-        port.send(parcel(&recipient, &metrics));
+        port.send(routed(&recipient, &metrics));
         drop((router, port, place));
         task.await;
         assert_eq!((stranger.held().0, recipient.held().0), (0, 1));

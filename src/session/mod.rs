@@ -25,7 +25,7 @@ use tokio::task::{unconstrained, yield_now};
 use tokio::time::{Instant, Sleep};
 
 use crate::admission::token_bucket::{Bucket, Rate};
-use crate::directory::{Flushed, Order, QueuedMessage, Wakes};
+use crate::directory::{Command, Flushed, QueuedMessage, Wakes};
 use crate::protocol::{Dialect, Outbound, close_code, push_frame, push_ping};
 use crate::relay::Membership;
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator, Metrics};
@@ -446,7 +446,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
         if now >= self.due.age {
             // At once: there is nothing to be spread, since no two are of an age.
-            return self.obey(Order::Restart { after_ms: 0 }, now);
+            return self.on_command(Command::Restart { after_ms: 0 }, now);
         }
         if now >= self.due.pong {
             self.due.pong = NEVER;
@@ -498,13 +498,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         End(initiator, code)
     }
 
-    fn obey(&mut self, order: Order, now: u64) -> Option<End> {
-        match order {
-            Order::Cut => {
+    fn on_command(&mut self, command: Command, now: u64) -> Option<End> {
+        match command {
+            Command::Abort => {
                 self.cut = true;
                 return Some(End(Initiator::Server, CloseCode::Code(close_code::RESTART)));
             }
-            Order::Restart { after_ms } if matches!(self.phase, Phase::Open) => {
+            Command::Restart { after_ms } if matches!(self.phase, Phase::Open) => {
                 push_frame(
                     &mut self.wire.out,
                     self.membership.client().dialect(),
@@ -514,12 +514,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 close.awaits_outcomes = self.membership.client().dialect() == Dialect::V1;
                 self.leave(close, now);
             }
-            Order::Close { code, reason } => self.leave(Close::server(code, reason), now),
-            Order::Remove { reason } => {
+            Command::Close { code, reason } => self.leave(Close::server(code, reason), now),
+            Command::Remove { reason } => {
                 let close = Close::server(close_code::REMOVED, reason.to_string());
                 self.leave(close, now);
             }
-            Order::Restart { .. } => {}
+            Command::Restart { .. } => {}
         }
         None
     }

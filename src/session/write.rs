@@ -31,7 +31,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                     continue;
                 }
                 let found = self.visit(cx, (!scratch.is_late).then_some(now));
-                if let Some(end) = found.order.and_then(|order| self.obey(order, now)) {
+                if let Some(end) = found
+                    .command
+                    .and_then(|command| self.on_command(command, now))
+                {
                     return Some(end);
                 }
                 if found.anything || !self.wire.out.is_empty() {
@@ -85,11 +88,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         found
     }
 
-    /// Settles what has left, and hears an order.
+    /// Settles what has left, and hears a command.
     fn settle(&mut self, now: u64) -> Option<End> {
         let flushed = std::mem::take(&mut self.flushed);
-        let (order, _) = self.membership.client().settle(flushed);
-        order.and_then(|order| self.obey(order, now))
+        let (command, _) = self.membership.client().settle(flushed);
+        command.and_then(|command| self.on_command(command, now))
     }
 
     /// Notes where the frames end that were just put at the end of the write buffer, at `now` or at the
@@ -156,15 +159,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// While the socket takes nothing: what has left is settled, an order is heard, and what was not
+    /// While the socket takes nothing: what has left is settled, a command is heard, and what was not
     /// begun goes back into the mailbox where it may have to make room.
     fn wait_blocked(&mut self, now: u64) -> Option<End> {
         let client = self.membership.client();
-        let (order, overflow) = client.settle(std::mem::take(&mut self.flushed));
+        let (command, overflow) = client.settle(std::mem::take(&mut self.flushed));
         if overflow == Overflow::DropOldest && matches!(self.phase, Phase::Open) {
             self.put_back();
         }
-        order.and_then(|order| self.obey(order, now))
+        command.and_then(|command| self.on_command(command, now))
     }
 
     /// Puts the messages at the end of the write buffer that were not begun back into the mailbox.

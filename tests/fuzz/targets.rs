@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use switchboard::admission::token_bucket::Rate;
 use switchboard::auth::{self, Auth};
 use switchboard::config::{AuthMode, ForwardedHeader, Settings, Sources};
-use switchboard::directory::{Bounds, Budget, Order, Overflow};
+use switchboard::directory::{Bounds, Budget, Command, Overflow};
 use switchboard::http::Proxies;
 use switchboard::ledger::Figures;
 use switchboard::net::proxy_protocol::{self, Parsed};
@@ -245,7 +245,7 @@ async fn play(bytes: &[u8]) {
         tokio::task::yield_now().await;
     }
     // To the end: everything is read, and then nobody is there any more.
-    client.order(Order::Close {
+    client.command(Command::Close {
         code: 1000,
         reason: "the end",
     });
@@ -321,10 +321,10 @@ async fn step(
         6 => {
             let _ended = peer.shutdown().await;
         }
-        _ => client.order(match script.byte() % 3 {
-            0 => Order::Restart { after_ms: 7 },
-            1 => Order::Cut,
-            _ => Order::Close {
+        _ => client.command(match script.byte() % 3 {
+            0 => Command::Restart { after_ms: 7 },
+            1 => Command::Abort,
+            _ => Command::Close {
                 code: 1008,
                 reason: "told so",
             },

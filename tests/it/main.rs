@@ -9,7 +9,7 @@
 mod harness;
 use harness::eventually;
 
-mod api; // what operators ask and order
+mod api; // what operators ask and command
 mod autobahn; // what the Autobahn test suite sends, and what must come of it
 mod bare; // the essay's contract
 mod chaos; // hundreds of clients that do as they like, and a ledger that balances

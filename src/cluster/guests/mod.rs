@@ -26,7 +26,7 @@ use super::claims::Own;
 use super::envelope::Node;
 use super::handover::{Cut, Grant, Refusal, Reply};
 use super::{Cluster, Shared};
-use crate::directory::Order;
+use crate::directory::Command;
 use crate::identity::{Lineage, UserId};
 use crate::protocol::close_code;
 use arrive::arrive;
@@ -384,7 +384,7 @@ impl Shared {
             // Nobody else is known to have it: the client may come back with it.
             self.directory.with(id, |client| {
                 if let Some(client) = client.filter(|client| client.lineage() == lineage) {
-                    client.order(Order::Close {
+                    client.command(Command::Close {
                         code: close_code::TRY_AGAIN,
                         reason: "the id cannot be had",
                     });
@@ -470,8 +470,8 @@ mod tests {
             assert!(guest.is_current());
             shared.turn_out(staying, refusal);
             assert!(!seated.is_open());
-            let (order, _) = seated.settle(Flushed::default());
-            assert!(matches!(order, Some(Order::Close { code, .. }) if code == expected));
+            let (command, _) = seated.settle(Flushed::default());
+            assert!(matches!(command, Some(Command::Close { code, .. }) if code == expected));
             assert!(!guest.is_current(), "nor has one who is seated only now");
             let admission = shared.admit(staying.id, staying.lineage);
             assert!(matches!(admission, Admission::Wait));
