@@ -222,9 +222,9 @@ impl AsyncWrite for Socket {
 
 /// Whether a session has been woken.
 #[derive(Default)]
-struct Bell(AtomicBool);
+struct Notifier(AtomicBool);
 
-impl Wake for Bell {
+impl Wake for Notifier {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -237,26 +237,26 @@ impl Wake for Bell {
 struct End {
     session: Pin<Box<Session<Socket>>>,
     socket: Socket,
-    bell: Arc<Bell>,
+    notifier: Arc<Notifier>,
     waker: Waker,
 }
 
 impl End {
     fn new(session: impl FnOnce(Socket) -> Session<Socket>) -> Self {
         let socket = Socket::default();
-        let bell = Arc::new(Bell(AtomicBool::new(true)));
+        let notifier = Arc::new(Notifier(AtomicBool::new(true)));
         Self {
             session: Box::pin(session(socket.clone())),
             socket,
-            waker: bell.clone().into(),
-            bell,
+            waker: notifier.clone().into(),
+            notifier,
         }
     }
 
     /// Runs the session as long as somebody wakes it; whether it did anything.
     fn run(&mut self) -> bool {
         let mut woken = false;
-        while self.bell.0.swap(false, Ordering::Relaxed) {
+        while self.notifier.0.swap(false, Ordering::Relaxed) {
             woken = true;
             let ended = self
                 .session

@@ -56,7 +56,7 @@ pub(super) enum ForBlock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ForNode {
     /// Outcomes of messages that went out from here.
-    Answers,
+    PendingOutcomes,
     /// The probe of this number has been at the server.
     Probe(u64),
     /// Somebody wants an id that is here.
@@ -183,7 +183,7 @@ pub(super) fn for_node(subject: &str) -> Option<ForNode> {
     let mut parts = subject.rsplit('.');
     let last = parts.next()?;
     match last {
-        ANSWERS => return Some(ForNode::Answers),
+        ANSWERS => return Some(ForNode::PendingOutcomes),
         GIVE => return Some(ForNode::Give),
         CLAIMS => return Some(ForNode::Claims),
         HOLDERS => return Some(ForNode::Holding),
@@ -376,7 +376,7 @@ mod tests {
         assert_eq!(for_block("chat.b.3.x"), None);
 
         let answers = subjects.answers(Node(77));
-        assert_eq!(for_node(&answers), Some(ForNode::Answers));
+        assert_eq!(for_node(&answers), Some(ForNode::PendingOutcomes));
         let probed = subjects.probed(5);
         assert_eq!(for_node(&probed), Some(ForNode::Probe(5)));
         for token in [None, Some(9)] {

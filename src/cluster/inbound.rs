@@ -71,7 +71,7 @@ fn on_return(
             if let Some(took) = link.came_back(number, now) {
                 shared.link_metrics.round_trip(Duration::from_micros(took));
             }
-            wakes.add(shared.bell.ring());
+            wakes.add(shared.notifier.notify());
         }
         Some(ForNode::Message(to)) if message.status == Some(StatusCode::NO_RESPONDERS) => {
             // It has come back, so it was received, and it can go nowhere from here.
@@ -80,14 +80,14 @@ fn on_return(
             if to.link == link.number {
                 let Seen { block, mark } = to.seen;
                 if shared.queue().returned(block, mark, now) {
-                    wakes.add(shared.bell.ring());
+                    wakes.add(shared.notifier.notify());
                 }
             }
             if let Some(token) = to.token {
                 settle(shared, token, Status::Offline, wakes);
             }
         }
-        Some(ForNode::Answers) => {
+        Some(ForNode::PendingOutcomes) => {
             shared.link_metrics.bytes_received(message.payload.len());
             for answer in decode_answers(&message.payload) {
                 match answer {
@@ -98,7 +98,7 @@ fn on_return(
                     }
                     Answer::Seen(by, Seen { block, mark }) => {
                         if by == link.number && shared.queue().seen(block, mark, now) {
-                            wakes.add(shared.bell.ring());
+                            wakes.add(shared.notifier.notify());
                         }
                     }
                 }
@@ -389,7 +389,7 @@ impl Intake {
             *noted = (link, seen.mark);
             let peer = self.peer(reply);
             peer.notes().push(Answer::Seen(link, seen));
-            wakes.add(self.shared.bell.ring());
+            wakes.add(self.shared.notifier.notify());
         }
     }
 

@@ -259,7 +259,7 @@ impl Tasks<Option<JoinHandle<()>>> {
         self.closing.cancel();
         join(&mut self.keeper).await;
         self.finishing.store(true, Ordering::Release);
-        if let Some(waker) = shared.bell.ring() {
+        if let Some(waker) = shared.notifier.notify() {
             waker.wake();
         }
         join(&mut self.outbound).await;

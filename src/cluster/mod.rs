@@ -39,7 +39,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config;
-use crate::directory::{Answers, Bell, Directory, Message, Wakes};
+use crate::directory::{Directory, Message, Notifier, PendingOutcomes, Wakes};
 use crate::identity::{Blocks, Leases, Sequence, UserId};
 use crate::ledger::InHand;
 use crate::lifecycle::Shutdown;
@@ -95,7 +95,7 @@ struct Shared {
     /// Time zero of the microseconds that messages are stamped with.
     epoch: Instant,
     /// Rung when there is something to publish.
-    bell: Arc<Bell>,
+    notifier: Arc<Notifier>,
     queue: Mutex<Queue>,
     /// Who waits for whatever is being published to be out.
     fences: Mutex<Vec<oneshot::Sender<()>>>,
@@ -121,7 +121,7 @@ struct Shared {
 /// Another node that has sent something here.
 #[derive(Debug)]
 struct Peer {
-    answers: Arc<Answers>,
+    answers: Arc<PendingOutcomes>,
     /// What else the node is to be told: what of its messages is still here, and what was seen.
     notes: Mutex<Vec<Answer>>,
     /// The newest of its links that a message has come by.
@@ -201,7 +201,7 @@ impl Cluster {
         // Its own statement, so that nothing is settled under the lock.
         let pushed = shared.queue().push(parcel, in_hand);
         match pushed {
-            Ok(()) => wakes.add(shared.bell.ring()),
+            Ok(()) => wakes.add(shared.notifier.notify()),
             Err((status, parcel)) => parcel.settle(status, wakes),
         }
     }
@@ -279,7 +279,7 @@ impl Shared {
             link_metrics: metrics.with_link(),
             traces,
             epoch,
-            bell: Arc::default(),
+            notifier: Arc::default(),
             queue: Mutex::new(Queue::new(bounds, blocks, metrics.clone())),
             fences: Mutex::default(),
             waiting: Mutex::new(Waiting::new(settings.outcomes_pending)),
@@ -345,7 +345,7 @@ impl Shared {
     #[cold]
     fn meet(&self, node: Node) -> Arc<Peer> {
         let peer = Arc::new(Peer {
-            answers: Arc::new(Answers::new(self.bell.clone())),
+            answers: Arc::new(PendingOutcomes::new(self.notifier.clone())),
             notes: Mutex::default(),
             link: AtomicU64::new(0),
             heard_at: AtomicU64::new(self.now()),
@@ -388,7 +388,7 @@ impl Shared {
                 self.remind(now.saturating_sub(micros(timeout / 4)));
                 let patience = micros(self.settings.link_timeout);
                 let unparked = self.queue().unpark(now, patience);
-                if unparked && let Some(waker) = self.bell.ring() {
+                if unparked && let Some(waker) = self.notifier.notify() {
                     waker.wake();
                 }
             } else if now > last_up + micros(timeout) {
@@ -412,15 +412,15 @@ impl Shared {
     }
 
     fn remind(&self, before: u64) {
-        let mut rung = None;
+        let mut notified = None;
         for peer in self.peers.load().values() {
             let open = peer.answers.open_since(before);
             if !open.is_empty() {
                 peer.notes().extend(open.into_iter().map(Answer::Held));
-                rung = rung.or(self.bell.ring());
+                notified = notified.or(self.notifier.notify());
             }
         }
-        if let Some(waker) = rung {
+        if let Some(waker) = notified {
             waker.wake();
         }
     }

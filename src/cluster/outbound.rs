@@ -42,7 +42,7 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Arc<Link>, finishing: Arc
             return;
         }
         tokio::select! {
-            () = std::future::poll_fn(|cx| pump.shared.bell.poll_rung(cx)) => {}
+            () = std::future::poll_fn(|cx| pump.shared.notifier.poll_notified(cx)) => {}
             () = pump.link.lost.cancelled() => return,
         }
     }
@@ -53,7 +53,7 @@ impl Shared {
     pub(super) async fn fence(&self, link: &Link) -> Result<(), Lost> {
         let (open, opened) = oneshot::channel();
         self.fences().push(open);
-        if let Some(waker) = self.bell.ring() {
+        if let Some(waker) = self.notifier.notify() {
             waker.wake();
         }
         tokio::select! {

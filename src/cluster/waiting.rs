@@ -106,11 +106,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::directory::{Answers, Bell, Wakes};
+    use crate::directory::{Notifier, PendingOutcomes, Wakes};
     use crate::protocol::Status;
 
     /// A receipt that is known by a number.
-    fn receipt(answers: &Arc<Answers>, number: u64) -> Receipt {
+    fn receipt(answers: &Arc<PendingOutcomes>, number: u64) -> Receipt {
         *Receipt::to_node(Some((answers.clone(), number)), None, 0).unwrap()
     }
 
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn an_answer_finds_its_receipt_once() {
-        let answers = Arc::new(Answers::new(Arc::new(Bell::default())));
+        let answers = Arc::new(PendingOutcomes::new(Arc::new(Notifier::default())));
         let mut waiting = Waiting::new(2);
         let first = insert(&mut waiting, receipt(&answers, 1), 10).unwrap();
         let second = insert(&mut waiting, receipt(&answers, 2), 20).unwrap();
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_waits_for_too_long_expires_unless_it_is_still_held() {
-        let answers = Arc::new(Answers::new(Arc::new(Bell::default())));
+        let answers = Arc::new(PendingOutcomes::new(Arc::new(Notifier::default())));
         let mut waiting = Waiting::new(8);
         let tokens = [1, 2, 3]
             .map(|number| insert(&mut waiting, receipt(&answers, number), number * 10).unwrap());

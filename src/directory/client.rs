@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::mailbox::{Bounds, Mailbox, Message, Overflow, Pushed, QueuedMessage, Starving};
 use super::memory_pressure::LARGE_BYTES;
-use super::outcomes::Answers;
+use super::outcomes::PendingOutcomes;
 use crate::identity::{Lineage, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};
@@ -95,7 +95,7 @@ enum Addressee {
     /// A user who is here, by its own name for the message.
     User(Arc<Client>, MessageId),
     /// The node that a user elsewhere is on, by the node's token for the message.
-    Node(Arc<Answers>, u64),
+    Node(Arc<PendingOutcomes>, u64),
     /// A task of this node's that waits for it.
     Task(oneshot::Sender<Status>),
 }
@@ -117,16 +117,16 @@ impl Receipt {
     /// For a message that another node has sent here: its answers and its token where it wants one,
     /// which is owed from `now`, microseconds.
     pub(crate) fn to_node(
-        answers: Option<(Arc<Answers>, u64)>,
+        outcomes: Option<(Arc<PendingOutcomes>, u64)>,
         trace: Option<Box<Traced>>,
         now: u64,
     ) -> Option<Box<Self>> {
-        if answers.is_none() && trace.is_none() {
+        if outcomes.is_none() && trace.is_none() {
             return None;
         }
-        let to = answers.map(|(answers, token)| {
-            answers.open(token, now);
-            Addressee::Node(answers, token)
+        let to = outcomes.map(|(outcomes, token)| {
+            outcomes.open(token, now);
+            Addressee::Node(outcomes, token)
         });
         Some(Box::new(Self { to, trace }))
     }
@@ -167,7 +167,7 @@ impl Receipt {
         }
         match self.to.take()? {
             Addressee::User(client, id) => client.reply(&id, status),
-            Addressee::Node(answers, token) => answers.settle(token, status),
+            Addressee::Node(outcomes, token) => outcomes.settle(token, status),
             Addressee::Task(told) => {
                 // Whoever waits no longer has said so to its own caller.
                 let _gone = told.send(status).is_err();

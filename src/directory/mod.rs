@@ -32,7 +32,7 @@ pub(crate) use chunks::WRITE_BYTES;
 pub(crate) use client::Glance;
 pub use client::{Client, Command, Flushed, Found, Receipt, Wakes};
 pub use mailbox::{Bounds, Budget, Message, Overflow, QueuedMessage, give_back};
-pub(crate) use outcomes::{Answers, Bell};
+pub(crate) use outcomes::{Notifier, PendingOutcomes};
 use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard};
 pub use table::SLOTS;
 use table::{Segment, Segments, segment_number};

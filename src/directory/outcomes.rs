@@ -1,5 +1,5 @@
 //! What another node is owed: an outcome for each message that it has sent here and wants to hear of.
-//! The node is told in batches by whoever listens to the bell. Must not know how an answer travels.
+//! The node is told in batches by whoever listens to the notifier. Must not know how an answer travels.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -12,28 +12,28 @@ use rustc_hash::FxHasher;
 
 use crate::protocol::Status;
 
-/// Wakes one task, once for any number of rings until it listens again.
+/// Wakes one task, once for any number of notifications until it listens again.
 #[derive(Debug, Default)]
-pub(crate) struct Bell {
-    rung: AtomicBool,
+pub(crate) struct Notifier {
+    notified: AtomicBool,
     waker: AtomicWaker,
 }
 
-impl Bell {
-    /// Rings; the waker to call, where the task waits and nobody else has rung.
+impl Notifier {
+    /// Notifies; the waker to call, where the task waits and nobody else has notified it.
     #[must_use]
-    pub(crate) fn ring(&self) -> Option<Waker> {
-        if self.rung.swap(true, Ordering::AcqRel) {
+    pub(crate) fn notify(&self) -> Option<Waker> {
+        if self.notified.swap(true, Ordering::AcqRel) {
             None
         } else {
             self.waker.take()
         }
     }
 
-    /// Waits for a ring since the last time.
-    pub(crate) fn poll_rung(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Waits for a notification since the last time.
+    pub(crate) fn poll_notified(&self, cx: &Context<'_>) -> Poll<()> {
         self.waker.register(cx.waker());
-        if self.rung.swap(false, Ordering::AcqRel) {
+        if self.notified.swap(false, Ordering::AcqRel) {
             Poll::Ready(())
         } else {
             Poll::Pending
@@ -46,8 +46,8 @@ type Open = HashMap<u64, u64, BuildHasherDefault<FxHasher>>;
 
 /// The answers that one other node is owed.
 #[derive(Debug)]
-pub(crate) struct Answers {
-    bell: Arc<Bell>,
+pub(crate) struct PendingOutcomes {
+    notifier: Arc<Notifier>,
     owed: Mutex<Owed>,
 }
 
@@ -59,11 +59,11 @@ struct Owed {
     settled: Vec<(u64, Status)>,
 }
 
-impl Answers {
-    /// Nothing is owed; whoever is to send answers listens to the bell.
-    pub(crate) fn new(bell: Arc<Bell>) -> Self {
+impl PendingOutcomes {
+    /// Nothing is owed; whoever is to send answers listens to the notifier.
+    pub(crate) fn new(notifier: Arc<Notifier>) -> Self {
         Self {
-            bell,
+            notifier,
             owed: Mutex::default(),
         }
     }
@@ -79,7 +79,7 @@ impl Answers {
         owed.open.remove(&token)?;
         owed.settled.push((token, status));
         drop(owed);
-        self.bell.ring()
+        self.notifier.notify()
     }
 
     /// The answers that were noted since this was last asked.
