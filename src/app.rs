@@ -236,7 +236,7 @@ impl App {
         if let Some(tasks) = cluster_tasks {
             leave_cluster(tasks).await;
         }
-        let mailbox = directory.census().mailbox_messages;
+        let mailbox = directory.stats().mailbox_messages;
         report(left, Figures::read(&metrics, mailbox))
     }
 }

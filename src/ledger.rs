@@ -157,7 +157,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Reads the counters; `mailbox` is from a census made beforehand.
+    /// Reads the counters; `mailbox` is from statistics read beforehand.
     pub fn read(metrics: &Metrics, mailbox: u64) -> Self {
         Self {
             delivered: metrics.delivered(),

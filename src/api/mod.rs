@@ -421,7 +421,7 @@ mod tests {
     }
 
     fn figures(relay: &Relay) -> Figures {
-        Figures::read(relay.metrics(), relay.census().mailbox_messages)
+        Figures::read(relay.metrics(), relay.stats().mailbox_messages)
     }
 
     async fn post(api: &Api) -> (u16, Value) {

@@ -1,4 +1,4 @@
-//! The node at a glance: what it is, what it has done, whether it drains, and how it stands with the
+//! The state of the node: what it is, what it has done, whether it drains, and how it stands with the
 //! others.
 
 use std::collections::BTreeMap;
@@ -65,13 +65,13 @@ impl Api {
         let relay = self.relay.clone();
         // It walks all users.
         let counted = tokio::task::spawn_blocking(move || {
-            let census = relay.census();
+            let stats = relay.stats();
             (
-                census,
-                Figures::read(relay.metrics(), census.mailbox_messages),
+                stats,
+                Figures::read(relay.metrics(), stats.mailbox_messages),
             )
         });
-        let (census, figures) = counted.await.map_err(|error| {
+        let (stats, figures) = counted.await.map_err(|error| {
             error!(%error, "cannot count users");
             Problem::internal()
         })?;
@@ -84,7 +84,7 @@ impl Api {
             node: self.node.clone(),
             started: time_text(self.started),
             ready: stage == Stage::Ready && self.relay.ready().is_ok(),
-            users: census.connections,
+            users: stats.connections,
             messages: Messages {
                 received: figures.received,
                 delivered: figures.delivered,
@@ -94,11 +94,11 @@ impl Api {
                 cluster_sent: figures.cluster_sent,
             },
             queue: Queue {
-                messages: census.mailbox_messages,
-                bytes: census.mailbox_bytes,
+                messages: stats.mailbox_messages,
+                bytes: stats.mailbox_bytes,
             },
             drain: drain(stage, metrics.drain_deadline()),
-            cluster: census.link.map(|link| Cluster {
+            cluster: stats.link.map(|link| Cluster {
                 up: link.up,
                 blocks: link.blocks,
                 ids_left: link.ids_left,

@@ -10,7 +10,7 @@ use rustc_hash::FxHasher;
 use serde::Serialize;
 
 use super::{Api, time_text};
-use crate::directory::{Client, Glance};
+use crate::directory::{Client, ClientStats};
 use crate::identity::{Subject, UserId};
 use crate::protocol::{Dialect, SUBPROTOCOL};
 use crate::relay::Relay;
@@ -70,16 +70,16 @@ impl Api {
             id: id.get(),
             online: client.is_some(),
             node: self.node.clone(),
-            presence: client.map(|client| self.presence(client, client.glance(), None)),
+            presence: client.map(|client| self.presence(client, client.stats(), None)),
         })
     }
 
-    fn presence(&self, client: &Client, glance: Glance, rate: Option<u32>) -> Presence {
-        let Glance {
+    fn presence(&self, client: &Client, stats: ClientStats, rate: Option<u32>) -> Presence {
+        let ClientStats {
             queue: (messages, bytes),
             received,
             delivered,
-        } = glance;
+        } = stats;
         Presence {
             since: time_text(self.relay.joined_at(client)),
             protocol: match client.dialect() {
@@ -123,7 +123,7 @@ impl Api {
                 id: found.client.id().get(),
                 online: true,
                 node: self.node.clone(),
-                presence: Some(self.presence(&found.client, found.glance, found.rate)),
+                presence: Some(self.presence(&found.client, found.stats, found.rate)),
             })
             .collect())
     }
@@ -140,7 +140,7 @@ async fn blocking<T: Send + 'static>(
 struct Found {
     most: u64,
     client: Arc<Client>,
-    glance: Glance,
+    stats: ClientStats,
     rate: Option<u32>,
 }
 
@@ -180,11 +180,11 @@ impl Top {
 fn by_queue(relay: &Relay, limit: usize) -> Vec<Found> {
     let mut top = Top::new(limit);
     relay.directory().for_each(|client| {
-        let glance = client.glance();
+        let stats = client.stats();
         top.offer(Found {
-            most: glance.queue.1 as u64,
+            most: stats.queue.1 as u64,
             client: client.clone(),
-            glance,
+            stats,
             rate: None,
         });
     });
@@ -198,7 +198,7 @@ type Sent = HashMap<UserId, u32, BuildHasherDefault<FxHasher>>;
 fn sent_by_all(relay: &Relay) -> Sent {
     let mut sent = Sent::default();
     relay.directory().for_each(|client| {
-        let received = client.glance().received;
+        let received = client.stats().received;
         if received > 0 {
             sent.insert(client.id(), received);
         }
@@ -209,17 +209,17 @@ fn sent_by_all(relay: &Relay) -> Sent {
 fn by_rate(relay: &Relay, before: &Sent, limit: usize) -> Vec<Found> {
     let mut top = Top::new(limit);
     relay.directory().for_each(|client| {
-        let glance = client.glance();
+        let stats = client.stats();
         let before = before.get(&client.id()).copied().unwrap_or(0);
-        let rate = match glance.received.wrapping_sub(before) {
+        let rate = match stats.received.wrapping_sub(before) {
             // Somebody has taken the place over, and begun from 0.
-            more if more > u32::MAX / 2 => glance.received,
+            more if more > u32::MAX / 2 => stats.received,
             more => more,
         };
         top.offer(Found {
             most: rate.into(),
             client: client.clone(),
-            glance,
+            stats,
             rate: Some(rate),
         });
     });

@@ -44,7 +44,7 @@ use crate::identity::{Blocks, Leases, Sequence, UserId};
 use crate::ledger::InHand;
 use crate::lifecycle::Shutdown;
 use crate::protocol::Status;
-use crate::telemetry::link::{LinkCensus, LinkMetrics};
+use crate::telemetry::link::{ClusterStats, LinkMetrics};
 use crate::telemetry::metrics::{DropReason, Metrics};
 use crate::telemetry::trace::Traces;
 use claims::Claims;
@@ -219,13 +219,13 @@ impl Cluster {
     }
 
     /// The link and what waits at it.
-    pub fn census(&self) -> LinkCensus {
+    pub fn stats(&self) -> ClusterStats {
         let shared = &self.shared;
         let (queue_messages, queue_bytes) = {
             let queue = shared.queue();
             (queue.messages().into(), queue.bytes() as u64)
         };
-        LinkCensus {
+        ClusterStats {
             up: shared.is_up(),
             blocks: shared.leases.list().len() as u64,
             ids_left: shared.leases.unspent(),

@@ -198,7 +198,7 @@ pub struct Flushed {
 
 /// A client as the operator sees it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Glance {
+pub(crate) struct ClientStats {
     /// Messages queued, or taken and not flushed, and their bytes.
     pub(crate) queue: (u32, usize),
     /// Messages received from the user, in all; behind `u32::MAX` from 0 again.
@@ -324,13 +324,13 @@ impl Client {
 
     /// Messages held for this user, and their bytes.
     pub(crate) fn held(&self) -> (u32, usize) {
-        self.glance().queue
+        self.stats().queue
     }
 
     /// What an operator sees of it.
-    pub(crate) fn glance(&self) -> Glance {
+    pub(crate) fn stats(&self) -> ClientStats {
         let state = self.state();
-        Glance {
+        ClientStats {
             queue: (state.mailbox.messages(), state.mailbox.bytes()),
             received: state.received,
             delivered: state.mailbox.delivered_in_all(),

@@ -29,7 +29,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 pub(crate) use chunks::WRITE_BYTES;
-pub(crate) use client::Glance;
+pub(crate) use client::ClientStats;
 pub use client::{Client, Command, Flushed, Found, Receipt, Wakes};
 pub use mailbox::{Bounds, Budget, Message, Overflow, QueuedMessage, give_back};
 pub(crate) use outcomes::{Notifier, PendingOutcomes};
@@ -38,7 +38,7 @@ pub use table::SLOTS;
 use table::{Segment, Segments, segment_number};
 
 use crate::identity::{Lineage, UserId};
-use crate::telemetry::metrics::Census;
+use crate::telemetry::metrics::DirectoryStats;
 
 /// The user directory: a cheap handle.
 #[derive(Clone, Debug, Default)]
@@ -244,18 +244,18 @@ impl Directory {
     }
 
     /// Counts users and what their mailboxes hold.
-    pub fn census(&self) -> Census {
-        let mut census = Census {
+    pub fn stats(&self) -> DirectoryStats {
+        let mut stats = DirectoryStats {
             segments: self.segments() as u64,
-            ..Census::default()
+            ..DirectoryStats::default()
         };
         self.for_each(|client| {
             let (messages, bytes) = client.held();
-            census.connections += 1;
-            census.mailbox_messages += u64::from(messages);
-            census.mailbox_bytes += bytes as u64;
+            stats.connections += 1;
+            stats.mailbox_messages += u64::from(messages);
+            stats.mailbox_bytes += bytes as u64;
         });
-        census
+        stats
     }
 
     /// How many segments stand.

@@ -200,7 +200,7 @@ fn of_two_that_take_a_place_at_once_one_stays() {
         let second = second.join().unwrap();
         assert!(!world.finds(&first));
         assert!(world.finds(&second) != world.finds(&third));
-        assert_eq!(world.directory.census().connections, 4);
+        assert_eq!(world.directory.stats().connections, 4);
         let (last, before) = if world.finds(&third) {
             (third, second)
         } else {
@@ -209,9 +209,9 @@ fn of_two_that_take_a_place_at_once_one_stays() {
         assert!(last.is_open() && !before.is_open() && !first.is_open());
         world.directory.leave(&before);
         world.directory.leave(&first);
-        assert_eq!(world.directory.census().connections, 2);
+        assert_eq!(world.directory.stats().connections, 2);
         world.directory.leave(&last);
-        assert_eq!(world.directory.census().connections, 1);
+        assert_eq!(world.directory.stats().connections, 1);
         world.everybody_leaves(&[&four]);
     });
 }
@@ -225,7 +225,7 @@ fn whoever_leaves_while_its_place_is_taken_is_gone() {
         world.directory.leave(&first);
         let second = second.join().unwrap();
         assert!(world.finds(&second) && second.is_open());
-        assert_eq!(world.directory.census().connections, 2);
+        assert_eq!(world.directory.stats().connections, 2);
         world.directory.leave(&second);
         assert_eq!(world.directory.segments(), 1);
         world.everybody_leaves(&[&four]);

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{Bounds, Budget, Client, Directory, Overflow, SLOTS};
 use crate::identity::{Lineage, UserId};
 use crate::protocol::Dialect;
-use crate::telemetry::metrics::{Census, Metrics};
+use crate::telemetry::metrics::{DirectoryStats, Metrics};
 
 const THREADS: usize = 4;
 const RUNS_FOR: Duration = Duration::from_millis(1500);
@@ -179,10 +179,10 @@ fn nobody_is_lost_or_left_behind_under_threads() {
             result.unwrap();
         }
     });
-    let everybody_has_left = Census {
+    let everybody_has_left = DirectoryStats {
         segments: 1,
-        ..Census::default()
+        ..DirectoryStats::default()
     };
-    assert_eq!(world.directory.census(), everybody_has_left);
+    assert_eq!(world.directory.stats(), everybody_has_left);
     assert!(world.new_ids.into_inner() > 100);
 }

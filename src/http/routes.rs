@@ -96,7 +96,7 @@ async fn metrics(host: &Arc<Host>) -> Answer {
     let relay = host.relay.clone();
     // It walks all users and reads /proc: not on a thread that relays.
     let scraped =
-        tokio::task::spawn_blocking(move || relay.metrics().scrape(|| relay.census())).await;
+        tokio::task::spawn_blocking(move || relay.metrics().scrape(|| relay.stats())).await;
     match scraped {
         Ok(body) => {
             let mut answer = text(StatusCode::OK, body);

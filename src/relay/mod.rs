@@ -20,7 +20,7 @@ use crate::directory::{Bounds, Client, Directory, Message, QueuedMessage, Receip
 use crate::identity::{Lineage, Sender, Sequence, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status, close_code};
-use crate::telemetry::metrics::{Census, CloseCode, DropReason, Initiator, Metrics};
+use crate::telemetry::metrics::{CloseCode, DirectoryStats, DropReason, Initiator, Metrics};
 use crate::telemetry::trace::Traces;
 use router::{LeavePlace, Port, RoutedMessage, Router};
 
@@ -352,10 +352,10 @@ impl Relay {
     }
 
     /// Counts users and what their mailboxes hold.
-    pub fn census(&self) -> Census {
-        let link = self.shared.cluster.as_ref().map(Cluster::census);
-        let here = self.shared.directory.census();
-        Census {
+    pub fn stats(&self) -> DirectoryStats {
+        let link = self.shared.cluster.as_ref().map(Cluster::stats);
+        let here = self.shared.directory.stats();
+        DirectoryStats {
             mailbox_messages: here.mailbox_messages + link.map_or(0, |link| link.queue_messages),
             mailbox_reserved_bytes: self.shared.bounds.budget.used(),
             link,

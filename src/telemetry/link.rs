@@ -23,7 +23,7 @@ pub(crate) struct LinkMetrics {
 
 /// The link at the moment of a scrape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LinkCensus {
+pub struct ClusterStats {
     /// Whether NATS can be reached.
     pub up: bool,
     /// Blocks of ids that this node holds.
@@ -124,48 +124,48 @@ impl LinkMetrics {
     }
 }
 
-/// What a census found, as gauges.
-pub(super) fn found(census: &LinkCensus) -> [MetricFamily; 8] {
+/// The statistics as gauges.
+pub(super) fn found(stats: &ClusterStats) -> [MetricFamily; 8] {
     [
         gauge(
             "switchboard_cluster_up",
             "1 while NATS can be reached.",
-            census.up.into(),
+            stats.up.into(),
         ),
         gauge(
             "switchboard_cluster_blocks",
             "Blocks of ids that this node holds.",
-            census.blocks,
+            stats.blocks,
         ),
         gauge(
             "switchboard_cluster_ids_left",
             "Ids that can be given to new users without another lease.",
-            census.ids_left,
+            stats.ids_left,
         ),
         gauge(
             "switchboard_cluster_outcomes_pending",
             "Outcomes that other nodes owe to users here.",
-            census.outcomes_pending,
+            stats.outcomes_pending,
         ),
         gauge(
             "switchboard_cluster_guests",
             "Users here whose ids are of other nodes' blocks, by a ticket.",
-            census.guests,
+            stats.guests,
         ),
         gauge(
             "switchboard_cluster_claims",
             "Ids of this node's blocks whose users are on other nodes, by a ticket.",
-            census.claims,
+            stats.claims,
         ),
         gauge(
             "switchboard_cluster_queue_messages",
             "Messages that wait to go to other nodes, or are being handed over.",
-            census.queue_messages,
+            stats.queue_messages,
         ),
         gauge(
             "switchboard_cluster_queue_bytes",
             "Bytes of the messages that wait to go to other nodes.",
-            census.queue_bytes,
+            stats.queue_bytes,
         ),
     ]
 }

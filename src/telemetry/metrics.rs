@@ -1,6 +1,6 @@
 //! Every Prometheus family, with one method an event. What a message touches is counted in shards,
 //! one a worker thread, so that workers do not share a cache line; what a connection touches is an
-//! ordinary counter. Gauges of users and queues are no variables: they are taken by a census of the
+//! ordinary counter. Gauges of users and queues are no variables: they are read from the statistics of the
 //! directory at scrape time, so they cannot drift.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use prometheus::proto::{self, MetricFamily, MetricType};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
 use super::export::{SpanCounts, SpanLoss};
-use super::link::{self, LinkCensus, LinkMetrics};
+use super::link::{self, ClusterStats, LinkMetrics};
 use super::process::Process;
 use super::trace::Traces;
 
@@ -196,9 +196,9 @@ impl Rejection {
     }
 }
 
-/// What a census of the directory found.
+/// Connected users and what their mailboxes hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
+pub struct DirectoryStats {
     /// Users who are joined.
     pub connections: u64,
     /// Messages in mailboxes and write buffers.
@@ -210,7 +210,7 @@ pub struct Census {
     /// Segments of the user directory.
     pub segments: u64,
     /// The link to other nodes, where there is to be one.
-    pub link: Option<LinkCensus>,
+    pub link: Option<ClusterStats>,
 }
 
 /// The upper bounds of the latency buckets, microseconds. A relay's work takes tens of them, and
@@ -262,7 +262,7 @@ const REVISION: &str = match option_env!("SWITCHBOARD_REVISION") {
 #[derive(Debug)]
 pub struct Metrics {
     shards: Box<[Shard]>,
-    /// What is read before the census; all else that is registered is read behind it.
+    /// What is read before the stats; all else that is registered is read behind it.
     ended: Registry,
     registry: Registry,
     opened: IntCounter,
@@ -552,13 +552,13 @@ impl Metrics {
     /// The text exposition, version 0.0.4. Both balances are read in the order in which a message
     /// and a connection go backwards (ended, held, begun), so what is under way shows as a gap of
     /// more than zero and never of less.
-    pub fn scrape(&self, census: impl FnOnce() -> Census) -> String {
+    pub fn scrape(&self, stats: impl FnOnce() -> DirectoryStats) -> String {
         let mut families = self.ended.gather();
         let delivered = self.delivered();
         let dropped = DropReason::ALL.map(|reason| (reason.as_str(), self.dropped(reason)));
         let sent_to_cluster = self.sent_to_cluster();
         fence(SeqCst);
-        let census = census();
+        let stats = stats();
         fence(SeqCst);
         let received = self.received();
         let received_from_cluster = self.received_from_cluster();
@@ -614,8 +614,8 @@ impl Metrics {
         ]);
         families.extend(self.process.found());
         families.extend(self.spans());
-        families.extend(found(&census));
-        families.extend(census.link.iter().flat_map(link::found));
+        families.extend(found(&stats));
+        families.extend(stats.link.iter().flat_map(link::found));
         families.sort_by(|a, b| a.name().cmp(b.name()));
         TextEncoder::new()
             .encode_to_string(&families)
@@ -665,33 +665,33 @@ impl Metrics {
     }
 }
 
-/// What a census found, as gauges.
-fn found(census: &Census) -> [MetricFamily; 5] {
+/// The statistics as gauges.
+fn found(stats: &DirectoryStats) -> [MetricFamily; 5] {
     [
         gauge(
             "switchboard_connections",
             "Users who are joined.",
-            census.connections,
+            stats.connections,
         ),
         gauge(
             "switchboard_mailbox_messages",
             "Messages in mailboxes and write buffers.",
-            census.mailbox_messages,
+            stats.mailbox_messages,
         ),
         gauge(
             "switchboard_mailbox_bytes",
             "Bytes of the frames in mailboxes and write buffers.",
-            census.mailbox_bytes,
+            stats.mailbox_bytes,
         ),
         gauge(
             "switchboard_mailbox_reserved_bytes",
             "Bytes that mailboxes have reserved, in steps.",
-            census.mailbox_reserved_bytes,
+            stats.mailbox_reserved_bytes,
         ),
         gauge(
             "switchboard_directory_segments",
             "Segments of the user directory.",
-            census.segments,
+            stats.segments,
         ),
     ]
 }

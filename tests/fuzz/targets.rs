@@ -259,7 +259,7 @@ async fn play(bytes: &[u8]) {
     tokio::time::timeout(Duration::from_hours(1), rest)
         .await
         .expect("a session ends");
-    let figures = Figures::read(&metrics, relay.census().mailbox_messages);
+    let figures = Figures::read(&metrics, relay.stats().mailbox_messages);
     assert_eq!((figures.gap(), figures.mailbox), (0, 0), "{figures:?}");
     assert_eq!(relay.users(), 0);
     check_frames(&heard);

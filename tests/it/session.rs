@@ -84,7 +84,7 @@ impl Bench {
     }
 
     fn metric(&self, series: &str) -> u64 {
-        let text = self.metrics.scrape(|| self.relay.census());
+        let text = self.metrics.scrape(|| self.relay.stats());
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
