@@ -88,10 +88,10 @@ impl From<&str> for Subject {
 /// Tells apart whoever was given one id at different times: a random number that goes from each of
 /// their connections to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lineage(u64);
+pub struct ResumptionId(u64);
 
-impl Lineage {
-    /// A lineage that nobody else has.
+impl ResumptionId {
+    /// A resumption id that nobody else has.
     pub fn new() -> Self {
         Self(fastrand::u64(..))
     }
@@ -102,13 +102,13 @@ impl Lineage {
     }
 }
 
-impl Default for Lineage {
+impl Default for ResumptionId {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl From<u64> for Lineage {
+impl From<u64> for ResumptionId {
     fn from(number: u64) -> Self {
         Self(number)
     }

@@ -1,7 +1,7 @@
 //! Tickets: signed statements that somebody has had an id, so that a connection can come back with
 //! it, with nothing stored here. Text in, a claim out and back; no I/O, no settings.
 //!
-//! A ticket is 64 bytes in base64url: the id, when it expires, the lineage, and an HMAC-SHA256 over
+//! A ticket is 64 bytes in base64url: the id, when it expires, the resumption id, and an HMAC-SHA256 over
 //! these and over whoever it was given to, who is not in it.
 
 use std::fmt;
@@ -11,12 +11,12 @@ use data_encoding::BASE64URL_NOPAD;
 use ring::hmac::{self, HMAC_SHA256};
 use ring::rand::SystemRandom;
 
-use crate::identity::{Lineage, UserId};
+use crate::identity::{ResumptionId, UserId};
 
 /// Keeps what is signed here apart from whatever else the same secret may sign.
 const CONTEXT: &[u8] = b"switchboard ticket 1";
 
-/// Id, expiry and lineage, eight bytes each.
+/// Id, expiry and resumption_id, eight bytes each.
 const CLAIM_BYTES: usize = 24;
 const TAG_BYTES: usize = 32;
 
@@ -26,7 +26,7 @@ pub struct Claim {
     /// The id that its bearer has had.
     pub id: UserId,
     /// Since when, in a manner: nobody who was given the id at another time has the same.
-    pub lineage: Lineage,
+    pub resumption_id: ResumptionId,
 }
 
 /// Why a ticket does not hold.
@@ -63,7 +63,7 @@ impl Tickets {
         let (signed, tag) = ticket.split_at_mut(CLAIM_BYTES);
         signed[..8].copy_from_slice(&claim.id.get().to_be_bytes());
         signed[8..16].copy_from_slice(&expires.to_be_bytes());
-        signed[16..].copy_from_slice(&claim.lineage.get().to_be_bytes());
+        signed[16..].copy_from_slice(&claim.resumption_id.get().to_be_bytes());
         tag.copy_from_slice(hmac::sign(&self.key, &statement(signed, subject)).as_ref());
         BASE64URL_NOPAD.encode(&ticket)
     }
@@ -85,7 +85,7 @@ impl Tickets {
         let mut numbers = signed.chunks_exact(8).map(|bytes| {
             u64::from_be_bytes(bytes.try_into().expect("a chunk is of the size asked for"))
         });
-        let (Some(id), Some(expires), Some(lineage)) =
+        let (Some(id), Some(expires), Some(resumption_id)) =
             (numbers.next(), numbers.next(), numbers.next())
         else {
             return Err(Invalid::Forged);
@@ -95,7 +95,7 @@ impl Tickets {
         }
         Ok(Claim {
             id: UserId::new(id).ok_or(Invalid::Forged)?,
-            lineage: Lineage::from(lineage),
+            resumption_id: ResumptionId::from(resumption_id),
         })
     }
 }
@@ -130,7 +130,7 @@ mod tests {
     fn claim() -> Claim {
         Claim {
             id: UserId::new(7).unwrap(),
-            lineage: Lineage::from(u64::MAX - 3),
+            resumption_id: ResumptionId::from(u64::MAX - 3),
         }
     }
 

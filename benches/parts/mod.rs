@@ -14,7 +14,7 @@ use std::time::Duration;
 use switchboard::directory::{
     Bounds, Budget, Client, Flushed, Message, Overflow, QueuedMessage, Wakes, give_back,
 };
-use switchboard::identity::{Lineage, UserId};
+use switchboard::identity::{ResumptionId, UserId};
 use switchboard::ledger::InHand;
 use switchboard::protocol::Dialect;
 use switchboard::relay::Relay;
@@ -112,7 +112,7 @@ impl Joiner {
 
     pub(crate) fn client(&self, id: u64) -> Arc<Client> {
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
-        let id = (user(id), Lineage::from(0));
+        let id = (user(id), ResumptionId::from(0));
         Arc::new(Client::new(id, Dialect::Bare, None, bounds, metrics))
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::envelope::{Node, ReplyTo};
 use super::handover::{Claimant, Cut, Grant, Refusal, Reply};
 use super::{Shared, micros};
-use crate::identity::{Lineage, UserId};
+use crate::identity::{ResumptionId, UserId};
 
 /// The claims, at most `cluster.claims`.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) struct Claims {
 #[derive(Clone, Debug)]
 struct Claim {
     node: Node,
-    lineage: Lineage,
+    resumption_id: ResumptionId,
     /// Microseconds of the app's clock.
     until: u64,
     /// No node but the holder of the block had the id before.
@@ -104,7 +104,7 @@ pub(super) enum Own {
     Home,
     /// This node has had it.
     From(Node),
-    /// Somebody of another lineage has it.
+    /// Somebody of another resumption id has it.
     InUse,
 }
 
@@ -114,7 +114,7 @@ impl Shared {
         let Claimant {
             node,
             id,
-            lineage,
+            resumption_id,
             again,
         } = claimant;
         let until = self.claimed_until();
@@ -139,7 +139,9 @@ impl Shared {
             claim => claim,
         };
         match claim {
-            Some(claim) if claim.lineage != lineage => return Reply::Refused(Refusal::InUse),
+            Some(claim) if claim.resumption_id != resumption_id => {
+                return Reply::Refused(Refusal::InUse);
+            }
             Some(claim) if claim.node == node => claim.until = until,
             Some(_) if again => return Reply::Refused(Refusal::InUse),
             Some(claim) => {
@@ -147,8 +149,10 @@ impl Shared {
                 (claim.node, claim.until, claim.is_first) = (node, until, false);
             }
             None => {
-                let here = self.directory.with(id, |client| Some(client?.lineage()));
-                if here.is_some_and(|here| here != lineage || again) {
+                let here = self
+                    .directory
+                    .with(id, |client| Some(client?.resumption_id()));
+                if here.is_some_and(|here| here != resumption_id || again) {
                     return Reply::Refused(Refusal::InUse);
                 }
                 if self.claims.len() >= self.claims.max || !self.leases.give_back(id) {
@@ -156,14 +160,14 @@ impl Shared {
                 }
                 let claim = Claim {
                     node,
-                    lineage,
+                    resumption_id,
                     until,
                     is_first: true,
                     taken: None,
                 };
                 self.claims.add(&mut table, id, claim);
                 drop(table);
-                self.directory.evict(id, lineage);
+                self.directory.evict(id, resumption_id);
                 // Not what this node has sent: that is for whoever has the id now, but for what went to the
                 // one before.
                 grant.cut = cut.clone();
@@ -174,12 +178,12 @@ impl Shared {
     }
 
     /// Somebody comes back here; nothing where the id is not of a block of this node.
-    pub(super) fn come_home(&self, id: UserId, lineage: Lineage) -> Option<Own> {
+    pub(super) fn come_home(&self, id: UserId, resumption_id: ResumptionId) -> Option<Own> {
         let until = self.claimed_until();
         let mut table = self.claims.table();
         match table.get_mut(&id).filter(|claim| claim.taken.is_none()) {
             None => self.leases.give_back(id).then_some(Own::Home),
-            Some(claim) if claim.lineage != lineage => Some(Own::InUse),
+            Some(claim) if claim.resumption_id != resumption_id => Some(Own::InUse),
             Some(claim) => {
                 let previous = claim.node;
                 // This node takes it as any other would.
@@ -190,7 +194,7 @@ impl Shared {
     }
 
     /// A guest of this node has an id of a block of its own. Whether no other has it by now.
-    pub(super) fn keep_own(&self, id: UserId, lineage: Lineage) -> bool {
+    pub(super) fn keep_own(&self, id: UserId, resumption_id: ResumptionId) -> bool {
         let until = self.claimed_until();
         let mut table = self.claims.table();
         if let Some(claim) = table.get_mut(&id) {
@@ -206,7 +210,7 @@ impl Shared {
         if is_kept {
             let claim = Claim {
                 node: self.node,
-                lineage,
+                resumption_id,
                 until,
                 is_first: false,
                 taken: None,
@@ -220,16 +224,16 @@ impl Shared {
     pub(super) fn renew(
         &self,
         node: Node,
-        ids: &[(UserId, Lineage)],
+        ids: &[(UserId, ResumptionId)],
         again: bool,
         cut: &Cut,
     ) -> Vec<UserId> {
         let mut lost = Vec::new();
-        for (id, lineage) in ids {
+        for (id, resumption_id) in ids {
             let claimant = Claimant {
                 node,
                 id: *id,
-                lineage: *lineage,
+                resumption_id: *resumption_id,
                 again,
             };
             if !matches!(self.grant(claimant, cut), Reply::Granted(_)) {
@@ -356,13 +360,13 @@ mod tests {
     }
 
     /// Of the user who was given the id first.
-    fn a() -> Lineage {
-        Lineage::from(1)
+    fn a() -> ResumptionId {
+        ResumptionId::from(1)
     }
 
     /// Of somebody else.
-    fn b() -> Lineage {
-        Lineage::from(2)
+    fn b() -> ResumptionId {
+        ResumptionId::from(2)
     }
 
     fn message(node: Node, mark: u64) -> ReplyTo {
@@ -381,11 +385,17 @@ mod tests {
     }
 
     /// A node's claim, at once or again by its next link.
-    fn claims(shared: &Shared, node: Node, id: u64, lineage: Lineage, again: bool) -> Reply {
+    fn claims(
+        shared: &Shared,
+        node: Node,
+        id: u64,
+        resumption_id: ResumptionId,
+        again: bool,
+    ) -> Reply {
         let claimant = Claimant {
             node,
             id: user(id),
-            lineage,
+            resumption_id,
             again,
         };
         shared.grant(claimant, &Cut::default())
@@ -396,9 +406,9 @@ mod tests {
         shared: &Shared,
         node: Node,
         id: u64,
-        lineage: Lineage,
+        resumption_id: ResumptionId,
     ) -> Result<Option<Node>, Refusal> {
-        match claims(shared, node, id, lineage, false) {
+        match claims(shared, node, id, resumption_id, false) {
             Reply::Granted(grant) => Ok(grant.previous),
             Reply::Refused(refusal) => Err(refusal),
             Reply::Lost(_) => panic!("no renewal"),
@@ -406,8 +416,8 @@ mod tests {
     }
 
     /// Whether the node has the id still.
-    fn renews(shared: &Shared, node: Node, id: u64, lineage: Lineage) -> bool {
-        let lost = shared.renew(node, &[(user(id), lineage)], true, &Cut::default());
+    fn renews(shared: &Shared, node: Node, id: u64, resumption_id: ResumptionId) -> bool {
+        let lost = shared.renew(node, &[(user(id), resumption_id)], true, &Cut::default());
         lost.is_empty()
     }
 
@@ -540,7 +550,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_id_comes_home_from_whoever_has_it() {
         let shared = node(|settings| settings.claim_timeout = TIMEOUT);
-        let home = |id, lineage| shared.come_home(user(id), lineage);
+        let home = |id, resumption_id| shared.come_home(user(id), resumption_id);
         assert_eq!(home(1, a()), Some(Own::Home));
         assert_eq!(home(1025, a()), None, "the block is not this node's");
         claim(&shared, ONE, 2, a()).unwrap();
@@ -672,7 +682,7 @@ mod tests {
         let claimant = Claimant {
             node: THREE,
             id: user(1),
-            lineage: a(),
+            resumption_id: a(),
             again: false,
         };
         let Reply::Granted(grant) = shared.grant(claimant, &cut(TWO, 5)) else {

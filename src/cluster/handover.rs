@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::envelope::{Node, ReplyTo, push_number, take_number};
-use crate::identity::{Lineage, UserId};
+use crate::identity::{ResumptionId, UserId};
 
 /// The first byte of everything here: never that of a message.
 const ASK: u8 = 2;
@@ -69,7 +69,7 @@ fn place(message: ReplyTo) -> (u32, u64) {
 pub(super) struct Claimant {
     pub(super) node: Node,
     pub(super) id: UserId,
-    pub(super) lineage: Lineage,
+    pub(super) resumption_id: ResumptionId,
     /// Not for a new connection, but for one that was there before the node's link was lost.
     pub(super) again: bool,
 }
@@ -80,11 +80,11 @@ pub(super) enum Ask {
     /// Let this id be mine.
     Claim(Claimant),
     /// These are mine still.
-    Renew(Node, Vec<(UserId, Lineage)>),
+    Renew(Node, Vec<(UserId, ResumptionId)>),
     /// This one is mine no more, of whose messages I have seen these; it is another's again, or nobody's.
     Release(Node, UserId, Option<Node>, Cut),
     /// Whoever held it says that it is mine.
-    Give(UserId, Lineage),
+    Give(UserId, ResumptionId),
     /// I hold these blocks, from now on or again: who has ids of them?
     Holding(Node, Vec<u64>),
 }
@@ -92,7 +92,7 @@ pub(super) enum Ask {
 /// Why an id is not to be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// Somebody of another lineage has it, or a newer connection.
+    /// Somebody of another resumption id has it, or a newer connection.
     InUse,
     /// It cannot be found out, or `cluster.claims` is used up.
     Unavailable,
@@ -143,23 +143,23 @@ impl Ask {
                 let Claimant {
                     node,
                     id,
-                    lineage,
+                    resumption_id,
                     again,
                 } = claimant;
                 let kind = if *again { CLAIM_AGAIN } else { CLAIM };
-                written(kind, [node.0, id.get(), lineage.get()])
+                written(kind, [node.0, id.get(), resumption_id.get()])
             }
             Self::Renew(node, ids) => {
                 let ids = ids
                     .iter()
-                    .flat_map(|(id, lineage)| [id.get(), lineage.get()]);
+                    .flat_map(|(id, resumption_id)| [id.get(), resumption_id.get()]);
                 written(RENEW, std::iter::once(node.0).chain(ids))
             }
             Self::Release(node, id, to, cut) => {
                 let named = [node.0, id.get(), number(*to)];
                 written(RELEASE, named.into_iter().chain(cut.numbers()))
             }
-            Self::Give(id, lineage) => written(GIVE, [id.get(), lineage.get()]),
+            Self::Give(id, resumption_id) => written(GIVE, [id.get(), resumption_id.get()]),
             Self::Holding(node, blocks) => {
                 let blocks = blocks.iter().copied();
                 written(HOLDING, std::iter::once(node.0).chain(blocks))
@@ -170,10 +170,10 @@ impl Ask {
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (kind, numbers) = read(bytes)?;
         Some(match (kind, &numbers[..]) {
-            (CLAIM | CLAIM_AGAIN, &[node, id, lineage]) => Self::Claim(Claimant {
+            (CLAIM | CLAIM_AGAIN, &[node, id, resumption_id]) => Self::Claim(Claimant {
                 node: Node(node),
                 id: UserId::new(id)?,
-                lineage: lineage.into(),
+                resumption_id: resumption_id.into(),
                 again: kind == CLAIM_AGAIN,
             }),
             (RENEW, [node, ids @ ..]) => {
@@ -187,7 +187,7 @@ impl Ask {
                 named(*to),
                 Cut::of_numbers(cut)?,
             ),
-            (GIVE, &[id, lineage]) => Self::Give(UserId::new(id)?, lineage.into()),
+            (GIVE, &[id, resumption_id]) => Self::Give(UserId::new(id)?, resumption_id.into()),
             (HOLDING, [node, blocks @ ..]) => Self::Holding(Node(*node), blocks.to_vec()),
             _ => return None,
         })
@@ -296,13 +296,16 @@ mod tests {
         let claimant = |again| Claimant {
             node: Node(1 << 47),
             id: user(UserId::MAX),
-            lineage: Lineage::from(u64::MAX),
+            resumption_id: ResumptionId::from(u64::MAX),
             again,
         };
         let mut cut = Cut::default();
         cut.note(message(4, 3, 1 << 50));
         cut.note(message(9, 1, 2));
-        let ids = vec![(user(7), Lineage::from(1)), (user(8), Lineage::from(0))];
+        let ids = vec![
+            (user(7), ResumptionId::from(1)),
+            (user(8), ResumptionId::from(0)),
+        ];
         for ask in [
             Ask::Claim(claimant(false)),
             Ask::Claim(claimant(true)),
@@ -310,7 +313,7 @@ mod tests {
             Ask::Renew(Node(5), Vec::new()),
             Ask::Release(Node(5), user(1), None, Cut::default()),
             Ask::Release(Node(5), user(1), Some(Node(6)), cut.clone()),
-            Ask::Give(user(3), Lineage::from(9)),
+            Ask::Give(user(3), ResumptionId::from(9)),
             Ask::Holding(Node(5), vec![1, 1 << 40]),
         ] {
             let bytes = ask.encode();

@@ -131,14 +131,14 @@ fn on_return(
 
 /// Another node wants an id that is here.
 fn on_give(shared: &Arc<Shared>, link: &Arc<Link>, message: &Message) {
-    let (Some(Ask::Give(id, lineage)), Some(to)) =
+    let (Some(Ask::Give(id, resumption_id)), Some(to)) =
         (Ask::decode(&message.payload), message.reply.clone())
     else {
         return shared.link_metrics.malformed();
     };
     let (giver, link) = (shared.clone(), link.clone());
     shared.tracker.spawn(async move {
-        let reply = giver.give(id, lineage).await.encode();
+        let reply = giver.give(id, resumption_id).await.encode();
         // Fails where the connection has ended, and then nobody is there to hear it.
         let _ended = link.publish(to, None, reply).await.is_err();
     });

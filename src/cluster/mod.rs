@@ -483,7 +483,7 @@ fn micros(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::directory::{Bounds, Budget, Client, Overflow};
-    use crate::identity::Lineage;
+    use crate::identity::ResumptionId;
     use crate::protocol::Dialect;
 
     /// A node without a link, which holds block 1.
@@ -498,7 +498,7 @@ mod tests {
     }
 
     /// Seats a user of a node.
-    pub(super) fn client(shared: &Shared, id: UserId, lineage: Lineage) -> Arc<Client> {
+    pub(super) fn client(shared: &Shared, id: UserId, resumption_id: ResumptionId) -> Arc<Client> {
         let bounds = Arc::new(Bounds {
             messages: 8,
             bytes: 1024,
@@ -506,7 +506,7 @@ mod tests {
             budget: Budget::new(4096),
         });
         let metrics = shared.metrics.clone();
-        let client = Client::new((id, lineage), Dialect::V1, None, bounds, metrics);
+        let client = Client::new((id, resumption_id), Dialect::V1, None, bounds, metrics);
         let client = Arc::new(client);
         assert!(shared.directory.join(&client));
         client

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::mailbox::{Bounds, Mailbox, Message, Overflow, Pushed, QueuedMessage, Starving};
 use super::memory_pressure::LARGE_BYTES;
 use super::outcomes::PendingOutcomes;
-use crate::identity::{Lineage, Subject, UserId};
+use crate::identity::{ResumptionId, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
@@ -223,7 +223,7 @@ pub struct Found {
 /// One user who is here.
 pub struct Client {
     id: UserId,
-    lineage: Lineage,
+    resumption_id: ResumptionId,
     dialect: Dialect,
     /// When the user joined, seconds of the relay's clock: what fits beside the dialect.
     joined_at: u32,
@@ -264,7 +264,7 @@ enum Accepts {
 impl Client {
     /// A client with nothing at it.
     pub fn new(
-        (id, lineage): (UserId, Lineage),
+        (id, resumption_id): (UserId, ResumptionId),
         dialect: Dialect,
         subject: Option<Subject>,
         bounds: Arc<Bounds>,
@@ -272,7 +272,7 @@ impl Client {
     ) -> Self {
         Self {
             id,
-            lineage,
+            resumption_id,
             dialect,
             joined_at: 0,
             subject,
@@ -308,8 +308,8 @@ impl Client {
     }
 
     /// Who may take it over: somebody of the same.
-    pub fn lineage(&self) -> Lineage {
-        self.lineage
+    pub fn resumption_id(&self) -> ResumptionId {
+        self.resumption_id
     }
 
     /// What the connection speaks.
@@ -543,7 +543,7 @@ impl Client {
         settle_all(taken.into_iter().chain(queued), reason, wakes);
     }
 
-    /// Somebody of the same lineage has this client's place: it takes no more messages, and its session
+    /// Somebody of the same resumption id has this client's place: it takes no more messages, and its session
     /// is told to end.
     pub(crate) fn give_way(&self) {
         let mut state = self.state();

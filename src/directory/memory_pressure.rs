@@ -74,7 +74,7 @@ impl Large {
 mod tests {
     use super::*;
     use crate::directory::{Bounds, Budget, Message, Overflow};
-    use crate::identity::{Lineage, Sender, UserId};
+    use crate::identity::{ResumptionId, Sender, UserId};
     use crate::ledger::InHand;
     use crate::protocol::Dialect;
     use crate::telemetry::metrics::{DropReason, Metrics};
@@ -103,7 +103,7 @@ mod tests {
             let id = UserId::new(id).unwrap();
             let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
             Arc::new(Client::new(
-                (id, Lineage::from(0)),
+                (id, ResumptionId::from(0)),
                 Dialect::Bare,
                 None,
                 bounds,

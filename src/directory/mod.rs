@@ -37,7 +37,7 @@ use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard};
 pub use table::SLOTS;
 use table::{Segment, Segments, segment_number};
 
-use crate::identity::{Lineage, UserId};
+use crate::identity::{ResumptionId, UserId};
 use crate::telemetry::metrics::DirectoryStats;
 
 /// The user directory: a cheap handle.
@@ -74,8 +74,8 @@ impl Directory {
         f(client.as_ref().filter(|client| client.id() == id))
     }
 
-    /// Registers a user, in the place of one of the same lineage if there is one. Whether there was a
-    /// place: not where somebody of another lineage has the id.
+    /// Registers a user, in the place of one of the same resumption id if there is one. Whether there was a
+    /// place: not where somebody of another resumption id has the id.
     pub fn join(&self, client: &Arc<Client>) -> bool {
         let id = client.id();
         let number = segment_number(id);
@@ -95,7 +95,7 @@ impl Directory {
             let Some(previous) = previous.as_ref() else {
                 return true;
             };
-            let may = previous.lineage() == client.lineage();
+            let may = previous.resumption_id() == client.resumption_id();
             if may && !self.take_over(slot, previous, client) {
                 continue;
             }
@@ -126,9 +126,9 @@ impl Directory {
         took
     }
 
-    /// Takes the client of an id out, if it is of that lineage: its user is on another node now. It stands
+    /// Takes the client of an id out, if it is of that resumption id: its user is on another node now. It stands
     /// aside, and is told to end.
-    pub(crate) fn evict(&self, id: UserId, lineage: Lineage) {
+    pub(crate) fn evict(&self, id: UserId, resumption_id: ResumptionId) {
         let number = segment_number(id);
         let segments = self.shared.segments.load();
         let Some(segment) = segments.get(number) else {
@@ -137,7 +137,7 @@ impl Directory {
         let slot = segment.slot(id);
         let client = slot.load().as_ref().cloned();
         let Some(previous) =
-            client.filter(|client| client.id() == id && client.lineage() == lineage)
+            client.filter(|client| client.id() == id && client.resumption_id() == resumption_id)
         else {
             return;
         };

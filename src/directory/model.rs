@@ -10,7 +10,7 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
 use super::{Bounds, Budget, Client, Directory, Overflow, SLOTS};
-use crate::identity::{Lineage, UserId};
+use crate::identity::{ResumptionId, UserId};
 use crate::protocol::Dialect;
 use crate::telemetry::metrics::Metrics;
 
@@ -46,10 +46,10 @@ impl World {
         self.client_of(id, 0)
     }
 
-    fn client_of(&self, id: u64, lineage: u64) -> Arc<Client> {
+    fn client_of(&self, id: u64, resumption_id: u64) -> Arc<Client> {
         // Segments begin at odd ids.
         let id = UserId::new(id + 1).expect("a small id");
-        let id = (id, Lineage::from(lineage));
+        let id = (id, ResumptionId::from(resumption_id));
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
         Arc::new(Client::new(id, Dialect::Bare, None, bounds, metrics))
     }
@@ -232,7 +232,7 @@ fn whoever_leaves_while_its_place_is_taken_is_gone() {
     });
 }
 
-/// A place is given to somebody of another lineage once whoever has it has left, and not before.
+/// A place is given to somebody of another resumption id once whoever has it has left, and not before.
 #[test]
 fn a_stranger_gets_a_place_only_when_it_is_vacant() {
     check(|world| {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Bounds, Budget, Client, Directory, Overflow, SLOTS};
-use crate::identity::{Lineage, UserId};
+use crate::identity::{ResumptionId, UserId};
 use crate::protocol::Dialect;
 use crate::telemetry::metrics::{DirectoryStats, Metrics};
 
@@ -58,7 +58,7 @@ struct World {
 impl World {
     fn join(&self, id: UserId) -> Arc<Client> {
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
-        let id = (id, Lineage::from(0));
+        let id = (id, ResumptionId::from(0));
         let client = Arc::new(Client::new(id, Dialect::Bare, None, bounds, metrics));
         assert!(self.directory.join(&client));
         let id = client.id();

@@ -231,7 +231,9 @@ async fn join(
         let subject = subject.as_ref().map(Subject::as_str);
         host.tickets.read(ticket, subject, SystemTime::now())
     });
-    let identity = claim.and_then(Result::ok).map(|it| (it.id, it.lineage));
+    let identity = claim
+        .and_then(Result::ok)
+        .map(|it| (it.id, it.resumption_id));
     let membership = host.relay.join(dialect, subject, identity).await;
     let membership = membership.map_err(Refusal::NotJoined)?;
     Ok(Joined {
@@ -274,7 +276,7 @@ fn arrival(
     if client.dialect() == Dialect::Bare {
         return Arrival::default();
     }
-    let (id, lineage) = (client.id(), client.lineage());
+    let (id, resumption_id) = (client.id(), client.resumption_id());
     let subject = client.subject().map(Subject::as_str);
     let reason = match claim {
         Some(Ok(claim)) if claim.id != id => Some(match membership.unclaimed() {
@@ -286,7 +288,7 @@ fn arrival(
         Some(Ok(_)) | None => None,
     };
     Arrival {
-        ticket: tickets.issue(Claim { id, lineage }, subject, SystemTime::now()),
+        ticket: tickets.issue(Claim { id, resumption_id }, subject, SystemTime::now()),
         resumed: claim.is_some() && reason.is_none(),
         reason,
     }

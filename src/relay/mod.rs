@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Guest, Refusal, Tenure, Unready};
 use crate::directory::{Bounds, Client, Directory, Message, QueuedMessage, Receipt, Wakes};
-use crate::identity::{Lineage, Sender, Sequence, Subject, UserId};
+use crate::identity::{ResumptionId, Sender, Sequence, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status, close_code};
 use crate::telemetry::metrics::{CloseCode, DirectoryStats, DropReason, Initiator, Metrics};
@@ -191,17 +191,17 @@ impl Relay {
     /// `subject` is whom its token is about.
     ///
     /// The id is a new one, or that of `claim`, which is taken from wherever in the cluster it was, unless
-    /// somebody of another lineage has it.
+    /// somebody of another resumption id has it.
     pub async fn join(
         &self,
         dialect: Dialect,
         subject: Option<Subject>,
-        claim: Option<(UserId, Lineage)>,
+        claim: Option<(UserId, ResumptionId)>,
     ) -> Result<Membership, Refused> {
         let shared = &self.shared;
         let place = Place::take(self).ok_or(Refused::Full)?;
         let (claimed, unclaimed) = match claim {
-            Some((id, lineage)) => match self.claim(id, lineage).await {
+            Some((id, resumption_id)) => match self.claim(id, resumption_id).await {
                 Ok(claimed) => (Some(claimed), None),
                 Err(unclaimed) => (None, Some(unclaimed)),
             },
@@ -225,10 +225,10 @@ impl Relay {
     }
 
     /// Takes an id that somebody comes back with.
-    async fn claim(&self, id: UserId, lineage: Lineage) -> Result<Claimed, Unclaimed> {
+    async fn claim(&self, id: UserId, resumption_id: ResumptionId) -> Result<Claimed, Unclaimed> {
         let shared = &self.shared;
         let taken = if let Some(cluster) = &shared.cluster {
-            cluster.take_back(id, lineage).await
+            cluster.take_back(id, resumption_id).await
         } else {
             shared.sequence.give_back(id);
             Ok(Tenure::Home)
@@ -242,7 +242,7 @@ impl Relay {
         Ok(Claimed {
             relay: self.clone(),
             id,
-            lineage,
+            resumption_id,
             guest,
             is_registered: false,
         })
@@ -260,9 +260,9 @@ impl Relay {
             let mut claimed = claimed.take();
             let old = claimed
                 .as_ref()
-                .map(|claimed| (claimed.id, claimed.lineage));
-            let new = || Some((shared.sequence.next()?, Lineage::new()));
-            let Some((id, lineage)) = old.or_else(new) else {
+                .map(|claimed| (claimed.id, claimed.resumption_id));
+            let new = || Some((shared.sequence.next()?, ResumptionId::new()));
+            let Some((id, resumption_id)) = old.or_else(new) else {
                 if is_opened {
                     let code = CloseCode::Code(close_code::TRY_AGAIN);
                     shared.metrics.connection_closed(Initiator::Server, code);
@@ -274,7 +274,7 @@ impl Relay {
                 shared.metrics.connection_opened();
             }
             let client = Client::new(
-                (id, lineage),
+                (id, resumption_id),
                 dialect,
                 subject.cloned(),
                 shared.bounds.clone(),
@@ -421,7 +421,7 @@ pub enum Unclaimed {
 struct Claimed {
     relay: Relay,
     id: UserId,
-    lineage: Lineage,
+    resumption_id: ResumptionId,
     guest: Option<Box<Guest>>,
     is_registered: bool,
 }
@@ -438,7 +438,7 @@ impl Claimed {
             (None, None) => false,
         };
         if is_taken {
-            shared.directory.evict(self.id, self.lineage);
+            shared.directory.evict(self.id, self.resumption_id);
         }
         self.guest.take()
     }

@@ -216,7 +216,7 @@ fn deliver(client: &Arc<Client>, routed: RoutedMessage, wakes: &mut Wakes) {
 mod tests {
     use super::*;
     use crate::directory::{Bounds, Budget, Overflow};
-    use crate::identity::Lineage;
+    use crate::identity::ResumptionId;
     use crate::protocol::Dialect;
 
     fn client(id: u64, metrics: &Arc<Metrics>) -> Arc<Client> {
@@ -227,7 +227,7 @@ mod tests {
             budget: Budget::new(4096),
         });
         let id = UserId::new(id).unwrap();
-        let id = (id, Lineage::from(0));
+        let id = (id, ResumptionId::from(0));
         Arc::new(Client::new(
             id,
             Dialect::Bare,

@@ -58,13 +58,13 @@ pub(super) async fn arrive(
 ) -> Result<Guest, Refusal> {
     let Staying {
         id,
-        lineage,
+        resumption_id,
         number,
     } = staying;
     let claimant = Claimant {
         node: shared.node,
         id,
-        lineage,
+        resumption_id,
         again: false,
     };
     let link = shared.link();
@@ -142,7 +142,7 @@ pub(super) async fn bid(
     };
     let mut cut = grant.cut;
     if let Some(previous) = grant.previous.filter(|node| *node != shared.node) {
-        let give = Ask::Give(claimant.id, claimant.lineage).encode();
+        let give = Ask::Give(claimant.id, claimant.resumption_id).encode();
         match ask(link, shared.subjects.give(previous), give).await {
             Asked::Said(Reply::Granted(given)) => cut.join(&given.cut),
             // It is gone, and has seen nothing since.
@@ -241,7 +241,7 @@ async fn meet(link: &Link, claimant: Claimant, message: &Message, is_refused: bo
     let Some(Ask::Claim(other)) = Ask::decode(&message.payload) else {
         return Met::Nobody;
     };
-    let is_first = other.lineage == claimant.lineage && other.node.0 > claimant.node.0;
+    let is_first = other.resumption_id == claimant.resumption_id && other.node.0 > claimant.node.0;
     let (met, reply) = if is_first || is_refused {
         let grant = Grant {
             previous: Some(claimant.node),

@@ -19,7 +19,7 @@ use crate::cluster::handover::{Ask, Claimant, Cut, Grant, Refusal, Reply, is_ask
 use crate::cluster::inbound::{Intake, arrived};
 use crate::cluster::link::Link;
 use crate::directory::Wakes;
-use crate::identity::{Lineage, UserId};
+use crate::identity::{ResumptionId, UserId};
 
 /// Lets a guest stay whose id was granted; its messages are taken from now on.
 pub(super) fn settle(
@@ -48,7 +48,7 @@ pub(super) fn settle(
         shared: shared.clone(),
         link,
         id: claimant.id,
-        lineage: claimant.lineage,
+        resumption_id: claimant.resumption_id,
         number,
         cut,
         limit: None,
@@ -72,7 +72,7 @@ struct Host {
     shared: Arc<Shared>,
     link: Arc<Link>,
     id: UserId,
-    lineage: Lineage,
+    resumption_id: ResumptionId,
     number: u64,
     intake: Intake,
     /// What was seen, here or by whoever had the id before.
@@ -102,7 +102,7 @@ impl Host {
                 Some(taker) = takers.recv() => {
                     // All that has come is behind what is handed over.
                     self.take_what_is_there(&mut subscriber, &mut wakes).await;
-                    self.shared.evict(self.id, self.number, self.lineage);
+                    self.shared.evict(self.id, self.number, self.resumption_id);
                     // Whoever asked may be gone; the id is its.
                     let _gone = taker.send(self.cut).is_err();
                     return;
@@ -277,11 +277,11 @@ impl Host {
             .withdrawn
             .take_if(|node| *node == claimant.node)
             .is_some();
-        let may = claimant.lineage == self.lineage && !claimant.again && !has_withdrawn;
+        let may = claimant.resumption_id == self.resumption_id && !claimant.again && !has_withdrawn;
         let reply = if self.is_over {
             return;
         } else if may || is_leaving {
-            self.shared.evict(self.id, self.number, self.lineage);
+            self.shared.evict(self.id, self.number, self.resumption_id);
             self.is_over = true;
             Reply::Granted(Grant {
                 cut: self.cut.clone(),

@@ -27,7 +27,7 @@ use super::envelope::Node;
 use super::handover::{Cut, Grant, Refusal, Reply};
 use super::{Cluster, Shared};
 use crate::directory::Command;
-use crate::identity::{Lineage, UserId};
+use crate::identity::{ResumptionId, UserId};
 use crate::protocol::close_code;
 use arrive::arrive;
 pub(super) use renew::{Returning, keep, listen_again};
@@ -48,7 +48,7 @@ pub(super) struct Guests {
 struct Stay {
     /// Tells it from another stay of the same id.
     number: u64,
-    lineage: Lineage,
+    resumption_id: ResumptionId,
     /// Connections, of which all but the last have given way.
     users: u32,
     phase: Phase,
@@ -81,7 +81,7 @@ struct Task {
 #[derive(Clone, Copy, Debug)]
 struct Staying {
     id: UserId,
-    lineage: Lineage,
+    resumption_id: ResumptionId,
     /// That of its stay.
     number: u64,
 }
@@ -174,7 +174,7 @@ impl Guests {
             .filter(|(_, stay)| stay.phase == Phase::Here && is_meant(stay));
         let staying = here.map(|(id, stay)| Staying {
             id: *id,
-            lineage: stay.lineage,
+            resumption_id: stay.resumption_id,
             number: stay.number,
         });
         staying.collect()
@@ -201,11 +201,16 @@ impl Guests {
         }
     }
 
-    fn begin(&self, table: &mut HashMap<UserId, Stay>, id: UserId, lineage: Lineage) -> u64 {
+    fn begin(
+        &self,
+        table: &mut HashMap<UserId, Stay>,
+        id: UserId,
+        resumption_id: ResumptionId,
+    ) -> u64 {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let stay = Stay {
             number,
-            lineage,
+            resumption_id,
             users: 0,
             phase: Phase::Arriving,
             task: None,
@@ -218,9 +223,17 @@ impl Guests {
 
 impl Cluster {
     /// Takes an id that somebody comes back with, wherever it was.
-    pub(crate) async fn take_back(&self, id: UserId, lineage: Lineage) -> Result<Tenure, Refusal> {
+    pub(crate) async fn take_back(
+        &self,
+        id: UserId,
+        resumption_id: ResumptionId,
+    ) -> Result<Tenure, Refusal> {
         let shared = &self.shared;
-        let taken = timeout(shared.settings.link_timeout, shared.take_back(id, lineage)).await;
+        let taken = timeout(
+            shared.settings.link_timeout,
+            shared.take_back(id, resumption_id),
+        )
+        .await;
         taken.unwrap_or(Err(Refusal::Unavailable))
     }
 
@@ -262,10 +275,14 @@ impl std::fmt::Debug for Guest {
 }
 
 impl Shared {
-    async fn take_back(self: &Arc<Self>, id: UserId, lineage: Lineage) -> Result<Tenure, Refusal> {
+    async fn take_back(
+        self: &Arc<Self>,
+        id: UserId,
+        resumption_id: ResumptionId,
+    ) -> Result<Tenure, Refusal> {
         loop {
             let changed = self.guests.changed.notified();
-            match self.admit(id, lineage) {
+            match self.admit(id, resumption_id) {
                 Admission::Home => return Ok(Tenure::Home),
                 Admission::Stays(guest) => return Ok(Tenure::Guest(Box::new(guest))),
                 Admission::Refused(refusal) => return Err(refusal),
@@ -275,7 +292,7 @@ impl Shared {
                     let (tell, told) = oneshot::channel();
                     let staying = Staying {
                         id,
-                        lineage,
+                        resumption_id,
                         number,
                     };
                     let arriving = arrive(self.clone(), staying, previous);
@@ -290,13 +307,13 @@ impl Shared {
         }
     }
 
-    fn admit(self: &Arc<Self>, id: UserId, lineage: Lineage) -> Admission {
+    fn admit(self: &Arc<Self>, id: UserId, resumption_id: ResumptionId) -> Admission {
         let mut table = self.guests.table();
         if let Some(stay) = table.get_mut(&id) {
             if stay.phase != Phase::Here {
                 return Admission::Wait;
             }
-            if stay.lineage != lineage {
+            if stay.resumption_id != resumption_id {
                 return Admission::Refused(Refusal::InUse);
             }
             stay.users += 1;
@@ -306,7 +323,7 @@ impl Shared {
                 number: stay.number,
             });
         }
-        let previous = match self.come_home(id, lineage) {
+        let previous = match self.come_home(id, resumption_id) {
             Some(Own::Home) => return Admission::Home,
             Some(Own::InUse) => return Admission::Refused(Refusal::InUse),
             Some(Own::From(previous)) => Some(previous),
@@ -315,18 +332,18 @@ impl Shared {
             }
             None => None,
         };
-        Admission::Arrives(self.guests.begin(&mut table, id, lineage), previous)
+        Admission::Arrives(self.guests.begin(&mut table, id, resumption_id), previous)
     }
 
     /// Gives a guest to whoever asks for it by name, once it is settled whether it is here; what was
     /// seen of its messages.
-    pub(super) async fn give(&self, id: UserId, lineage: Lineage) -> Reply {
+    pub(super) async fn give(&self, id: UserId, resumption_id: ResumptionId) -> Reply {
         let asked = async {
             loop {
                 let changed = self.guests.changed.notified();
                 let (phase, task) = match self.guests.table().get(&id) {
                     None => return Reply::Granted(Grant::default()),
-                    Some(stay) if stay.lineage != lineage => {
+                    Some(stay) if stay.resumption_id != resumption_id => {
                         return Reply::Refused(Refusal::InUse);
                     }
                     Some(stay) => (stay.phase, stay.task.clone()),
@@ -353,11 +370,11 @@ impl Shared {
     }
 
     /// A guest is here no more: another node has it.
-    fn evict(&self, id: UserId, number: u64, lineage: Lineage) {
+    fn evict(&self, id: UserId, number: u64, resumption_id: ResumptionId) {
         // Who has no seat yet sees that; and nobody comes anew before this is over.
         let leaving = |stay: &mut Stay| stay.phase = Phase::Leaving;
         if self.guests.with(id, number, leaving).is_some() {
-            self.directory.evict(id, lineage);
+            self.directory.evict(id, resumption_id);
             self.guests.remove(id, number);
         }
     }
@@ -373,7 +390,7 @@ impl Shared {
     fn turn_out(&self, staying: Staying, refusal: Refusal) {
         let Staying {
             id,
-            lineage,
+            resumption_id,
             number,
         } = staying;
         let leaving = |stay: &mut Stay| stay.phase = Phase::Leaving;
@@ -383,7 +400,9 @@ impl Shared {
         if refusal == Refusal::Unavailable {
             // Nobody else is known to have it: the client may come back with it.
             self.directory.with(id, |client| {
-                if let Some(client) = client.filter(|client| client.lineage() == lineage) {
+                if let Some(client) =
+                    client.filter(|client| client.resumption_id() == resumption_id)
+                {
                     client.command(Command::Close {
                         code: close_code::TRY_AGAIN,
                         reason: "the id cannot be had",
@@ -391,7 +410,7 @@ impl Shared {
                 }
             });
         }
-        self.directory.evict(id, lineage);
+        self.directory.evict(id, resumption_id);
         if self.guests.with(id, number, Stay::leave) == Some(true) {
             self.forget_guest(id, number);
         }
@@ -412,8 +431,8 @@ mod tests {
         UserId::new(id).unwrap()
     }
 
-    fn lineage() -> Lineage {
-        Lineage::from(1)
+    fn resumption_id() -> ResumptionId {
+        ResumptionId::from(1)
     }
 
     /// A guest of a node, and its connection; where it is served by a link, what the task of it hears.
@@ -422,8 +441,10 @@ mod tests {
         id: u64,
         link: Option<u32>,
     ) -> (Staying, Guest, Option<Takers>) {
-        let (id, lineage) = (user(id), lineage());
-        let number = shared.guests.begin(&mut shared.guests.table(), id, lineage);
+        let (id, resumption_id) = (user(id), resumption_id());
+        let number = shared
+            .guests
+            .begin(&mut shared.guests.table(), id, resumption_id);
         let (takers, asks) = mpsc::channel(1);
         shared.guests.with(id, number, |stay| {
             stay.users = 1;
@@ -442,7 +463,7 @@ mod tests {
         };
         let staying = Staying {
             id,
-            lineage,
+            resumption_id,
             number,
         };
         (staying, guest, link.map(|_| asks))
@@ -466,21 +487,21 @@ mod tests {
         for (refusal, expected) in refusals {
             let shared = node(|_| {});
             let (staying, guest, takers) = guest(&shared, ELSEWHERE, Some(1));
-            let seated = client(&shared, staying.id, staying.lineage);
+            let seated = client(&shared, staying.id, staying.resumption_id);
             assert!(guest.is_current());
             shared.turn_out(staying, refusal);
             assert!(!seated.is_open());
             let (command, _) = seated.settle(Flushed::default());
             assert!(matches!(command, Some(Command::Close { code, .. }) if code == expected));
             assert!(!guest.is_current(), "nor has one who is seated only now");
-            let admission = shared.admit(staying.id, staying.lineage);
+            let admission = shared.admit(staying.id, staying.resumption_id);
             assert!(matches!(admission, Admission::Wait));
             drop(guest);
             assert_eq!(phase(&shared, staying), Some(Phase::Leaving));
             // Its task has ended.
             drop(takers);
             shared.guests.remove(staying.id, staying.number);
-            let admission = shared.admit(staying.id, staying.lineage);
+            let admission = shared.admit(staying.id, staying.resumption_id);
             assert!(matches!(admission, Admission::Arrives(_, None)));
         }
     }
@@ -514,10 +535,10 @@ mod tests {
     fn the_last_of_several_connections_leaves() {
         let shared = node(|_| {});
         let (staying, first, _takers) = guest(&shared, ELSEWHERE, Some(1));
-        let Admission::Stays(second) = shared.admit(staying.id, staying.lineage) else {
+        let Admission::Stays(second) = shared.admit(staying.id, staying.resumption_id) else {
             panic!("it is here");
         };
-        let stranger = shared.admit(staying.id, Lineage::from(2));
+        let stranger = shared.admit(staying.id, ResumptionId::from(2));
         assert!(is_refused(&stranger, Refusal::InUse));
         drop(first);
         assert_eq!(phase(&shared, staying), Some(Phase::Here));
@@ -528,7 +549,7 @@ mod tests {
     #[test]
     fn no_more_guests_come_than_may() {
         let shared = node(|settings| settings.claims = 2);
-        let bring = |id| shared.admit(user(id), lineage());
+        let bring = |id| shared.admit(user(id), resumption_id());
         for id in [ELSEWHERE, ELSEWHERE + 1] {
             assert!(matches!(bring(id), Admission::Arrives(_, None)));
         }
@@ -552,7 +573,7 @@ mod tests {
         let claimant = Claimant {
             node: Node(1 << 50),
             id: staying.id,
-            lineage: staying.lineage,
+            resumption_id: staying.resumption_id,
             again: false,
         };
         let Reply::Granted(grant) = shared.grant(claimant, &Cut::default()) else {

@@ -16,7 +16,7 @@ use crate::cluster::Shared;
 use crate::cluster::envelope::Node;
 use crate::cluster::handover::{Ask, Claimant, Refusal, Reply};
 use crate::cluster::link::{Link, Lost};
-use crate::identity::{Lineage, UserId};
+use crate::identity::{ResumptionId, UserId};
 
 /// Ids that are claimed again, or blocks that are renewed, at a time.
 const CLAIMS_AT_A_TIME: usize = 16;
@@ -83,7 +83,7 @@ async fn claim_again(shared: &Arc<Shared>, link: &Arc<Link>, returning: Returnin
     } = returning;
     let Staying {
         id,
-        lineage,
+        resumption_id,
         number,
     } = staying;
     let mut own = None;
@@ -97,7 +97,7 @@ async fn claim_again(shared: &Arc<Shared>, link: &Arc<Link>, returning: Returnin
     let claimant = Claimant {
         node: shared.node,
         id,
-        lineage,
+        resumption_id,
         again: true,
     };
     match bid(shared, link, claimant, own, subscriber).await {
@@ -167,13 +167,13 @@ impl Shared {
     fn keeps(&self, staying: Staying) -> Option<bool> {
         let Staying {
             id,
-            lineage,
+            resumption_id,
             number,
         } = staying;
         // Under the lock, so that no claim is renewed that is being released.
         let keep = |stay: &mut Stay| {
             let is_here = stay.phase == Phase::Here;
-            is_here.then(|| self.keep_own(id, lineage))
+            is_here.then(|| self.keep_own(id, resumption_id))
         };
         self.guests.with(id, number, keep).flatten()
     }
@@ -196,8 +196,10 @@ impl Shared {
 }
 
 /// As messages name them.
-fn named(guests: &[Staying]) -> Vec<(UserId, Lineage)> {
-    let named = guests.iter().map(|staying| (staying.id, staying.lineage));
+fn named(guests: &[Staying]) -> Vec<(UserId, ResumptionId)> {
+    let named = guests
+        .iter()
+        .map(|staying| (staying.id, staying.resumption_id));
     named.collect()
 }
 
