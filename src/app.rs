@@ -28,7 +28,7 @@ use crate::net;
 use crate::net::background::Aside;
 use crate::net::tls::Tls;
 use crate::relay::{Parts, Relay};
-use crate::session::{Common, Terms};
+use crate::session::{SessionConfig, SessionContext};
 use crate::telemetry::Logs;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Traces;
@@ -100,7 +100,7 @@ impl App {
         metrics.mailboxes_limited_to(settings.mailbox.total_bytes);
 
         let shutdown = Shutdown::new();
-        let sessions = Arc::new(Common::new(terms(&settings), metrics.clone()));
+        let sessions = Arc::new(SessionContext::new(config(&settings), metrics.clone()));
         let directory = Directory::new();
         let (cluster, cluster_tasks) = join_cluster(
             &settings.cluster,
@@ -416,7 +416,7 @@ fn api(
     settings: &Settings,
     port: u16,
     relay: &Relay,
-    (shutdown, sessions, logs): (&Shutdown, &Common, Logs),
+    (shutdown, sessions, logs): (&Shutdown, &SessionContext, Logs),
 ) -> Option<Api> {
     settings.admin.token_file.as_ref()?;
     let bounds = api::Bounds {
@@ -459,11 +459,11 @@ fn bounds(settings: &config::Mailbox) -> Bounds {
     }
 }
 
-fn terms(settings: &Settings) -> Terms {
+fn config(settings: &Settings) -> SessionConfig {
     let Settings {
         keepalive, limits, ..
     } = settings;
-    Terms {
+    SessionConfig {
         ping_interval: keepalive.ping_interval,
         pong_timeout: keepalive.pong_timeout,
         write_timeout: keepalive.write_timeout,

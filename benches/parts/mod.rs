@@ -18,7 +18,7 @@ use switchboard::identity::{ResumptionId, UserId};
 use switchboard::ledger::InHand;
 use switchboard::protocol::Dialect;
 use switchboard::relay::Relay;
-use switchboard::session::{Arrival, Common, Session, Terms};
+use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::trace::Traces;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -297,14 +297,14 @@ impl Line {
         let metrics = Arc::new(Metrics::new(1));
         let traces = Arc::new(Traces::off());
         let relay = Relay::new(bounds(), 2, metrics.clone(), traces);
-        let common = Arc::new(Common::new(terms(), metrics));
+        let context = Arc::new(SessionContext::new(config(), metrics));
         let end = || {
             let membership = runtime
                 .block_on(relay.join(dialect, None, None))
                 .expect("room for two users");
             let user = (membership, Arrival::default());
             let _entered = runtime.enter();
-            End::new(|socket| Session::new(socket, &[], user, common.clone()))
+            End::new(|socket| Session::new(socket, &[], user, context.clone()))
         };
         let (sender, recipient) = (end(), end());
         let mut line = Self {
@@ -336,9 +336,9 @@ impl Line {
 }
 
 /// Nothing is due while a benchmark runs.
-fn terms() -> Terms {
+fn config() -> SessionConfig {
     let never = Duration::from_hours(24);
-    Terms {
+    SessionConfig {
         ping_interval: never,
         pong_timeout: never,
         write_timeout: never,

@@ -23,7 +23,7 @@ use crate::lifecycle::Shutdown;
 use crate::net::background::Aside;
 use crate::net::tls::Tls;
 use crate::relay::Relay;
-use crate::session::Common;
+use crate::session::SessionContext;
 use crate::ticket::Tickets;
 
 /// What a listener's connections may ask for.
@@ -43,7 +43,7 @@ pub struct Host {
     /// The relay that upgrades join.
     pub relay: Relay,
     /// What sessions share.
-    pub sessions: Arc<Common>,
+    pub sessions: Arc<SessionContext>,
     /// The stage, and where tasks are spawned.
     pub shutdown: Shutdown,
     /// `limits.header_timeout`.

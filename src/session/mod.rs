@@ -33,7 +33,7 @@ use frames::{GULP_BYTES, Wire};
 
 /// The bounds and waits of a session, the same for all of an app.
 #[derive(Clone, Debug)]
-pub struct Terms {
+pub struct SessionConfig {
     /// From one ping to the next.
     pub ping_interval: Duration,
     /// From a ping to its pong.
@@ -61,7 +61,7 @@ pub struct Terms {
     pub echo: bool,
 }
 
-/// What a user is told when it has arrived, beside its id and the terms.
+/// What a user is told when it has arrived, beside its id and the limits.
 #[derive(Clone, Debug, Default)]
 pub struct Arrival {
     /// What to show in order to come back with the same id.
@@ -74,18 +74,18 @@ pub struct Arrival {
 
 /// What all sessions of an app share.
 #[derive(Debug)]
-pub struct Common {
-    terms: Terms,
+pub struct SessionContext {
+    config: SessionConfig,
     metrics: Arc<Metrics>,
     /// Time zero of the microseconds that messages are stamped with.
     epoch: Instant,
 }
 
-impl Common {
+impl SessionContext {
     /// What the sessions of one app share.
-    pub fn new(terms: Terms, metrics: Arc<Metrics>) -> Self {
+    pub fn new(config: SessionConfig, metrics: Arc<Metrics>) -> Self {
         Self {
-            terms,
+            config,
             metrics,
             epoch: Instant::now(),
         }
@@ -196,7 +196,7 @@ struct Core<S> {
     /// The half of a message that has come; see [`Scratch`].
     ws: Option<Box<WebSocketContext>>,
     membership: Membership,
-    common: Arc<Common>,
+    context: Arc<SessionContext>,
     phase: Phase,
     due: Due,
     /// Messages in the write buffer.
@@ -259,12 +259,12 @@ impl Scratch {
     }
 
     /// A side of tungstenite's that is new, or as good as new.
-    fn websocket(&mut self, terms: &Terms, dialect: Dialect) -> Box<WebSocketContext> {
+    fn websocket(&mut self, config: &SessionConfig, dialect: Dialect) -> Box<WebSocketContext> {
         // Bare closes on any message over the limit, so it need not be read; in switchboard.v1 its
         // id is wanted, for the outcome.
         let bytes_max = match dialect {
-            Dialect::Bare => terms.message_bytes,
-            Dialect::V1 => terms.frame_bytes,
+            Dialect::Bare => config.message_bytes,
+            Dialect::V1 => config.frame_bytes,
         };
         let mut ws = self.ws.take().unwrap_or_else(|| {
             let config = WebSocketConfig::default()
@@ -290,10 +290,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         io: S,
         read: &[u8],
         (membership, arrival): (Membership, Arrival),
-        common: Arc<Common>,
+        context: Arc<SessionContext>,
     ) -> Self {
-        let now = common.now();
-        let interval = micros(common.terms.ping_interval);
+        let now = context.now();
+        let interval = micros(context.config.ping_interval);
         // The first ping comes at a random point of the interval's second half, so that users who
         // came in one wave are not pinged in one.
         let ping = now + interval / 2 + fastrand::u64(0..=interval / 2);
@@ -304,9 +304,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             client.dialect(),
             Outbound::Welcome {
                 user_id: client.id(),
-                heartbeat_ms: u64::try_from(common.terms.ping_interval.as_millis())
+                heartbeat_ms: u64::try_from(context.config.ping_interval.as_millis())
                     .unwrap_or(u64::MAX),
-                max_message_bytes: common.terms.message_bytes,
+                max_message_bytes: context.config.message_bytes,
                 ticket: &arrival.ticket,
                 resumed: arrival.resumed,
                 reason: arrival.reason,
@@ -322,7 +322,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 pong: NEVER,
                 stall: NEVER,
                 expiry: NEVER,
-                age: common.terms.connection_age.map_or(NEVER, |age| {
+                age: context.config.connection_age.map_or(NEVER, |age| {
                     // A fifth either way, so that those who came together do not go together.
                     now + micros(age.mul_f64(0.8 + 0.4 * fastrand::f64()))
                 }),
@@ -339,7 +339,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             resting: false,
             cut: false,
             panicked: false,
-            common,
+            context,
         };
         let timer = tokio::time::sleep_until(core.instant(ping));
         Self { core, timer }
@@ -347,7 +347,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// Closes the connection with 4401 after this time.
     pub fn expire_in(&mut self, remaining: Duration) {
-        let now = self.core.common.now();
+        let now = self.core.context.now();
         self.core.due.expiry = now.saturating_add(micros(remaining));
     }
 }
@@ -371,7 +371,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
         // Armed anew only for something earlier; what has moved later is found out when it fires.
         let mut next = core.next_due();
         if core.resting {
-            next = next.min(core.common.now() + REST);
+            next = next.min(core.context.now() + REST);
         }
         if next < core.due.armed {
             core.due.armed = next;
@@ -390,11 +390,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     fn instant(&self, micros: u64) -> Instant {
         // Far beyond any setting, and no overflow.
-        self.common.epoch + Duration::from_micros(micros.min(1 << 52))
+        self.context.epoch + Duration::from_micros(micros.min(1 << 52))
     }
 
     fn turn(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<End> {
-        let now = self.common.now();
+        let now = self.context.now();
         if now >= self.due.armed {
             self.due.armed = NEVER;
             self.resting = false;
@@ -429,7 +429,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
 
     /// Does what is due.
     fn on_due(&mut self, now: u64) -> Option<End> {
-        let terms = &self.common.terms;
+        let config = &self.context.config;
         if now >= self.due.stall {
             return Some(End(Initiator::Server, CloseCode::WriteTimeout));
         }
@@ -456,9 +456,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             return None;
         }
         if now >= self.due.ping {
-            self.due.ping = now + micros(terms.ping_interval);
+            self.due.ping = now + micros(config.ping_interval);
             if self.due.pong == NEVER && self.paused.is_none() {
-                self.due.pong = now + micros(terms.pong_timeout);
+                self.due.pong = now + micros(config.pong_timeout);
                 push_ping(&mut self.wire.out);
             }
         }
@@ -473,7 +473,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         let by = if close.awaits_outcomes {
             NEVER
         } else {
-            now + micros(self.common.terms.close_timeout)
+            now + micros(self.context.config.close_timeout)
         };
         self.membership.ended(close.initiator, close.code);
         self.stop_heartbeat();
@@ -526,7 +526,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
 
     /// After a panic in a turn: one more try, to say goodbye.
     fn recover(&mut self, cx: &Context<'_>) -> Poll<End> {
-        self.common.metrics.session_panicked();
+        self.context.metrics.session_panicked();
         if std::mem::replace(&mut self.panicked, true) {
             return Poll::Ready(End(
                 Initiator::Server,
@@ -536,7 +536,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         self.phase = Phase::Open;
         self.leave(
             Close::server(close_code::INTERNAL, "internal error"),
-            self.common.now(),
+            self.context.now(),
         );
         cx.waker().wake_by_ref();
         Poll::Pending

@@ -70,7 +70,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 }
             }
             let dialect = self.membership.client().dialect();
-            let side = ws.get_or_insert_with(|| scratch.websocket(&self.common.terms, dialect));
+            let side = ws.get_or_insert_with(|| scratch.websocket(&self.context.config, dialect));
             match side.read(&mut self.wire) {
                 Ok(message) => {
                     self.on_message(&message, &mut scratch.wakes, now);
@@ -137,7 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 // it wakes this task.
                 *gulped += count;
                 scratch.is_late = true;
-                self.common.metrics.bytes_read(count);
+                self.context.metrics.bytes_read(count);
                 self.meter_asides(now);
                 match self.phase {
                     Phase::Open => ControlFlow::Continue(()),
@@ -151,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// Whether there is room for what a message may bring. While there is none the user's pong clock
     /// stands still: the pong may be behind what is not read.
     fn may_read(&mut self, cx: &mut Context<'_>, now: u64) -> bool {
-        let may = self.promised < self.common.terms.outcomes_pending
+        let may = self.promised < self.context.config.outcomes_pending
             && self.membership.poll_ready(cx).is_ready();
         match (may, self.paused) {
             (false, None) => {
@@ -174,7 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     }
 
     fn on_message(&mut self, message: &Message, wakes: &mut Wakes, now: u64) {
-        if self.common.terms.echo && self.echo(message) {
+        if self.context.config.echo && self.echo(message) {
             return;
         }
         match message {
@@ -206,11 +206,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
 
     /// Takes a message off this user's rates; whether it is within them.
     fn meter(&mut self, bytes: usize, now: u64) -> bool {
-        let terms = &self.common.terms;
+        let config = &self.context.config;
         let now = Duration::from_micros(now);
         let messages = |rate| self.messages.take(rate, 1, now);
         let bytes = |rate| self.bytes.take(rate, bytes as u64, now);
-        terms.message_rate.is_none_or(messages) && terms.byte_rate.is_none_or(bytes)
+        config.message_rate.is_none_or(messages) && config.byte_rate.is_none_or(bytes)
     }
 
     /// Takes what has come besides messages off the rates. It is not refused: it comes in the middle
@@ -220,11 +220,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         if asides == 0 {
             return;
         }
-        let terms = &self.common.terms;
+        let config = &self.context.config;
         let at = Duration::from_micros(now);
         let messages = |rate| self.messages.owe(rate, asides, at);
         let bytes = |rate| self.bytes.owe(rate, asides * ASIDE_BYTES, at);
-        let within = terms.message_rate.is_none_or(messages) & terms.byte_rate.is_none_or(bytes);
+        let within = config.message_rate.is_none_or(messages) & config.byte_rate.is_none_or(bytes);
         if !within {
             self.leave(Close::server(close_code::POLICY, "too many frames"), now);
         }
@@ -240,7 +240,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         if !within {
             return self.on_rate_limited(decoded.ok().and_then(|inbound| inbound.id), wakes);
         }
-        if text.len() > self.common.terms.message_bytes {
+        if text.len() > self.context.config.message_bytes {
             return self.on_too_large(decoded.ok().and_then(|inbound| inbound.id), wakes, now);
         }
         match decoded {
@@ -275,7 +275,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         } else if self.membership.client().dialect() == Dialect::V1 {
             let detail = format!(
                 "the message is over {} bytes",
-                self.common.terms.message_bytes
+                self.context.config.message_bytes
             );
             self.push_error("too_large", &detail);
             self.count_bad(now);
@@ -289,13 +289,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             close_code::SIZE,
             format!(
                 "a message has at most {} bytes",
-                self.common.terms.message_bytes
+                self.context.config.message_bytes
             ),
         )
     }
 
     fn on_bad_input(&mut self, bad: BadInput, now: u64) {
-        self.common.metrics.bad_message();
+        self.context.metrics.bad_message();
         match self.membership.client().dialect() {
             Dialect::Bare => self.leave(Close::server(close_code::INVALID, bad.to_string()), now),
             Dialect::V1 => {
@@ -317,7 +317,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
 
     fn count_bad(&mut self, now: u64) {
         self.bad_messages += 1;
-        if self.bad_messages >= self.common.terms.bad_messages {
+        if self.bad_messages >= self.context.config.bad_messages {
             self.leave(
                 Close::server(close_code::POLICY, "too many bad messages"),
                 now,
@@ -343,7 +343,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         self.membership.client().shut();
         self.membership.ended(initiator, CloseCode::Code(code));
         self.stop_heartbeat();
-        self.phase = Phase::Ending(now + micros(self.common.terms.close_timeout));
+        self.phase = Phase::Ending(now + micros(self.context.config.close_timeout));
     }
 
     /// What tungstenite could not read. It is not asked again: after some of these it would panic,

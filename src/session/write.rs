@@ -98,8 +98,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// Notes where the frames end that were just put at the end of the write buffer, at `now` or at the
     /// time that it is.
     fn board(&mut self, before: usize, now: Option<u64>) {
-        let now = now.unwrap_or_else(|| self.common.now());
-        let metrics = &self.common.metrics;
+        let now = now.unwrap_or_else(|| self.context.now());
+        let metrics = &self.context.metrics;
         let waited = |read_at, count| metrics.mailbox_waited(now.saturating_sub(read_at), count);
         let mut run = Run::default();
         let mut end = self.wire.out.len();
@@ -139,11 +139,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             return Poll::Ready(Err(end));
         }
         let count = self.wire.left() - before;
-        self.common.metrics.bytes_written(count);
+        self.context.metrics.bytes_written(count);
         self.alight(scratch);
         if drained.is_pending() {
             if count > 0 || self.due.stall == NEVER {
-                self.due.stall = now + micros(self.common.terms.write_timeout);
+                self.due.stall = now + micros(self.context.config.write_timeout);
             }
             return match self.wait_blocked(now) {
                 Some(end) => Poll::Ready(Err(end)),
@@ -195,7 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// With nothing left to write: the next step of a connection that closes. Ready with nothing
     /// where there is something to write again.
     fn step_out(&mut self, cx: &mut Context<'_>, now: u64) -> Poll<Option<End>> {
-        let by = now + micros(self.common.terms.close_timeout);
+        let by = now + micros(self.context.config.close_timeout);
         match &mut self.phase {
             Phase::Open | Phase::Discarding(_) => Poll::Pending,
             Phase::Leaving(close, until) => {
@@ -231,8 +231,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         if !self.flights.front().is_some_and(has_left) {
             return;
         }
-        let now = self.common.now();
-        let metrics = &self.common.metrics;
+        let now = self.context.now();
+        let metrics = &self.context.metrics;
         let took = |read_at, count| metrics.delivery_took(now.saturating_sub(read_at), count);
         let mut run = Run::default();
         while let Some(entry) = self.flights.pop_front_if(|entry| has_left(entry)) {

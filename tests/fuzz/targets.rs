@@ -18,7 +18,7 @@ use switchboard::ledger::Figures;
 use switchboard::net::proxy_protocol::{self, Parsed};
 use switchboard::protocol::{Dialect, decode as decode_message};
 use switchboard::relay::Relay;
-use switchboard::session::{Arrival, Common, Session, Terms};
+use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::trace::Traces;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -214,7 +214,7 @@ async fn play(bytes: &[u8]) {
         budget: Budget::new(8192),
     };
     let relay = Relay::new(bounds, 3, metrics.clone(), Arc::new(Traces::off()));
-    let common = Arc::new(Common::new(terms(kind), metrics.clone()));
+    let context = Arc::new(SessionContext::new(config(kind), metrics.clone()));
     let membership = relay
         .join(dialect, None, None)
         .await
@@ -225,7 +225,7 @@ async fn play(bytes: &[u8]) {
         ours,
         &[],
         (membership, Arrival::default()),
-        common.clone(),
+        context.clone(),
     ));
     let sender = relay
         .join(Dialect::Bare, None, None)
@@ -236,7 +236,7 @@ async fn play(bytes: &[u8]) {
         from_sender,
         &[],
         (sender, Arrival::default()),
-        common.clone(),
+        context.clone(),
     ));
 
     let mut heard = Vec::new();
@@ -265,9 +265,9 @@ async fn play(bytes: &[u8]) {
     check_frames(&heard);
 }
 
-fn terms(kind: u8) -> Terms {
+fn config(kind: u8) -> SessionConfig {
     let rate = (kind & 8 != 0).then(|| Rate::per_second(4, 1));
-    Terms {
+    SessionConfig {
         ping_interval: Duration::from_secs(25),
         pong_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(10),

@@ -15,7 +15,7 @@ use switchboard::directory::{Bounds, Budget, Overflow};
 use switchboard::ledger::Figures;
 use switchboard::protocol::Dialect;
 use switchboard::relay::Relay;
-use switchboard::session::{Arrival, Common, Session, Terms};
+use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::trace::Traces;
 use tokio::net::TcpListener;
@@ -75,7 +75,7 @@ impl Echo {
             budget: Budget::new(1 << 30),
         };
         let relay = Relay::new(bounds, 10, metrics.clone(), Arc::new(Traces::off()));
-        let terms = Terms {
+        let config = SessionConfig {
             ping_interval: 10 * PATIENCE,
             pong_timeout: 10 * PATIENCE,
             write_timeout: 10 * PATIENCE,
@@ -89,7 +89,7 @@ impl Echo {
             byte_rate: None,
             echo: true,
         };
-        let common = Arc::new(Common::new(terms, metrics.clone()));
+        let context = Arc::new(SessionContext::new(config, metrics.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let host = relay.clone();
@@ -98,7 +98,7 @@ impl Echo {
                 stream.set_nodelay(true).unwrap();
                 let client = host.join(Dialect::Bare, None, None).await.unwrap();
                 let arrival = (client, Arrival::default());
-                tokio::spawn(Session::new(stream, &[], arrival, common.clone()));
+                tokio::spawn(Session::new(stream, &[], arrival, context.clone()));
             }
         });
         Self {

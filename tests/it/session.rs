@@ -11,7 +11,7 @@ use switchboard::admission::token_bucket::Rate;
 use switchboard::directory::{Bounds, Budget, Overflow};
 use switchboard::protocol::Dialect;
 use switchboard::relay::{Parts, Relay};
-use switchboard::session::{Arrival, Common, Session, Terms};
+use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::trace::Traces;
 use tokio::io::{
@@ -22,8 +22,8 @@ use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn terms() -> Terms {
-    Terms {
+fn config() -> SessionConfig {
+    SessionConfig {
         ping_interval: 25 * SECOND,
         pong_timeout: 10 * SECOND,
         write_timeout: 10 * SECOND,
@@ -42,16 +42,16 @@ fn terms() -> Terms {
 /// A relay without a network.
 struct Bench {
     relay: Relay,
-    common: Arc<Common>,
+    context: Arc<SessionContext>,
     metrics: Arc<Metrics>,
 }
 
 impl Bench {
     fn new(overflow: Overflow) -> Self {
-        Self::with(overflow, terms())
+        Self::with(overflow, config())
     }
 
-    fn with(overflow: Overflow, terms: Terms) -> Self {
+    fn with(overflow: Overflow, config: SessionConfig) -> Self {
         let metrics = Arc::new(Metrics::new(1));
         let bounds = Bounds {
             messages: 8,
@@ -60,10 +60,10 @@ impl Bench {
             budget: Budget::new(1 << 30),
         };
         let relay = Relay::new(bounds, 10, metrics.clone(), Arc::new(Traces::off()));
-        let common = Arc::new(Common::new(terms, metrics.clone()));
+        let context = Arc::new(SessionContext::new(config, metrics.clone()));
         Self {
             relay,
-            common,
+            context,
             metrics,
         }
     }
@@ -80,7 +80,7 @@ impl Bench {
     {
         let membership = self.relay.join(dialect, None, None).await.unwrap();
         let membership = (membership, Arrival::default());
-        tokio::spawn(Session::new(io, &[], membership, self.common.clone()))
+        tokio::spawn(Session::new(io, &[], membership, self.context.clone()))
     }
 
     fn metric(&self, series: &str) -> u64 {
@@ -190,9 +190,9 @@ async fn no_pong_in_time_closes_and_no_answer_to_that_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn who_has_grown_old_is_asked_to_come_back() {
-    let old = Terms {
+    let old = SessionConfig {
         connection_age: Some(1000 * SECOND),
-        ..terms()
+        ..config()
     };
     let bench = Bench::with(Overflow::DropNewest, old);
     let begin = Instant::now();
@@ -408,13 +408,13 @@ async fn a_panic_ends_one_connection_and_leaves_the_ledger_whole() {
 }
 
 fn limited(messages: Option<u64>, bytes: Option<u64>) -> Bench {
-    let terms = Terms {
+    let config = SessionConfig {
         outcomes_pending: 100,
         message_rate: messages.map(|rate| Rate::per_second(rate, 1)),
         byte_rate: bytes.map(|rate| Rate::per_second(rate, 1)),
-        ..terms()
+        ..config()
     };
-    Bench::with(Overflow::DropNewest, terms)
+    Bench::with(Overflow::DropNewest, config)
 }
 
 const RATE_LIMITED: &str = "switchboard_messages_dropped_total{reason=\"rate_limited\"}";
@@ -515,7 +515,7 @@ async fn a_pass_that_expires_closes_its_connection() {
     let (ours, mut client) = duplex(4096);
     let membership = bench.relay.join(Dialect::Bare, None, None).await.unwrap();
     let membership = (membership, Arrival::default());
-    let mut session = Session::new(ours, &[], membership, bench.common.clone());
+    let mut session = Session::new(ours, &[], membership, bench.context.clone());
     session.expire_in(7 * SECOND);
     let begin = Instant::now();
     let session = tokio::spawn(session);
@@ -558,7 +558,7 @@ fn routed() -> Bench {
     tokio::spawn(router);
     Bench {
         relay,
-        common: Arc::new(Common::new(terms(), metrics.clone())),
+        context: Arc::new(SessionContext::new(config(), metrics.clone())),
         metrics,
     }
 }
