@@ -27,7 +27,7 @@ use crate::lifecycle::{Shutdown, Stage};
 use crate::net;
 use crate::net::background::Aside;
 use crate::net::tls::Tls;
-use crate::relay::{Parts, Relay};
+use crate::relay::{Dependencies, Relay};
 use crate::session::{SessionConfig, SessionContext};
 use crate::telemetry::Logs;
 use crate::telemetry::metrics::Metrics;
@@ -108,7 +108,7 @@ impl App {
             sessions.epoch(),
         )?
         .unzip();
-        let parts = Parts {
+        let dependencies = Dependencies {
             bounds: bounds(&settings.mailbox),
             users_max,
             metrics,
@@ -116,7 +116,7 @@ impl App {
             directory,
             cluster,
         };
-        let (relay, router) = relay(parts, &settings.routing);
+        let (relay, router) = relay(dependencies, &settings.routing);
         let port = addrs.first().map_or(0, SocketAddr::port);
         let api = api(&settings, port, &relay, (&shutdown, &sessions, logs));
         let host = Arc::new(Host {
@@ -393,11 +393,11 @@ fn lacks_family(error: &io::Error) -> bool {
 const EAFNOSUPPORT: i32 = 97;
 
 /// The relay, and the router's task where there is one.
-fn relay(parts: Parts, routing: &config::Routing) -> (Relay, Option<JoinHandle<()>>) {
+fn relay(dependencies: Dependencies, routing: &config::Routing) -> (Relay, Option<JoinHandle<()>>) {
     match routing.strategy {
-        config::Strategy::Directory => (Relay::of(parts), None),
+        config::Strategy::Directory => (Relay::of(dependencies), None),
         config::Strategy::Router => {
-            let (relay, task) = Relay::routed(parts, routing.router_queue);
+            let (relay, task) = Relay::routed(dependencies, routing.router_queue);
             // Not on the tracker: it ends when the last handle of the relay is gone, which is after
             // all tasks that are.
             #[allow(clippy::disallowed_methods, reason = "joined at the end of `run`")]

@@ -394,11 +394,11 @@ mod tests {
     use super::*;
     use crate::directory::{self, Budget, Overflow};
     use crate::ledger::Figures;
-    use crate::relay::Parts;
+    use crate::relay::Dependencies;
     use crate::telemetry::metrics::Metrics;
     use crate::telemetry::trace::Traces;
 
-    fn parts() -> Parts {
+    fn dependencies() -> Dependencies {
         let bounds = directory::Bounds {
             messages: 8,
             bytes: 1024,
@@ -406,7 +406,7 @@ mod tests {
             budget: Budget::new(4096),
         };
         let metrics = Arc::new(Metrics::new(1));
-        Parts::alone(bounds, 2, metrics, Arc::new(Traces::off()))
+        Dependencies::alone(bounds, 2, metrics, Arc::new(Traces::off()))
     }
 
     fn api(relay: Relay, shutdown: Shutdown) -> Api {
@@ -441,7 +441,7 @@ mod tests {
     /// One message waits for a router that is busy elsewhere; for a second there is no room.
     #[tokio::test(start_paused = true)]
     async fn what_the_router_has_no_room_for_was_never_received() {
-        let (relay, router) = Relay::routed(parts(), 1);
+        let (relay, router) = Relay::routed(dependencies(), 1);
         let shutdown = Shutdown::new();
         let api = api(relay.clone(), shutdown.clone());
         let (status, sent) = post(&api).await;
@@ -466,7 +466,7 @@ mod tests {
     /// What has room is sent by a process that ends, too, so that it is in the books.
     #[tokio::test(start_paused = true)]
     async fn an_end_cuts_the_wait_short() {
-        let (relay, _router) = Relay::routed(parts(), 1);
+        let (relay, _router) = Relay::routed(dependencies(), 1);
         let shutdown = Shutdown::new();
         let api = api(relay.clone(), shutdown.clone());
         let started = Instant::now();

@@ -60,8 +60,8 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
 /// Whether these may be the first bytes of a header.
 pub(crate) fn begins_like_one(bytes: &[u8]) -> bool {
     SIGNATURES.iter().any(|signature| {
-        let context = signature.len().min(bytes.len());
-        signature[..context] == bytes[..context]
+        let compared = signature.len().min(bytes.len());
+        signature[..compared] == bytes[..compared]
     })
 }
 

@@ -85,7 +85,7 @@ pub struct Post<'a> {
 
 /// What a relay is made of.
 #[derive(Debug)]
-pub struct Parts {
+pub struct Dependencies {
     /// The bounds of mailboxes.
     pub bounds: Bounds,
     /// The most users, upgrades in progress included.
@@ -100,7 +100,7 @@ pub struct Parts {
     pub cluster: Option<Cluster>,
 }
 
-impl Parts {
+impl Dependencies {
     /// Those of a relay without other nodes.
     pub fn alone(
         bounds: Bounds,
@@ -127,18 +127,21 @@ impl Relay {
         metrics: Arc<Metrics>,
         traces: Arc<Traces>,
     ) -> Self {
-        Self::of(Parts::alone(bounds, users_max, metrics, traces))
+        Self::of(Dependencies::alone(bounds, users_max, metrics, traces))
     }
 
     /// A relay of these parts.
-    pub fn of(parts: Parts) -> Self {
-        Self::with_router(parts, None)
+    pub fn of(dependencies: Dependencies) -> Self {
+        Self::with_router(dependencies, None)
     }
 
     /// The same by the router strategy, with the router's task, to be run for as long as the relay.
     /// `queue` messages may wait for it.
-    pub fn routed(parts: Parts, queue: usize) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let cluster = parts.cluster.clone();
+    pub fn routed(
+        dependencies: Dependencies,
+        queue: usize,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let cluster = dependencies.cluster.clone();
         let elsewhere = move |routed: RoutedMessage, wakes: &mut Wakes| {
             let message = Message {
                 sender: routed.sender,
@@ -149,19 +152,19 @@ impl Relay {
             let cluster = cluster.as_ref();
             send_elsewhere(cluster, routed.recipient, message, routed.in_hand, wakes);
         };
-        let (router, task) = Router::new(parts.users_max, queue, elsewhere);
-        (Self::with_router(parts, Some(router)), task)
+        let (router, task) = Router::new(dependencies.users_max, queue, elsewhere);
+        (Self::with_router(dependencies, Some(router)), task)
     }
 
-    fn with_router(parts: Parts, router: Option<Router>) -> Self {
-        let Parts {
+    fn with_router(dependencies: Dependencies, router: Option<Router>) -> Self {
+        let Dependencies {
             bounds,
             users_max,
             metrics,
             traces,
             directory,
             cluster,
-        } = parts;
+        } = dependencies;
         let sequence = cluster
             .as_ref()
             .map_or_else(Sequence::local, Cluster::sequence);

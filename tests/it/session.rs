@@ -10,7 +10,7 @@ use std::time::Duration;
 use switchboard::admission::token_bucket::Rate;
 use switchboard::directory::{Bounds, Budget, Overflow};
 use switchboard::protocol::Dialect;
-use switchboard::relay::{Parts, Relay};
+use switchboard::relay::{Dependencies, Relay};
 use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::trace::Traces;
@@ -554,7 +554,8 @@ fn routed() -> Bench {
         budget: Budget::new(1 << 30),
     };
     let traces = Arc::new(Traces::off());
-    let (relay, router) = Relay::routed(Parts::alone(bounds, 10, metrics.clone(), traces), 1);
+    let (relay, router) =
+        Relay::routed(Dependencies::alone(bounds, 10, metrics.clone(), traces), 1);
     tokio::spawn(router);
     Bench {
         relay,
