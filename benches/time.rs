@@ -190,7 +190,7 @@ fn tokens(criterion: &mut Criterion) {
         let mut headers = HeaderMap::new();
         let value = format!("Bearer {token}").parse().expect("a header");
         headers.insert(AUTHORIZATION, value);
-        let admit = || runtime.block_on(auth.admit(&headers, None)).is_ok();
+        let admit = || runtime.block_on(auth.authenticate(&headers, None)).is_ok();
         assert_eq!(admit(), admitted, "{name}");
         group.bench_function(name, |bencher| bencher.iter(admit));
     }

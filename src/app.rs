@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::admission::token_bucket::Rate;
-use crate::admission::{Gate, Intake, Visitors};
+use crate::admission::{AcceptLimiter, AddressLimiter, HandshakeThrottle};
 use crate::api::{self, Api};
 use crate::auth::{Auth, Keeper};
 use crate::cluster::{self, Cluster};
@@ -25,7 +25,7 @@ use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
 use crate::lifecycle::{Shutdown, Stage};
 use crate::net;
-use crate::net::background::Aside;
+use crate::net::background::BackgroundPool;
 use crate::net::tls::Tls;
 use crate::relay::{Dependencies, Relay};
 use crate::session::{SessionConfig, SessionContext};
@@ -132,14 +132,14 @@ impl App {
             tickets: tickets(&settings.tickets)?,
             page: settings.ui.enabled,
             auth,
-            aside: aside(&settings, workers)?,
+            background: background(&settings, workers)?,
             tls,
             admin_tls,
             operator_token,
             api,
-            gate: Gate::new(workers),
-            intake: settings.limits.accept_rate.map(Intake::new),
-            visitors: Visitors::new(&settings.limits),
+            throttle: HandshakeThrottle::new(workers),
+            accept_limiter: settings.limits.accept_rate.map(AcceptLimiter::new),
+            address_limiter: AddressLimiter::new(&settings.limits),
         });
         info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");
         Ok(Self {
@@ -315,12 +315,13 @@ pub fn guessable(settings: &Settings) -> Option<String> {
 const TOKEN_BYTES_SOUND: usize = 16;
 
 /// Threads for what TLS computes, as many as serve users, where it is spoken.
-fn aside(settings: &Settings, workers: usize) -> anyhow::Result<Aside> {
+fn background(settings: &Settings, workers: usize) -> anyhow::Result<BackgroundPool> {
     let is_spoken = [&settings.server.tls, &settings.admin.tls]
         .iter()
         .any(|tls| tls.cert_file.is_some());
     let threads = if is_spoken { workers } else { 0 };
-    Aside::new(threads, settings.limits.handshakes).context("no threads for TLS handshakes")
+    BackgroundPool::new(threads, settings.limits.handshakes)
+        .context("no threads for TLS handshakes")
 }
 
 fn operator_token(settings: &config::Admin) -> anyhow::Result<Option<Secret>> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::auth::{self, Auth, AuthError, Denied, IssueError, Pass};
+use crate::auth::{self, Auth, AuthError, Authenticated, Denied, IssueError};
 use crate::config::{self, ConfigError, Settings};
 use crate::identity::Subject;
 use crate::net::http_client::{HttpClient, HttpError, Limits};
@@ -234,7 +234,7 @@ impl Verify {
             verified = auth.verify(token.trim()) => verified,
             () = keeping => Err(Denied),
         };
-        let Pass { subject, remaining } = verified?;
+        let Authenticated { subject, remaining } = verified?;
         let subject = subject.as_ref().map_or("nobody", Subject::as_str);
         let seconds = remaining.map_or(0, |remaining| remaining.as_secs());
         Ok(format!(

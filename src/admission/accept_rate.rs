@@ -11,14 +11,14 @@ use crate::admission::token_bucket::{Bucket, Rate};
 
 /// What bounds the connections that are accepted, by `limits.accept_rate`.
 #[derive(Debug)]
-pub struct Intake {
+pub struct AcceptLimiter {
     rate: Rate,
     /// Time zero of the bucket.
     epoch: Instant,
     bucket: Mutex<Bucket>,
 }
 
-impl Intake {
+impl AcceptLimiter {
     /// So many connections a second.
     pub fn new(rate: u32) -> Self {
         Self {
@@ -55,11 +55,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connections_are_taken_at_their_rate_and_one_by_one() {
-        let intake = Intake::new(500);
+        let accept_limiter = AcceptLimiter::new(500);
         let begin = Instant::now();
         let mut waited = 0;
         for _ in 0..5 {
-            waited += u32::from(intake.one_more().await);
+            waited += u32::from(accept_limiter.one_more().await);
         }
         assert_eq!(
             (waited, begin.elapsed()),
@@ -67,7 +67,7 @@ mod tests {
             "10 ms' worth"
         );
         for _ in 0..500 {
-            waited += u32::from(intake.one_more().await);
+            waited += u32::from(accept_limiter.one_more().await);
         }
         assert_eq!((waited, begin.elapsed()), (500, Duration::from_secs(1)));
     }

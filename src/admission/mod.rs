@@ -8,8 +8,8 @@ mod per_address;
 mod throttle;
 pub mod token_bucket;
 
-pub use accept_rate::Intake;
+pub use accept_rate::AcceptLimiter;
 pub(crate) use pending::{Place, Room};
-pub use per_address::Visitors;
+pub use per_address::AddressLimiter;
 pub(crate) use per_address::{TooMany, Visit};
-pub use throttle::Gate;
+pub use throttle::HandshakeThrottle;

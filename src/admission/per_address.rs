@@ -19,7 +19,7 @@ const NETWORKS_MAX: usize = 1 << 16;
 
 /// Who comes, and how often: a cheap handle.
 #[derive(Clone, Debug)]
-pub struct Visitors {
+pub struct AddressLimiter {
     shared: Arc<Shared>,
 }
 
@@ -77,11 +77,11 @@ pub(crate) struct TooMany {
 /// A user of a network, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Visit {
-    visitors: Visitors,
+    address_limiter: AddressLimiter,
     network: Network,
 }
 
-impl Visitors {
+impl AddressLimiter {
     /// Bounded by these limits; nothing if they set none.
     pub fn new(limits: &Limits) -> Option<Self> {
         let per_minute = |rate: u32| Rate::per_minute(rate.into());
@@ -194,7 +194,7 @@ impl Visitors {
         let users = self.place(client_addr, &here)?;
         here.insert(network, users + 1);
         Ok(Some(Visit {
-            visitors: self.clone(),
+            address_limiter: self.clone(),
             network,
         }))
     }
@@ -244,7 +244,7 @@ impl Paces {
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        let mut here = lock(&self.visitors.shared.here);
+        let mut here = lock(&self.address_limiter.shared.here);
         let users = here.get(&self.network).copied().unwrap_or(0);
         if users > 1 {
             here.insert(self.network, users - 1);
@@ -263,11 +263,11 @@ mod tests {
     use super::*;
     use crate::config::Settings;
 
-    fn visitors(change: impl FnOnce(&mut Limits)) -> Visitors {
+    fn address_limiter(change: impl FnOnce(&mut Limits)) -> AddressLimiter {
         let mut limits = Settings::default().limits;
-        assert!(Visitors::new(&limits).is_none(), "off by default");
+        assert!(AddressLimiter::new(&limits).is_none(), "off by default");
         change(&mut limits);
-        Visitors::new(&limits).unwrap()
+        AddressLimiter::new(&limits).unwrap()
     }
 
     fn address(number: u32) -> IpAddr {
@@ -276,12 +276,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_has_its_own_rate_and_all_have_one_together() {
-        let visitors = visitors(|limits| {
+        let address_limiter = address_limiter(|limits| {
             limits.address_handshake_rate = Some(1);
             limits.handshake_rate = Some(2);
         });
         let refused = |client_addr| {
-            visitors
+            address_limiter
                 .arrives(address(client_addr))
                 .map_err(|too_many| too_many.reason)
         };
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(refused(1), Err(Rejection::AddressRate));
         assert_eq!((refused(2), refused(3)), (Ok(()), Ok(())));
         assert_eq!(refused(4), Err(Rejection::Rate));
-        let too_many = visitors.arrives(address(1)).unwrap_err();
+        let too_many = address_limiter.arrives(address(1)).unwrap_err();
         assert_eq!(too_many.wait, Duration::from_secs(1));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(refused(1), Ok(()));
@@ -297,14 +297,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn tls_is_counted_by_itself_and_over_all_where_nobody_is_known() {
-        let visitors = visitors(|limits| {
+        let address_limiter = address_limiter(|limits| {
             limits.address_tls_handshake_rate = Some(1);
             limits.tls_handshake_rate = Some(3);
             limits.address_handshake_rate = Some(1);
         });
         let refused = |client_addr: Option<&str>| {
             let client_addr = client_addr.map(|client_addr| client_addr.parse().unwrap());
-            visitors
+            address_limiter
                 .says_hello(client_addr)
                 .map_err(|too_many| too_many.reason)
         };
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(refused(Some("192.0.2.1")), Err(Rejection::TlsRate));
         // What they ask for then is counted anew.
         let client_addr = "2001:db8::1".parse().unwrap();
-        let asks = [(); 3].map(|()| visitors.arrives(client_addr).is_ok());
+        let asks = [(); 3].map(|()| address_limiter.arrives(client_addr).is_ok());
         assert_eq!(asks, [true, true, false]);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(refused(subscriber[2]), Ok(()));
@@ -326,25 +326,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn failures_count_and_what_succeeds_does_not() {
-        let visitors = visitors(|limits| limits.address_auth_failures = Some(3));
+        let address_limiter = address_limiter(|limits| limits.address_auth_failures = Some(3));
         for _ in 0..100 {
-            assert_eq!(visitors.may_try(address(1)), Ok(()));
+            assert_eq!(address_limiter.may_try(address(1)), Ok(()));
         }
         for _ in 0..5 {
-            visitors.failed(address(1));
+            address_limiter.failed(address(1));
         }
-        let too_many = visitors.may_try(address(1)).unwrap_err();
+        let too_many = address_limiter.may_try(address(1)).unwrap_err();
         assert_eq!(too_many.reason, Rejection::AddressFailures);
         assert_eq!(too_many.wait, Duration::from_secs(20));
-        assert_eq!(visitors.may_try(address(2)), Ok(()));
+        assert_eq!(address_limiter.may_try(address(2)), Ok(()));
         tokio::time::advance(Duration::from_secs(20)).await;
-        assert_eq!(visitors.may_try(address(1)), Ok(()));
+        assert_eq!(address_limiter.may_try(address(1)), Ok(()));
     }
 
     #[tokio::test]
     async fn an_ipv6_subscriber_is_one_and_a_place_comes_back() {
-        let visitors = visitors(|limits| limits.address_connections = Some(2));
-        let enter = |client_addr: &str| visitors.enters(client_addr.parse().unwrap());
+        let address_limiter = address_limiter(|limits| limits.address_connections = Some(2));
+        let enter = |client_addr: &str| address_limiter.enters(client_addr.parse().unwrap());
         let first = enter("2001:db8::1").unwrap();
         let second = enter("2001:db8::ffff:2").unwrap();
         let too_many = enter("2001:db8::3").unwrap_err();
@@ -353,32 +353,34 @@ mod tests {
         drop(second);
         let third = enter("2001:db8::3").unwrap();
         drop((first, third, other));
-        assert!(lock(&visitors.shared.here).is_empty());
+        assert!(lock(&address_limiter.shared.here).is_empty());
     }
 
     #[tokio::test]
     async fn whoever_comes_from_everywhere_fills_no_table() {
-        let visitors = visitors(|limits| {
+        let address_limiter = address_limiter(|limits| {
             limits.address_handshake_rate = Some(1);
             limits.address_tls_handshake_rate = Some(1);
         });
         let size = || {
-            let paces = lock(&visitors.shared.paces);
+            let paces = lock(&address_limiter.shared.paces);
             paces.recent.len() + paces.earlier.len()
         };
         for client_addr in 0..200_000 {
             // Whoever only says hello is one as well.
             if client_addr % 2 == 0 {
-                visitors.says_hello(Some(address(client_addr))).unwrap();
+                address_limiter
+                    .says_hello(Some(address(client_addr)))
+                    .unwrap();
             } else {
-                visitors.arrives(address(client_addr)).unwrap();
+                address_limiter.arrives(address(client_addr)).unwrap();
             }
             if client_addr % 1000 == 0 {
                 // One that comes all the while is not forgotten.
-                let _within = visitors.arrives(address(u32::MAX));
+                let _within = address_limiter.arrives(address(u32::MAX));
             }
         }
         assert!(size() <= NETWORKS_MAX, "{}", size());
-        visitors.arrives(address(u32::MAX)).unwrap_err();
+        address_limiter.arrives(address(u32::MAX)).unwrap_err();
     }
 }

@@ -18,7 +18,7 @@ const TURN: Duration = Duration::from_micros(50);
 
 /// The way in: a cheap handle.
 #[derive(Clone, Debug)]
-pub struct Gate {
+pub struct HandshakeThrottle {
     line: Arc<Mutex<Line>>,
 }
 
@@ -39,30 +39,30 @@ struct Line {
 }
 
 pin_project_lite::pin_project! {
-    /// A future that goes on when the gate lets it.
+    /// A future that goes on when the throttle admits it.
     #[derive(Debug)]
-    pub(crate) struct Gated<F> {
+    pub(crate) struct Throttled<F> {
         #[pin]
         future: F,
-        gate: Gate,
+        throttle: HandshakeThrottle,
         // Its number in the line, from when it waits until it goes on.
         number: Option<u64>,
         // It has been the first, and the sockets have been looked at since.
         is_back: bool,
     }
 
-    impl<F> PinnedDrop for Gated<F> {
+    impl<F> PinnedDrop for Throttled<F> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             if let Some(number) = this.number.take() {
-                this.gate.line().leave(number);
+                this.throttle.line().leave(number);
             }
         }
     }
 }
 
-impl Gate {
-    /// A gate in front of so many worker threads.
+impl HandshakeThrottle {
+    /// A throttle for so many worker threads.
     pub fn new(workers: usize) -> Self {
         let workers = workers.max(1);
         let line = Line {
@@ -78,11 +78,11 @@ impl Gate {
         }
     }
 
-    /// Puts a future behind the gate.
-    pub(crate) fn pass<F: Future>(&self, future: F) -> Gated<F> {
-        Gated {
+    /// Lets a future run only as the throttle admits it.
+    pub(crate) fn admit<F: Future>(&self, future: F) -> Throttled<F> {
+        Throttled {
             future,
-            gate: self.clone(),
+            throttle: self.clone(),
             number: None,
             is_back: false,
         }
@@ -144,12 +144,12 @@ impl Line {
     }
 }
 
-impl<F: Future> Future for Gated<F> {
+impl<F: Future> Future for Throttled<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let mut line = this.gate.line();
+        let mut line = this.throttle.line();
         let number = match *this.number {
             None if line.waiting.is_empty() && !line.is_over() => None,
             None => {
@@ -179,7 +179,7 @@ impl<F: Future> Future for Gated<F> {
         *this.number = None;
         *this.is_back = false;
         let _visit = Visit {
-            gate: this.gate,
+            throttle: this.throttle,
             begin: Instant::now(),
         };
         this.future.poll(cx)
@@ -188,13 +188,13 @@ impl<F: Future> Future for Gated<F> {
 
 /// Somebody who has gone in, until it is out again, by a panic too.
 struct Visit<'a> {
-    gate: &'a Gate,
+    throttle: &'a HandshakeThrottle,
     begin: Instant,
 }
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
-        let mut line = self.gate.line();
+        let mut line = self.throttle.line();
         line.spent += self.begin.elapsed();
         line.go_on();
     }
@@ -241,13 +241,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_user_waits_for_one_of_a_crowd() {
-        let (log, gate) = (Log::default(), Gate::new(1));
+        let (log, throttle) = (Log::default(), HandshakeThrottle::new(1));
         let mut tasks = JoinSet::new();
         let mut writer = user(&mut tasks, &log).await;
         // More than the runtime's own queue holds, in which nobody is to wait behind them.
         for _ in 0..400 {
             let log = log.clone();
-            tasks.spawn(gate.pass(async move {
+            tasks.spawn(throttle.admit(async move {
                 work(TURN);
                 log.lock().unwrap().push("stranger");
             }));
@@ -258,19 +258,19 @@ mod tests {
         let before = log.iter().position(|who| *who == "user").unwrap();
         assert!(before <= 1, "{before} went in before the user");
         assert_eq!(log.len(), 401);
-        assert!(gate.line().waiting.is_empty());
+        assert!(throttle.line().waiting.is_empty());
     }
 
     /// How often each of a few came in who always want to, once that was 1,000 times in all.
-    async fn come_again(gate: &Gate) -> [u32; 50] {
+    async fn come_again(throttle: &HandshakeThrottle) -> [u32; 50] {
         let counts = Arc::new(Mutex::new([0; 50]));
         let mut tasks = JoinSet::new();
         for number in 0..50 {
-            let (gate, counts) = (gate.clone(), counts.clone());
+            let (throttle, counts) = (throttle.clone(), counts.clone());
             tasks.spawn(async move {
                 loop {
                     // Each time anew, as a listener does that always has more to accept.
-                    let done = gate.pass(async {
+                    let done = throttle.admit(async {
                         // Some go in by a turn's beginning, and some by the one before them.
                         work(TURN / 4);
                         let mut counts = counts.lock().unwrap();
@@ -284,13 +284,13 @@ mod tests {
             });
         }
         timeout(PATIENCE, tasks.join_all()).await.unwrap();
-        assert!(gate.line().waiting.is_empty());
+        assert!(throttle.line().waiting.is_empty());
         *counts.lock().unwrap()
     }
 
     #[tokio::test]
     async fn whoever_waits_goes_in_by_order() {
-        let counts = come_again(&Gate::new(1)).await;
+        let counts = come_again(&HandshakeThrottle::new(1)).await;
         // The first has a turn for itself, before the others are there.
         let mut others = counts.iter().skip(1);
         assert!(others.all(|count| (19..=22).contains(count)), "{counts:?}");
@@ -299,35 +299,35 @@ mod tests {
     // A thread that the machine stops takes its task out of the order, and no other.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn whoever_waits_goes_in_by_two_threads() {
-        let counts = come_again(&Gate::new(2)).await;
+        let counts = come_again(&HandshakeThrottle::new(2)).await;
         assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
     }
 
     #[tokio::test]
     async fn whoever_gives_up_or_panics_holds_up_nobody() {
-        let (gate, tasks) = (Gate::new(1), Shutdown::new());
-        let polled = |future: Pin<&mut Gated<_>>| {
+        let (throttle, tasks) = (HandshakeThrottle::new(1), Shutdown::new());
+        let polled = |future: Pin<&mut Throttled<_>>| {
             let mut cx = Context::from_waker(Waker::noop());
             future.poll(&mut cx).is_ready()
         };
-        let enter = || Box::pin(gate.pass(async { work(TURN) }));
+        let enter = || Box::pin(throttle.admit(async { work(TURN) }));
         assert!(polled(enter().as_mut()), "nobody is there");
         // The first gives up before its turn, and the next one after it was let in.
         let mut first = enter();
         assert!(!polled(first.as_mut()));
-        let second = tasks.spawn(gate.pass(async {}));
+        let second = tasks.spawn(throttle.admit(async {}));
         let mut third = enter();
         yield_now().await;
         assert!(!polled(third.as_mut()));
-        let fourth = tasks.spawn(gate.pass(async { panic!("as any task may") }));
-        let last = tasks.spawn(gate.pass(async {}));
+        let fourth = tasks.spawn(throttle.admit(async { panic!("as any task may") }));
+        let last = tasks.spawn(throttle.admit(async {}));
         drop(first);
         timeout(PATIENCE, second).await.unwrap().unwrap();
-        assert!(!gate.line().waiting.contains_key(&third.number.unwrap()));
+        assert!(!throttle.line().waiting.contains_key(&third.number.unwrap()));
         drop(third);
         let fourth = timeout(PATIENCE, fourth).await.unwrap();
         assert!(fourth.unwrap_err().is_panic());
         timeout(PATIENCE, last).await.unwrap().unwrap();
-        assert!(gate.line().waiting.is_empty());
+        assert!(throttle.line().waiting.is_empty());
     }
 }

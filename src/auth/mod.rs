@@ -50,7 +50,7 @@ pub enum Auth {
 
 /// What a token allows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pass {
+pub struct Authenticated {
     /// Whom it is about, for the operator's eyes.
     pub subject: Option<Subject>,
     /// How long it is good for; for ever if nothing.
@@ -194,7 +194,7 @@ impl Auth {
     }
 
     /// Whether a token holds.
-    pub async fn verify(&self, token: &str) -> Result<Pass, Denied> {
+    pub async fn verify(&self, token: &str) -> Result<Authenticated, Denied> {
         match self {
             Self::None => Err(Denied),
             Self::Jwt(jwt) => jwt.check(token).await.ok_or(Denied),
@@ -202,9 +202,13 @@ impl Auth {
     }
 
     /// Lets somebody in, or not.
-    pub async fn admit(&self, headers: &HeaderMap, query: Option<&str>) -> Result<Pass, Denied> {
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        query: Option<&str>,
+    ) -> Result<Authenticated, Denied> {
         match self {
-            Self::None => Ok(Pass::default()),
+            Self::None => Ok(Authenticated::default()),
             Self::Jwt(jwt) => {
                 let query = query.filter(|_| jwt.query_token);
                 let token = token(headers, query).ok_or(Denied)?;
@@ -259,15 +263,15 @@ impl Jwt {
         }
     }
 
-    async fn check(&self, token: &str) -> Option<Pass> {
+    async fn check(&self, token: &str) -> Option<Authenticated> {
         let head = Head::of(token)?;
         // What has to be understood and is not (RFC 7515 section 4.1.11); nothing is.
         if head.crit.is_some() {
             return None;
         }
         let keys = self.keys.load_full();
-        if let Some(pass) = self.check_by(&keys, &head, token) {
-            return Some(pass);
+        if let Some(authenticated) = self.check_by(&keys, &head, token) {
+            return Some(authenticated);
         }
         let (refresh, id) = (self.refresh.as_ref()?, head.kid.as_deref()?);
         if keys::knows(&keys, id) || !refresh.happens().await {
@@ -276,7 +280,7 @@ impl Jwt {
         self.check_by(&self.keys.load(), &head, token)
     }
 
-    fn check_by(&self, keys: &[Key], head: &Head, token: &str) -> Option<Pass> {
+    fn check_by(&self, keys: &[Key], head: &Head, token: &str) -> Option<Authenticated> {
         let mut validation = Validation::new(head.alg);
         validation.leeway = self.leeway.as_secs();
         validation.validate_nbf = true;
@@ -292,10 +296,10 @@ impl Jwt {
         keys::candidates(keys, head.alg, head.kid.as_deref())
             .filter(|key| !head.is_long || is_signed_by(key, token))
             .find_map(|key| jsonwebtoken::decode::<Claims>(token, &key.check, &validation).ok())
-            .and_then(|data| self.pass(&data.claims))
+            .and_then(|data| self.authenticated(&data.claims))
     }
 
-    fn pass(&self, claims: &Claims) -> Option<Pass> {
+    fn authenticated(&self, claims: &Claims) -> Option<Authenticated> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = now.unwrap_or_default();
         let ends = Duration::try_from_secs_f64(claims.exp).unwrap_or(Duration::MAX);
@@ -303,7 +307,7 @@ impl Jwt {
         let remaining = ends.saturating_sub(now);
         // The library counts in whole seconds: whoever was just closed would come back for the rest
         // of one.
-        (!remaining.is_zero()).then(|| Pass {
+        (!remaining.is_zero()).then(|| Authenticated {
             subject: claims.sub.as_deref().map(Subject::from),
             remaining: Some(remaining),
         })

@@ -64,8 +64,8 @@ fn bearer(token: &str) -> HeaderMap {
     HeaderMap::from_iter([(AUTHORIZATION, value)])
 }
 
-async fn admits(auth: &Auth, token: &str) -> Option<Pass> {
-    auth.admit(&bearer(token), None).await.ok()
+async fn admits(auth: &Auth, token: &str) -> Option<Authenticated> {
+    auth.authenticate(&bearer(token), None).await.ok()
 }
 
 fn now() -> i64 {
@@ -221,16 +221,16 @@ async fn every_algorithm_is_checked_by_its_own_key_and_by_no_other() {
         }))
         .await;
         for (other, token) in issued.iter().enumerate() {
-            let pass = admits(&auth, token).await;
+            let authenticated = admits(&auth, token).await;
             assert_eq!(
-                pass.is_some(),
+                authenticated.is_some(),
                 index == other,
                 "{algorithm:?} and {:?}",
                 keys[other].0
             );
-            if let Some(pass) = pass {
-                assert_eq!(pass.subject, Some(Subject::from("alice")));
-                let remaining = pass.remaining.unwrap().as_secs();
+            if let Some(authenticated) = authenticated {
+                assert_eq!(authenticated.subject, Some(Subject::from("alice")));
+                let remaining = authenticated.remaining.unwrap().as_secs();
                 assert!(
                     (85..=90).contains(&remaining),
                     "{remaining} with the leeway"
@@ -298,8 +298,8 @@ async fn claims_are_checked() {
         (json!({"aud": "other"}), false),
         (json!({"aud": null}), false),
     ] {
-        let pass = admits(&auth, &with(change.clone())).await;
-        assert_eq!(pass.is_some(), good, "{change}");
+        let authenticated = admits(&auth, &with(change.clone())).await;
+        assert_eq!(authenticated.is_some(), good, "{change}");
     }
     for (head, admitted) in [
         (json!({"alg": "HS256"}), true),
@@ -312,8 +312,8 @@ async fn claims_are_checked() {
         ),
         (json!({"typ": "JWT"}), false),
     ] {
-        let pass = admits(&auth, &signed(&head, &good)).await;
-        assert_eq!(pass.is_some(), admitted, "{head}");
+        let authenticated = admits(&auth, &signed(&head, &good)).await;
+        assert_eq!(authenticated.is_some(), admitted, "{head}");
     }
     for token in [
         "",
@@ -351,8 +351,8 @@ async fn what_is_said_twice_is_not_said() {
         (head.clone(), twice(&claims, r#""iss":"us""#), false),
         (head.clone(), format!("{claims}x"), false),
     ] {
-        let pass = admits(&auth, &signed_text(&head, &claims)).await;
-        assert_eq!(pass.is_some(), admitted, "{head} {claims}");
+        let authenticated = admits(&auth, &signed_text(&head, &claims)).await;
+        assert_eq!(authenticated.is_some(), admitted, "{head} {claims}");
     }
 }
 
@@ -515,8 +515,8 @@ async fn a_key_that_is_named_is_tried_however_many_there_are() {
         // Not before as many others.
         (json!({"alg": "HS256"}), false),
     ] {
-        let pass = admits(&auth, &signed(&head, &claims)).await;
-        assert_eq!(pass.is_some(), admitted, "{head}");
+        let authenticated = admits(&auth, &signed(&head, &claims)).await;
+        assert_eq!(authenticated.is_some(), admitted, "{head}");
     }
 }
 
@@ -768,8 +768,9 @@ async fn a_fetch_that_began_before_a_key_was_asked_for_is_not_its_answer() {
     asked.notified().await;
     // The token is looked at, and waits, before the old set is told.
     let token = token_of(&second_key, "second");
-    let (pass, ()) = tokio::join!(biased; admits(&auth, &token), async { answer.notify_one() });
-    assert!(pass.is_some());
+    let (authenticated, ()) =
+        tokio::join!(biased; admits(&auth, &token), async { answer.notify_one() });
+    assert!(authenticated.is_some());
 }
 
 #[tokio::test(start_paused = true)]

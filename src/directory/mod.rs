@@ -53,7 +53,7 @@ struct Shared {
     newest: Mutex<Option<u64>>,
     /// Clients whose place was taken, by their addresses. Locked while a place is taken, so that whoever
     /// finds its own gone finds itself here.
-    aside: Mutex<HashMap<usize, Arc<Client>>>,
+    replaced: Mutex<HashMap<usize, Arc<Client>>>,
 }
 
 impl Directory {
@@ -113,14 +113,14 @@ impl Directory {
         previous: &Arc<Client>,
         client: &Arc<Client>,
     ) -> bool {
-        let mut aside = self.aside();
+        let mut replaced = self.replaced();
         let found = slot.compare_and_swap(previous, Some(client.clone()));
         let took = found
             .as_ref()
             .is_some_and(|found| Arc::ptr_eq(found, previous));
         if took {
-            aside.insert(Arc::as_ptr(previous).addr(), previous.clone());
-            drop(aside);
+            replaced.insert(Arc::as_ptr(previous).addr(), previous.clone());
+            drop(replaced);
             previous.give_way();
         }
         took
@@ -141,22 +141,22 @@ impl Directory {
         else {
             return;
         };
-        let mut aside = self.aside();
+        let mut replaced = self.replaced();
         let found = slot.compare_and_swap(&previous, None);
         if found
             .as_ref()
             .is_some_and(|found| Arc::ptr_eq(found, &previous))
         {
-            aside.insert(Arc::as_ptr(&previous).addr(), previous.clone());
-            drop(aside);
+            replaced.insert(Arc::as_ptr(&previous).addr(), previous.clone());
+            drop(replaced);
             previous.give_way();
             self.give_up(number, segment);
         }
     }
 
-    fn aside(&self) -> MutexGuard<'_, HashMap<usize, Arc<Client>>> {
+    fn replaced(&self) -> MutexGuard<'_, HashMap<usize, Arc<Client>>> {
         self.shared
-            .aside
+            .replaced
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -173,7 +173,7 @@ impl Directory {
         });
         match joined_in {
             Some(segment) => self.give_up(number, segment),
-            None => drop(self.aside().remove(&Arc::as_ptr(client).addr())),
+            None => drop(self.replaced().remove(&Arc::as_ptr(client).addr())),
         }
     }
 
@@ -233,8 +233,8 @@ impl Directory {
     /// seen or not.
     pub fn for_each(&self, mut f: impl FnMut(&Arc<Client>)) {
         // First, since clients go from the table to here and never back; and not under the lock.
-        let aside: Vec<_> = self.aside().values().cloned().collect();
-        aside.iter().for_each(&mut f);
+        let replaced: Vec<_> = self.replaced().values().cloned().collect();
+        replaced.iter().for_each(&mut f);
         let segments = self.shared.segments.load_full();
         for slot in segments.iter().flat_map(|segment| segment.slots()) {
             if let Some(client) = slot.load().as_ref() {

@@ -33,14 +33,14 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
     let shutdown = host.shutdown.clone();
     let mut stopped = pin!(shutdown.stopped());
     // Operators have a listener of their own so that they get through when users do not.
-    let intake = host.intake.as_ref().filter(|_| door != Door::Admin);
+    let accept_limiter = host.accept_limiter.as_ref().filter(|_| door != Door::Admin);
     let next = async || {
-        if let Some(intake) = intake
-            && intake.one_more().await
+        if let Some(accept_limiter) = accept_limiter
+            && accept_limiter.one_more().await
         {
             host.relay.metrics().accept_deferred();
         }
-        host.gate.pass(accept(&listener, &room)).await
+        host.throttle.admit(accept(&listener, &room)).await
     };
     loop {
         let accepted = tokio::select! {
@@ -53,7 +53,7 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
                 if door == Door::Admin {
                     host.shutdown.spawn(connection);
                 } else {
-                    host.shutdown.spawn(host.gate.pass(connection));
+                    host.shutdown.spawn(host.throttle.admit(connection));
                 }
             }
             Err(error) if is_the_peers(&error) => {
@@ -203,7 +203,7 @@ async fn open(
         hello.refuse();
         return Err(NotOpened::Refused(too_many, client_addr));
     }
-    let stream = tls.accept(hello, &host.aside).await?;
+    let stream = tls.accept(hello, &host.background).await?;
     Ok((Io::Tls(Box::new(stream)), client_addr))
 }
 
@@ -220,13 +220,17 @@ enum NotOpened {
 /// Counts a TLS handshake, before it costs anything. Operators have a listener of their own so that they
 /// get through when users do not, and so it is not counted there.
 fn may_go_on(client_addr: IpAddr, door: Door, host: &Host) -> Result<(), TooMany> {
-    let Some(visitors) = host.visitors.as_ref().filter(|_| door != Door::Admin) else {
+    let Some(address_limiter) = host
+        .address_limiter
+        .as_ref()
+        .filter(|_| door != Door::Admin)
+    else {
         return Ok(());
     };
     // A trusted proxy will say whom a request is from, and not before there is one: until then all of
     // its clients are one, who must not be held to what one may do.
     let known = Some(client_addr).filter(|client_addr| !host.proxies.trusts(*client_addr));
-    visitors.says_hello(known)
+    address_limiter.says_hello(known)
 }
 
 /// Whom a connection is from, by the PROXY protocol header at its front if it is a proxy's.

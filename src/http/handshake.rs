@@ -20,7 +20,7 @@ use super::Host;
 use super::refusal::Refusal;
 use super::routes::{Answer, text};
 use crate::admission::Visit;
-use crate::auth::{self, Denied, Pass};
+use crate::auth::{self, Authenticated, Denied};
 use crate::config::{Origin, Served};
 use crate::identity::Subject;
 use crate::lifecycle::Stage;
@@ -191,9 +191,11 @@ async fn join(
     client_addr: IpAddr,
 ) -> Result<Joined, Refusal> {
     let headers = request.headers();
-    let visitors = host.visitors.as_ref();
-    if let Some(visitors) = visitors {
-        visitors.arrives(client_addr).map_err(Refusal::TooMany)?;
+    let address_limiter = host.address_limiter.as_ref();
+    if let Some(address_limiter) = address_limiter {
+        address_limiter
+            .arrives(client_addr)
+            .map_err(Refusal::TooMany)?;
     }
     if !is_version_13(headers) {
         return Err(Refusal::Version);
@@ -207,23 +209,27 @@ async fn join(
     if host.shutdown.stage() == Stage::Draining {
         return Err(Refusal::Draining);
     }
-    if let Some(visitors) = visitors {
-        visitors.may_try(client_addr).map_err(Refusal::TooMany)?;
+    if let Some(address_limiter) = address_limiter {
+        address_limiter
+            .may_try(client_addr)
+            .map_err(Refusal::TooMany)?;
     }
     // Who will find no place costs no look at its token. It is taken behind that, since a key may have to
     // be asked for.
     if host.relay.is_full() {
         return Err(Refusal::NotJoined(Refused::Full));
     }
-    let pass = host.auth.admit(headers, request.uri().query()).await;
-    let Pass { subject, remaining } = pass.map_err(|Denied| {
-        if let Some(visitors) = visitors {
-            visitors.failed(client_addr);
+    let authenticated = host.auth.authenticate(headers, request.uri().query()).await;
+    let Authenticated { subject, remaining } = authenticated.map_err(|Denied| {
+        if let Some(address_limiter) = address_limiter {
+            address_limiter.failed(client_addr);
         }
         Refusal::Unauthorized
     })?;
-    let visit = match visitors {
-        Some(visitors) => visitors.enters(client_addr).map_err(Refusal::TooMany)?,
+    let visit = match address_limiter {
+        Some(address_limiter) => address_limiter
+            .enters(client_addr)
+            .map_err(Refusal::TooMany)?,
         None => None,
     };
     let dialect = if v1 { Dialect::V1 } else { Dialect::Bare };

@@ -15,12 +15,12 @@ pub use client_address::Proxies;
 
 use hyper::HeaderMap;
 
-use crate::admission::{Gate, Intake, Visitors};
+use crate::admission::{AcceptLimiter, AddressLimiter, HandshakeThrottle};
 use crate::api::Api;
 use crate::auth::{self, Auth};
 use crate::config::{OriginPattern, Secret};
 use crate::lifecycle::Shutdown;
-use crate::net::background::Aside;
+use crate::net::background::BackgroundPool;
 use crate::net::tls::Tls;
 use crate::relay::Relay;
 use crate::session::SessionContext;
@@ -69,17 +69,17 @@ pub struct Host {
     /// `admin.tls`.
     pub admin_tls: Option<Tls>,
     /// Where TLS handshakes are computed.
-    pub aside: Aside,
+    pub background: BackgroundPool,
     /// What operators show on the admin listener; nothing if they need not.
     pub operator_token: Option<Secret>,
     /// The operator's API, on the admin listener; nothing without a token.
     pub api: Option<Api>,
     /// What keeps those who are not users yet from taking the time of those who are.
-    pub gate: Gate,
+    pub throttle: HandshakeThrottle,
     /// How fast users' connections are accepted, where that is bounded.
-    pub intake: Option<Intake>,
+    pub accept_limiter: Option<AcceptLimiter>,
     /// How often one address may come, where that is bounded.
-    pub visitors: Option<Visitors>,
+    pub address_limiter: Option<AddressLimiter>,
 }
 
 impl Host {

@@ -25,7 +25,7 @@ type Work = Box<dyn FnOnce() + Send>;
 
 /// The threads. They end when this is dropped.
 #[derive(Debug)]
-pub struct Aside {
+pub struct BackgroundPool {
     works: SyncSender<Work>,
 }
 
@@ -33,7 +33,7 @@ pub struct Aside {
 /// stays behind in the queue.
 struct Waiting<W>(Arc<Mutex<Option<W>>>);
 
-impl Aside {
+impl BackgroundPool {
     /// So many threads, one for each core that there may be work for, and so many places for work that
     /// none of them has begun. What finds no thread or no place is done where it is wanted.
     pub fn new(threads: usize, places: usize) -> io::Result<Self> {
@@ -41,7 +41,7 @@ impl Aside {
         let todo = Arc::new(Mutex::new(todo));
         for _ in 0..threads {
             let todo = todo.clone();
-            let named = thread::Builder::new().name("aside".to_owned());
+            let named = thread::Builder::new().name("background".to_owned());
             named.spawn(move || work_off(&todo))?;
         }
         Ok(Self { works })
@@ -56,7 +56,7 @@ impl Aside {
         // It is wanted as long as somebody can do it.
         let work = Arc::new(Mutex::new(Some(move || drop(done.send(work())))));
         let here = Waiting(work.clone());
-        let gone = |_| io::Error::other("what was to be done aside was not");
+        let gone = |_| io::Error::other("background work was not done");
         if self
             .works
             .try_send(Box::new(move || do_once(&work)))
@@ -95,7 +95,7 @@ fn work_off(todo: &Mutex<Receiver<Work>>) {
     if let Err(error) =
         set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle)
     {
-        debug!(?error, "threads aside have an ordinary priority");
+        debug!(?error, "background threads have an ordinary priority");
     }
     loop {
         let next = lock(todo).recv();
@@ -124,7 +124,7 @@ mod tests {
 
     const WAIT: Duration = Duration::from_mins(1);
 
-    impl Aside {
+    impl BackgroundPool {
         /// What one of the threads makes of this, however long a busy machine does not run it.
         async fn by_a_thread<T: Send + 'static>(
             &self,
@@ -152,32 +152,32 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_done_aside_is_done_by_a_thread_that_gives_way() {
-        let aside = Aside::new(2, 8).unwrap();
+        let background = BackgroundPool::new(2, 8).unwrap();
         let policy = || fs::read_to_string("/proc/thread-self/sched").unwrap();
-        let found = aside.by_a_thread(policy).await;
+        let found = background.by_a_thread(policy).await;
         let line = found.lines().find(|line| line.starts_with("policy"));
         // SCHED_IDLE (sched(7)).
         assert!(line.is_some_and(|line| line.ends_with(" 5")), "{line:?}");
-        assert_eq!(aside.run(|| 7).await.unwrap(), 7);
+        assert_eq!(background.run(|| 7).await.unwrap(), 7);
     }
 
     #[tokio::test]
     async fn whoever_waits_too_long_does_it_itself() {
-        let aside = Aside::new(1, 8).unwrap();
-        let barrier = aside.hold();
-        let here = timeout(WAIT, aside.run(|| thread::current().id())).await;
+        let background = BackgroundPool::new(1, 8).unwrap();
+        let barrier = background.hold();
+        let here = timeout(WAIT, background.run(|| thread::current().id())).await;
         assert_eq!(here.unwrap().unwrap(), thread::current().id());
         thread::spawn(move || barrier.wait());
-        let there = aside.by_a_thread(|| thread::current().id()).await;
+        let there = background.by_a_thread(|| thread::current().id()).await;
         assert_ne!(there, thread::current().id());
     }
 
     #[tokio::test]
     async fn what_nobody_waits_for_is_not_done_and_holds_nothing() {
-        let aside = Aside::new(1, 8).unwrap();
-        let (barrier, is_done) = (aside.hold(), Arc::new(Mutex::new(false)));
+        let background = BackgroundPool::new(1, 8).unwrap();
+        let (barrier, is_done) = (background.hold(), Arc::new(Mutex::new(false)));
         let done = is_done.clone();
-        let given_up = aside.run(move || *lock(&done) = true);
+        let given_up = background.run(move || *lock(&done) = true);
         assert!(timeout(Duration::ZERO, given_up).await.is_err());
         assert_eq!(
             Arc::strong_count(&is_done),
@@ -185,18 +185,18 @@ mod tests {
             "the thread has not come to it"
         );
         thread::spawn(move || barrier.wait());
-        aside.by_a_thread(|| ()).await;
+        background.by_a_thread(|| ()).await;
         assert!(!*lock(&is_done));
     }
 
     #[tokio::test]
     async fn what_finds_no_place_or_no_thread_is_done_at_once() {
-        let aside = Aside::new(1, 1).unwrap();
-        let barrier = aside.hold();
+        let background = BackgroundPool::new(1, 1).unwrap();
+        let barrier = background.hold();
         // In once the thread has taken the first, which it holds.
-        aside.begin(|| ());
-        for aside in [&aside, &Aside::new(0, 1).unwrap()] {
-            let here = timeout(Duration::ZERO, aside.run(|| thread::current().id())).await;
+        background.begin(|| ());
+        for background in [&background, &BackgroundPool::new(0, 1).unwrap()] {
+            let here = timeout(Duration::ZERO, background.run(|| thread::current().id())).await;
             assert_eq!(here.unwrap().unwrap(), thread::current().id());
         }
         barrier.wait();
@@ -204,14 +204,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_ends_what_panicked_and_no_thread() {
-        let aside = Arc::new(Aside::new(1, 8).unwrap());
-        let (panics, mut tasks) = (aside.clone(), JoinSet::new());
+        let background = Arc::new(BackgroundPool::new(1, 8).unwrap());
+        let (panics, mut tasks) = (background.clone(), JoinSet::new());
         tasks.spawn(async move { panics.run(|| panic!("as any work may")).await });
         // An error of the work's thread, or of this one where that came too late.
         let ended: Option<Result<io::Result<()>, _>> =
             timeout(WAIT, tasks.join_next()).await.unwrap();
         assert!(!matches!(ended, Some(Ok(Ok(())))));
-        aside.begin(|| panic!("by a thread for sure"));
-        assert_eq!(aside.by_a_thread(|| 7).await, 7);
+        background.begin(|| panic!("by a thread for sure"));
+        assert_eq!(background.by_a_thread(|| 7).await, 7);
     }
 }

@@ -30,7 +30,7 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tracing::{info, warn};
 
 use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
-use crate::net::background::Aside;
+use crate::net::background::BackgroundPool;
 
 /// How often the files are looked at. Whoever renews a certificate does so days ahead.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -145,11 +145,11 @@ impl Tls {
     pub async fn accept(
         &self,
         Hello(hello): Hello,
-        aside: &Aside,
+        background: &BackgroundPool,
     ) -> io::Result<TlsStream<TcpStream>> {
         let config = self.shared.current.load().config.clone();
         // The answer is computed before the first poll.
-        let answered = aside.run(move || hello.into_stream(config)).await?;
+        let answered = background.run(move || hello.into_stream(config)).await?;
         answered.await
     }
 

@@ -476,7 +476,7 @@ async fn a_sender_learns_that_it_is_over_its_rate() {
 
 #[tokio::test(start_paused = true)]
 async fn frames_that_are_no_messages_count_and_too_many_of_them_close() {
-    for aside in [
+    for flooding in [
         frame(9, b""),
         frame(10, b"x"),
         vec![0x01, 0x81, 0, 0, 0, 0, b' '],
@@ -484,11 +484,15 @@ async fn frames_that_are_no_messages_count_and_too_many_of_them_close() {
         let bench = limited(Some(2), None);
         let (mut client, _session) = bench.user(Dialect::Bare, 4096).await;
         // Fragments: one begins a message, and the rest go on with it.
-        let more = if aside[0] == 0x01 { 0x00 } else { aside[0] };
+        let more = if flooding[0] == 0x01 {
+            0x00
+        } else {
+            flooding[0]
+        };
         for count in 0..9 {
-            let mut aside = aside.clone();
-            aside[0] = if count == 0 { aside[0] } else { more };
-            client.write_all(&aside).await.unwrap();
+            let mut flooding = flooding.clone();
+            flooding[0] = if count == 0 { flooding[0] } else { more };
+            client.write_all(&flooding).await.unwrap();
         }
         let code = loop {
             let (opcode, payload) = heard(&mut client).await.unwrap();
@@ -496,7 +500,7 @@ async fn frames_that_are_no_messages_count_and_too_many_of_them_close() {
                 break payload[..2].to_vec();
             }
         };
-        assert_eq!(code, 1008_u16.to_be_bytes(), "{aside:?}");
+        assert_eq!(code, 1008_u16.to_be_bytes(), "{flooding:?}");
     }
     // Those that came count for messages, too.
     let bench = limited(Some(2), None);
