@@ -9,7 +9,7 @@ mod throttle;
 pub mod token_bucket;
 
 pub use accept_rate::AcceptLimiter;
-pub(crate) use pending::{Place, Room};
+pub(crate) use pending::{PendingConnections, PendingSlot};
 pub use per_address::AddressLimiter;
-pub(crate) use per_address::{TooMany, Visit};
+pub(crate) use per_address::{AddressPermit, TooMany};
 pub use throttle::HandshakeThrottle;

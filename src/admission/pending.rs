@@ -13,21 +13,21 @@ use super::network::Network;
 
 /// A bounded number of places: a cheap handle.
 #[derive(Clone, Debug)]
-pub(crate) struct Room {
+pub(crate) struct PendingConnections {
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    places_max: usize,
-    guests: Mutex<Guests>,
+    slots_max: usize,
+    guests: Mutex<NetworkConnections>,
     /// Told when a place is free again.
     freed: Notify,
 }
 
 /// Who is here. Its size is bounded by the number of places.
 #[derive(Debug, Default)]
-struct Guests {
+struct NetworkConnections {
     /// Places taken, those of guests that are about to leave included.
     taken: usize,
     /// Guests so far.
@@ -42,19 +42,19 @@ type Waiting = BTreeMap<u64, Arc<Notify>>;
 
 /// One place, given back by Drop.
 #[derive(Debug)]
-pub(crate) struct Place {
-    room: Room,
+pub(crate) struct PendingSlot {
+    pending: PendingConnections,
     network: Network,
     number: u64,
     leave: Arc<Notify>,
 }
 
-impl Room {
+impl PendingConnections {
     /// An empty room.
-    pub(crate) fn new(places_max: usize) -> Self {
+    pub(crate) fn new(slots_max: usize) -> Self {
         Self {
             shared: Arc::new(Shared {
-                places_max,
+                slots_max,
                 guests: Mutex::default(),
                 freed: Notify::new(),
             }),
@@ -63,13 +63,13 @@ impl Room {
 
     /// Takes a place for a connection from `peer`; where there is none, one that is taken is given
     /// up first. For one caller at a time.
-    pub(crate) async fn enter(&self, peer: IpAddr) -> Place {
+    pub(crate) async fn enter(&self, peer: IpAddr) -> PendingSlot {
         let network = Network::of(peer);
         loop {
             let freed = self.shared.freed.notified();
             {
                 let mut guests = self.guests();
-                if guests.taken < self.shared.places_max {
+                if guests.taken < self.shared.slots_max {
                     return self.client(&mut guests, network);
                 }
                 if let Some(leave) = guests.take_oldest_of_most() {
@@ -80,7 +80,7 @@ impl Room {
         }
     }
 
-    fn client(&self, guests: &mut Guests, network: Network) -> Place {
+    fn client(&self, guests: &mut NetworkConnections, network: Network) -> PendingSlot {
         let number = guests.came;
         let leave = Arc::new(Notify::new());
         guests.came += 1;
@@ -88,15 +88,15 @@ impl Room {
         guests.change(network, |waiting| {
             waiting.insert(number, leave.clone());
         });
-        Place {
-            room: self.clone(),
+        PendingSlot {
+            pending: self.clone(),
             network,
             number,
             leave,
         }
     }
 
-    fn guests(&self) -> MutexGuard<'_, Guests> {
+    fn guests(&self) -> MutexGuard<'_, NetworkConnections> {
         self.shared
             .guests
             .lock()
@@ -104,7 +104,7 @@ impl Room {
     }
 }
 
-impl Guests {
+impl NetworkConnections {
     fn change(&mut self, network: Network, change: impl FnOnce(&mut Waiting)) {
         let rank = |waiting: &Waiting| {
             let (first, _) = waiting.first_key_value()?;
@@ -133,22 +133,22 @@ impl Guests {
     }
 }
 
-impl Place {
+impl PendingSlot {
     /// Completes when the place is needed for somebody else.
     pub(crate) async fn is_wanted(&self) {
         self.leave.notified().await;
     }
 }
 
-impl Drop for Place {
+impl Drop for PendingSlot {
     fn drop(&mut self) {
-        let mut guests = self.room.guests();
+        let mut guests = self.pending.guests();
         guests.taken -= 1;
         guests.change(self.network, |waiting| {
             waiting.remove(&self.number);
         });
         drop(guests);
-        self.room.shared.freed.notify_one();
+        self.pending.shared.freed.notify_one();
     }
 }
 
@@ -162,41 +162,41 @@ mod tests {
         text.parse().unwrap()
     }
 
-    async fn wanted(place: &Place) -> bool {
+    async fn wanted(slot: &PendingSlot) -> bool {
         tokio::select! {
             biased;
-            () = place.is_wanted() => true,
+            () = slot.is_wanted() => true,
             () = yield_now() => false,
         }
     }
 
     #[tokio::test]
     async fn the_oldest_of_the_network_with_the_most_makes_room() {
-        let room = Room::new(4);
-        let user = room.enter(address("1.1.1.1")).await;
+        let pending = PendingConnections::new(4);
+        let user = pending.enter(address("1.1.1.1")).await;
         // One network: IPv6 goes by /64.
         let crowd = [
-            room.enter(address("2001:db8::1")).await,
-            room.enter(address("2001:db8::2")).await,
-            room.enter(address("2001:db8::ffff:3")).await,
+            pending.enter(address("2001:db8::1")).await,
+            pending.enter(address("2001:db8::2")).await,
+            pending.enter(address("2001:db8::ffff:3")).await,
         ];
-        let mut newcomer = Box::pin(room.enter(address("2.2.2.2")));
+        let mut newcomer = Box::pin(pending.enter(address("2.2.2.2")));
         assert!(futures_now(newcomer.as_mut()).await.is_none());
         assert!(wanted(&crowd[0]).await, "its first has to go");
-        for place in [&user, &crowd[1], &crowd[2]] {
-            assert!(!wanted(place).await, "{place:?}");
+        for slot in [&user, &crowd[1], &crowd[2]] {
+            assert!(!wanted(slot).await, "{slot:?}");
         }
         let [first, second, third] = crowd;
         drop(first);
         let newcomer = newcomer.await;
 
         // Two of the crowd, and one each of the others: the crowd goes first again.
-        let leave = async |place: Place| place.is_wanted().await;
-        let (another, ()) = tokio::join!(room.enter(address("3.3.3.3")), leave(second));
+        let leave = async |slot: PendingSlot| slot.is_wanted().await;
+        let (another, ()) = tokio::join!(pending.enter(address("3.3.3.3")), leave(second));
         // One each: the one that came first.
-        let (last, ()) = tokio::join!(room.enter(address("4.4.4.4")), leave(user));
+        let (last, ()) = tokio::join!(pending.enter(address("4.4.4.4")), leave(user));
         drop((last, another, newcomer, third));
-        let guests = room.guests();
+        let guests = pending.guests();
         assert_eq!(
             (guests.taken, guests.networks.len(), guests.ranks.len()),
             (0, 0, 0)
@@ -205,28 +205,28 @@ mod tests {
 
     #[tokio::test]
     async fn a_room_holds_no_more_than_its_places() {
-        let room = Room::new(3);
+        let pending = PendingConnections::new(3);
         let mut here = Vec::new();
         for number in 0..100_u8 {
-            let enter = room.enter(IpAddr::from([10, 0, 0, number % 7]));
+            let enter = pending.enter(IpAddr::from([10, 0, 0, number % 7]));
             let mut enter = Box::pin(enter);
-            if let Some(place) = futures_now(enter.as_mut()).await {
-                here.push(place);
+            if let Some(slot) = futures_now(enter.as_mut()).await {
+                here.push(slot);
                 continue;
             }
             let mut left = 0;
             let mut stay = Vec::new();
-            for place in here {
-                if wanted(&place).await {
+            for slot in here {
+                if wanted(&slot).await {
                     left += 1;
                 } else {
-                    stay.push(place);
+                    stay.push(slot);
                 }
             }
             assert_eq!(left, 1, "one for one");
             here = stay;
             here.push(enter.await);
-            assert_eq!((here.len(), room.guests().taken), (3, 3));
+            assert_eq!((here.len(), pending.guests().taken), (3, 3));
         }
     }
 

@@ -76,7 +76,7 @@ pub(crate) struct TooMany {
 
 /// A user of a network, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Visit {
+pub(crate) struct AddressPermit {
     address_limiter: AddressLimiter,
     network: Network,
 }
@@ -157,7 +157,7 @@ impl AddressLimiter {
     /// would have then.
     pub(crate) fn may_try(&self, client_addr: IpAddr) -> Result<(), TooMany> {
         if self.shared.connections_max.is_some() {
-            self.place(client_addr, &lock(&self.shared.here))?;
+            self.slot(client_addr, &lock(&self.shared.here))?;
         }
         let Some(rate) = self.shared.failures else {
             return Ok(());
@@ -185,22 +185,22 @@ impl AddressLimiter {
     }
 
     /// Counts a user from `client_addr`, if it is not one too many; nothing where users are not counted.
-    pub(crate) fn enters(&self, client_addr: IpAddr) -> Result<Option<Visit>, TooMany> {
+    pub(crate) fn enters(&self, client_addr: IpAddr) -> Result<Option<AddressPermit>, TooMany> {
         if self.shared.connections_max.is_none() {
             return Ok(None);
         }
         let network = Network::of(client_addr);
         let mut here = lock(&self.shared.here);
-        let users = self.place(client_addr, &here)?;
+        let users = self.slot(client_addr, &here)?;
         here.insert(network, users + 1);
-        Ok(Some(Visit {
+        Ok(Some(AddressPermit {
             address_limiter: self.clone(),
             network,
         }))
     }
 
     /// How many users the network of `client_addr` has, if there may be one more.
-    fn place(&self, client_addr: IpAddr, here: &HashMap<Network, u32>) -> Result<u32, TooMany> {
+    fn slot(&self, client_addr: IpAddr, here: &HashMap<Network, u32>) -> Result<u32, TooMany> {
         let users = here.get(&Network::of(client_addr)).copied().unwrap_or(0);
         if self.shared.connections_max.is_some_and(|max| users >= max) {
             return Err(TooMany {
@@ -242,7 +242,7 @@ impl Paces {
     }
 }
 
-impl Drop for Visit {
+impl Drop for AddressPermit {
     fn drop(&mut self) {
         let mut here = lock(&self.address_limiter.shared.here);
         let users = here.get(&self.network).copied().unwrap_or(0);

@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use super::handshake::{Handshake, Joined};
 use super::{Door, Host, routes};
-use crate::admission::{Place, Room, TooMany};
+use crate::admission::{PendingConnections, PendingSlot, TooMany};
 use crate::net::tls::Hello;
 use crate::net::{Io, proxy_protocol};
 use crate::session::Session;
@@ -29,7 +29,7 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Accepts connections until the app stops. `connections_max` bounds those that are not users (yet).
 pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connections_max: usize) {
-    let room = Room::new(connections_max);
+    let pending = PendingConnections::new(connections_max);
     let shutdown = host.shutdown.clone();
     let mut stopped = pin!(shutdown.stopped());
     // Operators have a listener of their own so that they get through when users do not.
@@ -40,7 +40,7 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
         {
             host.relay.metrics().accept_deferred();
         }
-        host.throttle.admit(accept(&listener, &room)).await
+        host.throttle.admit(accept(&listener, &pending)).await
     };
     loop {
         let accepted = tokio::select! {
@@ -48,8 +48,8 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
             accepted = next() => accepted,
         };
         match accepted {
-            Ok((stream, peer, place)) => {
-                let connection = connection(stream, peer, door, host.clone(), place);
+            Ok((stream, peer, slot)) => {
+                let connection = connection(stream, peer, door, host.clone(), slot);
                 if door == Door::Admin {
                     host.shutdown.spawn(connection);
                 } else {
@@ -68,12 +68,15 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
     }
 }
 
-async fn accept(listener: &TcpListener, room: &Room) -> io::Result<(TcpStream, IpAddr, Place)> {
+async fn accept(
+    listener: &TcpListener,
+    pending: &PendingConnections,
+) -> io::Result<(TcpStream, IpAddr, PendingSlot)> {
     let (stream, peer) = listener.accept().await?;
     let peer = peer.ip().to_canonical();
     // Only with a connection at hand that needs the room, or one place would always be empty.
-    let place = room.enter(peer).await;
-    Ok((stream, peer, place))
+    let slot = pending.enter(peer).await;
+    Ok((stream, peer, slot))
 }
 
 /// Errors of the connection that was at the head of the queue, not of accepting (accept(2)).
@@ -86,9 +89,15 @@ fn is_the_peers(error: &io::Error) -> bool {
     )
 }
 
-async fn connection(stream: TcpStream, peer: IpAddr, door: Door, host: Arc<Host>, place: Place) {
+async fn connection(
+    stream: TcpStream,
+    peer: IpAddr,
+    door: Door,
+    host: Arc<Host>,
+    slot: PendingSlot,
+) {
     let _counted = (door != Door::Admin).then(|| host.relay.metrics().http_connection());
-    let mut wanted = pin!(place.is_wanted());
+    let mut wanted = pin!(slot.is_wanted());
     let opened = tokio::select! {
         () = &mut wanted => return host.relay.metrics().http_evicted(),
         opened = timeout(host.header_timeout, open(stream, peer, door, &host)) => opened,
@@ -163,7 +172,7 @@ fn begin(joined: Joined, io: Io, read: &[u8], host: &Host) {
     let Joined {
         membership,
         arrival,
-        visit,
+        permit,
         remaining,
     } = joined;
     let user = (membership, arrival);
@@ -172,11 +181,11 @@ fn begin(joined: Joined, io: Io, read: &[u8], host: &Host) {
         session.expire_in(remaining);
     }
     // A visit goes with its session; without one, a session is as small as it can be.
-    match visit {
+    match permit {
         None => host.shutdown.spawn(session),
-        Some(visit) => host.shutdown.spawn(async move {
+        Some(permit) => host.shutdown.spawn(async move {
             session.await;
-            drop(visit);
+            drop(permit);
         }),
     };
 }

@@ -19,7 +19,7 @@ use tracing::{Instrument, debug, error};
 use super::Host;
 use super::refusal::Refusal;
 use super::routes::{Answer, text};
-use crate::admission::Visit;
+use crate::admission::AddressPermit;
 use crate::auth::{self, Authenticated, Denied};
 use crate::config::{Origin, Served};
 use crate::identity::Subject;
@@ -50,7 +50,7 @@ pub(super) struct Joined {
     /// What its user is told.
     pub(super) arrival: Arrival,
     /// What counts it as one of its network's.
-    pub(super) visit: Option<Visit>,
+    pub(super) permit: Option<AddressPermit>,
     /// How long its pass is good for.
     pub(super) remaining: Option<Duration>,
 }
@@ -226,7 +226,7 @@ async fn join(
         }
         Refusal::Unauthorized
     })?;
-    let visit = match address_limiter {
+    let permit = match address_limiter {
         Some(address_limiter) => address_limiter
             .enters(client_addr)
             .map_err(Refusal::TooMany)?,
@@ -245,7 +245,7 @@ async fn join(
     Ok(Joined {
         arrival: arrival(&membership, claim, &host.tickets),
         membership,
-        visit,
+        permit,
         remaining,
     })
 }
