@@ -20,7 +20,7 @@ use crate::auth::{Auth, Keeper};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
 use crate::directory::{Bounds, Budget, Client, Command, Directory, Overflow};
-use crate::http::{self, Door, Host, Proxies};
+use crate::http::{self, HttpState, ListenerRole, Proxies};
 use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
 use crate::lifecycle::{Shutdown, Stage};
@@ -51,7 +51,7 @@ pub struct App {
     listeners: Vec<TcpListener>,
     addrs: Vec<SocketAddr>,
     admin: Option<TcpListener>,
-    host: Arc<Host>,
+    state: Arc<HttpState>,
     router: Option<JoinHandle<()>>,
     cluster_tasks: Option<cluster::Tasks>,
     keeper: Option<Keeper>,
@@ -119,7 +119,7 @@ impl App {
         let (relay, router) = relay(dependencies, &settings.routing);
         let port = addrs.first().map_or(0, SocketAddr::port);
         let api = api(&settings, port, &relay, (&shutdown, &sessions, logs));
-        let host = Arc::new(Host {
+        let state = Arc::new(HttpState {
             relay,
             sessions,
             shutdown,
@@ -147,7 +147,7 @@ impl App {
             listeners,
             addrs,
             admin,
-            host,
+            state,
             router,
             cluster_tasks,
             keeper,
@@ -173,31 +173,31 @@ impl App {
             listeners,
             addrs: _,
             admin,
-            host,
+            state,
             router,
             cluster_tasks,
             keeper,
         } = self;
-        let door = if admin.is_some() {
-            Door::Users
+        let role = if admin.is_some() {
+            ListenerRole::Users
         } else {
-            Door::Everything
+            ListenerRole::All
         };
-        let shutdown = host.shutdown.clone();
-        keep_all(keeper, &host);
+        let shutdown = state.shutdown.clone();
+        keep_all(keeper, &state);
         for listener in listeners {
             shutdown.spawn(http::serve(
                 listener,
-                door,
-                host.clone(),
+                role,
+                state.clone(),
                 settings.limits.handshakes,
             ));
         }
         if let Some(listener) = admin {
             shutdown.spawn(http::serve(
                 listener,
-                Door::Admin,
-                host.clone(),
+                ListenerRole::Admin,
+                state.clone(),
                 ADMIN_CONNECTIONS_MAX,
             ));
         }
@@ -208,7 +208,7 @@ impl App {
         };
         let spread = shutdown.ask_for_drain(settings.drain.spread);
         let left = drain(
-            &host,
+            &state,
             &config::Drain {
                 spread,
                 ..settings.drain
@@ -224,8 +224,8 @@ impl App {
         {
             warn!("some tasks did not end in time");
         }
-        let relay = host.relay.clone();
-        drop(host);
+        let relay = state.relay.clone();
+        drop(state);
         let (metrics, directory) = (relay.metrics().clone(), relay.directory().clone());
         drop(relay);
         if let Some(router) = router
@@ -267,12 +267,12 @@ async fn leave_cluster(tasks: cluster::Tasks) {
 }
 
 /// Keeps keys and certificates up to date until the app stops.
-fn keep_all(keeper: Option<Keeper>, host: &Host) {
+fn keep_all(keeper: Option<Keeper>, state: &HttpState) {
     if let Some(keeper) = keeper {
-        keep(keeper.run(), &host.shutdown);
+        keep(keeper.run(), &state.shutdown);
     }
-    for tls in [&host.tls, &host.admin_tls].into_iter().flatten() {
-        keep(tls.clone().keep(), &host.shutdown);
+    for tls in [&state.tls, &state.admin_tls].into_iter().flatten() {
+        keep(tls.clone().keep(), &state.shutdown);
     }
 }
 
@@ -485,16 +485,16 @@ fn config(settings: &Settings) -> SessionConfig {
 }
 
 /// Sends everybody away; how many connections had to be cut.
-async fn drain(host: &Host, settings: &config::Drain, stop: Stop) -> u64 {
-    let relay = &host.relay;
+async fn drain(state: &HttpState, settings: &config::Drain, stop: Stop) -> u64 {
+    let relay = &state.relay;
     let until = Instant::now() + settings.timeout;
-    host.shutdown.advance(Stage::Unready);
+    state.shutdown.advance(Stage::Unready);
     relay.metrics().drain_started(settings.timeout);
     info!(users = relay.users(), timeout = ?settings.timeout, "draining");
     if stop == Stop::Drain {
         sleep_until(until.min(Instant::now() + settings.delay)).await;
     }
-    host.shutdown.advance(Stage::Draining);
+    state.shutdown.advance(Stage::Draining);
 
     // A little before the end, whoever still has messages to take is cut, so that their senders can be
     // told and closed in order.

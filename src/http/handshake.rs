@@ -16,7 +16,7 @@ use hyper::{HeaderMap, Request, StatusCode, Version};
 use tokio::sync::Notify;
 use tracing::{Instrument, debug, error};
 
-use super::Host;
+use super::HttpState;
 use super::refusal::Refusal;
 use super::routes::{Answer, text};
 use crate::admission::AddressPermit;
@@ -129,38 +129,42 @@ fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 /// Answers a handshake, in a span where it is traced.
 pub(super) async fn upgrade(
     request: Request<Incoming>,
-    host: &Host,
+    state: &HttpState,
     handshake: &Handshake,
 ) -> Answer {
     let traceparent = the_only(request.headers(), &TRACEPARENT);
-    let span = host.relay.traces().handshake(
+    let span = state.relay.traces().handshake(
         request.method().as_str(),
-        if host.tls.is_some() { "https" } else { "http" },
+        if state.tls.is_some() { "https" } else { "http" },
         request.uri().path(),
         traceparent.and_then(|value| value.to_str().ok()),
     );
     let Some(span) = span else {
-        return answer(request, host, handshake).await;
+        return answer(request, state, handshake).await;
     };
-    let answer = answer(request, host, handshake)
+    let answer = answer(request, state, handshake)
         .instrument(span.clone())
         .await;
     trace::answered(&span, answer.status().as_u16());
     answer
 }
 
-async fn answer(mut request: Request<Incoming>, host: &Host, handshake: &Handshake) -> Answer {
+async fn answer(
+    mut request: Request<Incoming>,
+    state: &HttpState,
+    handshake: &Handshake,
+) -> Answer {
     let peer = handshake.peer;
-    let client_addr = if handshake.is_nobodys && host.proxies.trusts(peer) {
+    let client_addr = if handshake.is_nobodys && state.proxies.trusts(peer) {
         peer
     } else {
-        host.proxies.client_addr(peer, request.headers())
+        state.proxies.client_addr(peer, request.headers())
     };
-    let joined = match join(&request, host, client_addr).await {
+    let joined = match join(&request, state, client_addr).await {
         Ok(joined) => joined,
         Err(refusal) => {
             debug!(client.addr = %client_addr, ?refusal, "upgrade refused");
-            host.relay.metrics().handshake_rejected(refusal.reason());
+            state.relay.metrics().handshake_rejected(refusal.reason());
             return refusal.answer();
         }
     };
@@ -187,11 +191,11 @@ async fn answer(mut request: Request<Incoming>, host: &Host, handshake: &Handsha
 /// Asks everything that a handshake is asked, the cheap questions first, and gives it a client.
 async fn join(
     request: &Request<Incoming>,
-    host: &Host,
+    state: &HttpState,
     client_addr: IpAddr,
 ) -> Result<Joined, Refusal> {
     let headers = request.headers();
-    let address_limiter = host.address_limiter.as_ref();
+    let address_limiter = state.address_limiter.as_ref();
     if let Some(address_limiter) = address_limiter {
         address_limiter
             .arrives(client_addr)
@@ -203,10 +207,10 @@ async fn join(
     check(request).map_err(Refusal::Malformed)?;
     let v1 = values(headers, &SEC_WEBSOCKET_PROTOCOL).any(|protocol| protocol == SUBPROTOCOL);
     check_bearer(headers, v1).map_err(Refusal::Malformed)?;
-    if !is_origin_allowed(headers, host, client_addr) {
+    if !is_origin_allowed(headers, state, client_addr) {
         return Err(Refusal::Origin);
     }
-    if host.shutdown.stage() == Stage::Draining {
+    if state.shutdown.stage() == Stage::Draining {
         return Err(Refusal::Draining);
     }
     if let Some(address_limiter) = address_limiter {
@@ -216,10 +220,13 @@ async fn join(
     }
     // Who will find no place costs no look at its token. It is taken behind that, since a key may have to
     // be asked for.
-    if host.relay.is_full() {
+    if state.relay.is_full() {
         return Err(Refusal::NotJoined(Refused::Full));
     }
-    let authenticated = host.auth.authenticate(headers, request.uri().query()).await;
+    let authenticated = state
+        .auth
+        .authenticate(headers, request.uri().query())
+        .await;
     let Authenticated { subject, remaining } = authenticated.map_err(|Denied| {
         if let Some(address_limiter) = address_limiter {
             address_limiter.failed(client_addr);
@@ -235,15 +242,15 @@ async fn join(
     let dialect = if v1 { Dialect::V1 } else { Dialect::Bare };
     let claim = shown_ticket(headers).map(|ticket| {
         let subject = subject.as_ref().map(Subject::as_str);
-        host.tickets.read(ticket, subject, SystemTime::now())
+        state.tickets.read(ticket, subject, SystemTime::now())
     });
     let identity = claim
         .and_then(Result::ok)
         .map(|it| (it.id, it.resumption_id));
-    let membership = host.relay.join(dialect, subject, identity).await;
+    let membership = state.relay.join(dialect, subject, identity).await;
     let membership = membership.map_err(Refusal::NotJoined)?;
     Ok(Joined {
-        arrival: arrival(&membership, claim, &host.tickets),
+        arrival: arrival(&membership, claim, &state.tickets),
         membership,
         permit,
         remaining,
@@ -303,7 +310,7 @@ fn arrival(
 /// Whether a page of the request's origin may connect: one that was served from here, or from an
 /// allowed origin. Browsers send an origin with every handshake; what sends none is no browser, and
 /// has no page's cookies or address to lend.
-fn is_origin_allowed(headers: &HeaderMap, host: &Host, client_addr: IpAddr) -> bool {
+fn is_origin_allowed(headers: &HeaderMap, state: &HttpState, client_addr: IpAddr) -> bool {
     let mut origins = headers.get_all(ORIGIN).into_iter();
     let origin = match (origins.next(), origins.next()) {
         (None, _) => return true,
@@ -316,12 +323,12 @@ fn is_origin_allowed(headers: &HeaderMap, host: &Host, client_addr: IpAddr) -> b
             origin.is_of(&Served {
                 host: asked,
                 client_addr,
-                is_tls: host.tls.is_some(),
-                names: &host.allowed_hosts,
+                is_tls: state.tls.is_some(),
+                names: &state.allowed_hosts,
             })
         });
         is_ours
-            || host
+            || state
                 .allowed_origins
                 .iter()
                 .any(|pattern| pattern.allows(&origin))

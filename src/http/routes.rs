@@ -11,7 +11,7 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::handshake::{self, Handshake};
 use super::refusal::Refusal;
-use super::{Door, Host, assets};
+use super::{HttpState, ListenerRole, assets};
 use crate::api::{Api, Problem};
 use crate::lifecycle::Stage;
 
@@ -19,37 +19,37 @@ pub(super) type Answer = Response<Full<Bytes>>;
 
 pub(super) async fn answer(
     request: Request<Incoming>,
-    door: Door,
-    host: &Arc<Host>,
+    role: ListenerRole,
+    state: &Arc<HttpState>,
     handshake: &Handshake,
 ) -> Answer {
-    let users = door != Door::Admin;
-    let admin = door != Door::Users;
+    let users = role != ListenerRole::Admin;
+    let admin = role != ListenerRole::Users;
     match request.uri().path() {
-        "/" if users => root(request, host, handshake).await,
+        "/" if users => root(request, state, handshake).await,
         "/metrics" if admin => match read_only(request.method()) {
             Some(refusal) => refusal,
-            None if door == Door::Admin && !host.is_operators(request.headers()) => {
+            None if role == ListenerRole::Admin && !state.is_operators(request.headers()) => {
                 Refusal::Unauthorized.answer()
             }
-            None => metrics(host).await,
+            None => metrics(state).await,
         },
         "/healthz" | "/livez" if admin => {
             read_only(request.method()).unwrap_or_else(|| text(StatusCode::OK, "ok\n"))
         }
-        "/readyz" if admin => read_only(request.method()).unwrap_or_else(|| ready(host)),
-        path if door == Door::Admin
-            && let Some(api) = &host.api
+        "/readyz" if admin => read_only(request.method()).unwrap_or_else(|| ready(state)),
+        path if role == ListenerRole::Admin
+            && let Some(api) = &state.api
             && Api::has(path) =>
         {
-            if host.is_operators(request.headers()) {
+            if state.is_operators(request.headers()) {
                 api.answer(request).await
             } else {
                 Problem::unauthorized().answer()
             }
         }
         path if users
-            && host.page
+            && state.page
             && let Some(file) = assets::file(path) =>
         {
             read_only(request.method()).unwrap_or_else(|| file.answer())
@@ -70,14 +70,14 @@ fn read_only(method: &Method) -> Option<Answer> {
     Some(answer)
 }
 
-async fn root(request: Request<Incoming>, host: &Arc<Host>, handshake: &Handshake) -> Answer {
+async fn root(request: Request<Incoming>, state: &Arc<HttpState>, handshake: &Handshake) -> Answer {
     if let Some(answer) = read_only(request.method()) {
         return answer;
     }
     if handshake::is_asked_for(&request) {
-        return handshake::upgrade(request, host, handshake).await;
+        return handshake::upgrade(request, state, handshake).await;
     }
-    if host.page && assets::is_asked_for(request.headers()) {
+    if state.page && assets::is_asked_for(request.headers()) {
         return assets::PAGE.answer();
     }
     let mut answer = text(
@@ -92,8 +92,8 @@ async fn root(request: Request<Incoming>, host: &Arc<Host>, handshake: &Handshak
     answer
 }
 
-async fn metrics(host: &Arc<Host>) -> Answer {
-    let relay = host.relay.clone();
+async fn metrics(state: &Arc<HttpState>) -> Answer {
+    let relay = state.relay.clone();
     // It walks all users and reads /proc: not on a thread that relays.
     let scraped =
         tokio::task::spawn_blocking(move || relay.metrics().scrape(|| relay.stats())).await;
@@ -113,9 +113,9 @@ async fn metrics(host: &Arc<Host>) -> Answer {
     }
 }
 
-fn ready(host: &Host) -> Answer {
-    match host.shutdown.stage() {
-        Stage::Ready => match host.relay.ready() {
+fn ready(state: &HttpState) -> Answer {
+    match state.shutdown.stage() {
+        Stage::Ready => match state.relay.ready() {
             Ok(()) => text(StatusCode::OK, "ready\n"),
             Err(unready) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{unready}\n")),
         },

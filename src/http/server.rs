@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::handshake::{Handshake, Joined};
-use super::{Door, Host, routes};
+use super::{HttpState, ListenerRole, routes};
 use crate::admission::{PendingConnections, PendingSlot, TooMany};
 use crate::net::tls::Hello;
 use crate::net::{Io, proxy_protocol};
@@ -28,19 +28,27 @@ use crate::session::Session;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Accepts connections until the app stops. `connections_max` bounds those that are not users (yet).
-pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connections_max: usize) {
+pub async fn serve(
+    listener: TcpListener,
+    role: ListenerRole,
+    state: Arc<HttpState>,
+    connections_max: usize,
+) {
     let pending = PendingConnections::new(connections_max);
-    let shutdown = host.shutdown.clone();
+    let shutdown = state.shutdown.clone();
     let mut stopped = pin!(shutdown.stopped());
     // Operators have a listener of their own so that they get through when users do not.
-    let accept_limiter = host.accept_limiter.as_ref().filter(|_| door != Door::Admin);
+    let accept_limiter = state
+        .accept_limiter
+        .as_ref()
+        .filter(|_| role != ListenerRole::Admin);
     let next = async || {
         if let Some(accept_limiter) = accept_limiter
             && accept_limiter.one_more().await
         {
-            host.relay.metrics().accept_deferred();
+            state.relay.metrics().accept_deferred();
         }
-        host.throttle.admit(accept(&listener, &pending)).await
+        state.throttle.admit(accept(&listener, &pending)).await
     };
     loop {
         let accepted = tokio::select! {
@@ -49,18 +57,18 @@ pub async fn serve(listener: TcpListener, door: Door, host: Arc<Host>, connectio
         };
         match accepted {
             Ok((stream, peer, slot)) => {
-                let connection = connection(stream, peer, door, host.clone(), slot);
-                if door == Door::Admin {
-                    host.shutdown.spawn(connection);
+                let connection = connection(stream, peer, role, state.clone(), slot);
+                if role == ListenerRole::Admin {
+                    state.shutdown.spawn(connection);
                 } else {
-                    host.shutdown.spawn(host.throttle.admit(connection));
+                    state.shutdown.spawn(state.throttle.admit(connection));
                 }
             }
             Err(error) if is_the_peers(&error) => {
                 debug!(%error, "connection failed before it was accepted");
             }
             Err(error) => {
-                host.relay.metrics().accept_failed();
+                state.relay.metrics().accept_failed();
                 warn!(%error, "no connection can be accepted");
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
@@ -92,21 +100,21 @@ fn is_the_peers(error: &io::Error) -> bool {
 async fn connection(
     stream: TcpStream,
     peer: IpAddr,
-    door: Door,
-    host: Arc<Host>,
+    role: ListenerRole,
+    state: Arc<HttpState>,
     slot: PendingSlot,
 ) {
-    let _counted = (door != Door::Admin).then(|| host.relay.metrics().http_connection());
+    let _counted = (role != ListenerRole::Admin).then(|| state.relay.metrics().http_connection());
     let mut wanted = pin!(slot.is_wanted());
     let opened = tokio::select! {
-        () = &mut wanted => return host.relay.metrics().http_evicted(),
-        opened = timeout(host.header_timeout, open(stream, peer, door, &host)) => opened,
+        () = &mut wanted => return state.relay.metrics().http_evicted(),
+        opened = timeout(state.header_timeout, open(stream, peer, role, &state)) => opened,
     };
     let (io, client_addr) = match opened {
         Ok(Ok(opened)) => opened,
         Ok(Err(NotOpened::Refused(TooMany { reason, .. }, client_addr))) => {
             debug!(client.addr = %client_addr, ?reason, "tls handshake refused");
-            return host.relay.metrics().handshake_rejected(reason);
+            return state.relay.metrics().handshake_rejected(reason);
         }
         Ok(Err(NotOpened::Failed(error))) => {
             debug!(peer.addr = %peer, %error, "connection failed before its first request");
@@ -114,28 +122,28 @@ async fn connection(
         }
         Err(_) => return,
     };
-    let is_nobodys = host.proxy_protocol && client_addr == peer;
+    let is_nobodys = state.proxy_protocol && client_addr == peer;
     let handshake = Arc::new(Handshake::new(client_addr, is_nobodys));
     let service = service_fn({
-        let (host, handshake) = (host.clone(), handshake.clone());
+        let (state, handshake) = (state.clone(), handshake.clone());
         move |request| {
-            let (host, handshake) = (host.clone(), handshake.clone());
+            let (state, handshake) = (state.clone(), handshake.clone());
             handshake.asked();
             // Boxed, since hyper gives the stream back only where a service's future is `Unpin`.
             Box::pin(async move {
-                Ok::<_, Infallible>(routes::answer(request, door, &host, &handshake).await)
+                Ok::<_, Infallible>(routes::answer(request, role, &state, &handshake).await)
             })
         }
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(host.header_timeout)
-        .max_header_size(host.header_bytes)
-        .max_buf_size(host.header_bytes.max(HYPER_BUFFER_BYTES_MIN))
+        .header_read_timeout(state.header_timeout)
+        .max_header_size(state.header_bytes)
+        .max_buf_size(state.header_bytes.max(HYPER_BUFFER_BYTES_MIN))
         .serve_connection(TokioIo::new(io), service);
     let served = {
-        let mut stopped = pin!(host.shutdown.stopped());
-        let mut late = pin!(handshake.is_late(host.header_timeout));
+        let mut stopped = pin!(state.shutdown.stopped());
+        let mut late = pin!(handshake.is_late(state.header_timeout));
         let mut stopping = false;
         loop {
             tokio::select! {
@@ -147,7 +155,7 @@ async fn connection(
                 // The client goes back with the handshake.
                 () = &mut late => return,
                 () = &mut wanted => {
-                    host.relay.metrics().http_evicted();
+                    state.relay.metrics().http_evicted();
                     // Whoever was answered is to have the answer.
                     if !handshake.was_asked() {
                         connection.into_parts().io.into_inner().reset();
@@ -163,12 +171,12 @@ async fn connection(
     }
     if let Some(joined) = handshake.take() {
         let parts = connection.into_parts();
-        begin(joined, parts.io.into_inner(), &parts.read_buf, &host);
+        begin(joined, parts.io.into_inner(), &parts.read_buf, &state);
     }
 }
 
 /// Begins the session of a user over the connection that its handshake came by.
-fn begin(joined: Joined, io: Io, read: &[u8], host: &Host) {
+fn begin(joined: Joined, io: Io, read: &[u8], state: &HttpState) {
     let Joined {
         membership,
         arrival,
@@ -176,14 +184,14 @@ fn begin(joined: Joined, io: Io, read: &[u8], host: &Host) {
         remaining,
     } = joined;
     let user = (membership, arrival);
-    let mut session = Session::new(io, read, user, host.sessions.clone());
+    let mut session = Session::new(io, read, user, state.sessions.clone());
     if let Some(remaining) = remaining {
         session.expire_in(remaining);
     }
     // A visit goes with its session; without one, a session is as small as it can be.
     match permit {
-        None => host.shutdown.spawn(session),
-        Some(permit) => host.shutdown.spawn(async move {
+        None => state.shutdown.spawn(session),
+        Some(permit) => state.shutdown.spawn(async move {
             session.await;
             drop(permit);
         }),
@@ -195,24 +203,24 @@ fn begin(joined: Joined, io: Io, read: &[u8], host: &Host) {
 async fn open(
     stream: TcpStream,
     peer: IpAddr,
-    door: Door,
-    host: &Host,
+    role: ListenerRole,
+    state: &HttpState,
 ) -> Result<(Io, IpAddr), NotOpened> {
-    let client_addr = if host.proxy_protocol && door != Door::Admin {
-        proxied(&stream, peer, host).await?
+    let client_addr = if state.proxy_protocol && role != ListenerRole::Admin {
+        proxied(&stream, peer, state).await?
     } else {
         peer
     };
-    let Some(tls) = host.tls(door) else {
+    let Some(tls) = state.tls(role) else {
         return Ok((Io::Plain(stream), client_addr));
     };
     // Who has not said all of it has cost next to nothing, and takes nothing of the rates.
     let hello = Hello::of(stream).await?;
-    if let Err(too_many) = may_go_on(client_addr, door, host) {
+    if let Err(too_many) = may_go_on(client_addr, role, state) {
         hello.refuse();
         return Err(NotOpened::Refused(too_many, client_addr));
     }
-    let stream = tls.accept(hello, &host.background).await?;
+    let stream = tls.accept(hello, &state.background).await?;
     Ok((Io::Tls(Box::new(stream)), client_addr))
 }
 
@@ -228,30 +236,30 @@ enum NotOpened {
 
 /// Counts a TLS handshake, before it costs anything. Operators have a listener of their own so that they
 /// get through when users do not, and so it is not counted there.
-fn may_go_on(client_addr: IpAddr, door: Door, host: &Host) -> Result<(), TooMany> {
-    let Some(address_limiter) = host
+fn may_go_on(client_addr: IpAddr, role: ListenerRole, state: &HttpState) -> Result<(), TooMany> {
+    let Some(address_limiter) = state
         .address_limiter
         .as_ref()
-        .filter(|_| door != Door::Admin)
+        .filter(|_| role != ListenerRole::Admin)
     else {
         return Ok(());
     };
     // A trusted proxy will say whom a request is from, and not before there is one: until then all of
     // its clients are one, who must not be held to what one may do.
-    let known = Some(client_addr).filter(|client_addr| !host.proxies.trusts(*client_addr));
+    let known = Some(client_addr).filter(|client_addr| !state.proxies.trusts(*client_addr));
     address_limiter.says_hello(known)
 }
 
 /// Whom a connection is from, by the PROXY protocol header at its front if it is a proxy's.
-async fn proxied(stream: &TcpStream, peer: IpAddr, host: &Host) -> io::Result<IpAddr> {
-    if host.proxies.trusts(peer) {
+async fn proxied(stream: &TcpStream, peer: IpAddr, state: &HttpState) -> io::Result<IpAddr> {
+    if state.proxies.trusts(peer) {
         return Ok(proxy_protocol::take(stream).await?.unwrap_or(peer));
     }
     let mut first = [0; 6];
     let count = stream.peek(&mut first).await?;
     if count > 0 && proxy_protocol::begins_like_one(&first[..count]) {
         // It is left where it stands, and is no request.
-        host.proxies.warn_of(peer, "a PROXY protocol header");
+        state.proxies.warn_of(peer, "a PROXY protocol header");
     }
     Ok(peer)
 }
