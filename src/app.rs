@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::admission::token_bucket::Rate;
 use crate::admission::{AcceptLimiter, AddressLimiter, HandshakeThrottle};
 use crate::api::{self, Api};
-use crate::auth::{Auth, Keeper};
+use crate::auth::{Auth, KeyRefresher};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
 use crate::directory::{Bounds, Budget, Client, Command, Directory, Overflow};
@@ -54,7 +54,7 @@ pub struct App {
     state: Arc<HttpState>,
     router: Option<JoinHandle<()>>,
     cluster_tasks: Option<cluster::Tasks>,
-    keeper: Option<Keeper>,
+    refresher: Option<KeyRefresher>,
 }
 
 /// What a run left.
@@ -82,7 +82,7 @@ impl App {
         traces: Arc<Traces>,
         logs: Logs,
     ) -> anyhow::Result<Self> {
-        let (auth, keeper) = Auth::load(&settings.auth).await?;
+        let (auth, refresher) = Auth::load(&settings.auth).await?;
         let tls = Tls::load(&settings.server.tls).context("no TLS (server.tls)")?;
         let admin_tls = Tls::load(&settings.admin.tls).context("no TLS (admin.tls)")?;
         let operator_token = operator_token(&settings.admin)?;
@@ -150,7 +150,7 @@ impl App {
             state,
             router,
             cluster_tasks,
-            keeper,
+            refresher,
         })
     }
 
@@ -176,7 +176,7 @@ impl App {
             state,
             router,
             cluster_tasks,
-            keeper,
+            refresher,
         } = self;
         let role = if admin.is_some() {
             ListenerRole::Users
@@ -184,7 +184,7 @@ impl App {
             ListenerRole::All
         };
         let shutdown = state.shutdown.clone();
-        keep_all(keeper, &state);
+        refresh_all(refresher, &state);
         for listener in listeners {
             shutdown.spawn(http::serve(
                 listener,
@@ -267,22 +267,22 @@ async fn leave_cluster(tasks: cluster::Tasks) {
 }
 
 /// Keeps keys and certificates up to date until the app stops.
-fn keep_all(keeper: Option<Keeper>, state: &HttpState) {
-    if let Some(keeper) = keeper {
-        keep(keeper.run(), &state.shutdown);
+fn refresh_all(refresher: Option<KeyRefresher>, state: &HttpState) {
+    if let Some(refresher) = refresher {
+        refresh(refresher.run(), &state.shutdown);
     }
     for tls in [&state.tls, &state.admin_tls].into_iter().flatten() {
-        keep(tls.clone().keep(), &state.shutdown);
+        refresh(tls.clone().refresh(), &state.shutdown);
     }
 }
 
 /// Runs what keeps something up to date, until the app stops.
-fn keep(keeper: impl Future<Output = ()> + Send + 'static, shutdown: &Shutdown) {
+fn refresh(refresher: impl Future<Output = ()> + Send + 'static, shutdown: &Shutdown) {
     let stop = shutdown.clone();
     shutdown.spawn(async move {
         tokio::select! {
             () = stop.stopped() => {}
-            () = keeper => {}
+            () = refresher => {}
         }
     });
 }

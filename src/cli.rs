@@ -218,15 +218,15 @@ impl Verify {
         settings: &Settings,
         mut stdin: impl io::Read,
     ) -> Result<String, TokenError> {
-        let (auth, keeper) = Auth::load(&settings.auth).await?;
+        let (auth, refresher) = Auth::load(&settings.auth).await?;
         let token = match self.token {
             Some(token) => token,
             None => io::read_to_string(&mut stdin)?,
         };
         // A token may have to wait for the keeper, which never ends by itself.
         let keeping = async {
-            match keeper {
-                Some(keeper) => keeper.run().await,
+            match refresher {
+                Some(refresher) => refresher.run().await,
                 None => pending().await,
             }
         };

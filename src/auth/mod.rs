@@ -146,7 +146,7 @@ fn is_signed_by(key: &Key, token: &str) -> bool {
 impl Auth {
     /// Reads the keys; with an address, asks it once. An address that does not answer is asked again
     /// by the keeper, which is to be run for as long as the app.
-    pub async fn load(settings: &config::Auth) -> Result<(Self, Option<Keeper>), AuthError> {
+    pub async fn load(settings: &config::Auth) -> Result<(Self, Option<KeyRefresher>), AuthError> {
         if settings.mode == AuthMode::None {
             return Ok((Self::None, None));
         }
@@ -172,16 +172,16 @@ impl Auth {
             query_token: settings.query_token,
             refresh,
         });
-        let mut keeper = Keeper {
+        let mut refresher = KeyRefresher {
             jwt: jwt.clone(),
             settings: settings.clone(),
             source,
             from_files,
             fetched: Vec::new(),
         };
-        keeper.fetch().await;
-        keeper.publish();
-        Ok((Self::Jwt(jwt), Some(keeper)))
+        refresher.fetch().await;
+        refresher.publish();
+        Ok((Self::Jwt(jwt), Some(refresher)))
     }
 
     /// Whether the files that the settings name have keys. An address is not asked, but could be.
@@ -336,7 +336,7 @@ impl Refresh {
 
 /// Reads keys again: all of them every `auth.refresh_interval`, and those of an address when a token
 /// names one that is not there. What cannot be read leaves the last that could.
-pub struct Keeper {
+pub struct KeyRefresher {
     jwt: Arc<Jwt>,
     settings: config::Auth,
     source: Option<Source>,
@@ -344,7 +344,7 @@ pub struct Keeper {
     fetched: Vec<Key>,
 }
 
-impl Keeper {
+impl KeyRefresher {
     /// Keeps the keys, for ever.
     pub async fn run(mut self) {
         let mut due = self.due();
@@ -421,9 +421,9 @@ fn anyhow_error(
     Box::new(error)
 }
 
-impl fmt::Debug for Keeper {
+impl fmt::Debug for KeyRefresher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keeper")
+        f.debug_struct("KeyRefresher")
             .field("settings", &self.settings)
             .finish_non_exhaustive()
     }

@@ -597,11 +597,11 @@ async fn key_server(answers: Vec<String>) -> (String, Arc<AtomicU32>) {
 async fn an_unknown_key_has_the_set_fetched_again_but_not_every_time() {
     let ((first, first_key), (second, second_key)) = (key_set("first"), key_set("second"));
     let (url, asked) = key_server(vec![first, second]).await;
-    let (auth, keeper) = Auth::load(&settings(|auth| auth.jwks_url = Some(url)))
+    let (auth, refresher) = Auth::load(&settings(|auth| auth.jwks_url = Some(url)))
         .await
         .unwrap();
     #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
-    tokio::spawn(keeper.unwrap().run());
+    tokio::spawn(refresher.unwrap().run());
     assert!(
         admits(&auth, &token_of(&first_key, "first"))
             .await
@@ -632,9 +632,9 @@ async fn a_key_server_that_fails_leaves_the_last_good_set() {
         auth.jwks_url = Some(url);
         auth.refresh_interval = Duration::from_millis(10);
     });
-    let (auth, keeper) = Auth::load(&settings).await.unwrap();
+    let (auth, refresher) = Auth::load(&settings).await.unwrap();
     #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
-    tokio::spawn(keeper.unwrap().run());
+    tokio::spawn(refresher.unwrap().run());
     while asked.load(Ordering::Relaxed) < 5 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -702,9 +702,9 @@ async fn a_key_server_that_answers_oddly_is_neither_followed_nor_waited_for() {
         auth.jwks_timeout = Duration::from_millis(300);
         auth.refresh_interval = Duration::from_millis(1);
     });
-    let (auth, keeper) = Auth::load(&settings).await.unwrap();
+    let (auth, refresher) = Auth::load(&settings).await.unwrap();
     #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
-    tokio::spawn(keeper.unwrap().run());
+    tokio::spawn(refresher.unwrap().run());
     while answered.load(Ordering::Relaxed) < count + 1 {
         tokio::time::sleep(Duration::from_millis(5)).await;
         assert!(admits(&auth, &token_of(&key, "first")).await.is_some());
@@ -723,9 +723,9 @@ async fn a_key_server_that_hangs_holds_nothing_up_for_longer_than_its_timeout() 
         auth.jwks_url = Some(url);
         auth.jwks_timeout = Duration::from_millis(50);
     });
-    let (auth, keeper) = Auth::load(&settings).await.unwrap();
+    let (auth, refresher) = Auth::load(&settings).await.unwrap();
     #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
-    tokio::spawn(keeper.unwrap().run());
+    tokio::spawn(refresher.unwrap().run());
     let (_, key) = key_set("first");
     assert_eq!(admits(&auth, &token_of(&key, "first")).await, None);
 }
@@ -762,9 +762,9 @@ async fn a_fetch_that_began_before_a_key_was_asked_for_is_not_its_answer() {
         auth.jwks_url = Some(url);
         auth.refresh_interval = Duration::from_millis(10);
     });
-    let (auth, keeper) = Auth::load(&settings).await.unwrap();
+    let (auth, refresher) = Auth::load(&settings).await.unwrap();
     #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
-    tokio::spawn(keeper.unwrap().run());
+    tokio::spawn(refresher.unwrap().run());
     asked.notified().await;
     // The token is looked at, and waits, before the old set is told.
     let token = token_of(&second_key, "second");
@@ -782,9 +782,9 @@ async fn whoever_names_unknown_keys_keeps_no_file_from_being_read_again() {
         auth.jwks_url = Some("http://127.0.0.1:1/".to_owned());
         auth.refresh_interval = Duration::from_mins(1);
     });
-    let (auth, keeper) = Auth::load(&settings).await.unwrap();
+    let (auth, refresher) = Auth::load(&settings).await.unwrap();
     #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
-    tokio::spawn(keeper.unwrap().run());
+    tokio::spawn(refresher.unwrap().run());
     let of = |secret: &str| {
         let secret = Secret::new(secret.as_bytes());
         issue(&settings, &secret, "alice", Duration::from_mins(1)).unwrap()
@@ -804,9 +804,9 @@ async fn whoever_names_unknown_keys_keeps_no_file_from_being_read_again() {
 #[tokio::test]
 async fn a_key_server_that_has_never_answered_is_asked_again_soon() {
     let settings = settings(|auth| auth.jwks_url = Some("http://127.0.0.1:1/".to_owned()));
-    let (_auth, keeper) = Auth::load(&settings).await.unwrap();
-    let keeper = keeper.unwrap();
-    assert!(keeper.due() <= Instant::now() + REFRESH_GAP);
+    let (_auth, refresher) = Auth::load(&settings).await.unwrap();
+    let refresher = refresher.unwrap();
+    assert!(refresher.due() <= Instant::now() + REFRESH_GAP);
     assert!(settings.refresh_interval > REFRESH_GAP);
     let (set, _) = key_set("first");
     let (url, _) = key_server(vec![set]).await;
@@ -814,9 +814,9 @@ async fn a_key_server_that_has_never_answered_is_asked_again_soon() {
         jwks_url: Some(url),
         ..settings
     };
-    let (_auth, keeper) = Auth::load(&settings).await.unwrap();
+    let (_auth, refresher) = Auth::load(&settings).await.unwrap();
     let loaded = Instant::now();
-    assert!(keeper.unwrap().due() >= loaded + settings.refresh_interval);
+    assert!(refresher.unwrap().due() >= loaded + settings.refresh_interval);
 }
 
 /// The library reads such a head in pieces, for each key anew, so a guess does not get there: what that takes

@@ -155,7 +155,7 @@ impl Tls {
 
     /// Takes a new certificate when the files have one, for ever. What cannot be used leaves the last
     /// that could.
-    pub async fn keep(self) {
+    pub async fn refresh(self) {
         let mut seen = Seen::default();
         loop {
             sleep(LOOK_INTERVAL).await;
