@@ -170,7 +170,7 @@ fn tokens(criterion: &mut Criterion) {
     let keys = format!("{{\"keys\":[{}]}}", keys.collect::<Vec<_>>().join(","));
     let file = env::temp_dir().join(format!("switchboard-bench-{}", std::process::id()));
     fs::write(&file, keys).expect("a file of keys");
-    let settings = config::Auth {
+    let settings = config::AuthSettings {
         mode: AuthMode::Jwt,
         jwks_file: Some(file.clone()),
         ..Settings::default().auth

@@ -19,7 +19,7 @@ use crate::api::{self, Api};
 use crate::auth::{Auth, KeyRefresher};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
-use crate::directory::{Bounds, Budget, Client, Command, Directory, Overflow};
+use crate::directory::{Bounds, Budget, Client, Command, Directory};
 use crate::http::{self, HttpState, ListenerRole, Proxies};
 use crate::ledger::Figures;
 pub use crate::lifecycle::Stop;
@@ -100,7 +100,10 @@ impl App {
         metrics.mailboxes_limited_to(settings.mailbox.total_bytes);
 
         let shutdown = Shutdown::new();
-        let sessions = Arc::new(SessionContext::new(config(&settings), metrics.clone()));
+        let sessions = Arc::new(SessionContext::new(
+            session_config(&settings),
+            metrics.clone(),
+        ));
         let directory = Directory::new();
         let (cluster, cluster_tasks) = join_cluster(
             &settings.cluster,
@@ -209,7 +212,7 @@ impl App {
         let spread = shutdown.ask_for_drain(settings.drain.spread);
         let left = drain(
             &state,
-            &config::Drain {
+            &config::DrainSettings {
                 spread,
                 ..settings.drain
             },
@@ -324,7 +327,7 @@ fn background(settings: &Settings, workers: usize) -> anyhow::Result<BackgroundP
         .context("no threads for TLS handshakes")
 }
 
-fn operator_token(settings: &config::Admin) -> anyhow::Result<Option<Secret>> {
+fn operator_token(settings: &config::AdminSettings) -> anyhow::Result<Option<Secret>> {
     let read = |path: &PathBuf| {
         let what = format!("{} (admin.token_file)", path.display());
         let token = Secret::read(path).with_context(|| what.clone())?;
@@ -336,7 +339,7 @@ fn operator_token(settings: &config::Admin) -> anyhow::Result<Option<Secret>> {
     settings.token_file.as_ref().map(read).transpose()
 }
 
-fn tickets(settings: &config::Tickets) -> anyhow::Result<Tickets> {
+fn tickets(settings: &config::TicketSettings) -> anyhow::Result<Tickets> {
     let read = |path: &PathBuf| {
         let what = format!("{} (tickets.secret_file)", path.display());
         let secret = Secret::read(path).with_context(|| what.clone())?;
@@ -394,7 +397,10 @@ fn lacks_family(error: &io::Error) -> bool {
 const EAFNOSUPPORT: i32 = 97;
 
 /// The relay, and the router's task where there is one.
-fn relay(dependencies: Dependencies, routing: &config::Routing) -> (Relay, Option<JoinHandle<()>>) {
+fn relay(
+    dependencies: Dependencies,
+    routing: &config::RoutingSettings,
+) -> (Relay, Option<JoinHandle<()>>) {
     match routing.strategy {
         config::Strategy::Directory => (Relay::of(dependencies), None),
         config::Strategy::Router => {
@@ -407,7 +413,7 @@ fn relay(dependencies: Dependencies, routing: &config::Routing) -> (Relay, Optio
     }
 }
 
-fn proxies(settings: &config::Server) -> Proxies {
+fn proxies(settings: &config::ServerSettings) -> Proxies {
     let trusted = settings.trusted_proxies.clone();
     Proxies::new(trusted, settings.forwarded_header)
 }
@@ -436,7 +442,7 @@ fn api(
 
 /// The other nodes, where there are any.
 fn join_cluster(
-    settings: &config::Cluster,
+    settings: &config::ClusterSettings,
     (directory, metrics, traces): (&Directory, &Arc<Metrics>, &Arc<Traces>),
     epoch: Instant,
 ) -> anyhow::Result<Option<(Cluster, cluster::Tasks)>> {
@@ -447,20 +453,16 @@ fn join_cluster(
     Ok(Some(Cluster::join(settings, here, metrics, traces, epoch)?))
 }
 
-fn bounds(settings: &config::Mailbox) -> Bounds {
+fn bounds(settings: &config::MailboxSettings) -> Bounds {
     Bounds {
         messages: settings.messages,
         bytes: settings.bytes,
-        overflow: match settings.overflow {
-            config::Overflow::DropNewest => Overflow::DropNewest,
-            config::Overflow::DropOldest => Overflow::DropOldest,
-            config::Overflow::Disconnect => Overflow::Disconnect,
-        },
+        overflow: settings.overflow,
         budget: Budget::new(settings.total_bytes),
     }
 }
 
-fn config(settings: &Settings) -> SessionConfig {
+fn session_config(settings: &Settings) -> SessionConfig {
     let Settings {
         keepalive, limits, ..
     } = settings;
@@ -485,7 +487,7 @@ fn config(settings: &Settings) -> SessionConfig {
 }
 
 /// Sends everybody away; how many connections had to be cut.
-async fn drain(state: &HttpState, settings: &config::Drain, stop: Stop) -> u64 {
+async fn drain(state: &HttpState, settings: &config::DrainSettings, stop: Stop) -> u64 {
     let relay = &state.relay;
     let until = Instant::now() + settings.timeout;
     state.shutdown.advance(Stage::Unready);

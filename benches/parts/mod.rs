@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use switchboard::config::Overflow;
 use switchboard::directory::{
-    Bounds, Budget, Client, Flushed, Message, Overflow, QueuedMessage, Wakes, give_back,
+    Bounds, Budget, Client, Flushed, Message, QueuedMessage, Wakes, give_back,
 };
 use switchboard::identity::{ResumptionId, UserId};
 use switchboard::ledger::InHand;

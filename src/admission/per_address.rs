@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::network::Network;
 use crate::admission::token_bucket::{Bucket, Rate};
-use crate::config::Limits;
+use crate::config::LimitSettings;
 use crate::telemetry::metrics::Rejection;
 
 /// Networks whose pace is remembered: about 6 MB. With more than these the longest unseen is
@@ -83,7 +83,7 @@ pub(crate) struct AddressPermit {
 
 impl AddressLimiter {
     /// Bounded by these limits; nothing if they set none.
-    pub fn new(limits: &Limits) -> Option<Self> {
+    pub fn new(limits: &LimitSettings) -> Option<Self> {
         let per_minute = |rate: u32| Rate::per_minute(rate.into());
         let shared = Shared {
             connections_max: limits.address_connections,
@@ -263,7 +263,7 @@ mod tests {
     use super::*;
     use crate::config::Settings;
 
-    fn address_limiter(change: impl FnOnce(&mut Limits)) -> AddressLimiter {
+    fn address_limiter(change: impl FnOnce(&mut LimitSettings)) -> AddressLimiter {
         let mut limits = Settings::default().limits;
         assert!(AddressLimiter::new(&limits).is_none(), "off by default");
         change(&mut limits);

@@ -81,7 +81,7 @@ pub struct Bounds {
     /// `admin.outcome_timeout`: how long an outcome is waited for.
     pub outcome_timeout: Duration,
     /// How the relay ends.
-    pub drain: config::Drain,
+    pub drain: config::DrainSettings,
 }
 
 impl Api {
@@ -294,7 +294,7 @@ impl Api {
         }
         read::query(parts.uri.query(), [])?;
         let body = read::body(&parts.headers, body, self.small_body()).await?;
-        let config::Drain {
+        let config::DrainSettings {
             delay,
             spread: spread_default,
             timeout,
@@ -392,7 +392,8 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::directory::{self, Budget, Overflow};
+    use crate::config::Overflow;
+    use crate::directory::{self, Budget};
     use crate::ledger::Figures;
     use crate::relay::Dependencies;
     use crate::telemetry::metrics::Metrics;

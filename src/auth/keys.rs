@@ -105,7 +105,7 @@ pub enum KeyError {
 }
 
 /// All keys of the files that the settings name.
-pub(super) fn from_files(settings: &config::Auth) -> Result<Vec<Key>, KeyError> {
+pub(super) fn from_files(settings: &config::AuthSettings) -> Result<Vec<Key>, KeyError> {
     let algorithm = settings.algorithm.map(algorithm);
     let mut keys = Vec::new();
     for path in &settings.secret_file {

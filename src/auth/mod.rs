@@ -146,7 +146,9 @@ fn is_signed_by(key: &Key, token: &str) -> bool {
 impl Auth {
     /// Reads the keys; with an address, asks it once. An address that does not answer is asked again
     /// by the keeper, which is to be run for as long as the app.
-    pub async fn load(settings: &config::Auth) -> Result<(Self, Option<KeyRefresher>), AuthError> {
+    pub async fn load(
+        settings: &config::AuthSettings,
+    ) -> Result<(Self, Option<KeyRefresher>), AuthError> {
         if settings.mode == AuthMode::None {
             return Ok((Self::None, None));
         }
@@ -185,7 +187,7 @@ impl Auth {
     }
 
     /// Whether the files that the settings name have keys. An address is not asked, but could be.
-    pub fn check_files(settings: &config::Auth) -> Result<(), AuthError> {
+    pub fn check_files(settings: &config::AuthSettings) -> Result<(), AuthError> {
         keys::from_files(settings)?;
         let url = settings.jwks_url.as_ref();
         url.map(|url| Source::new(url, settings.jwks_timeout))
@@ -338,7 +340,7 @@ impl Refresh {
 /// names one that is not there. What cannot be read leaves the last that could.
 pub struct KeyRefresher {
     jwt: Arc<Jwt>,
-    settings: config::Auth,
+    settings: config::AuthSettings,
     source: Option<Source>,
     from_files: Vec<Key>,
     fetched: Vec<Key>,
@@ -465,7 +467,7 @@ pub enum IssueError {
 /// else by the first of `auth.secret_file`. As for those who check it, `auth.algorithm` is for the keys
 /// that it fits.
 pub fn issue_from(
-    settings: &config::Auth,
+    settings: &config::AuthSettings,
     key_file: Option<&Path>,
     subject: &str,
     lifetime: Duration,
@@ -487,7 +489,7 @@ pub fn issue_from(
         let asked = asked.filter(|asked| key_file.is_some() || is_hmac(*asked));
         asked.unwrap_or(config::Algorithm::HS256)
     };
-    let settings = config::Auth {
+    let settings = config::AuthSettings {
         algorithm: Some(algorithm),
         ..settings.clone()
     };
@@ -531,7 +533,7 @@ fn encoding_key(
 /// Signs a token for `subject` that is good for `lifetime`, as these settings want it: with `secret`,
 /// the bytes of a shared secret or of a private key in PEM.
 pub fn issue(
-    settings: &config::Auth,
+    settings: &config::AuthSettings,
     secret: &Secret,
     subject: &str,
     lifetime: Duration,

@@ -48,14 +48,14 @@ impl Drop for TempFile {
     }
 }
 
-fn settings(change: impl FnOnce(&mut config::Auth)) -> config::Auth {
+fn settings(change: impl FnOnce(&mut config::AuthSettings)) -> config::AuthSettings {
     let mut auth = Settings::default().auth;
     auth.mode = AuthMode::Jwt;
     change(&mut auth);
     auth
 }
 
-async fn load(settings: &config::Auth) -> Auth {
+async fn load(settings: &config::AuthSettings) -> Auth {
     Auth::load(settings).await.unwrap().0
 }
 
@@ -392,7 +392,7 @@ async fn old_and_new_secrets_hold_side_by_side() {
 
 #[tokio::test]
 async fn keys_that_cannot_be_are_refused_with_the_file() {
-    let refusal = async |change: &dyn Fn(&mut config::Auth, PathBuf), text: &str| {
+    let refusal = async |change: &dyn Fn(&mut config::AuthSettings, PathBuf), text: &str| {
         let file = TempFile::new(text);
         let error = Auth::load(&settings(|auth| change(auth, file.0.clone())))
             .await
@@ -407,10 +407,10 @@ async fn keys_that_cannot_be_are_refused_with_the_file() {
         assert!(!all.contains("hunter2"), "{all}");
         said
     };
-    let secret = |auth: &mut config::Auth, path| auth.secret_file = vec![path];
-    let public = |auth: &mut config::Auth, path| auth.public_key_file = vec![path];
-    let set = |auth: &mut config::Auth, path| auth.jwks_file = Some(path);
-    let es256 = |auth: &mut config::Auth, path| {
+    let secret = |auth: &mut config::AuthSettings, path| auth.secret_file = vec![path];
+    let public = |auth: &mut config::AuthSettings, path| auth.public_key_file = vec![path];
+    let set = |auth: &mut config::AuthSettings, path| auth.jwks_file = Some(path);
+    let es256 = |auth: &mut config::AuthSettings, path| {
         auth.public_key_file = vec![path];
         auth.algorithm = Some(config::Algorithm::ES256);
     };
@@ -810,7 +810,7 @@ async fn a_key_server_that_has_never_answered_is_asked_again_soon() {
     assert!(settings.refresh_interval > REFRESH_GAP);
     let (set, _) = key_set("first");
     let (url, _) = key_server(vec![set]).await;
-    let settings = config::Auth {
+    let settings = config::AuthSettings {
         jwks_url: Some(url),
         ..settings
     };

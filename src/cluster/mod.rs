@@ -85,7 +85,7 @@ pub enum Unready {
 
 struct Shared {
     node: Node,
-    settings: config::Cluster,
+    settings: config::ClusterSettings,
     subjects: Subjects,
     leases: Arc<Leases>,
     directory: Directory,
@@ -139,7 +139,7 @@ impl Cluster {
     /// Joins the cluster of these settings: the link is made, and made again, by a task. Until then
     /// there is no id to give. Needs a tokio runtime.
     pub fn join(
-        settings: &config::Cluster,
+        settings: &config::ClusterSettings,
         directory: Directory,
         metrics: Arc<Metrics>,
         traces: Arc<Traces>,
@@ -160,7 +160,7 @@ impl Cluster {
     }
 
     /// Whether the files that the settings name can be used, where there are other nodes.
-    pub fn check_files(settings: &config::Cluster) -> Result<(), AccessError> {
+    pub fn check_files(settings: &config::ClusterSettings) -> Result<(), AccessError> {
         if settings.nats_url.is_empty() {
             return Ok(());
         }
@@ -258,7 +258,7 @@ impl Tasks {
 
 impl Shared {
     fn new(
-        settings: &config::Cluster,
+        settings: &config::ClusterSettings,
         directory: Directory,
         metrics: Arc<Metrics>,
         traces: Arc<Traces>,
@@ -482,12 +482,13 @@ fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::{Bounds, Budget, Client, Overflow};
+    use crate::config::Overflow;
+    use crate::directory::{Bounds, Budget, Client};
     use crate::identity::ResumptionId;
     use crate::protocol::Dialect;
 
     /// A node without a link, which holds block 1.
-    pub(super) fn node(change: impl FnOnce(&mut config::Cluster)) -> Arc<Shared> {
+    pub(super) fn node(change: impl FnOnce(&mut config::ClusterSettings)) -> Arc<Shared> {
         let mut settings = config::Settings::default().cluster;
         change(&mut settings);
         let metrics = Arc::new(Metrics::new(1));

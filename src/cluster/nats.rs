@@ -50,7 +50,7 @@ pub enum AccessError {
 /// Where NATS is, and what it wants to see.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
-    settings: config::Cluster,
+    settings: config::ClusterSettings,
 }
 
 /// What NATS is told of who we are.
@@ -63,7 +63,7 @@ enum Identity {
 }
 
 impl Access {
-    pub(super) fn new(settings: &config::Cluster) -> Self {
+    pub(super) fn new(settings: &config::ClusterSettings) -> Self {
         Self {
             settings: settings.clone(),
         }
@@ -72,7 +72,7 @@ impl Access {
     /// Reads the secrets and what TLS needs, to find what is wrong with them.
     pub(super) fn read(&self) -> Result<(), AccessError> {
         drop(self.identity()?);
-        let config::Cluster {
+        let config::ClusterSettings {
             tls_ca_file,
             tls_cert_file,
             tls_key_file,
@@ -116,7 +116,7 @@ impl Access {
         subjects: &Subjects,
         metrics: LinkMetrics,
     ) -> ConnectOptions {
-        let config::Cluster {
+        let config::ClusterSettings {
             nats_url: _,
             tls_ca_file,
             tls_cert_file,
@@ -165,7 +165,7 @@ impl Access {
     }
 
     fn identity(&self) -> Result<Identity, AccessError> {
-        let config::Cluster {
+        let config::ClusterSettings {
             user,
             password_file,
             token_file,

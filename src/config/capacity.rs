@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::units::size_text;
-use super::{Limits, Settings};
+use super::{LimitSettings, Settings};
 
 /// The most users that a setting may let in.
 pub(super) const CONNECTIONS_MAX: u64 = 10_000_000;
@@ -23,7 +23,7 @@ pub struct Machine {
     pub memory: Option<u64>,
 }
 
-impl Limits {
+impl LimitSettings {
     /// Users to let in where the process may open that many files: what is set, or what the files
     /// leave room for, the lower of the two.
     pub fn connections_within(&self, descriptors: u64) -> usize {
@@ -57,7 +57,7 @@ impl Machine {
             descriptors,
             memory,
         } = *self;
-        let Limits { connections, .. } = settings.limits;
+        let LimitSettings { connections, .. } = settings.limits;
         let mut warnings = Vec::new();
         let users = settings.limits.connections_within(descriptors);
         let needed = connections.unwrap_or(1) as u64 + DESCRIPTORS_RESERVED;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::Uri;
 
 use super::units::{duration_text, size_text};
-use super::{AuthMode, Settings, Tracing};
+use super::{AuthMode, Settings, TracingSettings};
 
 impl Settings {
     /// What was loosened, and that rates are off where they are.
@@ -274,7 +274,7 @@ impl Settings {
     }
 
     fn traced(&self) -> Option<String> {
-        let Tracing {
+        let TracingSettings {
             otlp_endpoint,
             trust_clients,
             ..

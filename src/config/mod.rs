@@ -44,37 +44,37 @@ pub const DEFAULT: &str = include_str!("../../config/default.toml");
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Where users connect.
-    pub server: Server,
+    pub server: ServerSettings,
     /// Where operators and probes connect.
-    pub admin: Admin,
+    pub admin: AdminSettings,
     /// Who may connect.
-    pub auth: Auth,
+    pub auth: AuthSettings,
     /// What one peer, and all of them together, may ask for.
-    pub limits: Limits,
+    pub limits: LimitSettings,
     /// What waits for users that do not read.
-    pub mailbox: Mailbox,
+    pub mailbox: MailboxSettings,
     /// How dead connections are noticed.
-    pub keepalive: Keepalive,
+    pub keepalive: KeepaliveSettings,
     /// How a message finds its recipient.
-    pub routing: Routing,
+    pub routing: RoutingSettings,
     /// How nodes find each other.
-    pub cluster: Cluster,
+    pub cluster: ClusterSettings,
     /// How the relay ends.
-    pub drain: Drain,
+    pub drain: DrainSettings,
     /// How users keep their ids.
-    pub tickets: Tickets,
+    pub tickets: TicketSettings,
     /// What people see.
-    pub ui: Ui,
+    pub ui: UiSettings,
     /// What is logged, and how.
-    pub log: Log,
+    pub log: LogSettings,
     /// What is traced, and where the spans go.
-    pub tracing: Tracing,
+    pub tracing: TracingSettings,
 }
 
 /// `[server]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Server {
+pub struct ServerSettings {
     /// Addresses to listen on; default `127.0.0.1:8080` and `[::1]:8080`. Port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
     /// Origins whose pages may connect, beside those served from the same host; default none.
@@ -88,13 +88,13 @@ pub struct Server {
     /// Whether their connections begin with a PROXY protocol header; default no.
     pub proxy_protocol: bool,
     /// The certificate; default none, no TLS.
-    pub tls: Tls,
+    pub tls: TlsSettings,
 }
 
 /// `[server.tls]` and `[admin.tls]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Tls {
+pub struct TlsSettings {
     /// A file with the certificate and those between it and the root, in PEM.
     pub cert_file: Option<PathBuf>,
     /// A file with its private key, in PEM.
@@ -104,7 +104,7 @@ pub struct Tls {
 /// `[admin]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Admin {
+pub struct AdminSettings {
     /// Address that `/metrics` and health move to; default none, they stay on `server.listen`.
     pub listen: Option<SocketAddr>,
     /// A file with the token that `/metrics` there and the API ask for; default none, no API.
@@ -113,13 +113,13 @@ pub struct Admin {
     #[serde(with = "units::duration")]
     pub outcome_timeout: Duration,
     /// The certificate; default none, no TLS.
-    pub tls: Tls,
+    pub tls: TlsSettings,
 }
 
 /// `[auth]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Auth {
+pub struct AuthSettings {
     /// What somebody has to show; default [`AuthMode::None`].
     pub mode: AuthMode,
     /// Files with shared secrets; default none.
@@ -154,7 +154,7 @@ pub struct Auth {
 /// `[limits]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Limits {
+pub struct LimitSettings {
     /// Users, upgrades in progress included; default none. [`Limits::connections_within`] says how
     /// many that makes.
     pub connections: Option<usize>,
@@ -203,7 +203,7 @@ pub struct Limits {
 /// `[mailbox]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Mailbox {
+pub struct MailboxSettings {
     /// Messages that wait for one user; default 256.
     pub messages: u32,
     /// Bytes that wait for one user; default 1 MiB.
@@ -219,7 +219,7 @@ pub struct Mailbox {
 /// `[keepalive]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Keepalive {
+pub struct KeepaliveSettings {
     /// Time between two pings; default 25 s.
     #[serde(with = "units::duration")]
     pub ping_interval: Duration,
@@ -237,7 +237,7 @@ pub struct Keepalive {
 /// `[routing]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Routing {
+pub struct RoutingSettings {
     /// Who looks the recipient up; default [`Strategy::Directory`].
     pub strategy: Strategy,
     /// Messages that wait for the router; default 1024.
@@ -247,7 +247,7 @@ pub struct Routing {
 /// `[cluster]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cluster {
+pub struct ClusterSettings {
     /// NATS servers, any of which joins this node to the others; default none, a node by itself.
     pub nats_url: Vec<String>,
     /// What all names on NATS begin with; default `switchboard`.
@@ -305,7 +305,7 @@ pub struct Cluster {
 /// `[drain]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Drain {
+pub struct DrainSettings {
     /// Time from the signal while everything still works; default 5 s.
     #[serde(with = "units::duration")]
     pub delay: Duration,
@@ -320,7 +320,7 @@ pub struct Drain {
 /// `[tickets]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Tickets {
+pub struct TicketSettings {
     /// A file with the secret that signs them; default none, a random one for this process.
     pub secret_file: Option<PathBuf>,
     /// How long one holds, from the beginning of the connection that it was given to; default 24 h.
@@ -331,7 +331,7 @@ pub struct Tickets {
 /// `[ui]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Ui {
+pub struct UiSettings {
     /// Whether the page and the client that it uses are served; default true.
     pub enabled: bool,
 }
@@ -339,7 +339,7 @@ pub struct Ui {
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Log {
+pub struct LogSettings {
     /// How a line looks; default [`LogFormat::Text`].
     pub format: LogFormat,
     /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`; default `info`.
@@ -349,7 +349,7 @@ pub struct Log {
 /// `[tracing]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Tracing {
+pub struct TracingSettings {
     /// URL of an OTLP receiver that takes spans over HTTP; default none, nothing is traced.
     pub otlp_endpoint: Option<String>,
     /// Share of handshakes and messages that are traced; default 0.01.
@@ -433,7 +433,7 @@ pub enum LogFormat {
     Json,
 }
 
-impl Auth {
+impl AuthSettings {
     /// Whether tokens could be checked.
     fn has_keys(&self) -> bool {
         !self.secret_file.is_empty()
@@ -443,7 +443,7 @@ impl Auth {
     }
 }
 
-impl Tracing {
+impl TracingSettings {
     /// The URL that spans are posted to, where anything is traced.
     pub fn endpoint(&self) -> Option<String> {
         self.otlp_endpoint.as_deref().map(otel::with_path)

@@ -12,8 +12,9 @@ use super::capacity::CONNECTIONS_MAX;
 use super::origin::is_host_name;
 use super::units::{duration_text, size_text};
 use super::{
-    Admin, Auth, AuthMode, Cluster, Drain, Keepalive, Limits, Log, Mailbox, Routing, Server,
-    Settings, Tickets, Tls, Tracing, Ui, otel,
+    AdminSettings, AuthMode, AuthSettings, ClusterSettings, DrainSettings, KeepaliveSettings,
+    LimitSettings, LogSettings, MailboxSettings, RoutingSettings, ServerSettings, Settings,
+    TicketSettings, TlsSettings, TracingSettings, UiSettings, otel,
 };
 
 const KIB: u64 = 1 << 10;
@@ -69,8 +70,8 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
         log,
         tracing,
     } = settings;
-    let Ui { enabled: _ } = ui;
-    let Tickets {
+    let UiSettings { enabled: _ } = ui;
+    let TicketSettings {
         secret_file: _,
         ttl,
     } = tickets;
@@ -89,7 +90,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     rules
 }
 
-fn listeners(server: &Server, admin: &Admin) -> Vec<Rule> {
+fn listeners(server: &ServerSettings, admin: &AdminSettings) -> Vec<Rule> {
     let (listen, admin) = (&server.listen, admin.listen);
     // Port 0 is another port each time.
     let fixed: Vec<_> = listen
@@ -117,8 +118,8 @@ fn listeners(server: &Server, admin: &Admin) -> Vec<Rule> {
     ]
 }
 
-fn edge_rules(server: &Server, admin: &Admin) -> Vec<Rule> {
-    let Server {
+fn edge_rules(server: &ServerSettings, admin: &AdminSettings) -> Vec<Rule> {
+    let ServerSettings {
         listen: _,
         allowed_origins: _,
         allowed_hosts,
@@ -127,16 +128,16 @@ fn edge_rules(server: &Server, admin: &Admin) -> Vec<Rule> {
         proxy_protocol,
         tls,
     } = server;
-    let Admin {
+    let AdminSettings {
         listen: admin,
         token_file,
         outcome_timeout,
         tls: admin_tls,
     } = admin;
-    let both = |Tls {
+    let both = |TlsSettings {
                     cert_file,
                     key_file,
-                }: &Tls| cert_file.is_some() == key_file.is_some();
+                }: &TlsSettings| cert_file.is_some() == key_file.is_some();
     vec![
         Rule {
             key: "server.tls.key_file",
@@ -195,8 +196,8 @@ fn is_mapped(network: &IpNet) -> bool {
     matches!(network, IpNet::V6(network) if network.addr().to_ipv4_mapped().is_some())
 }
 
-fn auth_rules(auth: &Auth) -> Vec<Rule> {
-    let Auth {
+fn auth_rules(auth: &AuthSettings) -> Vec<Rule> {
+    let AuthSettings {
         mode,
         secret_file,
         public_key_file,
@@ -246,8 +247,8 @@ fn auth_rules(auth: &Auth) -> Vec<Rule> {
     ]
 }
 
-fn limit_rules(limits: &Limits) -> Vec<Rule> {
-    let Limits {
+fn limit_rules(limits: &LimitSettings) -> Vec<Rule> {
+    let LimitSettings {
         connections,
         handshakes,
         header_bytes,
@@ -315,8 +316,8 @@ fn limit_rules(limits: &Limits) -> Vec<Rule> {
     ]
 }
 
-fn mailbox_rules(mailbox: &Mailbox, limits: &Limits) -> Vec<Rule> {
-    let Mailbox {
+fn mailbox_rules(mailbox: &MailboxSettings, limits: &LimitSettings) -> Vec<Rule> {
+    let MailboxSettings {
         messages,
         bytes,
         total_bytes,
@@ -342,8 +343,8 @@ fn mailbox_rules(mailbox: &Mailbox, limits: &Limits) -> Vec<Rule> {
     ]
 }
 
-fn keepalive_rules(keepalive: &Keepalive) -> Vec<Rule> {
-    let Keepalive {
+fn keepalive_rules(keepalive: &KeepaliveSettings) -> Vec<Rule> {
+    let KeepaliveSettings {
         ping_interval,
         pong_timeout,
         write_timeout,
@@ -357,8 +358,8 @@ fn keepalive_rules(keepalive: &Keepalive) -> Vec<Rule> {
     ]
 }
 
-fn routing_rules(routing: &Routing) -> Vec<Rule> {
-    let Routing {
+fn routing_rules(routing: &RoutingSettings) -> Vec<Rule> {
+    let RoutingSettings {
         strategy: _,
         router_queue,
     } = routing;
@@ -369,8 +370,8 @@ fn routing_rules(routing: &Routing) -> Vec<Rule> {
     )]
 }
 
-fn cluster_rules(cluster: &Cluster, limits: &Limits) -> Vec<Rule> {
-    let Cluster {
+fn cluster_rules(cluster: &ClusterSettings, limits: &LimitSettings) -> Vec<Rule> {
+    let ClusterSettings {
         nats_url,
         name,
         block_size,
@@ -422,8 +423,8 @@ fn cluster_rules(cluster: &Cluster, limits: &Limits) -> Vec<Rule> {
     rules
 }
 
-fn cluster_queues(cluster: &Cluster, limits: &Limits) -> [Rule; 7] {
-    let Cluster {
+fn cluster_queues(cluster: &ClusterSettings, limits: &LimitSettings) -> [Rule; 7] {
+    let ClusterSettings {
         user_messages,
         user_bytes,
         queue_bytes,
@@ -463,8 +464,8 @@ fn cluster_queues(cluster: &Cluster, limits: &Limits) -> [Rule; 7] {
 }
 
 /// At most one way to be known, each of them whole.
-fn cluster_access(cluster: &Cluster) -> [Rule; 4] {
-    let Cluster {
+fn cluster_access(cluster: &ClusterSettings) -> [Rule; 4] {
+    let ClusterSettings {
         user,
         password_file,
         token_file,
@@ -536,8 +537,8 @@ fn is_nats_url(text: &str) -> bool {
         && uri.query().is_none()
 }
 
-fn drain_rules(drain: &Drain) -> Vec<Rule> {
-    let Drain {
+fn drain_rules(drain: &DrainSettings) -> Vec<Rule> {
+    let DrainSettings {
         delay,
         spread,
         timeout,
@@ -555,8 +556,8 @@ fn drain_rules(drain: &Drain) -> Vec<Rule> {
     ]
 }
 
-fn log_rules(log: &Log) -> Vec<Rule> {
-    let Log { format: _, filter } = log;
+fn log_rules(log: &LogSettings) -> Vec<Rule> {
+    let LogSettings { format: _, filter } = log;
     vec![Rule {
         key: "log.filter",
         with: &[],
@@ -567,8 +568,8 @@ fn log_rules(log: &Log) -> Vec<Rule> {
     }]
 }
 
-fn tracing_rules(tracing: &Tracing) -> Vec<Rule> {
-    let Tracing {
+fn tracing_rules(tracing: &TracingSettings) -> Vec<Rule> {
+    let TracingSettings {
         otlp_endpoint,
         sample_ratio,
         trust_clients: _,

@@ -9,9 +9,10 @@ use std::task::{Context, Waker};
 
 use tokio::sync::oneshot;
 
-use super::mailbox::{Bounds, Mailbox, Message, Overflow, Pushed, QueuedMessage, Starving};
+use super::mailbox::{Bounds, Mailbox, Message, Pushed, QueuedMessage, Starving};
 use super::memory_pressure::LARGE_BYTES;
 use super::outcomes::PendingOutcomes;
+use crate::config::Overflow;
 use crate::identity::{ResumptionId, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};

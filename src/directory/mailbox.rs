@@ -11,22 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::chunks::{Frames, WRITE_BYTES};
 use super::client::Receipt;
 use super::memory_pressure::Large;
+use crate::config::Overflow;
 use crate::identity::Sender;
 use crate::ledger::{Held, InHand};
 use crate::protocol::{Dialect, Outbound, message_frame_bytes, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
 use crate::telemetry::trace::Traced;
-
-/// What happens to a message that does not fit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overflow {
-    /// It is dropped.
-    DropNewest,
-    /// The oldest that are still queued make room for it.
-    DropOldest,
-    /// It is dropped, and the recipient is closed with 1013.
-    Disconnect,
-}
 
 /// The bounds of mailboxes.
 #[derive(Debug)]

@@ -73,7 +73,8 @@ impl Large {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::{Bounds, Budget, Message, Overflow};
+    use crate::config::Overflow;
+    use crate::directory::{Bounds, Budget, Message};
     use crate::identity::{ResumptionId, Sender, UserId};
     use crate::ledger::InHand;
     use crate::protocol::Dialect;

@@ -31,7 +31,7 @@ use std::sync::{Arc, PoisonError};
 pub(crate) use chunks::WRITE_BYTES;
 pub(crate) use client::ClientStats;
 pub use client::{Client, Command, Flushed, Found, Receipt, Wakes};
-pub use mailbox::{Bounds, Budget, Message, Overflow, QueuedMessage, give_back};
+pub use mailbox::{Bounds, Budget, Message, QueuedMessage, give_back};
 pub(crate) use outcomes::{Notifier, PendingOutcomes};
 use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard};
 pub use table::SLOTS;

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Bounds, Budget, Client, Directory, Overflow, SLOTS};
+use super::{Bounds, Budget, Client, Directory, SLOTS};
+use crate::config::Overflow;
 use crate::identity::{ResumptionId, UserId};
 use crate::protocol::Dialect;
 use crate::telemetry::metrics::{DirectoryStats, Metrics};

@@ -123,7 +123,7 @@ pub enum TlsError {
 
 impl Tls {
     /// Loads what the settings name; nothing where they name nothing.
-    pub fn load(settings: &config::Tls) -> Result<Option<Self>, TlsError> {
+    pub fn load(settings: &config::TlsSettings) -> Result<Option<Self>, TlsError> {
         let (Some(cert_file), Some(key_file)) = (&settings.cert_file, &settings.key_file) else {
             return Ok(None);
         };
@@ -387,13 +387,13 @@ mod tests {
 
     use super::*;
 
-    struct Files(PathBuf, config::Tls);
+    struct Files(PathBuf, config::TlsSettings);
 
     impl Files {
         fn new(name: &str) -> Self {
             let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
             fs::create_dir_all(&folder).unwrap();
-            let settings = config::Tls {
+            let settings = config::TlsSettings {
                 cert_file: Some(folder.join("cert.pem")),
                 key_file: Some(folder.join("key.pem")),
             };
@@ -492,6 +492,10 @@ mod tests {
         let both = "DIR/cert.pem and DIR/key.pem cannot be used";
         assert_eq!(refusal(&cert, &other), both);
         assert_eq!(refusal(&key, &key), both);
-        assert!(Tls::load(&config::Tls::default()).unwrap().is_none());
+        assert!(
+            Tls::load(&config::TlsSettings::default())
+                .unwrap()
+                .is_none()
+        );
     }
 }

@@ -24,15 +24,6 @@ use crate::telemetry::metrics::{CloseCode, DirectoryStats, DropReason, Initiator
 use crate::telemetry::trace::Traces;
 use router::{LeavePlace, Port, RoutedMessage, Router};
 
-/// How a message finds its recipient.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strategy {
-    /// Every session looks its recipient up in the user directory.
-    Directory,
-    /// One task owns all users and routes for them.
-    Router,
-}
-
 /// Why nobody more is let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {

@@ -215,7 +215,8 @@ fn deliver(client: &Arc<Client>, routed: RoutedMessage, wakes: &mut Wakes) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::{Bounds, Budget, Overflow};
+    use crate::config::Overflow;
+    use crate::directory::{Bounds, Budget};
     use crate::identity::ResumptionId;
     use crate::protocol::Dialect;
 

@@ -7,7 +7,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::read::io_end;
 use super::{Core, End, NEVER, Phase, Scratch, come_again, micros};
-use crate::directory::{Found, Overflow, QueuedMessage, WRITE_BYTES, give_back};
+use crate::config::Overflow;
+use crate::directory::{Found, QueuedMessage, WRITE_BYTES, give_back};
 use crate::protocol::{Status, push_close};
 
 /// Writes a turn, so that a fast reader's task lets others run.

@@ -34,7 +34,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::config::Tracing;
+use crate::config::TracingSettings;
 
 /// More than any answer of a receiver has; what is over is not read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -91,7 +91,7 @@ impl SpanCounts {
 
 /// What makes spans and sends them to `endpoint`, over connections that live on `runtime`.
 pub(super) fn provider(
-    settings: &Tracing,
+    settings: &TracingSettings,
     endpoint: String,
     counts: &Arc<SpanCounts>,
     runtime: &Handle,

@@ -26,7 +26,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-use crate::config::{Log, LogFormat, Settings, Tracing};
+use crate::config::{LogFormat, LogSettings, Settings, TracingSettings};
 use export::SpanCounts;
 use trace::Traces;
 
@@ -69,7 +69,11 @@ pub enum TelemetryError {
 /// traces, where there is a receiver, over connections that live on `runtime`.
 ///
 /// Records of the `log` crate are not collected: tungstenite's hold the contents of frames.
-pub fn init(log: &Log, tracing: &Tracing, runtime: &Handle) -> Result<Telemetry, TelemetryError> {
+pub fn init(
+    log: &LogSettings,
+    tracing: &TracingSettings,
+    runtime: &Handle,
+) -> Result<Telemetry, TelemetryError> {
     let counts = Arc::new(SpanCounts::default());
     let provider = tracing
         .endpoint()
@@ -142,7 +146,7 @@ fn filter(text: &str) -> Result<EnvFilter, ParseError> {
 }
 
 fn subscriber<W>(
-    settings: &Log,
+    settings: &LogSettings,
     writer: W,
     provider: Option<&SdkTracerProvider>,
 ) -> Result<(impl Subscriber + Send + Sync, Logs), TelemetryError>
@@ -269,7 +273,7 @@ mod tests {
     fn logged(format: LogFormat, program: impl FnOnce(&Logs)) -> Vec<String> {
         let written = Written::default();
         let writer = written.clone();
-        let settings = Log {
+        let settings = LogSettings {
             format,
             filter: "info".to_owned(),
         };

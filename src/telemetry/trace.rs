@@ -12,7 +12,7 @@ use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::export::SpanCounts;
-use crate::config::Tracing;
+use crate::config::TracingSettings;
 
 /// The target of every span that is exported, and of nothing else.
 pub(super) const TARGET: &str = "switchboard::trace";
@@ -36,7 +36,7 @@ impl Traces {
         Self::default()
     }
 
-    pub(super) fn new(settings: &Tracing, counts: Arc<SpanCounts>) -> Self {
+    pub(super) fn new(settings: &TracingSettings, counts: Arc<SpanCounts>) -> Self {
         let traces = Self {
             threshold: AtomicU64::new(0),
             on: settings.otlp_endpoint.is_some(),

@@ -11,7 +11,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use switchboard::directory::{Bounds, Budget, Overflow};
+use switchboard::config::Overflow;
+use switchboard::directory::{Bounds, Budget};
 use switchboard::ledger::Figures;
 use switchboard::protocol::Dialect;
 use switchboard::relay::Relay;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use switchboard::config::{
     Algorithm, AuthMode, DEFAULT, ForwardedHeader, LogFormat, Machine, Overflow, Problem, Settings,
-    Sources, Strategy, Tls,
+    Sources, Strategy, TlsSettings,
 };
 
 /// Names with texts or values.
@@ -1096,7 +1096,7 @@ fn rates_of_tls_are_asked_for_where_tls_is_spoken() {
         ]
     );
     assert_eq!(
-        said_of_tls(|s| s.server.tls = Tls::default()),
+        said_of_tls(|s| s.server.tls = TlsSettings::default()),
         ["rates are off: limits.handshake_rate, limits.address_handshake_rate are not set"]
     );
     for key in ["tls_handshake_rate", "address_tls_handshake_rate"] {
@@ -1131,7 +1131,7 @@ fn whoever_is_cut_off_before_http_can_say_anything_is_spoken_of() {
     );
     // Where TLS is not spoken, they cut off nobody.
     let without_tls = said([1000, 10], [1, 1], |s| {
-        s.server.tls = Tls::default();
+        s.server.tls = TlsSettings::default();
         s.admin.listen = None;
     });
     assert_eq!(

@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use switchboard::admission::token_bucket::Rate;
-use switchboard::directory::{Bounds, Budget, Overflow};
+use switchboard::config::Overflow;
+use switchboard::directory::{Bounds, Budget};
 use switchboard::protocol::Dialect;
 use switchboard::relay::{Dependencies, Relay};
 use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};

@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ledger", &["identity", "telemetry"]),
     (
         "directory",
-        &["identity", "protocol", "ledger", "telemetry"],
+        &["config", "identity", "protocol", "ledger", "telemetry"],
     ),
     (
         "cluster",
@@ -34,6 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "relay",
         &[
+            "config",
             "identity",
             "protocol",
             "ledger",

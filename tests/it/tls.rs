@@ -59,7 +59,7 @@ impl Secured {
 
         let mut settings = Settings::default();
         settings.server.listen = vec!["127.0.0.1:0".parse().unwrap()];
-        settings.server.tls = config::Tls {
+        settings.server.tls = config::TlsSettings {
             cert_file: Some(folder.join("cert.pem")),
             key_file: Some(folder.join("key.pem")),
         };
