@@ -21,7 +21,7 @@ use crate::cluster::{self, Cluster};
 use crate::config::{self, Secret, Settings};
 use crate::directory::{Bounds, Budget, Client, Command, Directory};
 use crate::http::{self, HttpState, ListenerRole, Proxies};
-use crate::ledger::Figures;
+use crate::ledger::LedgerTotals;
 pub use crate::lifecycle::Stop;
 use crate::lifecycle::{Shutdown, Stage};
 use crate::net;
@@ -63,7 +63,7 @@ pub struct Report {
     /// Connections that were cut when the drain timed out.
     pub left: u64,
     /// The ledger at the end.
-    pub figures: Figures,
+    pub figures: LedgerTotals,
 }
 
 impl App {
@@ -240,13 +240,13 @@ impl App {
             leave_cluster(tasks).await;
         }
         let mailbox = directory.stats().mailbox_messages;
-        report(left, Figures::read(&metrics, mailbox))
+        report(left, LedgerTotals::read(&metrics, mailbox))
     }
 }
 
 /// Says what a run left.
-fn report(left: u64, figures: Figures) -> Report {
-    let Figures {
+fn report(left: u64, figures: LedgerTotals) -> Report {
+    let LedgerTotals {
         received,
         delivered,
         dropped,

@@ -141,7 +141,7 @@ impl Drop for Held {
 
 /// The ledger at a moment, for the last line of a drain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct LedgerTotals {
     /// Messages received.
     pub received: u64,
     /// Messages delivered.
@@ -156,7 +156,7 @@ pub struct Figures {
     pub cluster_sent: u64,
 }
 
-impl Figures {
+impl LedgerTotals {
     /// Reads the counters; `mailbox` is from statistics read beforehand.
     pub fn read(metrics: &Metrics, mailbox: u64) -> Self {
         Self {
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     fn figures(metrics: &Metrics, held: &Held) -> (u64, u64, u64, u32) {
-        let figures = Figures::read(metrics, held.messages().into());
+        let figures = LedgerTotals::read(metrics, held.messages().into());
         assert_eq!(figures.gap(), 0);
         (
             figures.received,
@@ -228,7 +228,7 @@ mod tests {
         held.delivered(1);
         InHand::receive_from_cluster(&*metrics).dropped(DropReason::Offline);
         assert_eq!(figures(&metrics, &held), (1, 1, 1, 0));
-        let read = Figures::read(&metrics, 0);
+        let read = LedgerTotals::read(&metrics, 0);
         assert_eq!((read.cluster_received, read.cluster_sent), (2, 1));
     }
 }

@@ -394,7 +394,7 @@ mod tests {
     use super::*;
     use crate::config::Overflow;
     use crate::directory::{self, Budget};
-    use crate::ledger::Figures;
+    use crate::ledger::LedgerTotals;
     use crate::relay::Dependencies;
     use crate::telemetry::metrics::Metrics;
     use crate::telemetry::trace::Traces;
@@ -421,8 +421,8 @@ mod tests {
         Api::new(parts, 0, Instant::now(), bounds)
     }
 
-    fn figures(relay: &Relay) -> Figures {
-        Figures::read(relay.metrics(), relay.stats().mailbox_messages)
+    fn figures(relay: &Relay) -> LedgerTotals {
+        LedgerTotals::read(relay.metrics(), relay.stats().mailbox_messages)
     }
 
     async fn post(api: &Api) -> (u16, Value) {

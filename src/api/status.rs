@@ -10,7 +10,7 @@ use tracing::error;
 
 use super::problem::Problem;
 use super::{Answer, Api, json, time_text};
-use crate::ledger::Figures;
+use crate::ledger::LedgerTotals;
 use crate::lifecycle::Stage;
 use crate::telemetry::metrics::DropReason;
 
@@ -68,7 +68,7 @@ impl Api {
             let stats = relay.stats();
             (
                 stats,
-                Figures::read(relay.metrics(), stats.mailbox_messages),
+                LedgerTotals::read(relay.metrics(), stats.mailbox_messages),
             )
         });
         let (stats, figures) = counted.await.map_err(|error| {

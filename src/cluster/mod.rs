@@ -50,7 +50,7 @@ use crate::telemetry::trace::Traces;
 use claims::Claims;
 use envelope::{Answer, Node, Subjects, encode_message};
 use guests::Guests;
-pub(crate) use guests::{Guest, Tenure};
+pub(crate) use guests::{MigratedId, Ownership};
 use handover::Cut;
 pub(crate) use handover::Refusal;
 use link::Link;
@@ -230,7 +230,7 @@ impl Cluster {
             blocks: shared.leases.list().len() as u64,
             ids_left: shared.leases.unspent(),
             outcomes_pending: shared.waiting().len() as u64,
-            guests: shared.guests.len() as u64,
+            migrated_ids: shared.guests.len() as u64,
             claims: shared.claims.len() as u64,
             queue_messages,
             queue_bytes,

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, Guest, Refusal, Tenure, Unready};
+use crate::cluster::{Cluster, MigratedId, Ownership, Refusal, Unready};
 use crate::directory::{Bounds, Client, Directory, Message, QueuedMessage, Receipt, Wakes};
 use crate::identity::{ResumptionId, Sender, Sequence, Subject, UserId};
 use crate::ledger::InHand;
@@ -201,12 +201,12 @@ impl Relay {
             },
             None => (None, None),
         };
-        let (client, guest) = self.register(dialect, subject.as_ref(), claimed)?;
+        let (client, migrated) = self.register(dialect, subject.as_ref(), claimed)?;
         let mut membership = Membership {
             ended: (Initiator::Client, CloseCode::Code(ABNORMAL)),
             unclaimed,
             client,
-            guest,
+            migrated,
             leave_place: None,
             port: None,
             place,
@@ -225,11 +225,11 @@ impl Relay {
             cluster.take_back(id, resumption_id).await
         } else {
             shared.sequence.give_back(id);
-            Ok(Tenure::Home)
+            Ok(Ownership::Local)
         };
-        let guest = match taken {
-            Ok(Tenure::Home) => None,
-            Ok(Tenure::Guest(guest)) => Some(guest),
+        let migrated = match taken {
+            Ok(Ownership::Local) => None,
+            Ok(Ownership::Migrated(migrated)) => Some(migrated),
             Err(Refusal::InUse) => return Err(Unclaimed::InUse),
             Err(Refusal::Unavailable) => return Err(Unclaimed::Unavailable),
         };
@@ -237,7 +237,7 @@ impl Relay {
             relay: self.clone(),
             id,
             resumption_id,
-            guest,
+            migrated,
             is_registered: false,
         })
     }
@@ -247,7 +247,7 @@ impl Relay {
         dialect: Dialect,
         subject: Option<&Subject>,
         mut claimed: Option<Claimed>,
-    ) -> Result<(Arc<Client>, Option<Box<Guest>>), Refused> {
+    ) -> Result<(Arc<Client>, Option<Box<MigratedId>>), Refused> {
         let shared = &self.shared;
         let mut is_opened = false;
         loop {
@@ -416,31 +416,31 @@ struct Claimed {
     relay: Relay,
     id: UserId,
     resumption_id: ResumptionId,
-    guest: Option<Box<Guest>>,
+    migrated: Option<Box<MigratedId>>,
     is_registered: bool,
 }
 
 impl Claimed {
     /// There is a client with the id: whoever has that gives the id up. What goes with it.
-    fn registered(&mut self) -> Option<Box<Guest>> {
+    fn registered(&mut self) -> Option<Box<MigratedId>> {
         self.is_registered = true;
         let shared = &self.relay.shared;
         // Another node may have claimed it before the client was there to be found.
-        let is_taken = match (&self.guest, &shared.cluster) {
-            (Some(guest), _) => !guest.is_current(),
+        let is_taken = match (&self.migrated, &shared.cluster) {
+            (Some(migrated), _) => !migrated.is_current(),
             (None, Some(cluster)) => cluster.is_claimed(self.id),
             (None, None) => false,
         };
         if is_taken {
             shared.directory.evict(self.id, self.resumption_id);
         }
-        self.guest.take()
+        self.migrated.take()
     }
 }
 
 impl Drop for Claimed {
     fn drop(&mut self) {
-        if !self.is_registered && self.guest.is_none() {
+        if !self.is_registered && self.migrated.is_none() {
             self.relay.shared.sequence.left(self.id);
         }
     }
@@ -477,7 +477,7 @@ pub struct Membership {
     ended: (Initiator, CloseCode),
     unclaimed: Option<Unclaimed>,
     /// Where the id is of no block of this node.
-    guest: Option<Box<Guest>>,
+    migrated: Option<Box<MigratedId>>,
     leave_place: Option<LeavePlace>,
     port: Option<Box<Port>>,
     place: Place,
@@ -622,7 +622,7 @@ impl Drop for Membership {
             &mut Wakes::default(),
         );
         shared.directory.leave(&self.client);
-        if self.guest.is_none() {
+        if self.migrated.is_none() {
             shared.sequence.left(self.client.id());
         }
         if let Some(place) = self.leave_place.take() {

@@ -33,7 +33,7 @@ pub struct ClusterStats {
     /// Outcomes that other nodes owe.
     pub outcomes_pending: u64,
     /// Ids of other nodes' blocks that are here.
-    pub guests: u64,
+    pub migrated_ids: u64,
     /// Ids of blocks of this node that other nodes have.
     pub claims: u64,
     /// Messages that wait to go to other nodes.
@@ -150,7 +150,7 @@ pub(super) fn found(stats: &ClusterStats) -> [MetricFamily; 8] {
         gauge(
             "switchboard_cluster_guests",
             "Users here whose ids are of other nodes' blocks, by a ticket.",
-            stats.guests,
+            stats.migrated_ids,
         ),
         gauge(
             "switchboard_cluster_claims",

@@ -15,7 +15,7 @@ use switchboard::config::Overflow;
 use switchboard::config::{AuthMode, ForwardedHeader, Settings, Sources};
 use switchboard::directory::{Bounds, Budget, Command};
 use switchboard::http::Proxies;
-use switchboard::ledger::Figures;
+use switchboard::ledger::LedgerTotals;
 use switchboard::net::proxy_protocol::{self, Parsed};
 use switchboard::protocol::{Dialect, decode as decode_message};
 use switchboard::relay::Relay;
@@ -260,7 +260,7 @@ async fn play(bytes: &[u8]) {
     tokio::time::timeout(Duration::from_hours(1), rest)
         .await
         .expect("a session ends");
-    let figures = Figures::read(&metrics, relay.stats().mailbox_messages);
+    let figures = LedgerTotals::read(&metrics, relay.stats().mailbox_messages);
     assert_eq!((figures.gap(), figures.mailbox), (0, 0), "{figures:?}");
     assert_eq!(relay.users(), 0);
     check_frames(&heard);

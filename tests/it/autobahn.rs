@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use switchboard::config::Overflow;
 use switchboard::directory::{Bounds, Budget};
-use switchboard::ledger::Figures;
+use switchboard::ledger::LedgerTotals;
 use switchboard::protocol::Dialect;
 use switchboard::relay::Relay;
 use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
@@ -726,7 +726,7 @@ async fn check(cases: Vec<Case>, count: usize) {
         }
     });
     gone.await.expect("all sessions end");
-    let figures = Figures::read(&echo.metrics, 0);
+    let figures = LedgerTotals::read(&echo.metrics, 0);
     assert_eq!((figures.received, figures.gap()), (0, 0));
 }
 

@@ -7,7 +7,7 @@ use async_nats::{Message, RequestErrorKind, Subject, Subscriber};
 use futures_util::StreamExt;
 
 use super::host::settle;
-use super::{Guest, Staying};
+use super::{MigratedId, Staying};
 use crate::cluster::Shared;
 use crate::cluster::envelope::Node;
 use crate::cluster::handover::{Ask, Claimant, Cut, Grant, Refusal, Reply, is_ask};
@@ -55,7 +55,7 @@ pub(super) async fn arrive(
     shared: Arc<Shared>,
     staying: Staying,
     previous: Option<Node>,
-) -> Result<Guest, Refusal> {
+) -> Result<MigratedId, Refusal> {
     let Staying {
         id,
         resumption_id,
@@ -84,7 +84,7 @@ pub(super) async fn arrive(
     };
     match (bid.await, link) {
         (Ok(arrival), Some(link)) => {
-            let guest = Guest {
+            let guest = MigratedId {
                 shared: shared.clone(),
                 id,
                 number,

@@ -89,7 +89,7 @@ struct Staying {
 type Takers = mpsc::Receiver<oneshot::Sender<Cut>>;
 
 /// A guest's connection. Dropping it leaves.
-pub(crate) struct Guest {
+pub(crate) struct MigratedId {
     shared: Arc<Shared>,
     id: UserId,
     number: u64,
@@ -97,16 +97,16 @@ pub(crate) struct Guest {
 
 /// How somebody has an id that it has come back with.
 #[derive(Debug)]
-pub(crate) enum Tenure {
-    /// It is of a block of this node.
-    Home,
-    Guest(Box<Guest>),
+pub(crate) enum Ownership {
+    /// The id is of a block of this node.
+    Local,
+    Migrated(Box<MigratedId>),
 }
 
 /// What comes of asking for an id here.
 enum Admission {
     Home,
-    Stays(Guest),
+    Stays(MigratedId),
     Refused(Refusal),
     /// It is on its way in or out.
     Wait,
@@ -227,7 +227,7 @@ impl Cluster {
         &self,
         id: UserId,
         resumption_id: ResumptionId,
-    ) -> Result<Tenure, Refusal> {
+    ) -> Result<Ownership, Refusal> {
         let shared = &self.shared;
         let taken = timeout(
             shared.settings.link_timeout,
@@ -243,7 +243,7 @@ impl Cluster {
     }
 }
 
-impl Guest {
+impl MigratedId {
     /// Whether nobody has taken the id meanwhile.
     pub(crate) fn is_current(&self) -> bool {
         let phase = self
@@ -254,7 +254,7 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
+impl Drop for MigratedId {
     fn drop(&mut self) {
         let is_over = self.shared.guests.with(self.id, self.number, |stay| {
             stay.users = stay.users.saturating_sub(1);
@@ -266,7 +266,7 @@ impl Drop for Guest {
     }
 }
 
-impl std::fmt::Debug for Guest {
+impl std::fmt::Debug for MigratedId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Guest")
             .field("id", &self.id)
@@ -279,12 +279,12 @@ impl Shared {
         self: &Arc<Self>,
         id: UserId,
         resumption_id: ResumptionId,
-    ) -> Result<Tenure, Refusal> {
+    ) -> Result<Ownership, Refusal> {
         loop {
             let changed = self.guests.changed.notified();
             match self.admit(id, resumption_id) {
-                Admission::Home => return Ok(Tenure::Home),
-                Admission::Stays(guest) => return Ok(Tenure::Guest(Box::new(guest))),
+                Admission::Home => return Ok(Ownership::Local),
+                Admission::Stays(guest) => return Ok(Ownership::Migrated(Box::new(guest))),
                 Admission::Refused(refusal) => return Err(refusal),
                 Admission::Wait => changed.await,
                 Admission::Arrives(number, previous) => {
@@ -301,7 +301,7 @@ impl Shared {
                         let _left = tell.send(arriving.await).is_err();
                     });
                     let arrived = told.await.unwrap_or(Err(Refusal::Unavailable));
-                    return arrived.map(|guest| Tenure::Guest(Box::new(guest)));
+                    return arrived.map(|guest| Ownership::Migrated(Box::new(guest)));
                 }
             }
         }
@@ -317,7 +317,7 @@ impl Shared {
                 return Admission::Refused(Refusal::InUse);
             }
             stay.users += 1;
-            return Admission::Stays(Guest {
+            return Admission::Stays(MigratedId {
                 shared: self.clone(),
                 id,
                 number: stay.number,
@@ -440,7 +440,7 @@ mod tests {
         shared: &Arc<Shared>,
         id: u64,
         link: Option<u32>,
-    ) -> (Staying, Guest, Option<Takers>) {
+    ) -> (Staying, MigratedId, Option<Takers>) {
         let (id, resumption_id) = (user(id), resumption_id());
         let number = shared
             .guests
@@ -456,7 +456,7 @@ mod tests {
                 holder: Arc::default(),
             });
         });
-        let guest = Guest {
+        let guest = MigratedId {
             shared: shared.clone(),
             id,
             number,
