@@ -143,14 +143,14 @@ impl Chart {
 
     /// The position of each entry of the legend, and the y position below all of them.
     fn legend_places(&self) -> (Vec<(f64, f64)>, f64) {
-        /// The mean width of a letter.
-        const LETTER: f64 = 6.6;
+        /// The mean width of a character.
+        const CHARACTER: f64 = 6.6;
         const SWATCH: f64 = 44.0;
         let (mut x, mut y) = (LEFT, TOP);
         let mut places = Vec::new();
         for line in &self.lines {
-            let letters = u32::try_from(line.name.chars().count()).unwrap_or(u32::MAX);
-            let width = SWATCH + f64::from(letters) * LETTER;
+            let characters = u32::try_from(line.name.chars().count()).unwrap_or(u32::MAX);
+            let width = SWATCH + f64::from(characters) * CHARACTER;
             if x > LEFT && x + width > WIDTH - RIGHT {
                 (x, y) = (LEFT, y + LEGEND_LINE);
             }

@@ -29,7 +29,7 @@ pub(crate) enum Role {
     SlowReader,
     /// Stays connected and sends nothing.
     IdlePeer,
-    /// Connects, stays for a moment and leaves.
+    /// Connects, and leaves after a moment.
     ShortLived,
 }
 
@@ -181,7 +181,7 @@ impl Connection {
     /// Ends the connection with a reset, and frees its memory.
     pub(crate) fn abort(&mut self) {
         if let Some(stream) = self.stream.take() {
-            // Without the reset the port stays in TIME_WAIT for a minute, which is no failure.
+            // Without the reset the port is in TIME_WAIT for a minute, which is no failure.
             drop(SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
         }
         self.close();
@@ -207,7 +207,7 @@ fn source(role: Role, index: usize) -> Ipv4Addr {
     const PER_ADDRESS: usize = 1000;
     const SHORT_LIVED: usize = 64;
     let (network, number) = match role {
-        // The port of a closed connection stays in TIME_WAIT for a minute, so they take turns.
+        // The port of a closed connection is in TIME_WAIT for a minute, so the addresses take turns.
         Role::ShortLived => (200, index % SHORT_LIVED),
         _ => (1, index / PER_ADDRESS),
     };

@@ -62,7 +62,7 @@ pub enum BenchError {
         /// The server's last refusal.
         refusal: Option<String>,
     },
-    /// Some connections receive no probe, so their ids stay unknown.
+    /// Some connections receive no probe, so their ids are unknown.
     #[error(
         "{unknown} connections answer to no id from {first} to {last}: where the server does not \
          announce ids, give the first that it may have given as --first-id"

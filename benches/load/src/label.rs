@@ -73,7 +73,7 @@ fn checksum(flow: usize, number: u32) -> u32 {
 }
 
 /// Eight hexadecimal digits, the first in the highest byte. Spreads each half byte of the number to a byte,
-/// and turns all eight into letters at once.
+/// and turns all eight into characters at once.
 #[inline]
 fn hex(number: u32) -> u64 {
     const EACH: u64 = 0x0101_0101_0101_0101;
@@ -81,8 +81,8 @@ fn hex(number: u32) -> u64 {
     let pairs = (halves << 16 | halves) & 0x0000_ffff_0000_ffff;
     let bytes = (pairs << 8 | pairs) & 0x00ff_00ff_00ff_00ff;
     let digits = (bytes << 4 | bytes) & (0x0f * EACH);
-    let letters = (digits + 6 * EACH) >> 4 & EACH;
-    digits + u64::from(b'0') * EACH + letters * u64::from(b'a' - b'0' - 10)
+    let above_nine = (digits + 6 * EACH) >> 4 & EACH;
+    digits + u64::from(b'0') * EACH + above_nine * u64::from(b'a' - b'0' - 10)
 }
 
 #[inline]

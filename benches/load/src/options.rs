@@ -75,7 +75,7 @@ pub struct BenchOptions {
     /// Users a second that connect and leave (churn)
     #[arg(long, default_value_t = 1000, value_parser = value_parser!(u32).range(1..=100_000))]
     pub(crate) churn_rate: u32,
-    /// How long each of these users stays (churn)
+    /// How long each of these users is connected (churn)
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = duration)]
     pub(crate) hold: Duration,
 
@@ -115,7 +115,7 @@ pub enum Scenario {
     FanIn,
     /// One user stops reading while another floods it: the effect on other pairs
     SlowReader,
-    /// Users connect and leave: the effect on pairs that stay
+    /// Users connect and leave: the effect on other pairs
     Churn,
     /// A quiet pair beside busy ones
     Isolation,

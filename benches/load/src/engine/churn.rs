@@ -23,7 +23,7 @@ pub(crate) struct Churn {
     pub(crate) opened: u64,
     /// Peers that left with a close handshake.
     pub(crate) left: u64,
-    /// Peers whose close frame the server did not answer in time.
+    /// Peers that sent a close frame and got no answer in time.
     pub(crate) unanswered: u64,
     /// Peers that the schedule skipped, because too many were connected.
     pub(crate) skipped: u64,
@@ -124,12 +124,12 @@ impl Churn {
         }
     }
 
-    /// Takes a peer whose time to leave has come.
+    /// Takes a peer that is to leave by now.
     pub(super) fn take_closing(&mut self, now: u64) -> Option<PeerDeadline> {
         take_due(&mut self.closing_times, now)
     }
 
-    /// Takes a peer whose wait for the server's close frame is over.
+    /// Takes a peer that has waited for the server's close frame for long enough.
     pub(super) fn take_unanswered(&mut self, now: u64) -> Option<PeerDeadline> {
         take_due(&mut self.close_timeouts, now)
     }

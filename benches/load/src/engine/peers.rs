@@ -51,8 +51,8 @@ impl Engine {
         Ok(batch)
     }
 
-    /// Connects the short-lived peers that are due, and lets those leave whose time has come. Returns when
-    /// the next event is due.
+    /// Connects the short-lived peers that are due, and ends the connections of those that are due to leave.
+    /// Returns when the next event is due.
     pub(super) fn step_churn(&mut self, now: u64) -> u64 {
         // Taken out, because `begin`, `push_control` and `abort` borrow the engine. None of them calls `ended`,
         // which would miss the churn.

@@ -13,7 +13,7 @@ use crate::process::MonitoredProcess;
 use crate::scenario_run::ScenarioRun;
 use crate::snapshot::Snapshot;
 
-/// How long the last short-lived peers may take to leave, beyond the time that they stay.
+/// How long the last short-lived peers may take to leave, beyond the time of --hold.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Many silent users beside bystanders.
@@ -88,7 +88,7 @@ pub(super) fn storm(mut run: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     Ok(run.finish())
 }
 
-/// Users connect, stay for a moment and leave, beside bystanders.
+/// Users connect and leave after a moment, beside bystanders.
 pub(super) fn churn(mut run: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     let options = run.options;
     let (pairs, rate) = (
