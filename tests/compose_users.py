@@ -13,7 +13,7 @@ def user_id(user):
 
 
 async def talk(url):
-    """Two users: one says Go Braves! to the other and to somebody who is away, and is answered."""
+    """Two users write to each other, and one of them also writes to an offline user."""
     async with (
         websockets.connect(url) as bare,
         websockets.connect(url, subprotocols=["switchboard.v1"]) as v1,
@@ -31,8 +31,9 @@ async def talk(url):
 
 
 async def pair(url, started):
-    """Two users who write to each other until the server closes; how both ends went, and how many
-    messages were written and heard."""
+    """Two users write to each other until the server closes both connections.
+
+    Returns the number of messages written and heard, and both close codes."""
     subprotocols = ["switchboard.v1"]
     async with (
         websockets.connect(url, subprotocols=subprotocols) as one,
@@ -67,7 +68,7 @@ async def pair(url, started):
 
 
 async def flow(url, ready):
-    """Fifty pairs who talk until they are sent away; makes the file once all of them do."""
+    """50 pairs of users write to each other until the relay drains. Creates the file when all pairs have begun."""
     started = [asyncio.Event() for _ in range(50)]
     pairs = asyncio.gather(*(pair(url, event) for event in started))
     await asyncio.gather(*(event.wait() for event in started))
@@ -77,7 +78,7 @@ async def flow(url, ready):
         assert codes == [1012, 1012], codes
         assert counts["told_to_reconnect"] == 2, counts
     written, heard = (sum(counts[name] for counts, _ in ended) for name in ("written", "heard"))
-    print(f"100 users wrote {written} messages and heard {heard}, and were sent away with 1012")
+    print(f"100 users wrote {written} messages and heard {heard}; the relay closed all connections with 1012")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""What users cost a relay by their number: `scale_cost.py BINARY [USERS...]` (1000 5000 15000).
+"""Measures what each user costs a relay: `scale_cost.py BINARY [USERS...]` (1000 5000 15000).
 
-For each number a relay of its own on the first CPU, and the users on the second: its memory when all are
-silent, when each has sent itself 60 KB and is silent again, and when all have gone; its CPU for a
-connection that opens, for a keepalive (ping and pong) and for a message from anybody to anybody. Then the
-straight line through the memory of the silent ones. Users and relay need a descriptor each: more users
-than the limit of open files allows cannot be had.
+Starts a relay for each number of users, on the first CPU; the users are on the second. Prints
+
+- memory for each user: when all users are idle, after each has sent itself 60 KB, and after all have left;
+- CPU of the relay for a new connection, for a keepalive (ping and pong), and for a message between random
+  users;
+- the straight line through the memory with idle users, and what it gives for a million users.
+
+Relay and users need a file descriptor for each connection, so the limit of open files bounds the users.
 """
 
 import os
@@ -22,7 +25,7 @@ HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
-# A masking key of zeros leaves the payload as it is (RFC 6455 section 5.3).
+# A masking key of zeros does not change the payload (RFC 6455, section 5.3).
 KEY = bytes(4)
 PING_SECONDS = 10
 ROUNDS = 10
@@ -59,7 +62,7 @@ def connect():
             return socket.create_connection(("127.0.0.1", PORT))
         except ConnectionRefusedError:
             time.sleep(0.05)
-    sys.exit("the relay does not serve")
+    sys.exit(f"the relay does not accept connections on 127.0.0.1:{PORT}")
 
 
 class User:
@@ -71,33 +74,33 @@ class User:
             head += self.socket.recv(4096)
         assert head.startswith(b"HTTP/1.1 101 "), head
         self.id = int(head.split(b"x-user-id: ")[1].split(b"\r\n")[0])
-        self.rest = b""
+        self.unparsed = b""
 
     def frames(self, more):
-        """The opcodes and payloads in what has come."""
-        self.rest += more
-        while len(self.rest) >= 2:
-            length, start = self.rest[1], 2
+        """Yields opcode and payload of each whole frame in the bytes that have arrived."""
+        self.unparsed += more
+        while len(self.unparsed) >= 2:
+            length, start = self.unparsed[1], 2
             if length == 126:
-                if len(self.rest) < 4:
+                if len(self.unparsed) < 4:
                     return
-                length, start = struct.unpack("!H", self.rest[2:4])[0], 4
-            if len(self.rest) < start + length:
+                length, start = struct.unpack("!H", self.unparsed[2:4])[0], 4
+            if len(self.unparsed) < start + length:
                 return
-            yield self.rest[0] & 15, self.rest[start : start + length]
-            self.rest = self.rest[start + length :]
+            yield self.unparsed[0] & 15, self.unparsed[start : start + length]
+            self.unparsed = self.unparsed[start + length :]
 
 
-class Crowd:
+class Users:
     def __init__(self, count):
         self.selector = selectors.EpollSelector()
-        self.users = [User() for _ in range(count)]
+        self.all = [User() for _ in range(count)]
         self.messages = self.pings = 0
-        for user in self.users:
+        for user in self.all:
             self.selector.register(user.socket, selectors.EVENT_READ, user)
 
     def read(self, timeout):
-        """Takes what has come, and answers pings."""
+        """Reads what has arrived, and answers pings."""
         for key, _ in self.selector.select(timeout):
             more = key.fileobj.recv(1 << 17)
             assert more, "the relay has closed a connection"
@@ -114,10 +117,10 @@ class Crowd:
         until = self.messages + count
         deadline = time.monotonic() + 60
         while self.messages < until:
-            assert time.monotonic() < deadline, f"{until - self.messages} messages have not come"
+            assert time.monotonic() < deadline, f"{until - self.messages} messages did not arrive within 60 s"
             self.read(1)
 
-    def rest_for(self, seconds):
+    def read_for(self, seconds):
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self.read(left)
@@ -127,34 +130,34 @@ def measure(pid, count):
     User().socket.close()
     time.sleep(SETTLE)
     base, begin = pss_bytes(pid), cpu_us(pid)
-    crowd = Crowd(count)
+    users = Users(count)
     opened = (cpu_us(pid) - begin) / count
-    crowd.rest_for(SETTLE)
+    users.read_for(SETTLE)
     idle = (pss_bytes(pid) - base) / count
 
-    # Everybody's first ping falls into the second half of the interval.
-    crowd.rest_for(PING_SECONDS)
-    begin, pings = cpu_us(pid), crowd.pings
-    crowd.rest_for(PING_SECONDS)
-    keepalive = (cpu_us(pid) - begin) / (crowd.pings - pings)
+    # The first ping of each user comes in the second half of the interval, so one interval passes first.
+    users.read_for(PING_SECONDS)
+    begin, pings = cpu_us(pid), users.pings
+    users.read_for(PING_SECONDS)
+    keepalive = (cpu_us(pid) - begin) / (users.pings - pings)
 
     choose = random.Random(7).choice
     begin = cpu_us(pid)
     for _ in range(ROUNDS):
-        for user in crowd.users:
-            user.socket.sendall(message(choose(crowd.users).id, 32))
-        crowd.read_messages(count)
+        for user in users.all:
+            user.socket.sendall(message(choose(users.all).id, 32))
+        users.read_messages(count)
     a_message = (cpu_us(pid) - begin) / (ROUNDS * count)
 
     for first in range(0, count, 50):
-        some = crowd.users[first : first + 50]
+        some = users.all[first : first + 50]
         for user in some:
             user.socket.sendall(message(user.id, LARGE))
-        crowd.read_messages(len(some))
-    crowd.rest_for(SETTLE)
+        users.read_messages(len(some))
+    users.read_for(SETTLE)
     quiet = (pss_bytes(pid) - base) / count
 
-    for user in crowd.users:
+    for user in users.all:
         user.socket.close()
     time.sleep(SETTLE)
     left = (pss_bytes(pid) - base) / count
@@ -166,7 +169,7 @@ def measure(pid, count):
 
 
 def fit(points):
-    """The straight line through them, by least squares: its height at zero, and its slope."""
+    """Returns the value at zero and the slope of the straight line through the points, by least squares."""
     n = len(points)
     mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)

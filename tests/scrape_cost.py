@@ -1,4 +1,4 @@
-"""What a scrape costs with many users: `scrape_cost.py BINARY [USERS]` (15000). Users are silent."""
+"""Measures what a scrape costs with many idle users: `scrape_cost.py BINARY [USERS]` (15000)."""
 
 import asyncio
 import os
@@ -21,11 +21,11 @@ async def connect():
             return await asyncio.open_connection("127.0.0.1", PORT)
         except ConnectionRefusedError:
             await asyncio.sleep(0.05)
-    sys.exit("the relay does not serve")
+    sys.exit(f"the relay does not accept connections on 127.0.0.1:{PORT}")
 
 
-async def join(room):
-    async with room:
+async def join(slots):
+    async with slots:
         reader, writer = await connect()
         writer.write(HANDSHAKE)
         head = await reader.readuntil(b"\r\n\r\n")
@@ -34,7 +34,7 @@ async def join(room):
 
 
 async def scrape():
-    """Seconds and bytes of one."""
+    """Returns the duration of one scrape in seconds, and the answer."""
     reader, writer = await connect()
     begin = time.perf_counter()
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n")
@@ -50,8 +50,8 @@ def cpu_seconds(pid):
 
 
 async def measure(pid, count):
-    room = asyncio.Semaphore(200)
-    users = await asyncio.gather(*(join(room) for _ in range(count)))
+    slots = asyncio.Semaphore(200)
+    users = await asyncio.gather(*(join(slots) for _ in range(count)))
     begin = cpu_seconds(pid)
     scrapes = [await scrape() for _ in range(SCRAPES)]
     cpu = (cpu_seconds(pid) - begin) / SCRAPES

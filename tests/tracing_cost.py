@@ -1,8 +1,8 @@
-"""What traces cost: `tracing_cost.py BINARY [ROUNDS]` (9, about 5 minutes on 2 quiet cores).
+"""Measures what traces cost: `tracing_cost.py BINARY [ROUNDS]` (9 rounds: about 5 minutes on 2 idle cores).
 
-In every round each setting has a relay of its own and both loads, in an order that turns from round to
-round; what is shown are medians over the rounds, and of the ratio to `off` in the same round. The relay
-has one core, the load generator and the receiver of the spans have the other."""
+In each round, each setting has its own relay and both loads; the order of the settings changes from round to
+round. The table shows the median over the rounds, and the median of the ratio to `off` in the same round.
+The relay has one core; the load generator and the receiver of the spans have the other."""
 
 import asyncio
 import json
@@ -14,9 +14,9 @@ import sys
 import time
 import urllib.request
 
-RELAY, RECEIVER, NOBODY = 18092, 18093, 18094
+RELAY, RECEIVER, UNUSED = 18092, 18093, 18094
 RELAY_CORE, LOAD_CORE = 0, 1
-# Messages that each of 100 pairs has under way.
+# Messages in flight on each of 100 pairs.
 WINDOWS = (1, 64)
 
 
@@ -31,13 +31,13 @@ SETTINGS = {
     "off": {},
     "on, none sampled": tracing(0),
     "1% sampled": tracing(0.01),
-    "1% sampled, receiver away": tracing(0.01, NOBODY),
+    "1% sampled, receiver away": tracing(0.01, UNUSED),
     "all sampled": tracing(1),
 }
 
 
 async def take(reader, writer):
-    """Takes the spans of one request. A body without a byte is the answer of a receiver that took all."""
+    """Reads the spans of one request. An empty body in the answer means that all spans were accepted."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
     await reader.readexactly(int(length.split(b":")[1]))
@@ -58,7 +58,7 @@ def receiver(ready):
 
 
 def counted(name):
-    """The sum of a family's series."""
+    """Returns the sum of all series of a metric."""
     with urllib.request.urlopen(f"http://127.0.0.1:{RELAY}/metrics") as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
@@ -70,11 +70,11 @@ def serves():
             return counted("switchboard_connections")
         except OSError:
             time.sleep(0.02)
-    sys.exit("the relay does not serve")
+    sys.exit(f"the relay does not answer on 127.0.0.1:{RELAY}")
 
 
 def load(binary, window):
-    """CPU of the relay for a message, µs, and messages a second."""
+    """Returns the CPU time of the relay for each message in µs, and the messages per second."""
     command = [binary, "bench", "pairs", "--json", f"--window={window}", f"--url=ws://127.0.0.1:{RELAY}/"]
     done = subprocess.run(["taskset", "-c", str(LOAD_CORE), *command], stdout=subprocess.PIPE, check=True)
     (outcome,) = json.loads(done.stdout)["outcomes"]
@@ -84,7 +84,7 @@ def load(binary, window):
 
 
 def measure(binary, variables):
-    """Both loads of a relay with these settings, and the spans that were sent and lost in each."""
+    """Runs both loads on a relay with these settings. Yields the figures, and the spans sent and lost."""
     environment = {**os.environ, **variables, "SWITCHBOARD__SERVER__LISTEN": f"127.0.0.1:{RELAY}"}
     command = ["taskset", "-c", str(RELAY_CORE), binary]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as relay:
@@ -100,7 +100,7 @@ def measure(binary, variables):
 
 
 def spread(values):
-    """A median, and between which values half of the rounds are."""
+    """Returns the median, and the quartiles: half of the rounds are between them."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return f"{middle:+.1f}% ({low:+.1f} to {high:+.1f})"
 
