@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Runs schemathesis over the API of a relay that has users: every operation, with what its description
-allows and with what it does not.
+"""Runs schemathesis against the operators' API of a relay that has users: every operation, with input that
+the OpenAPI description allows and with input that it does not allow.
 
     tests/python/api.py BINARY [SCHEMATHESIS-OPTION...]"""
 
@@ -14,13 +14,13 @@ import websockets
 
 from relay import TOKEN, Relay
 
-# A drain that is asked for begins, and is not over before the last request; it may take as long as the
-# description lets anybody ask for.
+# A drain begins when a request asks for it, and lasts longer than the test. The timeout allows the longest
+# spread that the description allows.
 SETTINGS = {
     "DRAIN__DELAY": "30m",
     "DRAIN__TIMEOUT": "3h",
     "ADMIN__OUTCOME_TIMEOUT": "500ms",
-    # schemathesis looks at every byte of every answer, and this machine may be busy.
+    # schemathesis is slow on a busy machine, and the relay closes a connection that sends no request.
     "LIMITS__HEADER_TIMEOUT": "30s",
 }
 USERS = 8
@@ -28,7 +28,7 @@ CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "schemathesis.
 
 
 async def user(url, protocols):
-    """Reads, and comes back under another id when it is removed."""
+    """Reads messages, and connects again when the user is removed."""
     while True:
         try:
             async with websockets.connect(url, subprotocols=protocols) as client:
@@ -57,9 +57,9 @@ def main():
             sys.exit(code)
         relay.eventually("a ledger that balances", lambda: relay.gap() == 0)
         status = relay.ask("GET", "/api/status")[1]
-        print("behind it:", {key: status[key] for key in ("users", "messages", "drain")})
+        print("afterwards:", {key: status[key] for key in ("users", "messages", "drain")})
         if status["messages"]["received"] == 0 or status["drain"]["stage"] != "delay":
-            sys.exit("no message was sent, or no drain was begun")
+            sys.exit(f"the requests sent no message or started no drain: {status}")
 
 
 main()

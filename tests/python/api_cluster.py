@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""A message by the API of one node to users of two others, of either strategy: it arrives before that is
-said, and the ledgers balance.
+"""Sends messages with the API of one node to users of two other nodes, one for each routing strategy.
+
+The answer `delivered` comes after the message has arrived, and the ledgers balance.
 
     tests/python/api_cluster.py BINARY NATS-SERVER"""
 
@@ -37,17 +38,17 @@ async def converse(node, others):
         client, number = await user(other)
         expect(f"to user {number} of another node", await post(node, number, "hello"), "delivered")
         frame = json.loads(await asyncio.wait_for(client.recv(), PATIENCE))
-        expect("which hears", frame, {"type": "message", "sender_id": 0, "message": "hello"})
+        expect("the user receives", frame, {"type": "message", "sender_id": 0, "message": "hello"})
         seen = await asyncio.to_thread(node.ask, "GET", f"/api/users/{number}")
-        expect("and is not on this node", seen[1]["online"], False)
+        expect("the user is on this node", seen[1]["online"], False)
         await client.close()
         other.eventually("the user has left", lambda: other.ask("GET", "/api/status")[1]["users"] == 0)
-        expect("then", await post(node, number, "hello?"), "offline")
-    expect("to an id that nobody has", await post(node, 9007199254740991, "hello?"), "offline")
+        expect("after the user has left", await post(node, number, "hello?"), "offline")
+    expect("to an unused id", await post(node, 9007199254740991, "hello?"), "offline")
     for relay in (node, *others):
         await asyncio.to_thread(relay.eventually, "a ledger that balances", lambda relay=relay: relay.gap() == 0)
     messages = node.ask("GET", "/api/status")[1]["messages"]
-    expect("received, and sent to others", (messages["received"], messages["cluster_sent"]), (5, 5))
+    expect("received, and sent to other nodes", (messages["received"], messages["cluster_sent"]), (5, 5))
 
 
 def main():
@@ -60,14 +61,14 @@ def main():
             Relay(binary, ROUTING__STRATEGY="router", **settings) as routed,
         ):
             for relay in (node, other, routed):
-                relay.eventually("it is ready", lambda relay=relay: relay.ask("GET", "/api/status")[1]["ready"])
+                relay.eventually("a node that is ready", lambda relay=relay: relay.ask("GET", "/api/status")[1]["ready"])
             asyncio.run(converse(node, (other, routed)))
             asyncio.run(converse_from(routed, other))
 
 
 async def converse_from(routed, other):
     client, number = await user(other)
-    expect("from a node of the other strategy", await post(routed, number, "hello"), "delivered")
+    expect("from a node with the other strategy", await post(routed, number, "hello"), "delivered")
     await client.close()
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Two people on different nodes of a cluster talk; the node of one is stopped; they talk again.
+"""Two users on different nodes of a cluster exchange messages, before and after one of the nodes stops.
 
-    tests/python/cluster_talk.py URL COMPOSE...    COMPOSE... stop NODE stops that node"""
+    tests/python/cluster_talk.py URL COMPOSE...    `COMPOSE... stop NODE` stops a node"""
 
 import asyncio
 import json
@@ -10,9 +10,9 @@ import sys
 
 import websockets
 
-# Ids that a node leases at once (cluster.block_size): the id tells the lease, and so the node.
+# Ids in a block (cluster.block_size). Users with ids of different blocks are on different nodes.
 BLOCK = 1024
-# Longer than drain.timeout, seconds.
+# Seconds, more than drain.timeout.
 DRAIN = 60
 
 
@@ -31,7 +31,7 @@ async def until(client, kind, seconds=30):
 
 
 async def exchange(one, two):
-    """Each writes to the other, and is told that it was delivered."""
+    """Both users write to each other and receive the outcome `delivered`."""
     for (sender, sender_id), (recipient, recipient_id) in ((one, two), (two, one)):
         text = f"{sender_id} to {recipient_id}"
         await sender.send(json.dumps({"recipient_id": recipient_id, "message": text, "id": text}))
@@ -50,7 +50,7 @@ async def main(url, compose):
     print(f"users {one[1]} and {two[1]} are on different nodes")
     await exchange(one, two)
 
-    # Which node is it? The one whose users are sent away, at some time of its drain.
+    # The users cannot tell which nodes they are on. The node that drains one of them is the right one.
     for node in ("node1", "node2", "node3"):
         stopping = await asyncio.create_subprocess_exec(*compose, "stop", node)
         stopped = asyncio.create_task(stopping.wait())
@@ -62,17 +62,17 @@ async def main(url, compose):
         await asyncio.gather(*told, return_exceptions=True)
         if moved:
             users = [one, two]
-            print(f"{node} sends user {users[moved[0]][1]} away")
+            print(f"{node} asks user {users[moved[0]][1]} to reconnect")
             users[moved[0]] = await join(url)
-            print(f"who comes back as user {users[moved[0]][1]}")
+            print(f"the user reconnects as user {users[moved[0]][1]}")
             await exchange(*users)
             assert await stopped == 0
             await exchange(*users)
             return
         assert await stopped == 0
-        print(f"{node} has neither")
+        print(f"{node} has neither user")
         subprocess.run([*compose, "start", node], check=True)
-    sys.exit("no node sent anybody away")
+    sys.exit("no node asked a user to reconnect")
 
 
 asyncio.run(main(sys.argv[1], sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""A relay with an API, on free ports, for the tests that are written in Python."""
+"""Starts relays and NATS servers on free ports, for the tests in Python."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def free_port():
 
 
 class Nats:
-    """A NATS server with JetStream on a free port, started by `with`."""
+    """A NATS server with JetStream on a free port, which a `with` statement starts and stops."""
 
     def __init__(self, binary):
         self.binary = binary
@@ -44,7 +44,9 @@ class Nats:
 
 
 class Relay:
-    """Started by `with`; `settings` are variables such as DRAIN__DELAY."""
+    """A relay with the operators' API, which a `with` statement starts and stops.
+
+    `settings` are variables without their prefix, such as DRAIN__DELAY."""
 
     def __init__(self, binary, **settings):
         self.binary, self.settings, self.log = binary, settings, []
@@ -61,7 +63,7 @@ class Relay:
         environment |= {f"SWITCHBOARD__{key}": value for key, value in settings.items()}
         command = [self.binary, "--listen", f"127.0.0.1:{port}"]
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        # Its first line says that it listens.
+        # The first line of the log says that the relay listens.
         first = self.process.stderr.readline()
         if "listening" not in first:
             raise SystemExit(f"the relay did not start: {first}")
@@ -73,7 +75,7 @@ class Relay:
             self.log.append(line)
 
     def ask(self, method, path, body=None, token=TOKEN):
-        """The status and the body of an answer of the API."""
+        """Sends a request to the API, and returns status and body of the answer."""
         headers = {"Authorization": f"Bearer {token}"}
         data = None
         if body is not None:
@@ -87,19 +89,19 @@ class Relay:
             return error.code, json.load(error)
 
     def gap(self):
-        """Of the ledger: 0 when nothing is under way."""
+        """Returns the messages that the ledger does not account for: 0 when no message is in flight."""
         messages = self.ask("GET", "/api/status")[1]["messages"]
         settled = messages["delivered"] + sum(messages["dropped"].values()) + messages["mailbox"] + messages["cluster_sent"]
         return messages["received"] + messages["cluster_received"] - settled
 
     def freeze(self):
-        """Holds it still, all its threads, until it is thawed."""
+        """Stops all threads of the relay until `thaw`."""
         self.process.send_signal(signal.SIGSTOP)
         tasks = f"/proc/{self.process.pid}/task"
 
         def is_still(task):
             with open(f"{tasks}/{task}/stat", encoding="utf-8") as file:
-                # The state stands behind the name, which stands in parentheses (proc(5)).
+                # The state follows the name of the thread, which is in parentheses (proc(5)).
                 return ") T " in file.read()
 
         self.eventually("all threads stopped", lambda: all(map(is_still, os.listdir(tasks))))

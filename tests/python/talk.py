@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Two people talk through a relay, over both protocols, by Python's `websockets`.
+"""Two users exchange messages over both protocols, with Python's `websockets`.
 
-    tests/python/talk.py [URL]             to a relay that runs (default: ws://127.0.0.1:8080/)
-    tests/python/talk.py --start BINARY    starts one on a free port, and ends it
+    tests/python/talk.py [URL]             uses a running relay (default: ws://127.0.0.1:8080/)
+    tests/python/talk.py --start BINARY    starts a relay on a free port and stops it afterwards
 
-Exits with 1 where something else is heard than must be."""
+Exits with 1 if a user receives something unexpected."""
 
 import asyncio
 import json
@@ -56,7 +56,7 @@ def start(binary):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     relay = subprocess.Popen([binary, "--listen", f"127.0.0.1:{port}"], stderr=subprocess.PIPE, text=True)
-    # Its first line says that it listens.
+    # The first line of the log says that the relay listens.
     if "listening" not in relay.stderr.readline():
         sys.exit("the relay did not start")
     return relay, f"ws://127.0.0.1:{port}/"

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Holds the frames of a real relay, and those that clients send it, against /asyncapi.yaml: every kind of
-frame, each outcome, reason and close code is provoked, and must be what the document says of it and
-nothing else.
+"""Compares the frames of a real relay and of its clients with /asyncapi.yaml.
+
+Provokes every kind of frame, outcome, reason and close code. Each must match the document, and must match
+only one description in it.
 
     tests/python/wire.py BINARY ASYNCAPI-3.0-SCHEMA NATS-SERVER"""
 
@@ -26,27 +27,28 @@ SETTINGS = {
     "LIMITS__MESSAGE_RATE": "50",
     "LIMITS__MESSAGE_BYTES": "1KiB",
     "KEEPALIVE__WRITE_TIMEOUT": "1m",
-    # Nobody listens there, and nothing is sampled: a client's own trace goes with its message.
+    # No receiver listens there and nothing is sampled: only the traces of clients pass through.
     "TRACING__OTLP_ENDPOINT": "http://127.0.0.1:9",
     "TRACING__TRUST_CLIENTS": "true",
 }
-# Ends at once.
+# Drains at once.
 BRIEF = {"DRAIN__DELAY": "0s", "DRAIN__SPREAD": "0s", "DRAIN__TIMEOUT": "1s"}
 V1 = ["switchboard.v1"]
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
-# What no client can have the relay say: 1011 is a fault of its own.
+# Values that no client can provoke: 1011 reports an internal fault.
 UNSEEN = {"close": {1011}}
-# What waits for somebody who does not read: most of a mailbox, in messages that fill a socket soon.
+# Bytes of a message, and messages that wait for a user who does not read: most of the mailbox, in messages
+# that fill the socket soon.
 LARGE, WAITING = 60_000, 12
 
 
 class Wire:
-    """The document, and what was seen of it."""
+    """The document, and the parts of it that were seen."""
 
     def __init__(self, text, own_schema):
         self.document = yaml.safe_load(text)
-        # YAML's numbers as keys are JSON's strings.
+        # Keys that are numbers in YAML are strings in JSON.
         self.codes = set(self.document["x-close-codes"])
         plain = json.loads(json.dumps(self.document))
         jsonschema.Draft7Validator(own_schema).validate(plain)
@@ -67,7 +69,7 @@ class Wire:
         return jsonschema.Draft202012Validator(schema)
 
     def find(self, operation, frame):
-        """The names of the messages of an operation that a frame is."""
+        """Returns the names of an operation's messages that match the frame."""
         channel = self.document["operations"][operation]["channel"]["$ref"].rsplit("/", 1)[1]
         found = []
         for name in self.names(operation):
@@ -80,7 +82,7 @@ class Wire:
         frame = json.loads(text)
         found = self.find(protocol + "Send", frame)
         if len(found) != 1 or frame.get("type", "message") != found[0]:
-            sys.exit(f"{protocol}: {text} is described as {found}")
+            sys.exit(f"{protocol}: {text} matches the descriptions {found}")
         self.seen[(protocol + "Send", found[0])] += 1
         for field in ("status", "code", "reason"):
             if field in frame:
@@ -88,19 +90,19 @@ class Wire:
         return frame
 
     def says(self, protocol, text, good):
-        """Whether the document takes a client's frame is whether the relay does."""
+        """Checks that the document allows a client's frame if and only if the relay accepts it."""
         try:
             found = self.find(protocol + "Receive", json.loads(text))
         except ValueError:
             found = []
         if bool(found) != good:
-            sys.exit(f"{protocol}: {text} is described as {found}")
+            sys.exit(f"{protocol}: {text} matches the descriptions {found}")
         if good:
             self.seen[(protocol + "Receive", "send")] += 1
 
     def closed(self, code):
         if code not in self.codes:
-            sys.exit(f"close code {code} is not described")
+            sys.exit(f"the document does not describe close code {code}")
         self.seen["close"].add(code)
 
 
@@ -119,13 +121,13 @@ class User:
         return user
 
     @classmethod
-    async def join_deaf(cls, wire, relay, protocol):
-        """One who takes next to nothing until it is told to."""
+    async def join_without_reading(cls, wire, relay, protocol):
+        """Joins a user that reads almost nothing before `resume_reading`."""
         narrow = socket.socket()
         narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         narrow.connect(("127.0.0.1", int(relay.http.rsplit(":", 1)[1])))
         narrow.setblocking(False)
-        # It does not see the answers to pings of its own, either.
+        # The user would not read the answers to its own pings, so it sends none.
         user = await cls.join(wire, relay, protocol, sock=narrow, ping_interval=None)
         user.client.transport.pause_reading()
         return user
@@ -142,7 +144,7 @@ class User:
                 return frame
 
     async def end(self):
-        """Takes all that comes up to the close."""
+        """Reads all frames up to the close, and returns its code."""
         try:
             while True:
                 self.wire.hears(self.protocol, await asyncio.wait_for(self.client.recv(), 30))
@@ -169,7 +171,7 @@ async def talk(wire, relay):
         await v1.say({"recipient_id": bare.id, "message": str(number), "id": name})
         assert (await v1.hear("outcome"))["id"] == name
         await bare.hear()
-    await v1.say({"recipient_id": 9007199254740991, "message": "Anybody?", "id": 1})
+    await v1.say({"recipient_id": 9007199254740991, "message": "Hello?", "id": 1})
     await v1.hear("outcome")
     await v1.say({"recipient_id": v1.id, "message": "traced", "traceparent": TRACE})
     assert (await v1.hear())["traceparent"][3:35] == TRACE[3:35]
@@ -189,14 +191,14 @@ async def err(wire, relay):
     for bad in [*BAD, *BAD_IDS]:
         await v1.say(bad, good=False)
         await v1.hear("error")
-    # The last of limits.bad_messages.
+    # This one reaches limits.bad_messages.
     await v1.say("[]", good=False)
     assert await v1.end() == 1008
     v1 = await User.join(wire, relay, "v1")
-    # JSON as a whole is in order, and a schema sees one of the two.
+    # This is valid JSON, and a schema sees only one of the two fields.
     await v1.client.send('{"recipient_id":1,"message":"x","message":"y"}')
     await v1.hear("error")
-    # So is what is too large.
+    # The schema does not limit the length either.
     await v1.client.send(json.dumps({"recipient_id": 1, "message": "x" * 1024}))
     await v1.hear("error")
     for _ in range(200):
@@ -213,8 +215,8 @@ async def err(wire, relay):
 
 
 async def overflow(wire, relay):
-    """Who does not read is told what it has missed."""
-    slow = await User.join_deaf(wire, relay, "v1")
+    """A user that does not read learns how many messages it has missed."""
+    slow = await User.join_without_reading(wire, relay, "v1")
     status = None
     while status != "queue_full":
         sender = await User.join(wire, relay, "v1")
@@ -256,7 +258,7 @@ async def ticket_of(wire, relay):
 
 
 async def id_in_use(wire, relay, ticket):
-    """Behind a restart somebody else has got the id."""
+    """After a restart, another user has the id."""
     assert (await User.join(wire, relay, "v1")).id == 1
     late = await User.join(wire, relay, "v1", ["ticket." + ticket])
     assert (late.id, late.welcome["reason"]) == (2, "id_in_use")
@@ -267,7 +269,7 @@ def bearer(token):
 
 
 async def tokens(wire, relay, issue):
-    """A ticket is its subject's alone; a connection ends with its token."""
+    """Only the subject of a ticket can use it, and a connection ends when its token expires."""
     alice = await User.join(wire, relay, "v1", **bearer(issue("alice", "1m")))
     shown = ["ticket." + alice.welcome["ticket"]]
     bob = await User.join(wire, relay, "v1", shown, **bearer(issue("bob", "1m")))
@@ -278,50 +280,50 @@ async def tokens(wire, relay, issue):
     assert await again.end() == 4401
 
 
-async def clog(wire, relay):
-    """Who does not read, and who has written to it more than it has taken, and how much."""
-    deaf, sender = await User.join_deaf(wire, relay, "bare"), await User.join(wire, relay, "v1")
+async def fill_mailbox(wire, relay):
+    """Returns a user that does not read, the sender of the messages that wait for it, and their number."""
+    silent, sender = await User.join_without_reading(wire, relay, "bare"), await User.join(wire, relay, "v1")
     sent = 0
-    while relay.ask("GET", f"/api/users/{deaf.id}")[1]["queue"]["messages"] < WAITING:
-        await sender.say({"recipient_id": deaf.id, "message": "x" * LARGE, "id": sent})
+    while relay.ask("GET", f"/api/users/{silent.id}")[1]["queue"]["messages"] < WAITING:
+        await sender.say({"recipient_id": silent.id, "message": "x" * LARGE, "id": sent})
         sent += 1
-    return deaf, sender, sent
+    return silent, sender, sent
 
 
 async def outcomes(sender, sent):
-    """How often each status came for what was sent."""
+    """Returns the number of outcomes by status, of all messages sent."""
     found = [(await sender.hear("outcome"))["status"] for _ in range(sent)]
     return {status: found.count(status) for status in found}
 
 
 async def gone(wire, relay):
-    deaf, sender, sent = await clog(wire, relay)
-    deaf.client.transport.abort()
+    silent, sender, sent = await fill_mailbox(wire, relay)
+    silent.client.transport.abort()
     assert (await outcomes(sender, sent))["disconnected"] >= WAITING
 
 
 async def drained(wire, relay):
-    """The end comes before the last message does; its sender is told, and then sent away."""
-    _deaf, sender, sent = await clog(wire, relay)
+    """The drain ends before all messages are delivered. The sender gets their outcomes, then the close."""
+    _silent, sender, sent = await fill_mailbox(wire, relay)
     relay.process.send_signal(signal.SIGTERM)
     assert (await outcomes(sender, sent))["draining"] >= WAITING
     assert await sender.end() == 1012
 
 
 async def too_slow(wire, relay):
-    """Where a full mailbox costs its user the connection."""
-    deaf, sender = await User.join_deaf(wire, relay, "bare"), await User.join(wire, relay, "v1")
-    # More than the mailbox and the sockets hold.
+    """With mailbox.overflow = "disconnect", a full mailbox closes the user's connection."""
+    silent, sender = await User.join_without_reading(wire, relay, "bare"), await User.join(wire, relay, "v1")
+    # More than the mailbox and the sockets can hold.
     for number in range(3 * WAITING):
-        await sender.say({"recipient_id": deaf.id, "message": "x" * LARGE, "id": number})
+        await sender.say({"recipient_id": silent.id, "message": "x" * LARGE, "id": number})
     while (await sender.hear("outcome"))["status"] == "delivered":
         pass
-    deaf.client.transport.resume_reading()
-    assert await deaf.end() == 1013
+    silent.client.transport.resume_reading()
+    assert await silent.end() == 1013
 
 
 async def cluster(wire, nats, node, other):
-    """The recipient's node is silent; NATS ends."""
+    """The node of the recipient does not answer; then NATS stops."""
     here, there = await User.join(wire, node, "v1"), await User.join(wire, other, "v1")
     ask = {"recipient_id": there.id, "message": "Are you there?", "id": 1}
     await here.say(ask)
@@ -331,28 +333,29 @@ async def cluster(wire, nats, node, other):
     assert (await here.hear("outcome"))["status"] == "unknown"
     other.thaw()
     nats.kill()
-    # Until it is noticed.
+    # The node notices after a while that NATS is gone.
     status = "unknown"
     while status == "unknown":
         await here.say(ask)
         status = (await here.hear("outcome"))["status"]
     assert status == "unavailable"
-    guest = await User.join(wire, node, "v1", ["ticket." + there.welcome["ticket"]])
-    assert guest.welcome["reason"] == "id_unavailable" and guest.id != there.id
+    returning = await User.join(wire, node, "v1", ["ticket." + there.welcome["ticket"]])
+    assert returning.welcome["reason"] == "id_unavailable" and returning.id != there.id
 
 
 async def converse(wire, relay):
-    stay = await talk(wire, relay)
+    connected = await talk(wire, relay)
     await err(wire, relay)
     await overflow(wire, relay)
     await tickets(wire, relay)
     assert relay.ask("POST", "/api/drain", {"spread": "0s"})[0] == 202
-    for user in stay:
+    for user in connected:
         assert await user.end() == 1012
 
 
-def by_itself(wire, binary, secret_file):
-    """What one node says: of tickets, of tokens, and to those who write to somebody who does not read."""
+def single_node(wire, binary, secret_file):
+    """Provokes what needs other settings: frames about tickets and tokens, and outcomes of messages to a user
+    that does not read."""
     with Relay(binary, TICKETS__TTL="1s", **BRIEF) as relay:
         asyncio.run(expired_ticket(wire, relay))
     with Relay(binary, TICKETS__SECRET_FILE=secret_file, **BRIEF) as relay:
@@ -380,7 +383,7 @@ def in_a_cluster(wire, binary, secret_file, nats_server):
         settings = {"CLUSTER__NATS_URL": nats.url, "CLUSTER__OUTCOME_TIMEOUT": "1s", "TICKETS__SECRET_FILE": secret_file, **BRIEF}
         with Relay(binary, **settings) as node, Relay(binary, **settings) as other:
             for relay in (node, other):
-                relay.eventually("it is ready", lambda relay=relay: relay.ask("GET", "/api/status")[1]["ready"])
+                relay.eventually("a node that is ready", lambda relay=relay: relay.ask("GET", "/api/status")[1]["ready"])
             asyncio.run(cluster(wire, nats, node, other))
 
 
@@ -396,7 +399,7 @@ def main():
         secret_file = os.path.join(folder, "secret")
         with open(secret_file, "w", encoding="utf-8") as file:
             file.write("a secret of at least 32 bytes, yes\n")
-        by_itself(wire, binary, secret_file)
+        single_node(wire, binary, secret_file)
         in_a_cluster(wire, binary, secret_file, nats_server)
     for key, seen in wire.seen.items():
         print(f"{key}: {seen}" if isinstance(key, str) else f"{' '.join(key)}: {seen} frames")
@@ -409,10 +412,10 @@ def main():
         ("close", wire.codes),
     ]:
         if surprise := UNSEEN.get(field, set()) & wire.seen[field]:
-            sys.exit(f"thought never to be seen, and seen: {surprise}")
+            sys.exit(f"seen, although UNSEEN lists it: {surprise}")
         unseen += all_values - wire.seen[field] - UNSEEN.get(field, set())
     if unseen:
-        sys.exit(f"described and not seen: {unseen}")
+        sys.exit(f"in the document and not seen: {unseen}")
 
 
 main()
