@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds the image, starts relay and Prometheus by docker-compose.yml, and looks at both from outside:
-# two people talk, the ledger's figures are right, the container is confined, a stop under load drains,
-# and the load generator finds no fault. Needs Docker with compose, and Python with `websockets`.
-# Leaves nothing but the image.
+# Builds the image, starts the relay and Prometheus with docker-compose.yml, and checks both from outside:
+# two users exchange messages, the ledger has the right figures, the container is confined, a stop under load
+# drains, and the load generator finds no fault. Needs Docker with compose, and Python with `websockets`.
+# Leaves only the image behind.
 #
 #   tests/containers.sh
 set -euo pipefail
@@ -15,18 +15,18 @@ fail() {
   exit 1
 }
 is() { # is WHAT FOUND EXPECTED
-  [[ $2 == "$3" ]] || fail "$1 is $2 and should be $3"
+  [[ $2 == "$3" ]] || fail "$1 is $2, expected $3"
   printf '  %s: %s\n' "$1" "$2"
 }
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-# Where no registry can be reached, a script beside the project makes images of the same names.
+# Without a registry, a script beside the project makes images with these names.
 if [[ -x ../shared/containers/base-images ]]; then
   ../shared/containers/base-images debian rust distroless prometheus
 fi
-docker info >/dev/null 2>&1 || { echo "containers: no Docker engine answers" >&2; exit 1; }
+docker info >/dev/null 2>&1 || { echo "containers: no Docker engine answers: docker info fails" >&2; exit 1; }
 
-# Beside whatever else runs here.
+# A name of its own, so that other projects on this machine are not disturbed.
 export COMPOSE_PROJECT_NAME=switchboard-test-$$
 RELAY_PORT=$(free_port)
 PROMETHEUS_PORT=$(free_port)
@@ -60,14 +60,14 @@ is "label revision" "$(label revision)" "$REVISION"
 say "up"
 docker compose up --wait switchboard prometheus
 docker compose ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}' | tee "$work/ps"
-lists() { grep -Eqx "$1" "$work/ps" || fail "there is no line $1"; }
+lists() { grep -Eqx "$1" "$work/ps" || fail "docker compose ps shows no line $1"; }
 lists "prometheus +Up .* \\(healthy\\) +127\.0\.0\.1:$PROMETHEUS_PORT->9090/tcp *"
-# In either order.
+# Docker lists the two ports in either order.
 lists "switchboard +Up .* \\(healthy\\) +(9090/tcp, )?127\.0\.0\.1:$RELAY_PORT->8080/tcp(, 9090/tcp)? *"
 container=$(docker compose ps -q switchboard)
 state() { docker inspect --format "$1" "$container"; }
 is "health" "$(state '{{.State.Health.Status}}')" healthy
-docker compose exec -T switchboard /usr/local/bin/switchboard healthcheck || fail "the healthcheck does not pass"
+docker compose exec -T switchboard /usr/local/bin/switchboard healthcheck || fail "the health check fails"
 is "published" "$(docker compose ps --format '{{range .Publishers}}{{if .PublishedPort}}{{.TargetPort}} {{end}}{{end}}' switchboard)" "8080 "
 
 say "confined"
@@ -79,13 +79,13 @@ is "root" "$(awk '$5 == "/" { split($6, options, ","); print options[1] }' /proc
 is "open files" "$(awk '/^Max open files/ { print $5 }' /proc/"$pid"/limits)" "$NOFILE"
 
 say "talk"
-python3 tests/compose_users.py talk "$relay" || fail "two users could not talk"
-answer() { # answer QUERY: Prometheus's, which is one number
+python3 tests/compose_users.py talk "$relay" || fail "two users could not exchange messages"
+answer() { # answer QUERY: the number that Prometheus returns
   curl --silent --show-error --fail --get --data-urlencode "query=$1" \
     "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/query" |
     python3 -c 'import json, sys; print(*(one["value"][1] for one in json.load(sys.stdin)["data"]["result"]))'
 }
-answers() { # answers QUERY NUMBER: in time for a scrape and an evaluation of the rules
+answers() { # answers QUERY NUMBER: waits for a scrape and an evaluation of the rules
   local found
   for _ in $(seq 300); do
     found=$(answer "$1")
@@ -119,9 +119,10 @@ wait "$users" || fail "$(cat "$work/flow")"
 printf '  %s\n' "$(cat "$work/flow")"
 is "exit code" "$(state '{{.State.ExitCode}}')" 0
 docker logs "$container" >"$work/log" 2>&1
-# What was flushed to a user came before the close frame, so that user has heard it: two from above.
+# The relay flushes each delivered message before the close frame, so the users have heard all of them. Two
+# more were delivered above.
 heard=$(($(sed 's/.*heard \([0-9]*\).*/\1/' "$work/flow") + 2))
-python3 - "$work/log" "$heard" <<'PYTHON' || fail "what the log says at last does not balance"
+python3 - "$work/log" "$heard" <<'PYTHON' || fail "the totals in the last log line do not balance"
 import json, sys
 lines = [json.loads(line) for line in open(sys.argv[1])]
 last = [line for line in lines if line["message"] == "drained"][-1]
@@ -134,7 +135,7 @@ PYTHON
 say "load"
 docker compose up --wait switchboard
 docker compose run --rm load bench open-loop --url=ws://switchboard:8080/ --i-own-this-server \
-  --metrics=http://switchboard:9090/metrics --pairs=10 --rate=500 --duration=2s || fail "the load found a fault"
+  --metrics=http://switchboard:9090/metrics --pairs=10 --rate=500 --duration=2s || fail "the load generator found a fault"
 
 say "the image by itself"
 is "image" "$image" switchboard:0.1.0
@@ -144,7 +145,7 @@ for _ in $(seq 100); do
   docker exec "$alone" /usr/local/bin/switchboard healthcheck >/dev/null 2>&1 && break
   sleep 0.1
 done
-python3 tests/compose_users.py talk "ws://127.0.0.1:$port/" || fail "two users could not talk"
+python3 tests/compose_users.py talk "ws://127.0.0.1:$port/" || fail "two users could not exchange messages"
 docker stop --signal INT "$alone" >/dev/null
 
-say "containers: all as it should be"
+say "containers: all checks passed"

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Starts three nodes, NATS and HAProxy by docker-compose.yml: two people on different nodes talk, one
-# node is stopped, its user comes back on another, and they talk again. Needs what tests/containers.sh
-# needs, and the image that it builds.
+# Starts three nodes, NATS and HAProxy with docker-compose.yml. Two users on different nodes exchange messages,
+# one node stops, its user reconnects to another node, and the users exchange messages again. Needs the same
+# as tests/containers.sh, and the image that it builds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [[ -x ../shared/containers/base-images ]]; then
   ../shared/containers/base-images debian rust distroless nats haproxy
 fi
-docker info >/dev/null 2>&1 || { echo "containers: no Docker engine answers" >&2; exit 1; }
+docker info >/dev/null 2>&1 || { echo "containers: no Docker engine answers: docker info fails" >&2; exit 1; }
 
 export COMPOSE_PROJECT_NAME=switchboard-cluster-$$
 CLUSTER_PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 files=$(ulimit -Hn)
 [[ $files != unlimited && $files -le 100000 ]] || files=100000
-# As tests/containers.sh says it, or the same image would be built again.
+# The same value as in tests/containers.sh; otherwise Docker builds the image again.
 REVISION=$(git rev-parse HEAD)
 export CLUSTER_PORT REVISION NOFILE=$files
 compose=(docker compose --profile cluster)

@@ -1,4 +1,5 @@
-"""A headless Chromium, and pages that fail their test for a console error or an external request."""
+"""Fixtures: a headless Chromium, relays, and tabs that fail their test on a console error or an external
+request."""
 
 import pathlib
 import shutil
@@ -12,9 +13,9 @@ from relay import Relay
 @pytest.fixture(scope="session")
 def browser():
     path = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert path, "Debian's package chromium is not installed"
+    assert path, "Chromium is not installed; the Debian package is chromium"
     with sync_playwright() as playwright:
-        # In a container there is no second sandbox to be had.
+        # Chromium cannot create its sandbox in a container.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -29,7 +30,7 @@ def secret_file(tmp_path) -> str:
 
 @pytest.fixture
 def start_relay():
-    """Starts relays, which end with the test."""
+    """Starts relays, and stops them when the test ends."""
     relays = []
 
     def start(**settings: str) -> Relay:
@@ -49,8 +50,8 @@ def relay(start_relay) -> Relay:
 
 @pytest.fixture
 def open_tab(browser):
-    """Opens tabs, each of a person of its own. Whatever one logs as an error is in `tab.complaints`,
-    and whatever it asks for in `tab.asked`; both are looked at when the test ends."""
+    """Opens tabs, each with storage of its own. `tab.complaints` collects errors and warnings of the console,
+    `tab.asked` the URLs of all requests; both are checked when the test ends."""
     contexts, tabs = [], []
 
     def open_tab(relay: Relay, path: str = "/", **options):
@@ -79,7 +80,7 @@ def open_tab(browser):
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """The source of axe-core."""
+    """Returns the source of axe-core, which checks accessibility."""
     path = pathlib.Path(__file__).parents[1] / "node/node_modules/axe-core/axe.min.js"
-    assert path.exists(), "run npm install in tests/node first"
+    assert path.exists(), "axe-core is missing; run `npm install` in tests/node"
     return path.read_text()

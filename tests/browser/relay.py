@@ -1,4 +1,4 @@
-"""A relay of the binary that cargo built, on a port of its own, and waits for what must come true."""
+"""Starts the relay that cargo built on a free port, and waits for conditions."""
 
 import os
 import pathlib
@@ -12,18 +12,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def binary() -> str:
-    """The binary that SWITCHBOARD_BIN names, or the one built last."""
+    """Returns the binary that SWITCHBOARD_BIN names, or the newest one in the target folder."""
     if "SWITCHBOARD_BIN" in os.environ:
         return os.environ["SWITCHBOARD_BIN"]
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     built = [target / profile / "switchboard" for profile in ("debug", "release")]
     built = [path for path in built if path.exists()]
-    assert built, "no binary: run cargo build first"
+    assert built, f"no binary in {target}; build one with `cargo build`"
     return str(max(built, key=lambda path: path.stat().st_mtime))
 
 
 def until(condition, what: str, timeout: float = 20.0):
-    """Waits until `condition` returns something true, and returns that."""
+    """Waits until `condition` returns a true value, and returns this value."""
     end = time.monotonic() + timeout
     while True:
         found = condition()
@@ -47,24 +47,24 @@ class Relay:
         self.restart()
 
     def restart(self):
-        """Starts it again on the same port, and waits until it serves."""
+        """Starts the relay on the same port, and waits until it is ready."""
         env = dict(os.environ)
         env["SWITCHBOARD__SERVER__LISTEN"] = f"127.0.0.1:{self.port}"
         env["SWITCHBOARD__LOG__FILTER"] = "warn"
         for key, value in self.settings.items():
             env[f"SWITCHBOARD__{key}"] = value
         self.process = subprocess.Popen([binary()], env=env)
-        until(self._serves, "the relay serves")
+        until(self._serves, "the relay is ready")
 
     def _serves(self) -> bool:
-        assert self.process.poll() is None, f"the relay ended with {self.process.returncode}"
+        assert self.process.poll() is None, f"the relay exited with {self.process.returncode}"
         try:
             return self.get("/readyz")[0] == 200
         except OSError:
             return False
 
     def get(self, path: str, **headers: str):
-        """Status, headers and body of a GET."""
+        """Sends a GET request, and returns status, headers and body."""
         request = urllib.request.Request(self.origin + path, headers=headers)
         try:
             answer = urllib.request.urlopen(request, timeout=5)
@@ -74,10 +74,10 @@ class Relay:
             return answer.status, answer.headers, answer.read().decode()
 
     def freeze(self):
-        """Holds it still, all its threads, until it is thawed."""
+        """Stops all threads of the relay until `thaw`."""
         self.process.send_signal(signal.SIGSTOP)
         tasks = pathlib.Path(f"/proc/{self.process.pid}/task")
-        # The state stands behind the name, which stands in parentheses (proc(5)).
+        # The state follows the name of the thread, which is in parentheses (proc(5)).
         stopped = lambda task: ") T " in (task / "stat").read_text()
         until(lambda: all(stopped(task) for task in tasks.iterdir()), "all threads stopped")
 

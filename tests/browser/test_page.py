@@ -1,4 +1,4 @@
-"""The page in a real browser: people talk, see what became of each message, and come back."""
+"""Tests of the page in a real browser: users exchange messages, see each outcome, and reconnect."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ def own_id(tab) -> str:
 
 
 def write(tab, to: str, text: str):
-    """Writes a message as a person does; the element of its outcome."""
+    """Writes a message with the form, and returns the element of its outcome."""
     tab.fill("#to", to)
     tab.fill("#text", text)
     tab.press("#text", "Enter")
@@ -32,7 +32,7 @@ def expect_outcome(line, outcome: str, words: str):
 
 
 def received(tab, count: int):
-    """The texts of the messages that have come, once there are `count`."""
+    """Waits for `count` received messages, and returns the texts of all."""
     bodies = tab.locator(".message.in .body")
     until(lambda: bodies.count() >= count, f"{count} messages")
     return bodies.all_text_contents()
@@ -45,7 +45,7 @@ def test_two_tabs_talk(relay, open_tab):
     expect_outcome(write(a, "2", "Go Braves!"), "delivered", "delivered")
     assert received(b, 1) == ["Go Braves!"]
     assert b.text_content(".message.in .who").startswith("from 1")
-    # Whoever wrote first is whom the answer goes to.
+    # The page fills in the first sender as the recipient of the answer.
     assert b.input_value("#to") == "1"
     b.fill("#text", "two\nlines")
     b.click("button[type=submit]")
@@ -62,31 +62,31 @@ def test_an_outcome_changes_when_it_is_known(relay, open_tab):
     expect_outcome(line, "delivered", "delivered")
 
 
-def test_offline_is_said(relay, open_tab):
-    expect_outcome(write(open_tab(relay), "999", "anybody?"), "offline", "offline: nobody has this id now")
+def test_an_offline_recipient_is_shown(relay, open_tab):
+    expect_outcome(write(open_tab(relay), "999", "hello?"), "offline", "offline: nobody has this id now")
 
 
-def test_a_full_queue_is_said(start_relay, open_tab):
+def test_a_full_queue_is_shown(start_relay, open_tab):
     relay = start_relay(MAILBOX__MESSAGES="2", KEEPALIVE__WRITE_TIMEOUT="60s")
-    deaf = socket.socket()
-    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    deaf.connect(("127.0.0.1", relay.port))
-    deaf.sendall(
+    silent = socket.socket()
+    silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    silent.connect(("127.0.0.1", relay.port))
+    silent.sendall(
         b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
     )
-    head = deaf.recv(4096)
+    head = silent.recv(4096)
     their_id = re.search(rb"x-user-id: (\d+)", head).group(1).decode()
     tab = open_tab(relay)
     for _ in range(100):
         line = write(tab, their_id, "x" * 60_000)
         if tab.locator("[data-outcome=queue_full]").count():
             break
-        # Either it left, or it waits; then the next one finds the queue fuller.
+        # Each message goes to the socket or stays in the queue, so the queue fills up.
         tab.wait_for_timeout(20)
     until(lambda: tab.locator("[data-outcome=queue_full]").count(), "a full queue")
     assert "queue full" in tab.locator("[data-outcome=queue_full]").first.text_content()
-    deaf.close()
+    silent.close()
 
 
 HOSTILE = [
@@ -97,7 +97,7 @@ HOSTILE = [
     "\u05e9\u05dc\u05d5\u05dd, \u0645\u0631\u062d\u0628\u0627 and hello",
     "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f3f3\ufe0f\u200d\U0001f308 e\u0301 Z\u0351\u036b\u0343",
     "\x00\x07\x1b[31m\ufeff\u2028\u2029",
-    # With what stands around it, 64 KiB to a few bytes.
+    # With its frame a few bytes less than limits.message_bytes (64 KiB).
     "a" * 65_490,
 ]
 
@@ -115,23 +115,23 @@ def test_hostile_text_is_text(relay, open_tab):
     assert b.locator("#log img, #log script, #log b").count() == 0
     assert b.title() == f"{own_id(b)} · Switchboard"
     assert is_as_wide_as_its_window(b)
-    # The long one scrolls by itself, by keyboard too.
+    # The long message scrolls on its own, also with the keyboard.
     long = b.locator(".message.in .body").last
     assert long.get_attribute("tabindex") == "0"
     assert long.bounding_box()["height"] < 300
-    # In the raw frames it is text as well.
+    # The list of frames shows it as text, too.
     b.click("summary")
     assert "<img src=x onerror=alert(1)>" in b.text_content("#frames")
     assert b.locator("#frames img").count() == 0
 
 
-def test_a_message_over_the_limit_is_said_to_be(start_relay, open_tab):
+def test_a_message_above_the_limit_is_shown_as_too_large(start_relay, open_tab):
     tab = open_tab(start_relay(LIMITS__MESSAGE_BYTES="1KiB"))
     expect_outcome(write(tab, "1", "x" * 1100), "too_large", "too large")
     expect_outcome(write(tab, "1", "x" * 900), "delivered", "delivered")
 
 
-def test_all_of_it_by_keyboard(relay, open_tab):
+def test_the_page_works_with_the_keyboard_alone(relay, open_tab):
     a, b = open_tab(relay), open_tab(relay)
     for _ in range(10):
         b.keyboard.press("Tab")
@@ -144,7 +144,7 @@ def test_all_of_it_by_keyboard(relay, open_tab):
     b.keyboard.type("two")
     b.keyboard.press("Enter")
     assert received(a, 1) == ["one\ntwo"]
-    # The field has the focus again, for the next one.
+    # The field keeps the focus for the next message.
     b.keyboard.type("three")
     b.keyboard.press("Enter")
     assert received(a, 2)[-1] == "three"
@@ -156,7 +156,7 @@ def test_all_of_it_by_keyboard(relay, open_tab):
     assert b.is_visible("#frames")
 
 
-def test_a_recipient_that_is_none_is_asked_for(relay, open_tab):
+def test_an_invalid_recipient_is_reported_beside_the_field(relay, open_tab):
     tab = open_tab(relay)
     for to in ("", "x", "0", "-1", "1.5", "9007199254740992"):
         tab.fill("#to", to)
@@ -172,7 +172,7 @@ def test_a_recipient_that_is_none_is_asked_for(relay, open_tab):
     assert tab.text_content("#problem") == ""
 
 
-def test_an_invite_link_leads_to_its_person(relay, open_tab):
+def test_an_invite_link_fills_in_the_recipient(relay, open_tab):
     a = open_tab(relay)
     link = a.get_attribute("#invite", "href")
     assert link == f"{relay.origin}/#to={own_id(a)}"
@@ -183,12 +183,12 @@ def test_an_invite_link_leads_to_its_person(relay, open_tab):
     assert received(a, 1) == ["you called?"]
 
 
-def test_a_link_with_nonsense_leads_nowhere(relay, open_tab):
+def test_an_invalid_invite_link_fills_in_nothing(relay, open_tab):
     for invited in ("#to=<b>", "#to=", "#to=1e9", "#" + "x" * 1000):
         assert open_tab(relay, "/" + invited).input_value("#to") == ""
 
 
-def test_the_wire_is_shown_as_it_is(relay, open_tab):
+def test_the_frames_are_shown_unchanged(relay, open_tab):
     tab = open_tab(relay)
     write(tab, own_id(tab), "hi")
     received(tab, 1)
@@ -203,24 +203,24 @@ def test_the_wire_is_shown_as_it_is(relay, open_tab):
 
 
 def forgive_failed_connections(tab):
-    """Chromium itself logs each try that finds no server, or one that drains."""
+    """Ignores the error that Chromium logs for each connection that fails."""
     failed = f"WebSocket connection to 'ws{tab.origin.removeprefix('http')}/' failed"
     tab.complaints[:] = [text for text in tab.complaints if not text.startswith(failed)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_both_come_back_as_who_they_were(start_relay, open_tab, secret_file, number):
+def test_both_users_keep_their_ids_after_a_restart(start_relay, open_tab, secret_file, number):
     drain = {"DRAIN__DELAY": "0s", "DRAIN__SPREAD": "2s", "DRAIN__TIMEOUT": "10s"}
     relay = start_relay(TICKETS__SECRET_FILE=secret_file, **drain)
-    # Whoever was before them stays away, so that their ids would be others without tickets.
-    strangers, a, b = open_tab(relay), open_tab(relay), open_tab(relay)
+    # The first tab does not come back, so without tickets the other two would get other ids.
+    first, a, b = open_tab(relay), open_tab(relay), open_tab(relay)
     ids = own_id(a), own_id(b)
-    strangers.close()
+    first.close()
     relay.stop(number)
     relay.restart()
     for tab, its_id in zip((a, b), ids):
         notices = tab.locator(".notice")
-        until(lambda: notices.count() > 0, "the page says that it was away")
+        until(lambda: notices.count() > 0, "a notice about the reconnect")
         assert notices.first.text_content() == f"Connected again as {its_id}."
         tab.wait_for_selector("#state[data-phase=open]")
         forgive_failed_connections(tab)
@@ -228,7 +228,7 @@ def test_both_come_back_as_who_they_were(start_relay, open_tab, secret_file, num
     expect_outcome(write(a, ids[1], "still there?"), "delivered", "delivered")
 
 
-def test_a_reload_keeps_the_id_and_a_second_window_takes_it(relay, open_tab):
+def test_a_reload_keeps_the_id_and_a_second_window_takes_it_over(relay, open_tab):
     open_tab(relay)
     tab = open_tab(relay)
     its_id = own_id(tab)
@@ -245,7 +245,7 @@ def test_a_reload_keeps_the_id_and_a_second_window_takes_it(relay, open_tab):
     assert tab.text_content("#phase") == "taken over: this id is open somewhere else"
 
 
-def test_a_restart_without_a_secret_says_what_has_changed(start_relay, open_tab):
+def test_a_new_id_after_a_restart_is_shown(start_relay, open_tab):
     relay = start_relay()
     first = open_tab(relay)
     tab = open_tab(relay)
@@ -253,12 +253,12 @@ def test_a_restart_without_a_secret_says_what_has_changed(start_relay, open_tab)
     relay.stop()
     relay.restart()
     notice = tab.locator(".notice")
-    until(lambda: notice.count() > 0, "the page says that it was away")
+    until(lambda: notice.count() > 0, "a notice about the reconnect")
     assert notice.text_content() == "You were 2; you are 1 now."
     forgive_failed_connections(tab)
 
 
-def test_the_wait_is_counted_down(start_relay, open_tab):
+def test_the_wait_before_a_reconnect_is_counted_down(start_relay, open_tab):
     relay = start_relay()
     tab = open_tab(relay)
     relay.stop()
@@ -273,15 +273,15 @@ def test_the_wait_is_counted_down(start_relay, open_tab):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_axe_finds_nothing(relay, open_tab, axe, scheme, viewport):
-    # The policy of the page keeps axe out as it does any other script.
+    # The content security policy of the page would block axe, like every other script.
     a = open_tab(relay, color_scheme=scheme, viewport=viewport, bypass_csp=True)
     b = open_tab(relay)
     for text in ("Hello!", "x" * 5000):
         expect_outcome(write(b, own_id(a), text), "delivered", "delivered")
     expect_outcome(write(a, own_id(b), "Hello."), "delivered", "delivered")
-    expect_outcome(write(a, "999", "anybody?"), "offline", "offline: nobody has this id now")
+    expect_outcome(write(a, "999", "hello?"), "offline", "offline: nobody has this id now")
     a.fill("#to", "x")
-    a.fill("#text", "to nobody")
+    a.fill("#text", "no recipient")
     a.press("#text", "Enter")
     a.click("summary")
     a.evaluate(axe)
@@ -291,7 +291,7 @@ def test_axe_finds_nothing(relay, open_tab, axe, scheme, viewport):
     assert is_as_wide_as_its_window(a)
 
 
-def test_only_browsers_get_the_page(start_relay):
+def test_the_page_is_served_only_for_text_html(start_relay):
     html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     relay = start_relay()
     status, headers, body = relay.get("/", **html)
@@ -311,8 +311,8 @@ def test_only_browsers_get_the_page(start_relay):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_it_is_worth_a_look(relay, open_tab, scheme, viewport):
-    """The pictures of the README, into the folder that SWITCHBOARD_SCREENSHOTS names."""
+def test_pictures_of_the_page(relay, open_tab, scheme, viewport):
+    """Writes the pictures of the README into the folder that SWITCHBOARD_SCREENSHOTS names."""
     name = "phone" if viewport is PHONE else "desktop"
     a = open_tab(relay, color_scheme=scheme, viewport=viewport)
     b = open_tab(relay)

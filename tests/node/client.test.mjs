@@ -1,4 +1,4 @@
-// The client in Node, against a real relay that is drained, killed, frozen and started again.
+// Tests of the JavaScript client in Node, with a relay that drains, is killed, stops answering and restarts.
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
@@ -58,7 +58,7 @@ function join(options = {}) {
   return { client, states, received };
 }
 
-test("a message arrives and its promise says so", async () => {
+test("a message arrives and its promise resolves to delivered", async () => {
   const a = join();
   const b = join();
   const [aId, bId] = await Promise.all([a.client.opened(), b.client.opened()]);
@@ -69,10 +69,10 @@ test("a message arrives and its promise says so", async () => {
     assert.deepEqual(b.received.shift(), { senderId: aId, message });
   }
   assert.equal(await a.client.send(aId, "to myself"), "delivered");
-  assert.equal(await a.client.send(9_007_199_254_740_991, "anybody?"), "offline");
+  assert.equal(await a.client.send(9_007_199_254_740_991, "hello?"), "offline");
 });
 
-test("outcomes find their messages among many", async () => {
+test("each promise gets the outcome of its own message", async () => {
   const a = join();
   const b = join();
   await a.client.opened();
@@ -84,12 +84,12 @@ test("outcomes find their messages among many", async () => {
   for (const [n, outcome] of outcomes.entries()) {
     assert.equal(outcome, n % 3 === 0 ? "offline" : "delivered", `message ${n}`);
   }
-  await until(() => b.received.length >= 133, "what was delivered");
+  await until(() => b.received.length >= 133, "the delivered messages");
   const expected = outcomes.flatMap((outcome, n) => (outcome === "delivered" ? [String(n)] : []));
   assert.deepEqual(b.received.map(({ message }) => message), expected);
 });
 
-test("what no relay could take is refused here, and the connection lives", async () => {
+test("invalid messages are refused by the client, and the connection stays open", async () => {
   const { client, states } = join();
   const id = await client.opened();
   for (const bad of [0, -1, 1.5, 2 ** 53, NaN, "2", undefined]) {
@@ -99,14 +99,14 @@ test("what no relay could take is refused here, and the connection lives", async
     await assert.rejects(client.send(id, /** @type {any} */ (bad)), TypeError);
   }
   assert.equal(await client.send(id, "x".repeat(5000)), "too_large");
-  // Far beyond what the relay reads at all.
+  // Above limits.frame_bytes, so the relay would not read it.
   assert.equal(await client.send(id, "x".repeat(500_000)), "too_large");
   assert.equal(await client.send(id, "x".repeat(4000)), "delivered");
   assert.equal(states.filter(({ phase }) => phase === "open").length, 1);
   assert.equal(await relay.metric("switchboard_bad_messages_total"), 0);
 });
 
-test("closing settles what is under way, and is the end", async () => {
+test("closing settles the promises of messages in flight, and is final", async () => {
   const { client, states } = join();
   const id = await client.opened();
   const sent = client.send(id, "x");
@@ -122,14 +122,14 @@ test("closing settles what is under way, and is the end", async () => {
   await assert.rejects(waiting, /closed here/);
 });
 
-test("a drain is obeyed to the millisecond", async (t) => {
+test("the client reconnects after exactly the time that a draining relay gives", async (t) => {
   const frames = [];
   const { client, states } = join({ onFrame: ({ text }) => frames.push(JSON.parse(text)) });
   const id = await client.opened();
   const clock = t.mock.method(Date, "now", () => 1_000_000);
   const drained = relay.stop("SIGTERM");
   await until(() => frames.some(({ type }) => type === "reconnect"), "reconnect");
-  // The relay reads nothing more, and the client knows.
+  // The client sends nothing more, because a draining relay does not read it.
   assert.equal(await client.send(id, "too late"), "not_sent");
   await until(() => client.state.phase === "waiting", "the close");
   clock.mock.restore();
@@ -143,7 +143,7 @@ test("a drain is obeyed to the millisecond", async (t) => {
   assert.deepEqual(phases.slice(0, 3), ["open", "waiting", "connecting"]);
 });
 
-test("waits grow from half a second to half a minute, at random", async (t) => {
+test("the limit of the random wait grows from 0.5 s to 30 s", async (t) => {
   await relay.stop();
   const waits = [];
   const clock = t.mock.method(Date, "now", () => 1_000_000);
@@ -154,7 +154,7 @@ test("waits grow from half a second to half a minute, at random", async (t) => {
       if (phase === "waiting") waits.push(((retryAt ?? 0) - 1_000_000) / share);
     },
   });
-  await until(() => waits.length >= 9, "tries");
+  await until(() => waits.length >= 9, "nine attempts");
   clock.mock.restore();
   const bounds = [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000];
   assert.deepEqual(waits.slice(0, 9).map(Math.round), bounds);
@@ -162,14 +162,14 @@ test("waits grow from half a second to half a minute, at random", async (t) => {
   await client.opened();
 });
 
-test("a ticket that was kept brings its id back, and its first bearer does not fight for it", async () => {
+test("a stored ticket restores its id, and the earlier connection closes for good", async () => {
   const tickets = [];
   const first = join({ onTicket: (ticket) => tickets.push(ticket) });
   const id = await first.client.opened();
   const second = join({ ticket: tickets[0] });
   assert.equal(await second.client.opened(), id);
   assert.ok(second.client.state.resumed);
-  await until(() => first.client.state.phase === "closed", "the earlier one is closed for good");
+  await until(() => first.client.state.phase === "closed", "the earlier connection to close");
   assert.deepEqual([first.client.state.code, first.client.state.reason], [4409, "taken over"]);
   await assert.rejects(first.client.opened(), /taken over/);
   const third = join({ ticket: "x" });
@@ -177,7 +177,7 @@ test("a ticket that was kept brings its id back, and its first bearer does not f
   assert.deepEqual([third.client.state.resumed, third.client.state.reason], [false, "ticket_invalid"]);
 });
 
-test("a relay that has gone silent is given up", async () => {
+test("the client reconnects when the relay stops answering", async () => {
   const { client } = join({ silenceMs: 300, connectMs: 300, random: () => 0.1 });
   const id = await client.opened();
   assert.equal(await client.send(id, "x"), "delivered");
@@ -186,14 +186,14 @@ test("a relay that has gone silent is given up", async () => {
   assert.equal(await settled, "unknown");
   assert.equal(client.state.phase, "waiting");
   assert.equal(client.state.reason, "no answer");
-  // Its kernel still accepts connections; nobody answers them.
-  await until(() => client.state.phase === "connecting", "a try");
-  await until(() => client.state.phase === "waiting", "the try's end");
+  // The kernel still accepts connections, but the relay does not answer them.
+  await until(() => client.state.phase === "connecting", "an attempt");
+  await until(() => client.state.phase === "waiting", "the end of the attempt");
   relay.thaw();
   assert.equal(await client.send(await client.opened(), "x"), "delivered");
 });
 
-test("drained, killed and restarted in a loop: every promise settles, and truly", async () => {
+test("while the relay is drained, killed and restarted, every promise settles with the truth", async () => {
   const rounds = Number(process.env.SWITCHBOARD_CLIENT_ROUNDS ?? 6);
   const received = new Map();
   const people = Array.from({ length: 8 }, () =>
@@ -203,23 +203,23 @@ test("drained, killed and restarted in a loop: every promise settles, and truly"
     }),
   );
   const ids = await Promise.all(people.map(({ client }) => client.opened()));
-  // The latter half only listens. Behind a relay that was killed, a runtime whose own write has failed
-  // throws away what its socket had received and it had not yet read (Node does), and no relay can tell:
-  // so while the next end is a kill, nobody writes to somebody who writes.
+  // The second half only listens. After a relay is killed, Node discards unread bytes of a socket whose write
+  // has failed. So a delivered message to a user who also writes can be lost in Node, and the relay cannot
+  // know. Before a kill, messages therefore go only to listeners.
   const talkers = people.slice(0, people.length / 2);
   const listeners = people.slice(people.length / 2);
   let audience = listeners;
   let talking = true;
   let sent = 0;
-  let underWayToTalkers = 0;
+  let inFlightToTalkers = 0;
   const outcomes = new Map();
   const sendOne = async (client) => {
     const recipient = audience[Math.floor(Math.random() * audience.length)];
     const toTalker = talkers.includes(recipient) ? 1 : 0;
     const message = `message ${sent++}`;
-    underWayToTalkers += toTalker;
+    inFlightToTalkers += toTalker;
     outcomes.set(message, await client.send(recipient.client.state.userId, message));
-    underWayToTalkers -= toTalker;
+    inFlightToTalkers -= toTalker;
   };
   const talk = async ({ client }) => {
     while (talking) {
@@ -232,11 +232,11 @@ test("drained, killed and restarted in a loop: every promise settles, and truly"
     const signal = round % 2 === 0 ? "SIGKILL" : "SIGTERM";
     audience = signal === "SIGKILL" ? listeners : people;
     const before = sent;
-    await until(() => sent > before + 500, "some talk");
-    if (signal === "SIGKILL") await until(() => underWayToTalkers === 0, "outcomes of the round before");
+    await until(() => sent > before + 500, "500 messages");
+    if (signal === "SIGKILL") await until(() => inFlightToTalkers === 0, "the outcomes of the last round");
     await relay.stop(signal);
     await relay.restart();
-    // Everybody is back, and is who it was.
+    // All users are back with their ids.
     assert.deepEqual(await Promise.all(people.map(({ client }) => client.opened())), ids);
     assert.ok(people.every(({ client }) => client.state.resumed));
   }
@@ -244,9 +244,9 @@ test("drained, killed and restarted in a loop: every promise settles, and truly"
   await Promise.all(talks);
   assert.equal(outcomes.size, sent);
   const delivered = [...outcomes].filter(([, outcome]) => outcome === "delivered");
-  await until(() => delivered.every(([message]) => received.has(message)), "what was delivered");
+  await until(() => delivered.every(([message]) => received.has(message)), "the delivered messages");
   for (const [message, times] of received) assert.equal(times, 1, message);
-  // The loop has met both: a promise that was kept, and one whose end nobody knows.
+  // Both cases have occurred: messages that were delivered, and messages whose outcome is unknown.
   assert.ok(delivered.length > 500);
   assert.ok([...outcomes.values()].includes("unknown"));
   for (const [message, outcome] of outcomes) {
@@ -254,7 +254,7 @@ test("drained, killed and restarted in a loop: every promise settles, and truly"
   }
 });
 
-test("the client and the page hold by their types", () => {
+test("the types of the client and of the page are correct", () => {
   const here = fileURLToPath(new URL(".", import.meta.url));
   try {
     execFileSync("npx", ["--no-install", "tsc", "--project", "tsconfig.json"], { cwd: here, encoding: "utf8" });

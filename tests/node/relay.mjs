@@ -1,5 +1,4 @@
-// A relay of the binary that cargo built, on a port of its own, to be drained, killed, frozen and
-// started again.
+// Starts the relay that cargo built on a free port, and drains, kills, freezes and restarts it.
 
 import { spawn } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, readdirSync, statSync, writeFileSync } from "node:fs";
@@ -10,13 +9,13 @@ import { fileURLToPath } from "node:url";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 
-/** The binary that `SWITCHBOARD_BIN` names, or the one built last. */
+/** Returns the binary that `SWITCHBOARD_BIN` names, or the newest one in the target folder. */
 export function binary() {
   if (process.env.SWITCHBOARD_BIN) return process.env.SWITCHBOARD_BIN;
   const target = process.env.CARGO_TARGET_DIR ?? join(root, "target");
   const built = ["debug", "release"].map((profile) => join(target, profile, "switchboard"));
   const [newest] = built.filter(existsSync).sort((a, b) => statSync(b).mtimeMs - statSync(a).mtimeMs);
-  if (!newest) throw new Error("no binary: run cargo build first");
+  if (!newest) throw new Error(`no binary in ${target}; build one with "cargo build"`);
   return newest;
 }
 
@@ -40,7 +39,7 @@ export class Relay {
     return relay;
   }
 
-  /** Starts it again on the same port, and waits until it serves. */
+  /** Starts the relay on the same port, and waits until it is ready. */
   async restart() {
     const env = { ...process.env, SWITCHBOARD__SERVER__LISTEN: `127.0.0.1:${this.port}` };
     env.SWITCHBOARD__LOG__FILTER = "warn";
@@ -49,7 +48,7 @@ export class Relay {
     this.child = child;
     this.ended = new Promise((resolve) => child.once("exit", resolve));
     for (let tries = 0; tries < 400; tries += 1) {
-      if (child.exitCode !== null) throw new Error(`the relay ended with ${child.exitCode}`);
+      if (child.exitCode !== null) throw new Error(`the relay exited with ${child.exitCode}`);
       try {
         await this.get("/readyz");
         return;
@@ -57,14 +56,14 @@ export class Relay {
         await new Promise((resolve) => setTimeout(resolve, 25));
       }
     }
-    throw new Error("the relay does not serve");
+    throw new Error(`the relay is not ready on port ${this.port}`);
   }
 
-  /** Holds it still, all its threads, until it is thawed. */
+  /** Stops all threads of the relay until `thaw`. */
   async freeze() {
     this.child.kill("SIGSTOP");
     const tasks = `/proc/${this.child.pid}/task`;
-    // The state stands behind the name, which stands in parentheses (proc(5)).
+    // The state follows the name of the thread, which is in parentheses (proc(5)).
     const isStopped = (task) => /\) T /.test(readFileSync(`${tasks}/${task}/stat`, "utf8"));
     await until(() => readdirSync(tasks).every(isStopped), "all threads stopped");
   }
@@ -73,7 +72,7 @@ export class Relay {
     this.child.kill("SIGCONT");
   }
 
-  /** Sends a signal, and waits for the end. @param {NodeJS.Signals} signal */
+  /** Sends a signal, and waits until the relay exits. @param {NodeJS.Signals} signal */
   async stop(signal = "SIGKILL") {
     this.child.kill(signal);
     await this.ended;
@@ -85,14 +84,14 @@ export class Relay {
     return { status: answer.status, headers: answer.headers, text: await answer.text() };
   }
 
-  /** A counter or gauge, over all labels. @param {string} name */
+  /** Returns the sum of a metric over all labels. @param {string} name */
   async metric(name) {
     const { text } = await this.get("/metrics");
     const lines = text.split("\n").filter((line) => line.startsWith(`${name} `) || line.startsWith(`${name}{`));
     return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" ") + 1)), 0);
   }
 
-  /** The client as the relay serves it. */
+  /** Imports the client that the relay serves. */
   async client() {
     const { text } = await this.get("/switchboard.js");
     const path = join(mkdtempSync(join(tmpdir(), "switchboard-")), "switchboard.mjs");
@@ -102,13 +101,13 @@ export class Relay {
 }
 
 /**
- * Waits until `condition` holds.
+ * Waits until `condition` returns a true value.
  *
  * @param {() => unknown} condition
  * @param {string} what
  */
 export async function until(condition, what, timeoutMs = 20_000) {
-  // Not the clock that tests hold still.
+  // Not Date.now, because tests replace it.
   const end = performance.now() + timeoutMs;
   while (!(await condition())) {
     if (performance.now() > end) throw new Error(`not within ${timeoutMs} ms: ${what}`);

@@ -1,4 +1,4 @@
-// The id that survives a reconnect: tickets over real sockets, by both strategies of routing.
+// Tests of tickets over real sockets, with both routing strategies: a user keeps its id when it reconnects.
 
 import assert from "node:assert/strict";
 import { mkdtempSync, writeFileSync } from "node:fs";
@@ -10,7 +10,7 @@ import WebSocket from "ws";
 
 import { Relay, until } from "./relay.mjs";
 
-/** A connection, and all that it was told. */
+/** A connection, and the frames that it has received. */
 class Person {
   /**
    * @param {Relay} relay
@@ -51,7 +51,7 @@ class Person {
     return this.frames.shift();
   }
 
-  /** Sends, and waits for the outcome. */
+  /** Sends a message, and returns its outcome. */
   async outcome(recipientId, message) {
     this.send(recipientId, message, 1);
     for (;;) {
@@ -71,7 +71,7 @@ class Person {
   }
 }
 
-/** The balance of messages and of connections, once nothing moves. */
+/** Returns messages and connections that are not accounted for, once the metrics are stable. */
 async function balance(relay) {
   const names = ["received", "delivered", "dropped"].map((name) => `switchboard_messages_${name}_total`);
   names.push("switchboard_mailbox_messages", "switchboard_connections");
@@ -82,13 +82,13 @@ async function balance(relay) {
     const before = figures;
     figures = await read();
     return figures.every((figure, n) => figure === before[n]);
-  }, "figures that stay");
+  }, "stable metrics");
   const [received, delivered, dropped, mailbox, connections, opened, closed] = figures;
   return { gap: received - delivered - dropped - mailbox, missing: opened - closed - connections };
 }
 
 for (const strategy of ["directory", "router"]) {
-  describe(`tickets, by the ${strategy}`, () => {
+  describe(`tickets with the ${strategy} strategy`, () => {
     const secretFile = join(mkdtempSync(join(tmpdir(), "switchboard-")), "secret");
     writeFileSync(secretFile, "a secret of at least 32 bytes, yes\n");
     /** @type {Relay} */
@@ -103,7 +103,7 @@ for (const strategy of ["directory", "router"]) {
     });
     after(() => relay.stop());
 
-    test("whoever has left comes back with its id", async () => {
+    test("a user that has left comes back with its id", async () => {
       const first = await Person.join(relay);
       assert.deepEqual([first.welcome.resumed, first.welcome.reason], [false, undefined]);
       assert.match(first.welcome.ticket, /^[\w-]{75}$/);
@@ -121,7 +121,7 @@ for (const strategy of ["directory", "router"]) {
       await other.leave();
     });
 
-    test("a bare connection comes back by the header, and is told nothing", async () => {
+    test("a bare connection comes back with the header, and gets no frame about it", async () => {
       const first = await Person.join(relay);
       await first.leave();
       const again = await Person.join(relay, { ticket: first.welcome.ticket, header: true, bare: true });
@@ -131,7 +131,7 @@ for (const strategy of ["directory", "router"]) {
       await again.leave();
     });
 
-    test("the later connection takes over, and the earlier cannot take it back by leaving", async () => {
+    test("a newer connection takes over the id, and keeps it when the earlier one ends", async () => {
       const [first, other] = await Promise.all([Person.join(relay), Person.join(relay)]);
       const second = await Person.join(relay, { ticket: first.welcome.ticket });
       assert.deepEqual([second.id, second.welcome.resumed], [first.id, true]);
@@ -144,15 +144,15 @@ for (const strategy of ["directory", "router"]) {
       await Promise.all([second.leave(), other.leave()]);
     });
 
-    test("an earlier connection that reads nothing stays in the books until it is gone", async () => {
-      const [deaf, other] = await Promise.all([Person.join(relay), Person.join(relay)]);
-      deaf.socket._socket.pause();
+    test("an earlier connection that does not read stays in the ledger until it ends", async () => {
+      const [silent, other] = await Promise.all([Person.join(relay), Person.join(relay)]);
+      silent.socket._socket.pause();
       const text = "x".repeat(60_000);
-      for (let n = 0; n < 100; n += 1) other.send(deaf.id, text, n);
-      // Until it holds up, some is in the mailbox.
-      await until(async () => (await relay.metric("switchboard_mailbox_messages")) > 0, "a mailbox");
-      const second = await Person.join(relay, { ticket: deaf.welcome.ticket });
-      assert.equal(second.id, deaf.id);
+      for (let n = 0; n < 100; n += 1) other.send(silent.id, text, n);
+      // The socket is full when messages stay in the mailbox.
+      await until(async () => (await relay.metric("switchboard_mailbox_messages")) > 0, "a message in the mailbox");
+      const second = await Person.join(relay, { ticket: silent.welcome.ticket });
+      assert.equal(second.id, silent.id);
       for (let n = 0; n < 20; n += 1) {
         const { gap, missing } = await balance(relay);
         assert.deepEqual({ gap, missing }, { gap: 0, missing: 0 });
@@ -161,13 +161,13 @@ for (const strategy of ["directory", "router"]) {
       assert.ok(other.frames.some(({ status }) => status === "disconnected"));
       other.frames.length = 0;
       assert.equal(await other.outcome(second.id, "afterwards"), "delivered");
-      await until(async () => (await relay.metric("switchboard_connections")) === 2, "the deaf one is gone");
+      await until(async () => (await relay.metric("switchboard_connections")) === 2, "the end of the earlier connection");
       assert.deepEqual(await balance(relay), { gap: 0, missing: 0 });
-      deaf.socket.terminate();
+      silent.socket.terminate();
       await Promise.all([second.leave(), other.leave()]);
     });
 
-    test("of many that come at once one stays, and is found", async () => {
+    test("of many connections with one ticket, one stays and receives messages", async () => {
       const other = await Person.join(relay);
       const { welcome, id } = await Person.join(relay);
       for (let round = 0; round < 10; round += 1) {
@@ -184,7 +184,7 @@ for (const strategy of ["directory", "router"]) {
       await other.leave();
     });
 
-    test("what is forged, or of another deployment, gives a new id and says so", async () => {
+    test("a forged or foreign ticket gives a new id and a reason", async () => {
       const first = await Person.join(relay);
       const { ticket } = first.welcome;
       const elsewhere = await Relay.start({ ROUTING__STRATEGY: strategy });
@@ -197,12 +197,12 @@ for (const strategy of ["directory", "router"]) {
         assert.notEqual(person.id, first.id);
         await person.leave();
       }
-      // Nobody was disturbed by any of it.
+      // The first user is not affected.
       assert.equal(await first.outcome(first.id, "still here"), "delivered");
       await first.leave();
     });
 
-    test("what has expired gives a new id and says so", async () => {
+    test("an expired ticket gives a new id and a reason", async () => {
       const first = await Person.join(relay);
       await first.leave();
       let again;
@@ -210,17 +210,17 @@ for (const strategy of ["directory", "router"]) {
         again = await Person.join(relay, { ticket: first.welcome.ticket });
         await again.leave();
         return !again.welcome.resumed;
-      }, "the end of its time");
+      }, "the ticket to expire");
       assert.equal(again.welcome.reason, "ticket_expired");
       assert.notEqual(again.id, first.id);
-      // Its new ticket is as good as any.
+      // The new ticket is valid.
       const last = await Person.join(relay, { ticket: again.welcome.ticket });
       assert.deepEqual([last.id, last.welcome.resumed], [again.id, true]);
       await last.leave();
     });
 
-    test("a restart changes no id, and gives none twice", async () => {
-      // Nobody's ticket may expire on the way.
+    test("a restart keeps all ids and gives none to two users", async () => {
+      // Longer than the test, so that no ticket expires.
       relay.settings.TICKETS__TTL = "1h";
       await relay.stop();
       await relay.restart();
@@ -231,7 +231,7 @@ for (const strategy of ["directory", "router"]) {
       await relay.restart();
       const second = await Person.join(relay, { ticket: people[1].welcome.ticket });
       assert.deepEqual([second.id, second.welcome.resumed], [2, true]);
-      // New ids are beyond any that has come back.
+      // New ids are above all ids that have come back.
       assert.equal((await Person.join(relay)).id, 3);
       const third = await Person.join(relay, { ticket: people[2].welcome.ticket });
       assert.deepEqual([third.welcome.resumed, third.welcome.reason], [false, "id_in_use"]);

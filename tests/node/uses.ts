@@ -1,4 +1,4 @@
-// The client's types as a program sees them: checked, never run.
+// Uses the types of the client as a program would. The compiler checks this file; it does not run.
 
 import WebSocket from "ws";
 
@@ -14,10 +14,10 @@ const id: number = await me.opened();
 const outcome: Outcome = await me.send(id, "Go Braves!");
 // @ts-expect-error: a message is text
 await me.send(id, 7);
-// @ts-expect-error: a phase is one of four
+// @ts-expect-error: there is no phase of this name
 me.state.phase === "opened";
 void outcome;
 me.close();
 
-// The global one will do as well.
+// The global WebSocket works too.
 connect("ws://127.0.0.1:8080/", { WebSocket: globalThis.WebSocket });
