@@ -10,7 +10,6 @@ functions of RUNS run, and nothing is said of the blocks that are left."""
 
 import asyncio
 import atexit
-import difflib
 import http.server
 import json
 import os
@@ -43,6 +42,7 @@ FILES = 10_500
 # What another test runs: the file, and what has to stand in it.
 ELSEWHERE = {
     "tests/run": (".ci/run", ["step tests/run\n"]),
+    "cargo test --workspace": ("tests/run", ["\n  cargo test --locked --workspace\n"]),
     "tests/run model": ("tests/run", ["parts=(rust model ", "part_model() {"]),
     "tests/instructions": ("tests/run", ["parts=(rust model instructions ", "\n  tests/instructions\n"]),
     "promtool test rules tests/prometheus/*.yml": ("tests/run", ["\n  promtool test rules tests/prometheus/*.yml\n"]),
@@ -71,7 +71,6 @@ BUILDS = "builds what a command below it runs; "
 # What no test runs.
 LEFT_OUT = {
     "fix(config): refuse an origin pattern below all names": "an example of a commit message",
-    "pairs: 100 pairs, 64 messages of 32 B under way in each (2)": "figures of the essay's program in Go, which is not ours to keep here",
     "sequenceDiagram": "a picture; tests/cluster/crossing.rs sends such a message",
     "cargo build --release --workspace": BUILDS + "tests/run has built it for this test",
     "cargo build --release --bins --example cluster_figures": BUILDS + "cargo lint compiles it in .ci/run",
@@ -81,6 +80,7 @@ LEFT_OUT = {
     "cargo build --release --workspace && python3 tests/tracing_cost.py target/release/switchboard": MEASURES.removesuffix("; "),
     "cargo bench --bench time": MEASURES + "cargo lint compiles it in .ci/run, and `instructions` counts the same steps",
     "cargo bench --bench directory": MEASURES + "cargo lint compiles it in .ci/run",
+    "python3 tests/scale_cost.py target/release/switchboard": MEASURES.removesuffix("; "),
     "python3 tests/scrape_cost.py target/release/switchboard": MEASURES.removesuffix("; "),
     "tests/instructions --remake": "writes the file that the part `instructions` compares with",
     "cargo install cargo-fuzz": "takes longer than all of this; the next but one says what runs its targets",
@@ -127,9 +127,7 @@ class Documents:
             for command, _, printed in (one.partition("\n") for one in commands):
                 self.steps.append(Step(section, kind, re.sub(r"\s+# .*", "", command), printed))
             if not commands:
-                key = body.partition("\n")[0]
-                alike = sum(step.key.startswith(key) for step in self.steps)
-                self.steps.append(Step(section, kind, f"{key} ({alike + 1})" if alike else key, body))
+                self.steps.append(Step(section, kind, body.partition("\n")[0], body))
 
     def take(self, section, kind="console"):
         """The next one of a section that is to be run here, each once."""
@@ -284,17 +282,51 @@ async def exchange(sender_at, recipient_at):
     await recipient.close()
 
 
-def first_of_all(documents, _binary, folder, environment):
+def contribute(documents, _binary, folder, environment):
     """`cargo run --release`, where the project is."""
     shell = Shell(folder, environment)
-    step = documents.take_one("README.md#")
+    step = documents.take_one(".github/CONTRIBUTING.md#build-and-run")
     shell.run(f"cd {ROOT}")
     # It may compile.
-    shell.run("cargo build --quiet --release --locked --workspace", 1200)
+    shell.run("cargo build --quiet --release --locked", 1200)
     shell.start(step.key, USERS)
     asyncio.run(exchange(*[shell.places[USERS]] * 2))
     print(f"ok: {step.key}", flush=True)
     shell.end()
+
+
+def start(documents, _binary, folder, environment):
+    """The relay of the README, and the loads of its figures, shortened."""
+    shell = Shell(folder, environment)
+    shell.start(documents.take_one("README.md#install-and-run").key, USERS)
+    asyncio.run(exchange(*[shell.places[USERS]] * 2))
+    for step in documents.take("README.md#five-figures"):
+        load = f"{step.key} --duration 200ms --url ws://{shell.places[USERS]}/"
+        if "ended with" in (printed := shell.run(f"{load} || echo ended with $?", BENCH_PATIENCE)):
+            sys.exit(f"{load}\n{printed}")
+        print(f"ok: {step.key}", flush=True)
+    shell.end()
+
+
+def talk(documents, binary, _folder, _environment):
+    """The conversation of the README: `1 > …` is sent by user 1, `1 < …` is what it hears."""
+
+    async def follow(url, lines):
+        lines = [line.split(" ", 2) for line in lines]
+        clients = {}
+        for user in sorted({user for user, _, _ in lines}):
+            clients[user] = await websockets.connect(url, subprotocols=["switchboard.v1"])
+        await clients["2"].recv()  # its welcome, which is not shown
+        for user, arrow, frame in lines:
+            if arrow == ">":
+                await clients[user].send(frame)
+            else:
+                compare(frame, frame, await asyncio.wait_for(clients[user].recv(), PATIENCE))
+        for client in clients.values():
+            await client.close()
+
+    with Relay(binary) as relay:
+        asyncio.run(follow(relay.ws, documents.take_one("README.md#talk", "text").text.splitlines()))
 
 
 def wire(documents, binary, folder, environment):
@@ -316,7 +348,7 @@ def wire(documents, binary, folder, environment):
 
 def page_program(documents, binary, folder, environment):
     """The program of a page, in Node: with the relay's own client, from the relay."""
-    page = documents.take_one("src/protocol/README.md#the-javascript-client", "html").text
+    page = documents.take_one("src/ui/README.md#the-client", "html").text
     script = re.search(r"<script type=\"module\">\n(.*?)</script>", page, re.DOTALL)[1]
     client = f"http://{USERS}/switchboard.js"
     if client not in script:
@@ -395,17 +427,18 @@ def labels(table):
 
 
 def measure(documents, _binary, folder, environment):
-    """The load with all its scenarios: clean, and in the form that the document shows."""
+    """The load with all its scenarios: clean, and of some the form that the document shows."""
     shell = Shell(folder, environment, BENCH)
-    server, load = documents.take("README.md#measure-it")
+    server, load = documents.take("benches/README.md#load-a-relay")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < FILES:
         sys.exit(f"{load.key} has 10000 users: raise the hard limit of open files to {FILES}")
     shell.start(server.key, BENCH)
     printed = shell.run(f"{load.key} || echo ended with $?", BENCH_PATIENCE)
-    shown = documents.take_one("README.md#measure-it", "text")
-    differences = difflib.unified_diff(labels(shown.text), labels(printed), "the document", "what it printed", lineterm="")
-    if differences := "\n".join(differences):
-        sys.exit(f"{printed}\n{load.key}\n{differences}")
+    lines = labels(printed)
+    for shown in documents.take_one("benches/README.md#load-a-relay", "text").text.split("\n\n"):
+        wanted = labels(shown)
+        if not any(lines[place : place + len(wanted)] == wanted for place in range(len(lines))):
+            sys.exit(f"{printed}\n{load.key} prints no longer\n{shown}")
     print(f"ok: {load.key}", flush=True)
     shell.end()
 
@@ -522,8 +555,8 @@ def prepare(binary, node_modules, folder):
 
 
 RUNS = [
-    first_of_all, wire, page_program, programs, drive, measure, settings, traces, cluster,
-    plain("k8s/README.md#kubernetes"), plain("README.md#security"),
+    start, talk, contribute, wire, page_program, programs, drive, measure, settings, traces, cluster,
+    plain("k8s/README.md#kubernetes"), plain("tests/attacks/README.md#check-your-settings"),
 ]
 
 

@@ -38,7 +38,7 @@ async def talk(url):
         await say("v1  ", v1, json.dumps({"recipient_id": one, "message": "Go, indeed.", "id": 1}))
         await hear("bare", bare, {"sender_id": two, "message": "Go, indeed."})
         await hear("v1  ", v1, {"type": "outcome", "id": 1, "status": "delivered"})
-        await say("v1  ", v1, json.dumps({"recipient_id": 999999, "message": "Anybody?", "id": "q"}))
+        await say("v1  ", v1, json.dumps({"recipient_id": 999999, "message": "Hello?", "id": "q"}))
         await hear("v1  ", v1, {"type": "outcome", "id": "q", "status": "offline"})
         await say("v1  ", v1, json.dumps({"recipient_id": one}))
         await hear("v1  ", v1, {"type": "error", "code": "missing_field"})
