@@ -1,17 +1,17 @@
-//! How fast connections are taken from the kernel. A socket and a task and their end are paid for before
-//! anybody can be refused anything, 57 us of a core for one that never speaks (measured); whoever waits
-//! in the kernel costs the users here nothing.
+//! Limits how fast connections are taken from the kernel (`limits.accept_rate`). A socket, a task and their
+//! end cost 57 µs of a core for a connection that sends nothing (measured), and they are paid before any
+//! other limit can refuse the connection. A connection that waits in the kernel costs the process nothing.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
-use crate::admission::token_bucket::{Bucket, Rate};
+use super::token_bucket::{Bucket, Rate};
 
-/// What bounds the connections that are accepted, by `limits.accept_rate`.
+/// Limits accepted connections to a rate.
 #[derive(Debug)]
-pub struct AcceptLimiter {
+pub(crate) struct AcceptLimiter {
     rate: Rate,
     /// Time zero of the bucket.
     epoch: Instant,
@@ -19,8 +19,8 @@ pub struct AcceptLimiter {
 }
 
 impl AcceptLimiter {
-    /// So many connections a second.
-    pub fn new(rate: u32) -> Self {
+    /// Limits to `rate` connections a second.
+    pub(crate) fn new(rate: u32) -> Self {
         Self {
             rate: Rate::evenly(rate.into()),
             epoch: Instant::now(),
@@ -28,24 +28,24 @@ impl AcceptLimiter {
         }
     }
 
-    /// Completes when one more may be accepted, and counts it. Whether it had to wait for that.
-    pub(crate) async fn one_more(&self) -> bool {
+    /// Waits until one more connection may be accepted, and counts it. Returns true if it had to wait.
+    pub(crate) async fn acquire(&self) -> bool {
         let mut waited = false;
-        while let Some(wait) = self.take() {
+        while let Err(wait) = self.try_acquire() {
             waited = true;
             sleep(wait).await;
         }
         waited
     }
 
-    /// Takes one, or says how long to wait for it.
-    fn take(&self) -> Option<Duration> {
+    /// Counts one connection, or returns how long to wait for it.
+    fn try_acquire(&self) -> Result<(), Duration> {
         let now = self.epoch.elapsed();
-        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bucket = self.bucket.lock();
         if bucket.take(self.rate, 1, now) {
-            return None;
+            return Ok(());
         }
-        Some(bucket.wait(self.rate, now))
+        Err(bucket.wait(self.rate, now))
     }
 }
 
@@ -54,12 +54,12 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn connections_are_taken_at_their_rate_and_one_by_one() {
+    async fn connections_are_accepted_evenly_at_the_rate() {
         let accept_limiter = AcceptLimiter::new(500);
         let begin = Instant::now();
         let mut waited = 0;
         for _ in 0..5 {
-            waited += u32::from(accept_limiter.one_more().await);
+            waited += u32::from(accept_limiter.acquire().await);
         }
         assert_eq!(
             (waited, begin.elapsed()),
@@ -67,7 +67,7 @@ mod tests {
             "10 ms' worth"
         );
         for _ in 0..500 {
-            waited += u32::from(accept_limiter.one_more().await);
+            waited += u32::from(accept_limiter.acquire().await);
         }
         assert_eq!((waited, begin.elapsed()), (500, Duration::from_secs(1)));
     }

@@ -1,5 +1,6 @@
-//! Which connections and handshakes are let in, and how fast: rates, the room for connections that have not
-//! completed an upgrade, their share of the worker threads, and what one address may do.
+//! Decides which connections and handshakes are admitted, and how fast: the accept rate, the slots for
+//! connections that have not completed an upgrade, their share of the worker threads, and the limits of one
+//! address. Must not do I/O.
 
 mod accept_rate;
 mod network;
@@ -8,8 +9,7 @@ mod per_address;
 mod throttle;
 pub mod token_bucket;
 
-pub use accept_rate::AcceptLimiter;
+pub(crate) use accept_rate::AcceptLimiter;
 pub(crate) use pending::{PendingConnections, PendingSlot};
-pub use per_address::AddressLimiter;
-pub(crate) use per_address::{AddressPermit, TooMany};
-pub use throttle::HandshakeThrottle;
+pub(crate) use per_address::{AddressLimiter, AddressPermit, LimitExceeded};
+pub(crate) use throttle::HandshakeThrottle;

@@ -1,17 +1,17 @@
-//! Which addresses are counted as one peer.
+//! Groups addresses: which of them a limit counts as one peer.
 
 use std::net::IpAddr;
 
-/// Who counts as one: an IPv4 address, or the 64 bits of an IPv6 address that a subscriber has been
-/// given at least.
+/// One IPv4 address, or the first 64 bits of an IPv6 address: a subscriber has a /64 at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Network {
+pub(super) enum Network {
     V4(u32),
     V6(u64),
 }
 
 impl Network {
-    pub(crate) fn of(address: IpAddr) -> Self {
+    /// The network of an address. An IPv4 address that is mapped into IPv6 counts as IPv4.
+    pub(super) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self::V4(address.to_bits()),
             IpAddr::V6(address) => {

@@ -1,121 +1,122 @@
-//! The connections that are not users, or not yet: no more than `limits.handshakes` at a time. When
-//! one more comes, another makes room at once, so that peers who connect and then say nothing hold
-//! up nobody: of the network that has the most of them, the one that has been here longest.
+//! Slots for the connections that have not completed an upgrade: at most `limits.handshakes` at a time on a
+//! listener. When all slots are in use, a new connection evicts an old one: the oldest of the network that
+//! has the most. Peers that connect and send nothing therefore cannot keep other peers out.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::network::Network;
 
-/// A bounded number of places: a cheap handle.
+/// A fixed number of slots: a cheap handle.
 #[derive(Clone, Debug)]
 pub(crate) struct PendingConnections {
-    shared: Arc<Shared>,
+    pool: Arc<SlotPool>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SlotPool {
     slots_max: usize,
-    guests: Mutex<NetworkConnections>,
-    /// Told when a place is free again.
+    usage: Mutex<SlotUsage>,
+    /// Notified when a slot becomes free.
     freed: Notify,
 }
 
-/// Who is here. Its size is bounded by the number of places.
+/// Which connections hold the slots. Its size is bounded by the number of slots.
 #[derive(Debug, Default)]
-struct NetworkConnections {
-    /// Places taken, those of guests that are about to leave included.
-    taken: usize,
-    /// Guests so far.
-    came: u64,
-    networks: HashMap<Network, Waiting>,
-    /// The network that has the most guests last; among equals, the one whose first came first.
-    ranks: BTreeSet<(usize, Reverse<u64>, Network)>,
+struct SlotUsage {
+    /// Slots in use. Counts evicted connections until they have ended.
+    in_use: usize,
+    /// The number of the next connection. A lower number is an older connection.
+    next_number: u64,
+    networks: HashMap<Network, Evictable>,
+    /// One rank for each network in `networks`. The last network loses a connection first.
+    ranks: BTreeSet<Rank>,
 }
 
-/// A network's guests that were not asked to leave, by their order of arrival.
-type Waiting = BTreeMap<u64, Arc<Notify>>;
+/// The connections of one network that are not evicted, by number, each with the notification that evicts it.
+type Evictable = BTreeMap<u64, Arc<Notify>>;
 
-/// One place, given back by Drop.
+/// Orders networks: more connections rank higher, and among equals the older oldest connection does. The
+/// derived order goes by the fields from top to bottom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    connections: usize,
+    oldest: Reverse<u64>,
+    network: Network,
+}
+
+/// One slot. Drop frees it.
 #[derive(Debug)]
 pub(crate) struct PendingSlot {
-    pending: PendingConnections,
+    pool: Arc<SlotPool>,
     network: Network,
     number: u64,
-    leave: Arc<Notify>,
+    evict: Arc<Notify>,
 }
 
 impl PendingConnections {
-    /// An empty room.
+    /// Slots that are all free.
     pub(crate) fn new(slots_max: usize) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            pool: Arc::new(SlotPool {
                 slots_max,
-                guests: Mutex::default(),
+                usage: Mutex::default(),
                 freed: Notify::new(),
             }),
         }
     }
 
-    /// Takes a place for a connection from `peer`; where there is none, one that is taken is given
-    /// up first. For one caller at a time.
-    pub(crate) async fn enter(&self, peer: IpAddr) -> PendingSlot {
+    /// Takes a slot for a connection from `peer`. If none is free, evicts a connection and waits until a
+    /// slot is. Only one caller may wait at a time, because a freed slot notifies one waiter.
+    pub(crate) async fn acquire(&self, peer: IpAddr) -> PendingSlot {
         let network = Network::of(peer);
         loop {
-            let freed = self.shared.freed.notified();
             {
-                let mut guests = self.guests();
-                if guests.taken < self.shared.slots_max {
-                    return self.client(&mut guests, network);
+                let mut usage = self.pool.usage.lock();
+                if usage.in_use < self.pool.slots_max {
+                    return self.occupy(&mut usage, network);
                 }
-                if let Some(leave) = guests.take_oldest_of_most() {
-                    leave.notify_one();
+                if let Some(evict) = usage.remove_oldest_of_largest() {
+                    evict.notify_one();
                 }
             }
-            freed.await;
+            // A slot that becomes free before this line is not missed: `notify_one` without a waiter
+            // leaves a permit for the next one.
+            self.pool.freed.notified().await;
         }
     }
 
-    fn client(&self, guests: &mut NetworkConnections, network: Network) -> PendingSlot {
-        let number = guests.came;
-        let leave = Arc::new(Notify::new());
-        guests.came += 1;
-        guests.taken += 1;
-        guests.change(network, |waiting| {
-            waiting.insert(number, leave.clone());
+    fn occupy(&self, usage: &mut SlotUsage, network: Network) -> PendingSlot {
+        let number = usage.next_number;
+        let evict = Arc::new(Notify::new());
+        usage.next_number += 1;
+        usage.in_use += 1;
+        usage.update(network, |evictable| {
+            evictable.insert(number, evict.clone());
         });
         PendingSlot {
-            pending: self.clone(),
+            pool: self.pool.clone(),
             network,
             number,
-            leave,
+            evict,
         }
-    }
-
-    fn guests(&self) -> MutexGuard<'_, NetworkConnections> {
-        self.shared
-            .guests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl NetworkConnections {
-    fn change(&mut self, network: Network, change: impl FnOnce(&mut Waiting)) {
-        let rank = |waiting: &Waiting| {
-            let (first, _) = waiting.first_key_value()?;
-            Some((waiting.len(), Reverse(*first), network))
-        };
-        let waiting = self.networks.entry(network).or_default();
-        if let Some(rank) = rank(waiting) {
+impl SlotUsage {
+    /// Changes the connections of a network, and its rank with them.
+    fn update(&mut self, network: Network, change: impl FnOnce(&mut Evictable)) {
+        let evictable = self.networks.entry(network).or_default();
+        if let Some(rank) = Rank::of(network, evictable) {
             self.ranks.remove(&rank);
         }
-        change(waiting);
-        match rank(waiting) {
+        change(evictable);
+        match Rank::of(network, evictable) {
             Some(rank) => {
                 self.ranks.insert(rank);
             }
@@ -125,30 +126,49 @@ impl NetworkConnections {
         }
     }
 
-    fn take_oldest_of_most(&mut self) -> Option<Arc<Notify>> {
-        let (_, Reverse(number), network) = *self.ranks.last()?;
+    /// Removes the oldest connection of the network that has the most. Its slot stays in use until the
+    /// connection has ended.
+    fn remove_oldest_of_largest(&mut self) -> Option<Arc<Notify>> {
+        let largest = *self.ranks.last()?;
+        let Reverse(number) = largest.oldest;
         let mut oldest = None;
-        self.change(network, |waiting| oldest = waiting.remove(&number));
+        self.update(largest.network, |evictable| {
+            oldest = evictable.remove(&number);
+        });
         oldest
     }
 }
 
+impl Rank {
+    /// The rank of a network; none without connections.
+    fn of(network: Network, evictable: &Evictable) -> Option<Self> {
+        let (oldest, _) = evictable.first_key_value()?;
+        Some(Self {
+            connections: evictable.len(),
+            oldest: Reverse(*oldest),
+            network,
+        })
+    }
+}
+
 impl PendingSlot {
-    /// Completes when the place is needed for somebody else.
-    pub(crate) async fn is_wanted(&self) {
-        self.leave.notified().await;
+    /// Completes when the slot is needed for another connection.
+    pub(crate) async fn evicted(&self) {
+        self.evict.notified().await;
     }
 }
 
 impl Drop for PendingSlot {
     fn drop(&mut self) {
-        let mut guests = self.pending.guests();
-        guests.taken -= 1;
-        guests.change(self.network, |waiting| {
-            waiting.remove(&self.number);
-        });
-        drop(guests);
-        self.pending.shared.freed.notify_one();
+        {
+            let mut usage = self.pool.usage.lock();
+            usage.in_use -= 1;
+            // Does nothing for an evicted connection, which was removed before.
+            usage.update(self.network, |evictable| {
+                evictable.remove(&self.number);
+            });
+        }
+        self.pool.freed.notify_one();
     }
 }
 
@@ -162,76 +182,80 @@ mod tests {
         text.parse().unwrap()
     }
 
-    async fn wanted(slot: &PendingSlot) -> bool {
+    async fn is_evicted(slot: &PendingSlot) -> bool {
         tokio::select! {
             biased;
-            () = slot.is_wanted() => true,
+            () = slot.evicted() => true,
             () = yield_now() => false,
         }
     }
 
     #[tokio::test]
-    async fn the_oldest_of_the_network_with_the_most_makes_room() {
+    async fn the_oldest_of_the_largest_network_is_evicted() {
         let pending = PendingConnections::new(4);
-        let user = pending.enter(address("1.1.1.1")).await;
-        // One network: IPv6 goes by /64.
-        let crowd = [
-            pending.enter(address("2001:db8::1")).await,
-            pending.enter(address("2001:db8::2")).await,
-            pending.enter(address("2001:db8::ffff:3")).await,
+        let user = pending.acquire(address("1.1.1.1")).await;
+        // One network, because IPv6 addresses are grouped by /64.
+        let large_network = [
+            pending.acquire(address("2001:db8::1")).await,
+            pending.acquire(address("2001:db8::2")).await,
+            pending.acquire(address("2001:db8::ffff:3")).await,
         ];
-        let mut newcomer = Box::pin(pending.enter(address("2.2.2.2")));
-        assert!(futures_now(newcomer.as_mut()).await.is_none());
-        assert!(wanted(&crowd[0]).await, "its first has to go");
-        for slot in [&user, &crowd[1], &crowd[2]] {
-            assert!(!wanted(slot).await, "{slot:?}");
+        let mut newcomer = Box::pin(pending.acquire(address("2.2.2.2")));
+        assert!(poll_once(newcomer.as_mut()).await.is_none());
+        assert!(is_evicted(&large_network[0]).await, "its oldest is evicted");
+        for slot in [&user, &large_network[1], &large_network[2]] {
+            assert!(!is_evicted(slot).await, "{slot:?}");
         }
-        let [first, second, third] = crowd;
+        let [first, second, third] = large_network;
         drop(first);
         let newcomer = newcomer.await;
 
-        // Two of the crowd, and one each of the others: the crowd goes first again.
-        let leave = async |slot: PendingSlot| slot.is_wanted().await;
-        let (another, ()) = tokio::join!(pending.enter(address("3.3.3.3")), leave(second));
-        // One each: the one that came first.
-        let (last, ()) = tokio::join!(pending.enter(address("4.4.4.4")), leave(user));
+        // Two of the large network and one of each other: the large network is first again.
+        let end_when_evicted = async |slot: PendingSlot| slot.evicted().await;
+        let (another, ()) = tokio::join!(
+            pending.acquire(address("3.3.3.3")),
+            end_when_evicted(second)
+        );
+        // One of each: the oldest of all is first.
+        let (last, ()) = tokio::join!(pending.acquire(address("4.4.4.4")), end_when_evicted(user));
         drop((last, another, newcomer, third));
-        let guests = pending.guests();
+        let usage = pending.pool.usage.lock();
         assert_eq!(
-            (guests.taken, guests.networks.len(), guests.ranks.len()),
+            (usage.in_use, usage.networks.len(), usage.ranks.len()),
             (0, 0, 0)
         );
     }
 
     #[tokio::test]
-    async fn a_room_holds_no_more_than_its_places() {
+    async fn no_more_slots_are_in_use_than_there_are() {
         let pending = PendingConnections::new(3);
-        let mut here = Vec::new();
+        let mut held = Vec::new();
         for number in 0..100_u8 {
-            let enter = pending.enter(IpAddr::from([10, 0, 0, number % 7]));
-            let mut enter = Box::pin(enter);
-            if let Some(slot) = futures_now(enter.as_mut()).await {
-                here.push(slot);
+            let acquire = pending.acquire(IpAddr::from([10, 0, 0, number % 7]));
+            let mut acquire = Box::pin(acquire);
+            if let Some(slot) = poll_once(acquire.as_mut()).await {
+                held.push(slot);
                 continue;
             }
-            let mut left = 0;
-            let mut stay = Vec::new();
-            for slot in here {
-                if wanted(&slot).await {
-                    left += 1;
+            let mut evicted = 0;
+            let mut kept = Vec::new();
+            for slot in held {
+                if is_evicted(&slot).await {
+                    evicted += 1;
                 } else {
-                    stay.push(slot);
+                    kept.push(slot);
                 }
             }
-            assert_eq!(left, 1, "one for one");
-            here = stay;
-            here.push(enter.await);
-            assert_eq!((here.len(), pending.guests().taken), (3, 3));
+            assert_eq!(evicted, 1, "one for one");
+            held = kept;
+            held.push(acquire.await);
+            let in_use = pending.pool.usage.lock().in_use;
+            assert_eq!((held.len(), in_use), (3, 3));
         }
     }
 
-    /// What a future gives without waiting.
-    async fn futures_now<F: Future + Unpin>(future: F) -> Option<F::Output> {
+    /// The output of a future that is ready at its first poll.
+    async fn poll_once<F: Future + Unpin>(future: F) -> Option<F::Output> {
         tokio::select! {
             biased;
             output = future => Some(output),

@@ -1,171 +1,180 @@
-//! How often one address may come, and all of them together. Nothing here is kept for longer than it
-//! says something, and every table is bounded, so that whoever comes from everywhere fills none.
+//! Limits what one address may do, and all addresses together: handshakes, TLS handshakes, failed
+//! authentications, connected users. Every table has a bounded size, so that a peer with many addresses
+//! cannot fill the memory.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::network::Network;
-use crate::admission::token_bucket::{Bucket, Rate};
+use super::token_bucket::{Bucket, Rate};
 use crate::config::LimitSettings;
 use crate::telemetry::metrics::Rejection;
 
-/// Networks whose pace is remembered: about 6 MB. With more than these the longest unseen is
-/// forgotten first, which lets it begin anew.
+/// Networks whose buckets are kept: about 6 MB. Beyond these, the networks that have not been seen for the
+/// longest time are forgotten first, and start with full buckets when they come again.
 const NETWORKS_MAX: usize = 1 << 16;
 
-/// Who comes, and how often: a cheap handle.
+/// The limits of addresses, and what is used of them: a cheap handle.
 #[derive(Clone, Debug)]
-pub struct AddressLimiter {
-    shared: Arc<Shared>,
+pub(crate) struct AddressLimiter {
+    limits: Arc<AddressLimits>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct AddressLimits {
     connections_max: Option<u32>,
-    handshakes: Rates,
-    tls_handshakes: Rates,
-    failures: Option<Rate>,
+    upgrades: HandshakeRates,
+    tls_handshakes: HandshakeRates,
+    auth_failures: Option<Rate>,
     /// Time zero of the buckets.
     epoch: Instant,
-    /// The pace of all together.
-    all: Mutex<Pace>,
-    /// How many users a network has. As many entries as there are users, at most.
-    here: Mutex<HashMap<Network, u32>>,
-    paces: Mutex<Paces>,
+    /// What all addresses together have used.
+    total: Mutex<Buckets>,
+    /// Connected users by network: at most as many entries as there are users.
+    users: Mutex<HashMap<Network, u32>>,
+    networks: Mutex<NetworkBuckets>,
 }
 
-/// What is allowed of one kind of handshake.
+/// The rates of one kind of handshake.
 #[derive(Clone, Copy, Debug)]
-struct Rates {
-    each: Option<Rate>,
-    all: Option<Rate>,
+struct HandshakeRates {
+    per_address: Option<Rate>,
+    total: Option<Rate>,
 }
 
-/// The paces of networks. The hash is keyed by chance: who chooses addresses cannot make them collide.
+/// The buckets of the networks that were seen last, in two generations: looking a network up moves it to the
+/// young one. When that is full it becomes the old one, and the old one is dropped. The maps hash with
+/// a random key, so a peer that chooses its addresses cannot make them collide.
 #[derive(Debug, Default)]
-struct Paces {
-    recent: HashMap<Network, Pace>,
-    /// Those that were recent before; one of them that comes again is recent again.
-    earlier: HashMap<Network, Pace>,
+struct NetworkBuckets {
+    young: HashMap<Network, Buckets>,
+    old: HashMap<Network, Buckets>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Pace {
-    handshakes: Bucket,
+struct Buckets {
+    upgrades: Bucket,
     tls_handshakes: Bucket,
-    failures: Bucket,
+    auth_failures: Bucket,
 }
 
-/// What is counted.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum HandshakeKind {
     Tls,
     Upgrade,
 }
 
-/// Too many, and how long to wait.
+/// A limit is exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TooMany {
+pub(crate) struct LimitExceeded {
     pub(crate) reason: Rejection,
+    /// How long to wait before the next attempt; zero where that is not known.
     pub(crate) wait: Duration,
 }
 
-/// A user of a network, until it is dropped.
+/// Counts one connected user of a network. Drop ends that.
 #[derive(Debug)]
 pub(crate) struct AddressPermit {
-    address_limiter: AddressLimiter,
+    limits: Arc<AddressLimits>,
     network: Network,
 }
 
 impl AddressLimiter {
-    /// Bounded by these limits; nothing if they set none.
-    pub fn new(limits: &LimitSettings) -> Option<Self> {
+    /// A limiter with these limits; none if no limit of addresses is set.
+    pub(crate) fn new(limits: &LimitSettings) -> Option<Self> {
         let per_minute = |rate: u32| Rate::per_minute(rate.into());
-        let shared = Shared {
+        let limits = AddressLimits {
             connections_max: limits.address_connections,
-            handshakes: Rates::new(limits.address_handshake_rate, limits.handshake_rate),
-            tls_handshakes: Rates::new(
+            upgrades: HandshakeRates::new(limits.address_handshake_rate, limits.handshake_rate),
+            tls_handshakes: HandshakeRates::new(
                 limits.address_tls_handshake_rate,
                 limits.tls_handshake_rate,
             ),
-            failures: limits.address_auth_failures.map(per_minute),
+            auth_failures: limits.address_auth_failures.map(per_minute),
             epoch: Instant::now(),
-            all: Mutex::default(),
-            here: Mutex::default(),
-            paces: Mutex::default(),
+            total: Mutex::default(),
+            users: Mutex::default(),
+            networks: Mutex::default(),
         };
-        let bounded = shared.connections_max.is_some()
-            || shared.handshakes.is_any()
-            || shared.tls_handshakes.is_any()
-            || shared.failures.is_some();
-        bounded.then(|| Self {
-            shared: Arc::new(shared),
+        let is_limited = limits.connections_max.is_some()
+            || limits.upgrades.is_any()
+            || limits.tls_handshakes.is_any()
+            || limits.auth_failures.is_some();
+        is_limited.then(|| Self {
+            limits: Arc::new(limits),
         })
     }
 
-    /// Counts a handshake from `client_addr`.
-    pub(crate) fn arrives(&self, client_addr: IpAddr) -> Result<(), TooMany> {
-        self.count(Step::Upgrade, Some(client_addr))
+    /// Counts an upgrade request from `client_addr`.
+    pub(crate) fn count_upgrade(&self, client_addr: IpAddr) -> Result<(), LimitExceeded> {
+        self.count(HandshakeKind::Upgrade, Some(client_addr))
     }
 
-    /// Counts a TLS handshake from `client_addr`, over all only where that is not known yet.
-    pub(crate) fn says_hello(&self, client_addr: Option<IpAddr>) -> Result<(), TooMany> {
-        self.count(Step::Tls, client_addr)
+    /// Counts a TLS handshake from `client_addr`. Where the client's address is not known yet, counts it
+    /// among all only.
+    pub(crate) fn count_tls_handshake(
+        &self,
+        client_addr: Option<IpAddr>,
+    ) -> Result<(), LimitExceeded> {
+        self.count(HandshakeKind::Tls, client_addr)
     }
 
-    fn count(&self, step: Step, client_addr: Option<IpAddr>) -> Result<(), TooMany> {
-        let (rates, for_each, for_all) = match step {
-            Step::Tls => (
-                self.shared.tls_handshakes,
+    fn count(&self, kind: HandshakeKind, client_addr: Option<IpAddr>) -> Result<(), LimitExceeded> {
+        let (rates, address_reason, total_reason) = match kind {
+            HandshakeKind::Tls => (
+                self.limits.tls_handshakes,
                 Rejection::AddressTlsRate,
                 Rejection::TlsRate,
             ),
-            Step::Upgrade => (
-                self.shared.handshakes,
+            HandshakeKind::Upgrade => (
+                self.limits.upgrades,
                 Rejection::AddressRate,
                 Rejection::Rate,
             ),
         };
         let now = self.now();
-        let take = |pace: &mut Pace, rate, reason| {
-            let bucket = match step {
-                Step::Tls => &mut pace.tls_handshakes,
-                Step::Upgrade => &mut pace.handshakes,
+        let take = |buckets: &mut Buckets, rate, reason| {
+            let bucket = match kind {
+                HandshakeKind::Tls => &mut buckets.tls_handshakes,
+                HandshakeKind::Upgrade => &mut buckets.upgrades,
             };
             if bucket.take(rate, 1, now) {
                 return Ok(());
             }
             let wait = bucket.wait(rate, now);
-            Err(TooMany { reason, wait })
+            Err(LimitExceeded { reason, wait })
         };
-        // The address first: what it has too much of is not taken from the others.
-        if let (Some(rate), Some(client_addr)) = (rates.each, client_addr) {
-            let mut paces = lock(&self.shared.paces);
-            take(paces.of(Network::of(client_addr)), rate, for_each)?;
+        // The address first: a handshake beyond its own rate must not use up the rate of all.
+        if let (Some(rate), Some(client_addr)) = (rates.per_address, client_addr) {
+            let mut networks = self.limits.networks.lock();
+            take(networks.get(Network::of(client_addr)), rate, address_reason)?;
         }
-        match rates.all {
-            Some(rate) => take(&mut lock(&self.shared.all), rate, for_all),
+        match rates.total {
+            Some(rate) => take(&mut self.limits.total.lock(), rate, total_reason),
             None => Ok(()),
         }
     }
 
-    /// Whether `client_addr` may try to authenticate: it has not failed too often, and there is a place that it
-    /// would have then.
-    pub(crate) fn may_try(&self, client_addr: IpAddr) -> Result<(), TooMany> {
-        if self.shared.connections_max.is_some() {
-            self.slot(client_addr, &lock(&self.shared.here))?;
+    /// Whether `client_addr` may authenticate: it has not failed too often, and its network may have one
+    /// more user. Counts nothing.
+    pub(crate) fn check_may_authenticate(&self, client_addr: IpAddr) -> Result<(), LimitExceeded> {
+        let network = Network::of(client_addr);
+        if self.limits.connections_max.is_some() {
+            self.limits
+                .users_below_max(network, &self.limits.users.lock())?;
         }
-        let Some(rate) = self.shared.failures else {
+        let Some(rate) = self.limits.auth_failures else {
             return Ok(());
         };
-        let pace = *lock(&self.shared.paces).of(Network::of(client_addr));
-        match pace.failures.wait(rate, self.now()) {
+        let buckets = *self.limits.networks.lock().get(network);
+        match buckets.auth_failures.wait(rate, self.now()) {
             Duration::ZERO => Ok(()),
-            wait => Err(TooMany {
+            wait => Err(LimitExceeded {
                 reason: Rejection::AddressFailures,
                 wait,
             }),
@@ -173,89 +182,94 @@ impl AddressLimiter {
     }
 
     /// Counts a failed authentication of `client_addr`.
-    pub(crate) fn failed(&self, client_addr: IpAddr) {
-        if let Some(rate) = self.shared.failures {
+    pub(crate) fn count_auth_failure(&self, client_addr: IpAddr) {
+        if let Some(rate) = self.limits.auth_failures {
             let now = self.now();
-            let mut paces = lock(&self.shared.paces);
-            paces
-                .of(Network::of(client_addr))
-                .failures
-                .take(rate, 1, now);
+            let mut networks = self.limits.networks.lock();
+            let buckets = networks.get(Network::of(client_addr));
+            buckets.auth_failures.take(rate, 1, now);
         }
     }
 
-    /// Counts a user from `client_addr`, if it is not one too many; nothing where users are not counted.
-    pub(crate) fn enters(&self, client_addr: IpAddr) -> Result<Option<AddressPermit>, TooMany> {
-        if self.shared.connections_max.is_none() {
+    /// Counts a connected user of `client_addr` until the permit is dropped. No permit where connected
+    /// users have no limit.
+    pub(crate) fn connect(
+        &self,
+        client_addr: IpAddr,
+    ) -> Result<Option<AddressPermit>, LimitExceeded> {
+        if self.limits.connections_max.is_none() {
             return Ok(None);
         }
         let network = Network::of(client_addr);
-        let mut here = lock(&self.shared.here);
-        let users = self.slot(client_addr, &here)?;
-        here.insert(network, users + 1);
+        let mut users = self.limits.users.lock();
+        let count = self.limits.users_below_max(network, &users)?;
+        users.insert(network, count + 1);
         Ok(Some(AddressPermit {
-            address_limiter: self.clone(),
+            limits: self.limits.clone(),
             network,
         }))
     }
 
-    /// How many users the network of `client_addr` has, if there may be one more.
-    fn slot(&self, client_addr: IpAddr, here: &HashMap<Network, u32>) -> Result<u32, TooMany> {
-        let users = here.get(&Network::of(client_addr)).copied().unwrap_or(0);
-        if self.shared.connections_max.is_some_and(|max| users >= max) {
-            return Err(TooMany {
+    fn now(&self) -> Duration {
+        self.limits.epoch.elapsed()
+    }
+}
+
+impl AddressLimits {
+    /// The number of the network's users, if it may have one more.
+    fn users_below_max(
+        &self,
+        network: Network,
+        users: &HashMap<Network, u32>,
+    ) -> Result<u32, LimitExceeded> {
+        let count = users.get(&network).copied().unwrap_or(0);
+        if self.connections_max.is_some_and(|max| count >= max) {
+            return Err(LimitExceeded {
                 reason: Rejection::AddressConnections,
                 wait: Duration::ZERO,
             });
         }
-        Ok(users)
-    }
-
-    fn now(&self) -> Duration {
-        self.shared.epoch.elapsed()
+        Ok(count)
     }
 }
 
-impl Rates {
-    fn new(each: Option<u32>, all: Option<u32>) -> Self {
+impl HandshakeRates {
+    fn new(per_address: Option<u32>, total: Option<u32>) -> Self {
         let per_second = |rate: u32| Rate::per_second(rate.into(), 1);
         Self {
-            each: each.map(per_second),
-            all: all.map(per_second),
+            per_address: per_address.map(per_second),
+            total: total.map(per_second),
         }
     }
 
     fn is_any(self) -> bool {
-        self.each.is_some() || self.all.is_some()
+        self.per_address.is_some() || self.total.is_some()
     }
 }
 
-impl Paces {
-    fn of(&mut self, network: Network) -> &mut Pace {
-        if !self.recent.contains_key(&network) && self.recent.len() >= NETWORKS_MAX / 2 {
-            self.earlier = std::mem::take(&mut self.recent);
+impl NetworkBuckets {
+    /// The buckets of a network, full if it is not known.
+    fn get(&mut self, network: Network) -> &mut Buckets {
+        if !self.young.contains_key(&network) && self.young.len() >= NETWORKS_MAX / 2 {
+            self.old = std::mem::take(&mut self.young);
         }
-        let earlier = &mut self.earlier;
-        self.recent
+        let old = &mut self.old;
+        self.young
             .entry(network)
-            .or_insert_with(|| earlier.remove(&network).unwrap_or_default())
+            .or_insert_with(|| old.remove(&network).unwrap_or_default())
     }
 }
 
 impl Drop for AddressPermit {
     fn drop(&mut self) {
-        let mut here = lock(&self.address_limiter.shared.here);
-        let users = here.get(&self.network).copied().unwrap_or(0);
-        if users > 1 {
-            here.insert(self.network, users - 1);
+        let mut users = self.limits.users.lock();
+        let count = users.get(&self.network).copied().unwrap_or(0);
+        if count > 1 {
+            users.insert(self.network, count - 1);
         } else {
-            here.remove(&self.network);
+            users.remove(&self.network);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -275,112 +289,116 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_has_its_own_rate_and_all_have_one_together() {
+    async fn each_address_has_a_rate_and_all_together_have_one() {
         let address_limiter = address_limiter(|limits| {
             limits.address_handshake_rate = Some(1);
             limits.handshake_rate = Some(2);
         });
-        let refused = |client_addr| {
+        let count = |client_addr| {
             address_limiter
-                .arrives(address(client_addr))
-                .map_err(|too_many| too_many.reason)
+                .count_upgrade(address(client_addr))
+                .map_err(|exceeded| exceeded.reason)
         };
-        assert_eq!((refused(1), refused(1)), (Ok(()), Ok(())));
-        assert_eq!(refused(1), Err(Rejection::AddressRate));
-        assert_eq!((refused(2), refused(3)), (Ok(()), Ok(())));
-        assert_eq!(refused(4), Err(Rejection::Rate));
-        let too_many = address_limiter.arrives(address(1)).unwrap_err();
-        assert_eq!(too_many.wait, Duration::from_secs(1));
+        assert_eq!((count(1), count(1)), (Ok(()), Ok(())));
+        assert_eq!(count(1), Err(Rejection::AddressRate));
+        assert_eq!((count(2), count(3)), (Ok(()), Ok(())));
+        assert_eq!(count(4), Err(Rejection::Rate));
+        let exceeded = address_limiter.count_upgrade(address(1)).unwrap_err();
+        assert_eq!(exceeded.wait, Duration::from_secs(1));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(refused(1), Ok(()));
+        assert_eq!(count(1), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn tls_is_counted_by_itself_and_over_all_where_nobody_is_known() {
+    async fn tls_handshakes_have_rates_of_their_own_and_an_unknown_address_has_only_that_of_all() {
         let address_limiter = address_limiter(|limits| {
             limits.address_tls_handshake_rate = Some(1);
             limits.tls_handshake_rate = Some(3);
             limits.address_handshake_rate = Some(1);
         });
-        let refused = |client_addr: Option<&str>| {
+        let count = |client_addr: Option<&str>| {
             let client_addr = client_addr.map(|client_addr| client_addr.parse().unwrap());
             address_limiter
-                .says_hello(client_addr)
-                .map_err(|too_many| too_many.reason)
+                .count_tls_handshake(client_addr)
+                .map_err(|exceeded| exceeded.reason)
         };
         // One subscriber has a whole /64.
         let subscriber = ["2001:db8::1", "2001:db8::ffff:2", "2001:db8::3"].map(Some);
-        assert_eq!(subscriber.map(refused)[..2], [Ok(()), Ok(())]);
-        assert_eq!(refused(subscriber[2]), Err(Rejection::AddressTlsRate));
-        // Nobody in particular has no rate of its own, and what was refused above has cost nothing.
-        assert_eq!([None; 4].map(refused), [Ok(()); 4]);
-        assert_eq!(refused(None), Err(Rejection::TlsRate));
-        assert_eq!(refused(Some("192.0.2.1")), Err(Rejection::TlsRate));
-        // What they ask for then is counted anew.
+        assert_eq!(subscriber.map(count)[..2], [Ok(()), Ok(())]);
+        assert_eq!(count(subscriber[2]), Err(Rejection::AddressTlsRate));
+        // An unknown address has no rate of its own, and the refused handshake above used nothing up.
+        assert_eq!([None; 4].map(count), [Ok(()); 4]);
+        assert_eq!(count(None), Err(Rejection::TlsRate));
+        assert_eq!(count(Some("192.0.2.1")), Err(Rejection::TlsRate));
+        // Upgrade requests are counted apart from TLS handshakes.
         let client_addr = "2001:db8::1".parse().unwrap();
-        let asks = [(); 3].map(|()| address_limiter.arrives(client_addr).is_ok());
-        assert_eq!(asks, [true, true, false]);
+        let upgrades = [(); 3].map(|()| address_limiter.count_upgrade(client_addr).is_ok());
+        assert_eq!(upgrades, [true, true, false]);
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(refused(subscriber[2]), Ok(()));
+        assert_eq!(count(subscriber[2]), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failures_count_and_what_succeeds_does_not() {
+    async fn only_failed_authentications_count() {
         let address_limiter = address_limiter(|limits| limits.address_auth_failures = Some(3));
         for _ in 0..100 {
-            assert_eq!(address_limiter.may_try(address(1)), Ok(()));
+            assert_eq!(address_limiter.check_may_authenticate(address(1)), Ok(()));
         }
         for _ in 0..5 {
-            address_limiter.failed(address(1));
+            address_limiter.count_auth_failure(address(1));
         }
-        let too_many = address_limiter.may_try(address(1)).unwrap_err();
-        assert_eq!(too_many.reason, Rejection::AddressFailures);
-        assert_eq!(too_many.wait, Duration::from_secs(20));
-        assert_eq!(address_limiter.may_try(address(2)), Ok(()));
+        let exceeded = address_limiter
+            .check_may_authenticate(address(1))
+            .unwrap_err();
+        assert_eq!(exceeded.reason, Rejection::AddressFailures);
+        assert_eq!(exceeded.wait, Duration::from_secs(20));
+        assert_eq!(address_limiter.check_may_authenticate(address(2)), Ok(()));
         tokio::time::advance(Duration::from_secs(20)).await;
-        assert_eq!(address_limiter.may_try(address(1)), Ok(()));
+        assert_eq!(address_limiter.check_may_authenticate(address(1)), Ok(()));
     }
 
     #[tokio::test]
-    async fn an_ipv6_subscriber_is_one_and_a_place_comes_back() {
+    async fn an_ipv6_subscriber_is_one_network_and_a_dropped_permit_is_free_again() {
         let address_limiter = address_limiter(|limits| limits.address_connections = Some(2));
-        let enter = |client_addr: &str| address_limiter.enters(client_addr.parse().unwrap());
-        let first = enter("2001:db8::1").unwrap();
-        let second = enter("2001:db8::ffff:2").unwrap();
-        let too_many = enter("2001:db8::3").unwrap_err();
-        assert_eq!(too_many.reason, Rejection::AddressConnections);
-        let other = enter("2001:db8:0:1::1").unwrap();
+        let connect = |client_addr: &str| address_limiter.connect(client_addr.parse().unwrap());
+        let first = connect("2001:db8::1").unwrap();
+        let second = connect("2001:db8::ffff:2").unwrap();
+        let exceeded = connect("2001:db8::3").unwrap_err();
+        assert_eq!(exceeded.reason, Rejection::AddressConnections);
+        let other = connect("2001:db8:0:1::1").unwrap();
         drop(second);
-        let third = enter("2001:db8::3").unwrap();
+        let third = connect("2001:db8::3").unwrap();
         drop((first, third, other));
-        assert!(lock(&address_limiter.shared.here).is_empty());
+        assert!(address_limiter.limits.users.lock().is_empty());
     }
 
     #[tokio::test]
-    async fn whoever_comes_from_everywhere_fills_no_table() {
+    async fn a_peer_with_many_addresses_fills_no_table() {
         let address_limiter = address_limiter(|limits| {
             limits.address_handshake_rate = Some(1);
             limits.address_tls_handshake_rate = Some(1);
         });
         let size = || {
-            let paces = lock(&address_limiter.shared.paces);
-            paces.recent.len() + paces.earlier.len()
+            let networks = address_limiter.limits.networks.lock();
+            networks.young.len() + networks.old.len()
         };
         for client_addr in 0..200_000 {
-            // Whoever only says hello is one as well.
+            // A TLS handshake fills the table as an upgrade does.
             if client_addr % 2 == 0 {
                 address_limiter
-                    .says_hello(Some(address(client_addr)))
+                    .count_tls_handshake(Some(address(client_addr)))
                     .unwrap();
             } else {
-                address_limiter.arrives(address(client_addr)).unwrap();
+                address_limiter.count_upgrade(address(client_addr)).unwrap();
             }
             if client_addr % 1000 == 0 {
-                // One that comes all the while is not forgotten.
-                let _within = address_limiter.arrives(address(u32::MAX));
+                // An address that comes again and again is not forgotten.
+                let _within = address_limiter.count_upgrade(address(u32::MAX));
             }
         }
         assert!(size() <= NETWORKS_MAX, "{}", size());
-        address_limiter.arrives(address(u32::MAX)).unwrap_err();
+        address_limiter
+            .count_upgrade(address(u32::MAX))
+            .unwrap_err();
     }
 }

@@ -1,13 +1,14 @@
-//! How fast somebody may go: token buckets, each as small as a number. Must not know what is counted.
+//! Token buckets: limits on how often something may happen, each as small as a number. Must not know what is
+//! counted.
 
 use std::time::Duration;
 
-/// Seconds' worth of a rate that may come at once.
+/// The burst of [`Rate::per_second`], in seconds of the rate.
 const BURST_SECONDS: u64 = 2;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// So many in a while, and so many at once.
+/// A number of tokens per time, and the number that may be taken at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     count: u64,
@@ -16,7 +17,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// So many a second, and two seconds' worth at once, but at least `burst`.
+    /// `count` tokens a second, and a burst of two seconds of them, but at least `burst`.
     pub fn per_second(count: u64, burst: u64) -> Self {
         Self {
             count,
@@ -25,7 +26,7 @@ impl Rate {
         }
     }
 
-    /// So many a second, and a hundredth of them at once, but at least one.
+    /// `count` tokens a second, and a burst of a hundredth of them, but at least one.
     pub fn evenly(count: u64) -> Self {
         Self {
             count,
@@ -34,7 +35,7 @@ impl Rate {
         }
     }
 
-    /// So many a minute, and as many at once.
+    /// `count` tokens a minute, and a burst of as many.
     pub fn per_minute(count: u64) -> Self {
         Self {
             count,
@@ -43,49 +44,49 @@ impl Rate {
         }
     }
 
-    /// How long it takes for so many to come, nanoseconds.
-    fn time(self, count: u64) -> u64 {
+    /// How long the rate takes to give `count` tokens, nanoseconds.
+    fn nanos_for(self, count: u64) -> u64 {
         let ns = u128::from(count) * u128::from(self.per_ns) / u128::from(self.count.max(1));
         u64::try_from(ns).unwrap_or(u64::MAX)
     }
 }
 
-/// What of a [`Rate`] is used up: the time at which nothing of it will be, nanoseconds. Times are
-/// those of one clock that begins at zero, with a full bucket.
+/// What is used of a [`Rate`]: the time at which the bucket will be full again, nanoseconds. All times are of one
+/// clock that begins at zero, where a new bucket is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket(u64);
 
 impl Bucket {
-    /// Takes so many, if as many are there.
+    /// Takes `count` tokens if the bucket has them. Returns whether it did.
     pub fn take(&mut self, rate: Rate, count: u64, now: Duration) -> bool {
-        let now = nanoseconds(now);
-        let full_at = self.0.max(now).saturating_add(rate.time(count));
-        let within = full_at - now <= rate.time(rate.burst);
+        let now = nanos(now);
+        let full_at = self.0.max(now).saturating_add(rate.nanos_for(count));
+        let within = full_at - now <= rate.nanos_for(rate.burst);
         if within {
             self.0 = full_at;
         }
         within
     }
 
-    /// Takes so many in any case. Whether no more than a burst is owed by now; more never is, so that
-    /// whoever stops is soon trusted again.
+    /// Takes `count` tokens even if the bucket does not have them, and owes the rest. Returns whether it owes at
+    /// most a burst. It never owes more, so that a peer that stops may soon go on.
     pub fn owe(&mut self, rate: Rate, count: u64, now: Duration) -> bool {
-        let now = nanoseconds(now);
-        let full_at = self.0.max(now).saturating_add(rate.time(count));
-        let latest = now.saturating_add(rate.time(rate.burst).saturating_mul(2));
+        let now = nanos(now);
+        let full_at = self.0.max(now).saturating_add(rate.nanos_for(count));
+        let latest = now.saturating_add(rate.nanos_for(rate.burst).saturating_mul(2));
         self.0 = full_at.min(latest);
         full_at <= latest
     }
 
-    /// How long it takes until one is there; nothing if one is.
+    /// How long it takes until the bucket has a token; zero if it has one.
     pub fn wait(&self, rate: Rate, now: Duration) -> Duration {
-        let full_at = self.0.saturating_add(rate.time(1));
-        let allowed = nanoseconds(now).saturating_add(rate.time(rate.burst));
+        let full_at = self.0.saturating_add(rate.nanos_for(1));
+        let allowed = nanos(now).saturating_add(rate.nanos_for(rate.burst));
         Duration::from_nanos(full_at.saturating_sub(allowed))
     }
 }
 
-fn nanoseconds(time: Duration) -> u64 {
+fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_owed_is_bounded() {
+    fn a_bucket_owes_at_most_a_burst() {
         let rate = Rate::per_second(10, 0);
         let mut bucket = Bucket::default();
         assert!(bucket.owe(rate, 20, ms(1000)));
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_at_least_what_was_asked_for() {
+    fn a_burst_is_at_least_the_given_one() {
         let mut bucket = Bucket::default();
         let rate = Rate::per_second(1000, 65_536);
         assert!(bucket.take(rate, 65_536, ms(0)));
@@ -144,7 +145,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_more_is_taken_than_a_burst_and_what_the_time_gives(
+        fn no_more_is_taken_than_a_burst_and_the_rate_give(
             count in 1..10_000_u64,
             asked in prop::collection::vec((0..3_000_u64, 1..20_000_u64), 1..50),
         ) {

@@ -198,8 +198,8 @@ async fn join(
     let address_limiter = state.address_limiter.as_ref();
     if let Some(address_limiter) = address_limiter {
         address_limiter
-            .arrives(client_addr)
-            .map_err(Refusal::TooMany)?;
+            .count_upgrade(client_addr)
+            .map_err(Refusal::LimitExceeded)?;
     }
     if !is_version_13(headers) {
         return Err(Refusal::Version);
@@ -215,8 +215,8 @@ async fn join(
     }
     if let Some(address_limiter) = address_limiter {
         address_limiter
-            .may_try(client_addr)
-            .map_err(Refusal::TooMany)?;
+            .check_may_authenticate(client_addr)
+            .map_err(Refusal::LimitExceeded)?;
     }
     // Who will find no place costs no look at its token. It is taken behind that, since a key may have to
     // be asked for.
@@ -229,14 +229,14 @@ async fn join(
         .await;
     let Authenticated { subject, remaining } = authenticated.map_err(|Denied| {
         if let Some(address_limiter) = address_limiter {
-            address_limiter.failed(client_addr);
+            address_limiter.count_auth_failure(client_addr);
         }
         Refusal::Unauthorized
     })?;
     let permit = match address_limiter {
         Some(address_limiter) => address_limiter
-            .enters(client_addr)
-            .map_err(Refusal::TooMany)?,
+            .connect(client_addr)
+            .map_err(Refusal::LimitExceeded)?,
         None => None,
     };
     let dialect = if v1 { Dialect::V1 } else { Dialect::Bare };

@@ -9,5 +9,5 @@ mod server;
 mod state;
 
 pub use client_address::Proxies;
-pub use server::serve;
-pub use state::{HttpState, ListenerRole};
+pub(crate) use server::serve;
+pub(crate) use state::{HttpState, ListenerRole};

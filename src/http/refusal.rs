@@ -10,7 +10,7 @@ use hyper::header::{
 };
 
 use super::routes::{Answer, text};
-use crate::admission::TooMany;
+use crate::admission::LimitExceeded;
 use crate::relay::Refused;
 use crate::telemetry::metrics::Rejection;
 
@@ -30,7 +30,7 @@ pub(super) enum Refusal {
     /// No token, or none that holds.
     Unauthorized,
     /// Too many come.
-    TooMany(TooMany),
+    LimitExceeded(LimitExceeded),
     /// The server is about to end.
     Draining,
     /// There is no client.
@@ -45,7 +45,7 @@ impl Refusal {
             Self::Malformed(_) => Rejection::Malformed,
             Self::Origin => Rejection::Origin,
             Self::Unauthorized => Rejection::Unauthorized,
-            Self::TooMany(TooMany { reason, .. }) => reason,
+            Self::LimitExceeded(LimitExceeded { reason, .. }) => reason,
             Self::Draining => Rejection::Draining,
             Self::NotJoined(Refused::Full) => Rejection::Full,
             Self::NotJoined(Refused::NoId) => Rejection::NoId,
@@ -76,7 +76,7 @@ impl Refusal {
                 "unauthorized",
                 &[(WWW_AUTHENTICATE, "Bearer")],
             ),
-            Self::TooMany(TooMany { reason, wait }) => {
+            Self::LimitExceeded(LimitExceeded { reason, wait }) => {
                 let (status, message) = match reason {
                     Rejection::Rate => (StatusCode::SERVICE_UNAVAILABLE, "too many handshakes"),
                     _ => (StatusCode::TOO_MANY_REQUESTS, "too many from this address"),

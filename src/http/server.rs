@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use super::handshake::{Handshake, Joined};
 use super::{HttpState, ListenerRole, routes};
-use crate::admission::{PendingConnections, PendingSlot, TooMany};
+use crate::admission::{LimitExceeded, PendingConnections, PendingSlot};
 use crate::net::tls::Hello;
 use crate::net::{Io, proxy_protocol};
 use crate::session::Session;
@@ -28,7 +28,7 @@ use crate::session::Session;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Accepts connections until the app stops. `connections_max` bounds those that are not users (yet).
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     role: ListenerRole,
     state: Arc<HttpState>,
@@ -44,7 +44,7 @@ pub async fn serve(
         .filter(|_| role != ListenerRole::Admin);
     let next = async || {
         if let Some(accept_limiter) = accept_limiter
-            && accept_limiter.one_more().await
+            && accept_limiter.acquire().await
         {
             state.relay.metrics().accept_deferred();
         }
@@ -83,7 +83,7 @@ async fn accept(
     let (stream, peer) = listener.accept().await?;
     let peer = peer.ip().to_canonical();
     // Only with a connection at hand that needs the room, or one place would always be empty.
-    let slot = pending.enter(peer).await;
+    let slot = pending.acquire(peer).await;
     Ok((stream, peer, slot))
 }
 
@@ -105,14 +105,14 @@ async fn connection(
     slot: PendingSlot,
 ) {
     let _counted = (role != ListenerRole::Admin).then(|| state.relay.metrics().http_connection());
-    let mut wanted = pin!(slot.is_wanted());
+    let mut wanted = pin!(slot.evicted());
     let opened = tokio::select! {
         () = &mut wanted => return state.relay.metrics().http_evicted(),
         opened = timeout(state.header_timeout, open(stream, peer, role, &state)) => opened,
     };
     let (io, client_addr) = match opened {
         Ok(Ok(opened)) => opened,
-        Ok(Err(NotOpened::Refused(TooMany { reason, .. }, client_addr))) => {
+        Ok(Err(NotOpened::Refused(LimitExceeded { reason, .. }, client_addr))) => {
             debug!(client.addr = %client_addr, ?reason, "tls handshake refused");
             return state.relay.metrics().handshake_rejected(reason);
         }
@@ -216,9 +216,9 @@ async fn open(
     };
     // Who has not said all of it has cost next to nothing, and takes nothing of the rates.
     let hello = Hello::of(stream).await?;
-    if let Err(too_many) = may_go_on(client_addr, role, state) {
+    if let Err(exceeded) = may_go_on(client_addr, role, state) {
         hello.refuse();
-        return Err(NotOpened::Refused(too_many, client_addr));
+        return Err(NotOpened::Refused(exceeded, client_addr));
     }
     let stream = tls.accept(hello, &state.background).await?;
     Ok((Io::Tls(Box::new(stream)), client_addr))
@@ -229,14 +229,18 @@ async fn open(
 enum NotOpened {
     /// Too many TLS handshakes come, and this was one of them.
     #[error("too many tls handshakes")]
-    Refused(TooMany, IpAddr),
+    Refused(LimitExceeded, IpAddr),
     #[error(transparent)]
     Failed(#[from] io::Error),
 }
 
 /// Counts a TLS handshake, before it costs anything. Operators have a listener of their own so that they
 /// get through when users do not, and so it is not counted there.
-fn may_go_on(client_addr: IpAddr, role: ListenerRole, state: &HttpState) -> Result<(), TooMany> {
+fn may_go_on(
+    client_addr: IpAddr,
+    role: ListenerRole,
+    state: &HttpState,
+) -> Result<(), LimitExceeded> {
     let Some(address_limiter) = state
         .address_limiter
         .as_ref()
@@ -247,7 +251,7 @@ fn may_go_on(client_addr: IpAddr, role: ListenerRole, state: &HttpState) -> Resu
     // A trusted proxy will say whom a request is from, and not before there is one: until then all of
     // its clients are one, who must not be held to what one may do.
     let known = Some(client_addr).filter(|client_addr| !state.proxies.trusts(*client_addr));
-    address_limiter.says_hello(known)
+    address_limiter.count_tls_handshake(known)
 }
 
 /// Whom a connection is from, by the PROXY protocol header at its front if it is a proxy's.

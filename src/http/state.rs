@@ -19,7 +19,7 @@ use crate::ticket::Tickets;
 
 /// What a listener's connections may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ListenerRole {
+pub(crate) enum ListenerRole {
     /// Upgrades, metrics and health.
     All,
     /// Upgrades only: metrics and health have a listener of their own.
@@ -30,52 +30,52 @@ pub enum ListenerRole {
 
 /// What every HTTP connection of an app shares.
 #[derive(Debug)]
-pub struct HttpState {
+pub(crate) struct HttpState {
     /// The relay that upgrades join.
-    pub relay: Relay,
+    pub(crate) relay: Relay,
     /// What sessions share.
-    pub sessions: Arc<SessionContext>,
+    pub(crate) sessions: Arc<SessionContext>,
     /// The stage, and where tasks are spawned.
-    pub shutdown: Shutdown,
+    pub(crate) shutdown: Shutdown,
     /// `limits.header_timeout`.
-    pub header_timeout: Duration,
+    pub(crate) header_timeout: Duration,
     /// `limits.header_bytes`.
-    pub header_bytes: usize,
+    pub(crate) header_bytes: usize,
     /// `server.allowed_origins`.
-    pub allowed_origins: Vec<OriginPattern>,
+    pub(crate) allowed_origins: Vec<OriginPattern>,
     /// `server.allowed_hosts`.
-    pub allowed_hosts: Vec<String>,
+    pub(crate) allowed_hosts: Vec<String>,
     /// Whose word on a client's address is taken.
-    pub proxies: Proxies,
+    pub(crate) proxies: Proxies,
     /// `server.proxy_protocol`.
-    pub proxy_protocol: bool,
+    pub(crate) proxy_protocol: bool,
     /// What lets a user come back with its id.
-    pub tickets: Tickets,
+    pub(crate) tickets: Tickets,
     /// `ui.enabled`.
-    pub page: bool,
+    pub(crate) page: bool,
     /// Who may come in.
-    pub auth: Auth,
+    pub(crate) auth: Auth,
     /// `server.tls`.
-    pub tls: Option<Tls>,
+    pub(crate) tls: Option<Tls>,
     /// `admin.tls`.
-    pub admin_tls: Option<Tls>,
+    pub(crate) admin_tls: Option<Tls>,
     /// Where TLS handshakes are computed.
-    pub background: BackgroundPool,
+    pub(crate) background: BackgroundPool,
     /// What operators show on the admin listener; nothing if they need not.
-    pub operator_token: Option<Secret>,
+    pub(crate) operator_token: Option<Secret>,
     /// The operator's API, on the admin listener; nothing without a token.
-    pub api: Option<Api>,
+    pub(crate) api: Option<Api>,
     /// What keeps those who are not users yet from taking the time of those who are.
-    pub throttle: HandshakeThrottle,
+    pub(crate) throttle: HandshakeThrottle,
     /// How fast users' connections are accepted, where that is bounded.
-    pub accept_limiter: Option<AcceptLimiter>,
+    pub(crate) accept_limiter: Option<AcceptLimiter>,
     /// How often one address may come, where that is bounded.
-    pub address_limiter: Option<AddressLimiter>,
+    pub(crate) address_limiter: Option<AddressLimiter>,
 }
 
 impl HttpState {
     /// Whether the request is an operator's, by the token of the admin listener.
-    pub(crate) fn is_operators(&self, headers: &HeaderMap) -> bool {
+    pub(super) fn is_operators(&self, headers: &HeaderMap) -> bool {
         self.operator_token.as_ref().is_none_or(|expected| {
             auth::authorization(headers).is_some_and(|token| expected.is(token.as_bytes()))
         })
