@@ -1,5 +1,5 @@
-//! The client for what the process asks of other servers by HTTP/1.1: key sets, and its own health. A
-//! request has a limit on its time and on the bytes of its response. The client follows no redirect, has
+//! The client for what the process asks of other servers by HTTP/1.1: key sets, its own health, and a
+//! receiver of spans. A request has a limit on its time and on the bytes of its response. The client follows no redirect, has
 //! no cookies and keeps no connection.
 
 use std::error::Error;
@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::header::{ACCEPT, CONNECTION, HeaderValue};
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -82,7 +83,7 @@ impl HttpClient {
             .enable_http1()
             .build();
         let client = Client::builder(TokioExecutor::new())
-            // Requests are minutes apart: a connection that was kept would often be dead.
+            // Requests are seconds or minutes apart: a connection that was kept could be dead by then.
             .pool_max_idle_per_host(0)
             .build(connector);
         Ok(Self { client, limits })
@@ -90,32 +91,62 @@ impl HttpClient {
 
     /// The body of a response with the status 200. `accept` are the media types that the caller reads.
     pub async fn get(&self, url: &Uri, accept: &'static str) -> Result<Bytes, HttpError> {
-        let limit = self.limits.timeout;
-        timeout(limit, self.exchange(url, accept))
-            .await
-            .unwrap_or_else(|_| {
-                let url = url.clone();
-                Err(HttpError::Timeout { url, limit })
-            })
-    }
-
-    async fn exchange(&self, url: &Uri, accept: &'static str) -> Result<Bytes, HttpError> {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = url.clone();
         let headers = request.headers_mut();
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        let response = self.client.request(request).await;
-        let response = response.map_err(|error| HttpError::Request {
-            url: url.clone(),
-            source: error.into(),
-        })?;
-        if response.status() != StatusCode::OK {
+        self.in_time(url, async {
+            let response = self.exchange(request).await?;
+            if response.status() == StatusCode::OK {
+                return self.read(url, response.into_body()).await;
+            }
             let (url, status) = (url.clone(), response.status());
-            return Err(HttpError::Status { url, status });
-        }
+            Err(HttpError::Status { url, status })
+        })
+        .await
+    }
+
+    /// The response to a request, whatever its status is.
+    pub(crate) async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let url = request.uri().clone();
+        self.in_time(&url, async {
+            let response = self.exchange(request.map(Full::new)).await?;
+            let (head, body) = response.into_parts();
+            Ok(Response::from_parts(head, self.read(&url, body).await?))
+        })
+        .await
+    }
+
+    /// Ends the work of a request where it takes too long.
+    async fn in_time<T>(
+        &self,
+        url: &Uri,
+        work: impl Future<Output = Result<T, HttpError>>,
+    ) -> Result<T, HttpError> {
+        let limit = self.limits.timeout;
+        let done = timeout(limit, work).await;
+        done.unwrap_or_else(|_| {
+            let url = url.clone();
+            Err(HttpError::Timeout { url, limit })
+        })
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, HttpError> {
+        let url = request.uri().clone();
+        let response = self.client.request(request).await;
+        response.map_err(|error| HttpError::Request {
+            url,
+            source: error.into(),
+        })
+    }
+
+    async fn read(&self, url: &Uri, body: Incoming) -> Result<Bytes, HttpError> {
         let limit = self.limits.body_bytes_max;
-        let body = Limited::new(response.into_body(), limit).collect().await;
+        let body = Limited::new(body, limit).collect().await;
         let body = body.map_err(|source| HttpError::Body {
             url: url.clone(),
             limit,

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use opentelemetry::InstrumentationScope;
 use opentelemetry::trace::{TraceContextExt, TracerProvider};
-use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
@@ -27,6 +26,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::config::{LogFormat, LogSettings, Settings, TracingSettings};
+pub use export::ExporterError;
 use export::SpanCounts;
 use trace::Traces;
 
@@ -62,7 +62,7 @@ pub enum TelemetryError {
     Ended(#[from] reload::Error),
     /// Spans cannot be sent like this.
     #[error("cannot send spans to tracing.otlp_endpoint")]
-    Exporter(#[from] ExporterBuildError),
+    Exporter(#[from] ExporterError),
 }
 
 /// Starts the logs of the process, text or JSON, on stderr: stdout belongs to verbs that print. And its

@@ -12,7 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("auth", &["config", "identity", "net"]),
     ("ticket", &["identity"]),
     ("protocol", &["identity"]),
-    ("telemetry", &["config"]),
+    ("telemetry", &["config", "net"]),
     ("admission", &["config", "lifecycle", "telemetry"]),
     ("ledger", &["identity", "telemetry"]),
     (

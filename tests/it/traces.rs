@@ -573,6 +573,8 @@ async fn a_receiver_that_comes_back_gets_spans_again() {
     .await;
     let warning = relay.logs("spans cannot be sent and will be lost").await;
     assert_eq!(warning["endpoint"], format!("{endpoint}/v1/traces"));
+    let reason = warning["error"].as_str().unwrap();
+    assert!(reason.contains("Connection refused"), "{reason}");
 
     let receiver = Receiver::start_at(nobody, Manner::Takes).await;
     talk().await;
