@@ -97,14 +97,12 @@ print_missing() {
 
 install() {
   local folder arguments
-  print_missing
-  if [ ${#debian_missing[@]} != 0 ]; then
-    if [ "$(id -u)" != 0 ] || ! has_program apt-get; then
-      echo "Only root can install Debian packages, by apt-get. Install them first: ${debian_missing[*]}" >&2
-      exit 1
-    fi
-    install_debian "${debian_missing[@]}"
+  if [ ${#debian_missing[@]} != 0 ] && { [ "$(id -u)" != 0 ] || ! has_program apt-get; }; then
+    echo "These Debian packages are missing, and only root can install them, with apt-get: ${debian_missing[*]}" >&2
+    exit 1
   fi
+  print_missing
+  [ ${#debian_missing[@]} = 0 ] || install_debian "${debian_missing[@]}"
   for folder in "${!python_missing[@]}"; do
     read -ra arguments <<<"${python_missing[$folder]}"
     [ -x "$folder/bin/pip" ] || python3 -m venv "$folder"
