@@ -134,7 +134,7 @@ pub struct Verify {
 /// A run of the load generator, which is a program of its own.
 #[derive(Debug, Args)]
 pub struct Bench {
-    /// Passed on unchanged; `switchboard bench --help` lists what there is
+    /// Passed on unchanged; `switchboard bench --help` lists the options
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
@@ -149,7 +149,7 @@ pub enum StartBenchError {
         PROGRAM = Bench::PROGRAM
     )]
     Missing,
-    /// The program is there and cannot be run.
+    /// The program is installed and cannot be run.
     #[error("cannot run {}", Bench::PROGRAM)]
     Start(#[source] io::Error),
 }
@@ -157,27 +157,28 @@ pub enum StartBenchError {
 impl Bench {
     const PROGRAM: &str = "switchboard-bench";
 
-    /// Replaces this process by the load generator, whose exit code thereby becomes this one's.
-    /// Returns only where that fails.
+    /// Replaces this process by the load generator, so that the caller gets the load generator's exit code.
+    /// Returns only an error.
     pub fn exec(self) -> StartBenchError {
-        let Some(program) = installed(Self::PROGRAM) else {
-            return StartBenchError::Missing;
-        };
-        let mut command = Command::new(program);
-        command.arg0("switchboard bench"); // the name that the help shows
-        StartBenchError::Start(command.args(self.arguments).exec())
+        let error = Command::new(installed(Self::PROGRAM))
+            .arg0("switchboard bench") // the name that the help shows
+            .args(self.arguments)
+            .exec();
+        match error.kind() {
+            io::ErrorKind::NotFound => StartBenchError::Missing,
+            _ => StartBenchError::Start(error),
+        }
     }
 }
 
-/// Where a program of this package is: beside the one that runs, or in a folder of PATH.
-pub fn installed(program: &str) -> Option<PathBuf> {
-    let beside = env::current_exe().map(|this| this.with_file_name(program));
-    let folders = env::var_os("PATH").unwrap_or_default();
-    let on_path = env::split_paths(&folders).map(|folder| folder.join(program));
-    beside
-        .into_iter()
-        .chain(on_path)
-        .find(|path| path.is_file())
+/// The path of a program that is installed beside the one that runs; else the bare name, which the system
+/// looks up on PATH.
+pub fn installed(program: &str) -> PathBuf {
+    env::current_exe()
+        .map(|this| this.with_file_name(program))
+        .ok()
+        .filter(|beside| beside.is_file())
+        .unwrap_or_else(|| PathBuf::from(program))
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {

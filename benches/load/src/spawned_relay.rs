@@ -1,6 +1,7 @@
 //! A relay that the load generator starts itself: on a free port of loopback, on CPUs of its own. Dropping
 //! the handle stops the relay.
 
+use std::env;
 use std::io;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -27,15 +28,18 @@ pub(crate) struct SpawnedRelay {
 
 impl SpawnedRelay {
     /// Starts the relay with this routing strategy and the default settings, and waits until it listens. The
-    /// relay gets none of this program's environment.
+    /// relay gets only PATH of this program's environment, so no other setting.
     pub(crate) fn start(strategy: &str, cpus: &CpuPinning) -> Result<Self, BenchError> {
-        let starting = |source| BenchError::RelayNotStarted { source };
-        let program =
-            switchboard::cli::installed("switchboard").ok_or(BenchError::RelayNotFound)?;
-        let mut command = Command::new(program);
+        let starting = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => BenchError::RelayNotFound,
+            _ => BenchError::RelayNotStarted { source },
+        };
+        let mut command = Command::new(switchboard::cli::installed("switchboard"));
         command
             .arg("serve")
             .env_clear()
+            // The program is looked up on the PATH of the child.
+            .env("PATH", env::var_os("PATH").unwrap_or_default())
             .env("SWITCHBOARD__SERVER__LISTEN", "127.0.0.1:0")
             .env("SWITCHBOARD__ROUTING__STRATEGY", strategy)
             .env("SWITCHBOARD__LOG__FILTER", "error")
