@@ -31,7 +31,7 @@ use crate::relay::{Dependencies, Relay};
 use crate::session::{SessionConfig, SessionContext};
 use crate::telemetry::Logs;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::trace::Traces;
+use crate::telemetry::traces::Traces;
 use crate::ticket::Tickets;
 
 /// HTTP connections that the admin listener has for itself, so that probes and scrapes get through

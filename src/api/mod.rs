@@ -397,7 +397,7 @@ mod tests {
     use crate::ledger::LedgerTotals;
     use crate::relay::Dependencies;
     use crate::telemetry::metrics::Metrics;
-    use crate::telemetry::trace::Traces;
+    use crate::telemetry::traces::Traces;
 
     fn dependencies() -> Dependencies {
         let bounds = directory::Bounds {

@@ -26,7 +26,7 @@ use crate::identity::UserId;
 use crate::ledger::InHand;
 use crate::protocol::Status;
 use crate::telemetry::metrics::DropReason;
-use crate::telemetry::trace::Traced;
+use crate::telemetry::traces::Traced;
 
 /// What a sender's node may send more before it is told that this much was seen, bytes: less than half
 /// of the least that `cluster.in_flight_bytes` can be.

@@ -24,7 +24,7 @@ use super::nats::Access;
 use super::outbound::publish;
 use super::window::Window;
 use super::{Shared, micros};
-use crate::telemetry::trace::TRACEPARENT_BYTES;
+use crate::telemetry::traces::TRACEPARENT_BYTES;
 
 /// How long the end of a link may take that is closed in order.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -138,7 +138,7 @@ async fn serve(shared: &Arc<Shared>, client: Client, number: u32) -> (End, bool)
         }
     };
     let up = shared.come_up(&link);
-    shared.link_metrics.came_up();
+    shared.link_metrics.connected();
     info!(blocks = shared.leases.list().len(), "joined the cluster");
     let mut tasks = tasks.start(shared, &link);
     let end = watch(shared, &link).await;

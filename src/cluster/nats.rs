@@ -15,7 +15,7 @@ use tracing::warn;
 
 use super::envelope::Subjects;
 use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
-use crate::telemetry::link::LinkMetrics;
+use crate::telemetry::metrics::LinkMetrics;
 
 /// What the channel of the client library has room for beside messages: answers, subscriptions, probes.
 const COMMANDS: usize = 1024;

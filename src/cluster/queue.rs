@@ -15,7 +15,7 @@ use crate::identity::{Blocks, UserId};
 use crate::ledger::{Held, InHand};
 use crate::protocol::Status;
 use crate::telemetry::metrics::{DropReason, Metrics};
-use crate::telemetry::trace::Traced;
+use crate::telemetry::traces::Traced;
 
 /// What a user's line may send in a turn, bytes: one write's worth of small messages, and a large one
 /// has to wait for a few turns.

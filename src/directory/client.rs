@@ -17,7 +17,7 @@ use crate::identity::{ResumptionId, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
-use crate::telemetry::trace::Traced;
+use crate::telemetry::traces::Traced;
 
 /// Why a session has to end, as others tell it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use crate::identity::Sender;
 use crate::ledger::{Held, InHand};
 use crate::protocol::{Dialect, Outbound, message_frame_bytes, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
-use crate::telemetry::trace::Traced;
+use crate::telemetry::traces::Traced;
 
 /// The bounds of mailboxes.
 #[derive(Debug)]

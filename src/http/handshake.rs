@@ -27,7 +27,7 @@ use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
 use crate::relay::{Membership, Refused, Unclaimed};
 use crate::session::Arrival;
-use crate::telemetry::trace;
+use crate::telemetry::traces;
 use crate::ticket::{Claim, Invalid, Tickets};
 
 /// The response header that tells a user its id.
@@ -145,7 +145,7 @@ pub(super) async fn upgrade(
     let answer = answer(request, state, handshake)
         .instrument(span.clone())
         .await;
-    trace::answered(&span, answer.status().as_u16());
+    traces::answered(&span, answer.status().as_u16());
     answer
 }
 

@@ -21,7 +21,7 @@ use crate::identity::{ResumptionId, Sender, Sequence, Subject, UserId};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Inbound, Status, close_code};
 use crate::telemetry::metrics::{CloseCode, DirectoryStats, DropReason, Initiator, Metrics};
-use crate::telemetry::trace::Traces;
+use crate::telemetry::traces::Traces;
 use router::{LeavePlace, Port, RoutedMessage, Router};
 
 /// Why nobody more is let in.

@@ -21,7 +21,7 @@ use switchboard::protocol::{Dialect, decode as decode_message};
 use switchboard::relay::Relay;
 use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
 use switchboard::telemetry::metrics::Metrics;
-use switchboard::telemetry::trace::Traces;
+use switchboard::telemetry::traces::Traces;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::runtime::{Builder, Runtime};
 

@@ -18,7 +18,7 @@ use switchboard::protocol::Dialect;
 use switchboard::relay::Relay;
 use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
 use switchboard::telemetry::metrics::Metrics;
-use switchboard::telemetry::trace::Traces;
+use switchboard::telemetry::traces::Traces;
 use tokio::net::TcpListener;
 
 use crate::harness::raw::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};

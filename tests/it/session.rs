@@ -14,7 +14,7 @@ use switchboard::protocol::Dialect;
 use switchboard::relay::{Dependencies, Relay};
 use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
 use switchboard::telemetry::metrics::Metrics;
-use switchboard::telemetry::trace::Traces;
+use switchboard::telemetry::traces::Traces;
 use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
 };

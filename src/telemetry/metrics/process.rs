@@ -1,5 +1,5 @@
-//! The families of the process itself. The crate's collector has them all, but counts CPU time in
-//! whole seconds, of which a rate over a few scrapes is a staircase: that one is read again here.
+//! The metrics of the process. The collector of the `prometheus` crate has all of them, but it counts CPU
+//! time in whole seconds. A rate over a few scrapes would then jump, so CPU time is read again here.
 
 use std::fs;
 
@@ -7,24 +7,25 @@ use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{Counter, MetricFamily};
 
-use super::metrics::float;
+use super::families::float;
 
-/// Ticks a second in /proc, on every architecture that Rust has for Linux.
+/// Clock ticks a second in /proc (`USER_HZ`), the same on every Linux architecture that Rust supports.
 const TICKS_A_SECOND: f64 = 100.0;
 
-pub(super) struct Process {
+/// Reads the metrics of the process.
+pub(super) struct ProcessMetrics {
     collector: ProcessCollector,
 }
 
-impl Process {
+impl ProcessMetrics {
     pub(super) fn new() -> Self {
-        let pid = i32::try_from(std::process::id()).expect("Linux's process ids end at 2^22");
+        let pid = i32::try_from(std::process::id()).expect("Linux limits process ids to 2^22");
         Self {
             collector: ProcessCollector::new(pid, "switchboard"),
         }
     }
 
-    pub(super) fn found(&self) -> Vec<MetricFamily> {
+    pub(super) fn families(&self) -> Vec<MetricFamily> {
         let mut families = self.collector.collect();
         let cpu = families
             .iter_mut()
@@ -41,17 +42,17 @@ impl Process {
     }
 }
 
-/// `utime` and `stime` of a /proc/PID/stat: fields 14 and 15, of which the second is a name that may
-/// hold anything but ends with the last parenthesis.
+/// The sum of `utime` and `stime`, fields 14 and 15 of /proc/PID/stat. Field 2 is a name in parentheses that
+/// may contain spaces and parentheses, so fields are counted from the last `)`.
 fn cpu_ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut ticks = fields.split(' ').skip(11).map(str::parse::<u64>);
     ticks.next()?.ok()?.checked_add(ticks.next()?.ok()?)
 }
 
-impl std::fmt::Debug for Process {
+impl std::fmt::Debug for ProcessMetrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Process").finish_non_exhaustive()
+        f.debug_struct("ProcessMetrics").finish_non_exhaustive()
     }
 }
 
@@ -68,15 +69,15 @@ mod tests {
 
     #[test]
     fn cpu_time_has_parts_of_a_second() {
-        let process = Process::new();
+        let process = ProcessMetrics::new();
         let seconds = || {
-            let families = process.found();
+            let families = process.families();
             let cpu = families
                 .iter()
                 .find(|family| family.name() == "switchboard_process_cpu_seconds_total");
             cpu.unwrap().get_metric()[0].get_counter().get_value()
         };
-        // Whole seconds have none, however much CPU this takes.
+        // With whole seconds this would be 0 at every read.
         assert!((0..100_000).any(|_| seconds().fract() > 0.001));
     }
 }

@@ -1,0 +1,126 @@
+//! Gauges that are read from the directory and the cluster during a scrape. No variable counts them, so
+//! they cannot drift from the truth.
+
+use prometheus::proto::MetricFamily;
+
+use super::families::gauge;
+
+/// Connected users and the contents of their mailboxes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirectoryStats {
+    /// Connected users.
+    pub connections: u64,
+    /// Messages in mailboxes and write buffers.
+    pub mailbox_messages: u64,
+    /// Bytes of these messages as WebSocket frames.
+    pub mailbox_bytes: u64,
+    /// Bytes that mailboxes have reserved of `mailbox.total_bytes`.
+    pub mailbox_reserved_bytes: u64,
+    /// Segments of the user directory.
+    pub segments: u64,
+    /// The link to other nodes; nothing where `cluster.nats_url` is empty.
+    pub link: Option<ClusterStats>,
+}
+
+/// The link to other nodes at the moment of a scrape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClusterStats {
+    /// Whether NATS can be reached.
+    pub up: bool,
+    /// Blocks of ids that this node holds.
+    pub blocks: u64,
+    /// Free ids in these blocks.
+    pub ids_left: u64,
+    /// Outcomes that other nodes have not sent yet.
+    pub outcomes_pending: u64,
+    /// Users on this node whose ids are from another node's block.
+    pub migrated_ids: u64,
+    /// Ids of this node's blocks whose users are on other nodes.
+    pub claims: u64,
+    /// Messages in the queue to other nodes.
+    pub queue_messages: u64,
+    /// Bytes of these messages.
+    pub queue_bytes: u64,
+}
+
+impl DirectoryStats {
+    /// The families of these numbers, with those of the cluster where there is one.
+    pub(super) fn families(&self) -> impl Iterator<Item = MetricFamily> {
+        let directory = [
+            gauge(
+                "switchboard_connections",
+                "Connected users.",
+                self.connections,
+            ),
+            gauge(
+                "switchboard_mailbox_messages",
+                "Messages in mailboxes and write buffers.",
+                self.mailbox_messages,
+            ),
+            gauge(
+                "switchboard_mailbox_bytes",
+                "Bytes of the frames in mailboxes and write buffers.",
+                self.mailbox_bytes,
+            ),
+            gauge(
+                "switchboard_mailbox_reserved_bytes",
+                "Bytes of mailbox.total_bytes that mailboxes have reserved.",
+                self.mailbox_reserved_bytes,
+            ),
+            gauge(
+                "switchboard_directory_segments",
+                "Segments of the user directory.",
+                self.segments,
+            ),
+        ];
+        let cluster = self.link.as_ref().map(ClusterStats::families);
+        directory.into_iter().chain(cluster.into_iter().flatten())
+    }
+}
+
+impl ClusterStats {
+    fn families(&self) -> [MetricFamily; 8] {
+        [
+            gauge(
+                "switchboard_cluster_up",
+                "1 while NATS can be reached, else 0.",
+                self.up.into(),
+            ),
+            gauge(
+                "switchboard_cluster_blocks",
+                "Blocks of ids that this node holds.",
+                self.blocks,
+            ),
+            gauge(
+                "switchboard_cluster_ids_left",
+                "Free ids in the blocks that this node holds.",
+                self.ids_left,
+            ),
+            gauge(
+                "switchboard_cluster_outcomes_pending",
+                "Outcomes that other nodes have not sent yet.",
+                self.outcomes_pending,
+            ),
+            gauge(
+                "switchboard_cluster_guests",
+                "Users on this node whose ids are from another node's block (they came with a ticket).",
+                self.migrated_ids,
+            ),
+            gauge(
+                "switchboard_cluster_claims",
+                "Ids of this node's blocks whose users are on other nodes (they left with a ticket).",
+                self.claims,
+            ),
+            gauge(
+                "switchboard_cluster_queue_messages",
+                "Messages in the queue to other nodes, or being published.",
+                self.queue_messages,
+            ),
+            gauge(
+                "switchboard_cluster_queue_bytes",
+                "Bytes of the messages in the queue to other nodes.",
+                self.queue_bytes,
+            ),
+        ]
+    }
+}
