@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::problem::Problem;
 use crate::config;
 use crate::identity::UserId;
-use crate::protocol::Text;
+use crate::protocol::JsonString;
 
 /// The most that a body may have, and the setting that says so, if one does.
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +105,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
                 let mut members = Vec::new();
-                while let Some(name) = map.next_key::<Text<'_>>()? {
+                while let Some(name) = map.next_key::<JsonString<'_>>()? {
                     members.push((name.0, map.next_value()?));
                 }
                 Ok(Members(members))

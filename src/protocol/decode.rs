@@ -1,8 +1,8 @@
-//! From the bytes of a client's message to an [`Inbound`], or to the field that is wrong.
+//! Decodes a client's message into an [`Inbound`], or names the field that is wrong.
 //!
-//! Two ways to the same answer. The general one is `serde_json`'s. The short one knows the layout
-//! that nearly every client sends and copies nothing; whatever it does not know, it leaves to the
-//! general one. A property test holds the two together.
+//! Two decoders give the same answer. The general one is `serde_json`. The fast one knows the layout that nearly
+//! every client sends, and copies nothing; it leaves every other layout to the general one. A property test compares
+//! the two.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,17 +14,17 @@ use serde_json::value::RawValue;
 use super::{CLIENT_ID_BYTES_MAX, Dialect};
 use crate::identity::UserId;
 
-/// A client's message. The texts are JSON literals as they came, quotes and escapes included.
+/// A message from a client. The texts are JSON literals as the client wrote them, with quotes and escapes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inbound<'a> {
-    /// Whom it is for.
+    /// The recipient.
     pub recipient: UserId,
     /// The message, a JSON string literal.
     pub message: &'a str,
-    /// The sender's own name for it, a JSON string or integer, where it asks for an outcome.
+    /// The sender's id for the message, a JSON string or integer. Present where the sender asks for an outcome.
     pub id: Option<&'a str>,
-    /// What is between the quotes of its `traceparent`, well formed or not: a bad one counts as none
-    /// (W3C Trace Context section 4.3), so it is for whoever wants a trace to look at.
+    /// The text of `traceparent`, not checked yet: a malformed one counts as absent (W3C Trace Context section 4.3),
+    /// and only a relay that traces needs it.
     pub traceparent: Option<&'a str>,
 }
 
@@ -60,20 +60,19 @@ impl Field {
     }
 }
 
-/// What is wrong with a client's message. Its text fits a close frame and quotes nothing of the
-/// message.
+/// Why a client's message cannot be taken. The text fits a close frame and quotes nothing of the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadInput {
-    /// It is not a JSON object.
+    /// The text is not a JSON object.
     #[error("not a JSON object")]
     NotJson,
-    /// A required field is absent.
+    /// A required field is missing.
     #[error("{} is missing", .0.as_str())]
     Missing(Field),
-    /// A field came twice.
+    /// A field is given twice.
     #[error("{} is given twice", .0.as_str())]
     Duplicate(Field),
-    /// A field has a value that it may not have.
+    /// A field has a value that is not allowed.
     #[error("{} must be {}", .0.as_str(), .0.expected())]
     Invalid(Field),
 }
@@ -90,18 +89,17 @@ impl BadInput {
     }
 }
 
-/// Reads a client's message. In [`Dialect::Bare`] an `id` is an unknown field like any other, and
-/// unknown fields are ignored.
+/// Decodes a client's message. Ignores unknown fields; in [`Dialect::Bare`] `id` is one of these.
 pub fn decode(text: &str, dialect: Dialect) -> Result<Inbound<'_>, BadInput> {
-    match short(text, dialect) {
+    match fast(text, dialect) {
         Some(inbound) => Ok(inbound),
         None => general(text, dialect),
     }
 }
 
-/// `{"recipient_id":2,"message":"…"}`, with or without a space behind each colon and comma, and in
-/// `switchboard.v1` with an integer `id` at its end; no escapes.
-fn short(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
+/// Decodes `{"recipient_id":2,"message":"…"}` without escapes, with or without a space after each colon and comma.
+/// In `switchboard.v1` an integer `id` may follow. Returns nothing for every other layout.
+fn fast(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
     let rest = text.strip_prefix("{\"recipient_id\":")?;
     let rest = rest.strip_prefix(' ').unwrap_or(rest);
     let (recipient, rest) = digits(rest)?;
@@ -146,8 +144,7 @@ fn short(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
     })
 }
 
-/// The decimal number at the head of `text`, of at most 16 digits and without leading zeros, and
-/// what follows it.
+/// Splits a decimal number of at most 16 digits, without leading zeros, from the head of `text`.
 fn digits(text: &str) -> Option<(u64, &str)> {
     let mut number = 0;
     let mut count = 0;
@@ -216,27 +213,27 @@ fn client_id(raw: &str) -> Result<&str, BadInput> {
     }
 }
 
-/// Whether a JSON value is a string that names Unicode scalar values only. `serde_json` checks all
-/// of a raw string but whether its surrogate escapes come in pairs.
+/// Whether a JSON value is a string of Unicode scalar values. `serde_json` checks a raw string except that surrogate
+/// escapes come in pairs.
 pub(crate) fn is_sound_string(raw: &str) -> bool {
     raw.starts_with('"')
         && (memmem::find(raw.as_bytes(), b"\\u").is_none() || decoded_len(raw).is_some())
 }
 
-/// What is between the quotes of a JSON string.
+/// The text between the quotes of a JSON string.
 fn text_of(raw: &str) -> Option<&str> {
     raw.strip_prefix('"')?.strip_suffix('"')
 }
 
 fn decoded_len(raw: &str) -> Option<usize> {
-    serde_json::from_str::<Text<'_>>(raw)
+    serde_json::from_str::<JsonString<'_>>(raw)
         .ok()
         .map(|text| text.0.len())
 }
 
-/// A JSON string, copied only where it has escapes.
+/// A JSON string. Copied only where it has escapes.
 #[derive(serde::Deserialize)]
-pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
+pub(crate) struct JsonString<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 #[derive(Clone, Copy)]
 enum Occurrence<'a> {
@@ -245,8 +242,8 @@ enum Occurrence<'a> {
     More,
 }
 
-/// How often each [`Field`] and a `traceparent` came, and their values. A visitor by hand, since a
-/// derived struct also takes an array, and says nothing of the field where it fails.
+/// The values of each [`Field`] and of `traceparent`, and how often each came. The visitor is hand-written, because a
+/// derived struct also takes an array and its errors do not name the field.
 struct Members<'a> {
     fields: [Occurrence<'a>; 3],
     traceparent: Occurrence<'a>,
@@ -269,9 +266,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                 };
                 while let Some(key) = map.next_key()? {
                     let seen = match key {
-                        Key::Field(field) => &mut members.fields[field as usize],
-                        Key::Traceparent => &mut members.traceparent,
-                        Key::Other => {
+                        Member::Field(field) => &mut members.fields[field as usize],
+                        Member::Traceparent => &mut members.traceparent,
+                        Member::Other => {
                             map.next_value::<IgnoredAny>()?;
                             continue;
                         }
@@ -289,29 +286,29 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
-enum Key {
+enum Member {
     Field(Field),
     Traceparent,
     Other,
 }
 
-impl<'de> Deserialize<'de> for Key {
+impl<'de> Deserialize<'de> for Member {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Name;
         impl Visitor<'_> for Name {
-            type Value = Key;
+            type Value = Member;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a member name")
             }
 
-            fn visit_str<E>(self, name: &str) -> Result<Key, E> {
+            fn visit_str<E>(self, name: &str) -> Result<Member, E> {
                 Ok(match name {
-                    "recipient_id" => Key::Field(Field::RecipientId),
-                    "message" => Key::Field(Field::Message),
-                    "id" => Key::Field(Field::Id),
-                    "traceparent" => Key::Traceparent,
-                    _ => Key::Other,
+                    "recipient_id" => Member::Field(Field::RecipientId),
+                    "message" => Member::Field(Field::Message),
+                    "id" => Member::Field(Field::Id),
+                    "traceparent" => Member::Traceparent,
+                    _ => Member::Other,
                 })
             }
         }
@@ -448,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn bare_knows_no_id() {
+    fn bare_ignores_an_id() {
         for id in ["7", "[]", "1,\"id\":2"] {
             let text = format!(r#"{{"recipient_id":2,"message":"","id":{id}}}"#);
             assert_eq!(decode(&text, Dialect::Bare).unwrap().id, None);
@@ -456,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_traceparent_is_never_at_fault() {
+    fn a_malformed_traceparent_is_no_error() {
         let traceparent = |field: &str, dialect| {
             let text = format!(r#"{{"recipient_id":2,"message":""{field}}}"#);
             decode(&text, dialect)
@@ -494,7 +491,7 @@ mod tests {
         }
     }
 
-    /// Text near enough to a message that both ways have something to say.
+    /// Text so close to a message that both decoders have work to do.
     fn almost() -> impl Strategy<Value = String> {
         let part = prop_oneof![
             Just("{"),
@@ -535,9 +532,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_short_way_agrees_with_the_general_one(text in almost(), v1 in any::<bool>()) {
+        fn the_fast_decoder_agrees_with_the_general_one(text in almost(), v1 in any::<bool>()) {
             let dialect = if v1 { Dialect::V1 } else { Dialect::Bare };
-            if let Some(inbound) = short(&text, dialect) {
+            if let Some(inbound) = fast(&text, dialect) {
                 prop_assert_eq!(Ok(inbound), general(&text, dialect));
             }
         }

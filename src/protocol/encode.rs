@@ -1,5 +1,5 @@
-//! From an [`Outbound`] to the bytes of one unmasked, unfragmented WebSocket text frame, appended
-//! to a buffer that leaves in one write with whatever else is in it.
+//! Encodes an [`Outbound`] as one unmasked, unfragmented WebSocket text frame. Appends it to a buffer, which the
+//! session writes in one go.
 
 use hyper_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use hyper_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
@@ -7,64 +7,64 @@ use hyper_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpC
 use super::{CLOSE_REASON_BYTES_MAX, Dialect, Status};
 use crate::identity::{Sender, UserId};
 
-/// Two bytes, a 64-bit length, a mask (RFC 6455 section 5.2).
+/// The longest frame header, bytes: two, a 64-bit length and a mask (RFC 6455 section 5.2).
 pub const FRAME_HEADER_BYTES_MAX: usize = 14;
 
-/// What the server says in a data frame. The texts that came from a client are JSON literals.
+/// A data frame of the server. Texts that came from a client are JSON literals.
 #[derive(Clone, Copy, Debug)]
 pub enum Outbound<'a> {
-    /// First of all in `switchboard.v1`.
+    /// The first frame of `switchboard.v1`.
     Welcome {
-        /// The user's own id.
+        /// The id of the connected user.
         user_id: UserId,
         /// `keepalive.ping_interval`, milliseconds.
         heartbeat_ms: u64,
         /// `limits.message_bytes`.
         max_message_bytes: usize,
-        /// What to show in order to come back with this id. It needs no escapes.
+        /// The client shows this ticket to come back with its id. The text needs no escapes.
         ticket: &'a str,
-        /// Whether the id is the one of the ticket that was shown.
+        /// Whether the id is that of the ticket in the handshake.
         resumed: bool,
-        /// Why it is not, where a ticket was shown.
+        /// Why the id differs from that of the ticket.
         reason: Option<&'static str>,
     },
-    /// Somebody's message; the only one that [`Dialect::Bare`] knows.
+    /// A message of another user: the only frame of [`Dialect::Bare`].
     Message {
-        /// Who wrote it.
+        /// The sender.
         sender_id: Sender,
         /// A JSON string literal.
         message: &'a str,
-        /// The trace that it is part of, in `switchboard.v1`.
+        /// The trace of the message, in `switchboard.v1`.
         traceparent: Option<&'a str>,
     },
-    /// What became of the message that the client called `id`.
+    /// The outcome of the message that the client sent with `id`.
     Outcome {
-        /// The client's JSON literal.
+        /// The id as the client wrote it, a JSON literal.
         id: &'a str,
-        /// What became of it.
+        /// The outcome.
         status: Status,
     },
-    /// The client's input was bad.
+    /// A message of the client could not be taken.
     Error {
-        /// What kind of fault, for programs.
+        /// The kind of fault, for programs.
         code: &'a str,
-        /// What is wrong, for people. Plain text of ours.
+        /// The fault in words. Needs no escapes, because it never quotes the client.
         detail: &'a str,
     },
-    /// Messages to this client were dropped since its mailbox was full.
+    /// Messages to this client were dropped because its mailbox was full.
     Dropped {
-        /// How many since the last such notice.
+        /// Messages dropped after the last such notice.
         count: u64,
     },
-    /// The server is about to close for a drain.
+    /// The server is about to close the connection for a drain.
     Reconnect {
-        /// How long to wait after the close, milliseconds.
+        /// The wait between the close and the next connection, milliseconds.
         after_ms: u64,
     },
 }
 
-/// Appends the frame of `outbound` to `buffer`. Everything but a message is `switchboard.v1` only:
-/// in [`Dialect::Bare`] nothing is appended for it.
+/// Appends the frame of `outbound` to `buffer`. In [`Dialect::Bare`] appends nothing but messages, because every
+/// other frame is of `switchboard.v1`.
 pub fn push_frame(buffer: &mut Vec<u8>, dialect: Dialect, outbound: Outbound<'_>) {
     let mut number = itoa::Buffer::new();
     match (dialect, outbound) {
@@ -112,7 +112,7 @@ pub fn push_frame(buffer: &mut Vec<u8>, dialect: Dialect, outbound: Outbound<'_>
     }
 }
 
-/// The frames that are rare.
+/// The text of a rare frame. Allocates, which the frames of messages and outcomes do not.
 fn notice_text(notice: Outbound<'_>) -> String {
     match notice {
         Outbound::Welcome {
@@ -142,7 +142,7 @@ fn notice_text(notice: Outbound<'_>) -> String {
     }
 }
 
-/// What stands before the sender's id, between it and the message, and behind the message.
+/// The JSON before the sender's id, between the id and the message, and after the message.
 fn message_parts(dialect: Dialect) -> [&'static str; 3] {
     match dialect {
         Dialect::Bare => ["{\"sender_id\":", ",\"message\":", "}"],
@@ -150,11 +150,11 @@ fn message_parts(dialect: Dialect) -> [&'static str; 3] {
     }
 }
 
-/// What stands around a traceparent, between the message and the end.
+/// The JSON around a traceparent, which stands between the message and the end.
 const TRACEPARENT_PARTS: [&str; 2] = [",\"traceparent\":\"", "\""];
 
-/// The length of the whole frame that [`push_frame`] appends for a message whose JSON literal has
-/// `message` bytes: known before it is made, so that what does not fit is never made.
+/// The length of the whole frame that [`push_frame`] appends for a message whose JSON literal has `message` bytes.
+/// Known before the frame is made, so that a mailbox never makes a frame that does not fit.
 pub fn message_frame_bytes(
     dialect: Dialect,
     sender: Sender,
@@ -196,8 +196,8 @@ fn frame_header(buffer: &mut Vec<u8>, opcode: OpCode, length: usize) {
         .expect("a Vec takes all that is written to it");
 }
 
-/// Appends a close frame; an empty one where `close` is nothing (RFC 6455 section 5.5.1). Of the
-/// reason as many bytes as fit, cut between characters.
+/// Appends a close frame with a code and a reason, or an empty one (RFC 6455 section 5.5.1). A reason that is too
+/// long ends at a character boundary.
 pub fn push_close(buffer: &mut Vec<u8>, close: Option<(u16, &str)>) {
     let Some((code, reason)) = close else {
         return frame_header(buffer, OpCode::Control(Control::Close), 0);
@@ -210,7 +210,7 @@ pub fn push_close(buffer: &mut Vec<u8>, close: Option<(u16, &str)>) {
     buffer.extend_from_slice(reason.as_bytes());
 }
 
-/// Appends a whole data frame of that kind.
+/// Appends a whole data frame.
 pub fn push_data(buffer: &mut Vec<u8>, kind: Data, payload: &[u8]) {
     frame_header(buffer, OpCode::Data(kind), payload.len());
     buffer.extend_from_slice(payload);
@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_frame_has_the_length_that_was_foretold() {
+    fn a_message_frame_has_the_announced_length() {
         let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         for dialect in [Dialect::Bare, Dialect::V1] {
             for sender in [0, 1, 9, 10, 99_999, UserId::MAX] {
@@ -243,9 +243,9 @@ mod tests {
                             traceparent,
                         };
                         push_frame(&mut buffer, dialect, outbound);
-                        let foretold =
+                        let announced =
                             message_frame_bytes(dialect, sender_id, message.len(), traceparent);
-                        assert_eq!(buffer.len(), foretold);
+                        assert_eq!(buffer.len(), announced);
                     }
                 }
             }
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn only_switchboard_v1_is_told_of_a_trace() {
+    fn only_switchboard_v1_carries_a_traceparent() {
         let frame = |dialect| {
             let mut buffer = Vec::new();
             let outbound = Outbound::Message {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_reason_is_cut_between_characters() {
+    fn a_long_close_reason_ends_between_characters() {
         let mut buffer = Vec::new();
         push_close(&mut buffer, Some((1007, &"é".repeat(100))));
         assert_eq!(buffer.len(), 2 + 2 + 122);

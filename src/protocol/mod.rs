@@ -1,11 +1,12 @@
-//! The wire contract in one place: what a client may say, what it is told, and the codes for both.
-//! Bytes in, values out and back; no I/O, no settings, no clock, so that it can be fuzzed alone.
+//! The wire contract: the messages that a client may send, the frames that the server sends, and their codes.
+//! Turns bytes into values and values into bytes. Has no I/O, no settings and no clock, so that a fuzzer can run it
+//! alone.
 
 mod decode;
 mod encode;
 
 pub use decode::{BadInput, Field, Inbound, decode};
-pub(crate) use decode::{Text, is_sound_string};
+pub(crate) use decode::{JsonString, is_sound_string};
 pub use encode::{
     FRAME_HEADER_BYTES_MAX, Outbound, message_frame_bytes, push_close, push_data, push_frame,
     push_ping,
@@ -14,41 +15,41 @@ pub use encode::{
 /// The WebSocket subprotocol that adds outcomes and notices to the bare contract.
 pub const SUBPROTOCOL: &str = "switchboard.v1";
 
-/// The most bytes that a close frame's reason may have: 125 less the code (RFC 6455 section 5.5).
+/// The largest reason of a close frame, bytes: 125 less the two of the code (RFC 6455 section 5.5).
 pub const CLOSE_REASON_BYTES_MAX: usize = 123;
 
-/// The most bytes, decoded, of a client's `id` that is a string.
+/// The largest message `id` that is a string, bytes after decoding.
 pub const CLIENT_ID_BYTES_MAX: usize = 64;
 
-/// Which of the two contracts a connection speaks.
+/// The contract that a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// The essay's contract: messages in, messages out, nothing else.
+    /// The essay's contract: messages only, in both directions.
     Bare,
     /// [`SUBPROTOCOL`]: every server frame has a `type`, and an `id` asks for an outcome.
     V1,
 }
 
-/// What became of a message, as its sender is told.
+/// The outcome of a message, as the sender learns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// Written and flushed to the recipient's socket.
+    /// The message was written and flushed to the recipient's socket.
     Delivered,
-    /// Nobody with that id is here.
+    /// No user with that id is connected.
     Offline,
-    /// The recipient's mailbox, or the room for all mailboxes, is used up.
+    /// The recipient's mailbox is full, or all mailboxes together are.
     QueueFull,
-    /// The recipient left before it was flushed; it may have arrived.
+    /// The recipient left before the message was flushed. It may have arrived.
     Disconnected,
-    /// More than `limits.message_bytes`.
+    /// The message is larger than `limits.message_bytes`.
     TooLarge,
-    /// Over the sender's rate.
+    /// The sender is over `limits.message_rate` or `limits.byte_rate`.
     RateLimited,
-    /// Still queued when the drain timed out.
+    /// The message was still queued when the drain timed out.
     Draining,
-    /// The recipient is not here, and the other nodes cannot be reached.
+    /// The recipient is not on this node, and the other nodes cannot be reached.
     Unavailable,
-    /// It went to another node, which did not say in time what became of it: it may have arrived.
+    /// The message went to another node, whose answer did not come in time. It may have arrived.
     Unknown,
 }
 
@@ -82,29 +83,29 @@ impl Status {
     }
 }
 
-/// Close codes that Switchboard sends (RFC 6455 section 7.4.1, the IANA registry, and 4000 to 4999
-/// of our own).
+/// Close codes that Switchboard sends: RFC 6455 section 7.4.1, the IANA registry, and private codes from 4000 to
+/// 4999.
 pub mod close_code {
-    /// The purpose is fulfilled.
+    /// The connection has served its purpose.
     pub const NORMAL: u16 = 1000;
-    /// A frame that RFC 6455 rules out.
+    /// A frame violates RFC 6455.
     pub const PROTOCOL: u16 = 1002;
-    /// Not UTF-8, or not what the contract asks for.
+    /// A text is not UTF-8, or a message does not follow the contract.
     pub const INVALID: u16 = 1007;
-    /// Too many bad messages, or no answer to a ping.
+    /// The peer sent too many bad messages, or did not answer a ping.
     pub const POLICY: u16 = 1008;
-    /// Over a size limit.
+    /// A message is over a size limit.
     pub const SIZE: u16 = 1009;
-    /// A fault of ours.
+    /// The server has a fault.
     pub const INTERNAL: u16 = 1011;
-    /// The service restarts; come back.
+    /// The server restarts. The client may come back.
     pub const RESTART: u16 = 1012;
-    /// Read too slowly for `mailbox.overflow = "disconnect"`, or an id that cannot be had any more; come
-    /// back.
+    /// The client reads too slowly for `mailbox.overflow = "disconnect"`, or its id belongs to another user now. The
+    /// client may come back.
     pub const TRY_AGAIN: u16 = 1013;
     /// The token has expired.
     pub const EXPIRED: u16 = 4401;
-    /// The same user came back over another connection.
+    /// The same user has come back over another connection.
     pub const TAKEN_OVER: u16 = 4409;
     /// An operator has removed the user.
     pub const REMOVED: u16 = 4410;

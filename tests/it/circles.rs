@@ -14,7 +14,6 @@ const EXEMPT: &[&str] = &[
     "config",
     "directory",
     "http",
-    "protocol",
     "telemetry", // not straightened yet
 ];
 
@@ -112,6 +111,18 @@ fn paths(code: &str) -> impl Iterator<Item = Segments> {
         .map(|word| segments(word).collect())
 }
 
+/// Whether this is `mod name;`, which takes nothing from that file.
+fn is_declaration(statement: &str) -> bool {
+    let line = statement.trim().rsplit('\n').next().unwrap_or_default();
+    let name = line
+        .split_once("mod ")
+        .map(|(_, name)| name.trim_end_matches(';'));
+    name.is_some_and(|name| {
+        name.chars()
+            .all(|sign| sign.is_ascii_alphanumeric() || sign == '_')
+    })
+}
+
 fn read(source: &str, here: &[String], modules: &BTreeSet<Segments>) -> File {
     let code = code(source);
     let (mut imported, mut public, mut rest) = (Vec::new(), Vec::new(), String::new());
@@ -131,6 +142,7 @@ fn read(source: &str, here: &[String], modules: &BTreeSet<Segments>) -> File {
                 leaves(statement[at + 4..].trim_end_matches(';'), &[], into);
                 rest.push_str(&statement[..at]);
             }
+            None if is_declaration(statement) => {}
             None => rest.push_str(statement),
         }
     }
