@@ -13,7 +13,7 @@ mod api; // what operators ask and command
 mod autobahn; // what the Autobahn test suite sends, and what must come of it
 mod bare; // the essay's contract
 mod chaos; // hundreds of clients that do as they like, and a ledger that balances
-mod circles; // no two files of src import each other
+mod circles; // no two files of a crate import each other
 mod cli; // the binary: verbs, exit codes, signals
 mod config; // where settings come from, and what is refused
 mod documents; // links, the settings document, the table of threats
