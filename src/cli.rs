@@ -268,15 +268,16 @@ pub async fn healthcheck(settings: &Settings) -> Result<(), Unhealthy> {
         None => first(),
     };
     let address = reachable(address.expect("server.listen has an address, by its rule"));
-    let (scheme, trust) = match &tls.cert_file {
-        None => ("http", Trust::NoServer),
-        Some(cert_file) => ("https", Trust::Certificate(cert_file)),
+    let (scheme, client) = match &tls.cert_file {
+        None => ("http", HttpClient::plain(HEALTH_LIMITS)),
+        Some(cert_file) => (
+            "https",
+            HttpClient::new(Trust::Certificate(cert_file), HEALTH_LIMITS)?,
+        ),
     };
     let url = format!("{scheme}://{address}/livez");
     let url = url.parse().expect("an address is the host of a URL");
-    HttpClient::new(trust, HEALTH_LIMITS)?
-        .get(&url, "*/*")
-        .await?;
+    client.get(&url, "*/*").await?;
     Ok(())
 }
 

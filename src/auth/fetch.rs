@@ -38,20 +38,19 @@ impl Source {
     pub(super) fn new(url: &str, timeout: Duration) -> Result<Self, SourceError> {
         let url: Uri = url.parse().map_err(|_| SourceError::NoUrl)?;
         let host = url.host().ok_or(SourceError::NoUrl)?;
-        let trust = match url.scheme_str() {
-            Some("https") => {
-                // The client would say so, too, but only when it asks.
-                ServerName::try_from(host.trim_matches(['[', ']']))?;
-                Trust::System
-            }
-            Some("http") => Trust::NoServer,
-            _ => return Err(SourceError::NoUrl),
-        };
         let limits = Limits {
             timeout,
             body_bytes_max: BODY_BYTES_MAX,
         };
-        let client = HttpClient::new(trust, limits)?;
+        let client = match url.scheme_str() {
+            Some("https") => {
+                // The client would say so, too, but only when it asks.
+                ServerName::try_from(host.trim_matches(['[', ']']))?;
+                HttpClient::new(Trust::System, limits)?
+            }
+            Some("http") => HttpClient::plain(limits),
+            _ => return Err(SourceError::NoUrl),
+        };
         Ok(Self { url, client })
     }
 

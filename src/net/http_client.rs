@@ -1,5 +1,5 @@
 //! The client for what the process asks of other servers by HTTP/1.1: key sets, its own health, and a
-//! receiver of spans. A request has a limit on its time and on the bytes of its response. The client follows no redirect, has
+//! receiver of spans. The load generator reads metrics by it. A request has a limit on its time and on the bytes of its response. The client follows no redirect, has
 //! no cookies and keeps no connection.
 
 use std::error::Error;
@@ -15,8 +15,9 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tokio::time::timeout;
+use tokio_rustls::rustls::ClientConfig;
 
-use crate::net::tls::{Trust, TrustError};
+use crate::net::tls::{self, Trust, TrustError};
 
 /// Asks servers, within limits.
 #[derive(Clone, Debug)]
@@ -75,10 +76,19 @@ pub enum HttpError {
 }
 
 impl HttpClient {
-    /// A client that asks `https` URLs of the servers that it trusts, and `http` URLs of all.
+    /// A client for `http` URLs, and for `https` URLs of the servers that it trusts.
     pub fn new(trust: Trust<'_>, limits: Limits) -> Result<Self, TrustError> {
+        Ok(Self::with(trust.client_config()?, limits))
+    }
+
+    /// A client for `http` URLs.
+    pub fn plain(limits: Limits) -> Self {
+        Self::with(tls::no_trust(), limits)
+    }
+
+    fn with(tls: ClientConfig, limits: Limits) -> Self {
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(trust.client_config()?)
+            .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
             .build();
@@ -86,7 +96,7 @@ impl HttpClient {
             // Requests are seconds or minutes apart: a connection that was kept could be dead by then.
             .pool_max_idle_per_host(0)
             .build(connector);
-        Ok(Self { client, limits })
+        Self { client, limits }
     }
 
     /// The body of a response with the status 200. `accept` are the media types that the caller reads.
@@ -173,7 +183,7 @@ mod tests {
     async fn outcome(response: &str, ends: bool) -> Result<Bytes, String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/keys", listener.local_addr().unwrap());
-        let client = HttpClient::new(Trust::NoServer, LIMITS).unwrap();
+        let client = HttpClient::plain(LIMITS);
         let asked = url.parse().unwrap();
         let serve = async {
             let (mut stream, _) = listener.accept().await.unwrap();

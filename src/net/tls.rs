@@ -22,8 +22,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName,
 use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{
-    self, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
-    crypto, version,
+    self, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, ServerConfig,
+    SignatureScheme, WantsVerifier, crypto, version,
 };
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
@@ -200,8 +200,6 @@ impl Tls {
 /// Which servers a client of this process trusts.
 #[derive(Clone, Copy, Debug)]
 pub enum Trust<'a> {
-    /// No server: the client asks without TLS.
-    NoServer,
     /// Servers with a certificate that the system's authorities signed.
     System,
     /// The server that has the certificate in this file. The names in the certificate do not matter,
@@ -223,20 +221,14 @@ pub enum TrustError {
     /// The system has no certificates of authorities.
     #[error("the system has no certificates to check a server by")]
     NoRoots(#[source] io::Error),
-    /// TLS cannot be set up.
-    #[error("cannot set up TLS")]
-    Tls(#[from] rustls::Error),
 }
 
 impl Trust<'_> {
     /// The TLS settings of a client that trusts these servers.
     pub(super) fn client_config(self) -> Result<ClientConfig, TrustError> {
-        let provider = Arc::new(crypto::ring::default_provider());
-        let algorithms = provider.signature_verification_algorithms;
-        let config =
-            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let config = client_config();
+        let algorithms = config.crypto_provider().signature_verification_algorithms;
         let config = match self {
-            Self::NoServer => config.with_root_certificates(RootCertStore::empty()),
             Self::System => config.with_native_roots().map_err(TrustError::NoRoots)?,
             Self::Certificate(path) => {
                 let certificate = CertificateDer::from_pem_file(path).map_err(|source| {
@@ -252,6 +244,19 @@ impl Trust<'_> {
         };
         Ok(config.with_no_client_auth())
     }
+}
+
+/// The TLS settings of a client that trusts no server.
+pub(super) fn no_trust() -> ClientConfig {
+    client_config()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth()
+}
+
+fn client_config() -> ConfigBuilder<ClientConfig, WantsVerifier> {
+    ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring has suites for TLS 1.2 and 1.3")
 }
 
 /// Takes one certificate and no other.

@@ -31,7 +31,6 @@ use tracing::{info, warn};
 
 use crate::config::TracingSettings;
 use crate::net::http_client::{HttpClient, HttpError, Limits};
-use crate::net::tls::{Trust, TrustError};
 
 /// The largest response that is read, bytes: more than a receiver has to say.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024;
@@ -86,24 +85,13 @@ impl SpanCounts {
     }
 }
 
-/// Why spans cannot be sent.
-#[derive(Debug, thiserror::Error)]
-pub enum ExporterError {
-    /// The receiver's certificate cannot be checked.
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    /// The exporter refuses its settings.
-    #[error(transparent)]
-    Build(#[from] ExporterBuildError),
-}
-
 /// What makes spans and sends them to `endpoint`, over connections that live on `runtime`.
 pub(super) fn provider(
     settings: &TracingSettings,
     endpoint: String,
     counts: &Arc<SpanCounts>,
     runtime: &Handle,
-) -> Result<SdkTracerProvider, ExporterError> {
+) -> Result<SdkTracerProvider, ExporterBuildError> {
     let timeout = settings.export_timeout;
     let limits = Limits {
         timeout,
@@ -111,7 +99,7 @@ pub(super) fn provider(
     };
     let client = SpanClient {
         // The rule of tracing.otlp_endpoint takes only http URLs.
-        client: HttpClient::new(Trust::NoServer, limits)?,
+        client: HttpClient::plain(limits),
         runtime: runtime.clone(),
         counts: counts.clone(),
         failing: AtomicBool::new(false),

@@ -9,13 +9,13 @@ pub mod traces;
 use std::sync::Arc;
 use std::time::Duration;
 
+use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 use crate::config::{LogSettings, Settings, TracingSettings};
-pub use export::ExporterError;
 use export::SpanCounts;
 pub use logs::{LogError, Logs};
 use traces::Traces;
@@ -40,7 +40,7 @@ pub enum TelemetryError {
     Logs(#[from] LogError),
     /// The exporter of spans cannot be built.
     #[error("cannot send spans (tracing.otlp_endpoint)")]
-    Exporter(#[from] ExporterError),
+    Exporter(#[from] ExporterBuildError),
 }
 
 /// Starts the logs of the process and, with `tracing.otlp_endpoint`, its traces. `runtime` drives the
