@@ -90,13 +90,8 @@ pub enum BenchError {
         example: Option<String>,
     },
     /// The server's metrics cannot be read.
-    #[error("cannot read the server's metrics: {url} {reason}")]
-    Metrics {
-        /// Where the metrics should be.
-        url: Url,
-        /// What is wrong.
-        reason: MetricsError,
-    },
+    #[error("cannot read the server's metrics")]
+    Metrics(#[source] MetricsError),
     /// /proc does not show the process that --pid names.
     #[error("process {0} does not exist, or this user may not read its entries in /proc")]
     NoProcess(u32),

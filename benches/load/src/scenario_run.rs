@@ -106,24 +106,21 @@ impl<'a> ScenarioRun<'a> {
     /// Reads the server's counters where --metrics names them or the server announces ids, as Switchboard
     /// does. No other server is asked, because the essay's programs crash on a request that is no upgrade.
     fn read_first_counters(&mut self, announces_ids: bool) -> Result<(), BenchError> {
-        let (endpoint, is_required) = match &self.options.metrics {
-            Some(url) => (MetricsEndpoint::new(url.clone()), true),
-            None if announces_ids => {
-                let url = self.target.url.http("/metrics");
-                (MetricsEndpoint::new(url), false)
-            }
+        let (url, is_required) = match &self.options.metrics {
+            Some(url) => (url.clone(), true),
+            None if announces_ids => (self.target.url.http("/metrics"), false),
             None => return Ok(()),
         };
-        match endpoint.read() {
-            Ok(counters) => self.before = Some((endpoint, counters)),
-            Err(reason) if is_required => {
-                let url = endpoint.url().clone();
-                return Err(BenchError::Metrics { url, reason });
-            }
-            Err(reason) => self.notes.push(format!(
-                "the server's metrics could not be read: {} {reason}",
-                endpoint.url()
-            )),
+        let read = MetricsEndpoint::new(&url).and_then(|endpoint| {
+            let counters = endpoint.read()?;
+            Ok((endpoint, counters))
+        });
+        match read {
+            Ok(before) => self.before = Some(before),
+            Err(error) if is_required => return Err(BenchError::Metrics(error)),
+            Err(error) => self
+                .notes
+                .push(format!("the server's metrics could not be read: {error}")),
         }
         Ok(())
     }

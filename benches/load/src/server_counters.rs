@@ -2,38 +2,50 @@
 //! did not arrive.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::io;
 use std::time::Duration;
 
+use hyper_tungstenite::hyper::Uri;
 use serde::Serialize;
+use switchboard::net::http_client::{HttpClient, HttpError, Limits};
+use tokio::runtime::{self, Runtime};
 
 use crate::url::Url;
 
-/// How long the server may take to respond.
-const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The largest response that is read.
-const RESPONSE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// How long the server may take to respond, and the largest response that is read.
+const LIMITS: Limits = Limits {
+    timeout: Duration::from_secs(5),
+    body_bytes_max: 4 * 1024 * 1024,
+};
 
 /// Where the server's metrics are.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct MetricsEndpoint {
-    url: Url,
+    url: Uri,
+    client: HttpClient,
+    runtime: Runtime,
 }
 
-/// Why the metrics cannot be read. Completes a sentence that begins with the URL.
+/// Why the metrics cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// The server does not respond.
-    #[error("cannot be reached")]
-    Unreachable(#[from] io::Error),
-    /// The response is not 200; with its first line.
-    #[error("responds {0:?}")]
-    Status(String),
+    /// The client cannot start.
+    #[error("cannot start a client")]
+    Runtime(#[from] io::Error),
+    /// The client cannot ask such a URL.
+    #[error("{0} is not a URL")]
+    Url(String),
+    /// The server does not respond, or not with the status 200.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// A metric is missing in the response.
-    #[error("does not have {0}")]
-    Missing(&'static str),
+    #[error("{url} does not have {name}")]
+    Missing {
+        /// The URL that was read.
+        url: Uri,
+        /// The metric.
+        name: &'static str,
+    },
 }
 
 /// The server's counters of messages since it started.
@@ -58,46 +70,34 @@ pub(crate) struct Account {
 }
 
 impl MetricsEndpoint {
-    pub(crate) fn new(url: Url) -> Self {
-        Self { url }
-    }
-
-    pub(crate) fn url(&self) -> &Url {
-        &self.url
+    pub(crate) fn new(url: &Url) -> Result<Self, MetricsError> {
+        let url = url.http(&url.path).to_string();
+        Ok(Self {
+            url: url.parse().map_err(|_| MetricsError::Url(url))?,
+            client: HttpClient::plain(LIMITS),
+            runtime: runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?,
+        })
     }
 
     pub(crate) fn read(&self) -> Result<ServerCounters, MetricsError> {
-        let addresses = self.url.addresses()?;
-        let address = addresses
-            .first()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        let mut stream = TcpStream::connect_timeout(address, TIMEOUT)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        // A response of HTTP/1.0 has no chunks and ends with the connection.
-        let Url {
-            path, authority, ..
-        } = &self.url;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: {authority}\r\n\r\n")?;
-        let mut response = String::new();
-        stream
-            .take(RESPONSE_BYTES_MAX)
-            .read_to_string(&mut response)?;
-        let (head, body) = response.split_once("\r\n\r\n").unwrap_or((&response, ""));
-        let status = head.lines().next().unwrap_or_default();
-        if status.split(' ').nth(1) != Some("200") {
-            return Err(MetricsError::Status(status.to_owned()));
-        }
-        ServerCounters::parse(body)
+        let body = self.runtime.block_on(self.client.get(&self.url, "*/*"))?;
+        let counters = ServerCounters::parse(&String::from_utf8_lossy(&body));
+        counters.map_err(|name| MetricsError::Missing {
+            url: self.url.clone(),
+            name,
+        })
     }
 }
 
 impl ServerCounters {
-    fn parse(text: &str) -> Result<Self, MetricsError> {
+    /// The counters in a text of Prometheus, or the name of the first that is missing.
+    fn parse(text: &str) -> Result<Self, &'static str> {
         let value = |name: &'static str| {
             text.lines()
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
-                .ok_or(MetricsError::Missing(name))
+                .ok_or(name)
         };
         let dropped = text.lines().filter_map(|line| {
             let rest = line.strip_prefix("switchboard_messages_dropped_total{reason=\"")?;
@@ -181,10 +181,10 @@ switchboard_messages_received_total 9
         };
         assert_eq!(counters, expected);
         assert!(counters.are_settled());
-        assert!(matches!(
+        assert_eq!(
             ServerCounters::parse("go_goroutines 9\n"),
-            Err(MetricsError::Missing("switchboard_messages_received_total"))
-        ));
+            Err("switchboard_messages_received_total")
+        );
     }
 
     #[test]
