@@ -1,16 +1,15 @@
-//! The only file that sees every part: `build` binds and constructs, `run` serves until the drain is
-//! over.
+//! Wires all parts into one relay: [`App::build`] binds and constructs, [`App::run`] serves and drains.
+//! The only file that knows every part.
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use crate::admission::token_bucket::Rate;
@@ -18,12 +17,13 @@ use crate::admission::{AcceptLimiter, AddressLimiter, HandshakeThrottle};
 use crate::api::{self, Api};
 use crate::auth::{Auth, KeyRefresher};
 use crate::cluster::{self, Cluster};
-use crate::config::{self, Secret, Settings};
-use crate::directory::{Bounds, Budget, Client, Command, Directory};
+use crate::config::{self, Settings};
+use crate::directory::{Bounds, Budget, Directory};
+use crate::drain;
 use crate::http::{self, HttpState, ListenerRole, Proxies};
 use crate::ledger::LedgerTotals;
+use crate::lifecycle::Shutdown;
 pub use crate::lifecycle::Stop;
-use crate::lifecycle::{Shutdown, Stage};
 use crate::net;
 use crate::net::background::BackgroundPool;
 use crate::net::tls::Tls;
@@ -34,17 +34,17 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
 use crate::ticket::Tickets;
 
-/// HTTP connections that the admin listener has for itself, so that probes and scrapes get through
-/// when the other listeners are full.
+/// The most HTTP connections of the admin listener. It has its own number, so that probes and scrapes get
+/// through when the listeners for users are full.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
 
-/// How long tasks have to end that were told to; none of them waits for a peer.
-const STRAGGLERS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the end waits for tasks after it has told them to end. None of them waits for a peer.
+const TASK_END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long it may take to leave the cluster; more than its own timeout.
+/// How long the end waits until the node has left the cluster: more than the timeout of the cluster's own.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A relay that is bound and not served yet.
+/// A relay that has bound its listeners and does not serve them yet.
 #[derive(Debug)]
 pub struct App {
     settings: Settings,
@@ -52,86 +52,80 @@ pub struct App {
     addrs: Vec<SocketAddr>,
     admin: Option<TcpListener>,
     state: Arc<HttpState>,
-    router: Option<JoinHandle<()>>,
-    cluster_tasks: Option<cluster::Tasks>,
+    relay_tasks: RelayTasks,
     refresher: Option<KeyRefresher>,
 }
 
-/// What a run left.
+/// The tasks that end after the last handle of the relay is gone.
+#[derive(Debug)]
+struct RelayTasks {
+    router: Option<JoinHandle<()>>,
+    cluster: Option<cluster::Tasks>,
+}
+
+/// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Connections that were cut when the drain timed out.
-    pub left: u64,
+    /// Connections that the drain aborted.
+    pub aborted: u64,
     /// The ledger at the end.
-    pub figures: LedgerTotals,
+    pub ledger: LedgerTotals,
 }
 
 impl App {
     /// Binds the listeners and constructs the parts. Needs a tokio runtime.
     ///
-    /// Where `server.listen` has the default, an address whose family the machine lacks is skipped.
-    /// Nothing is traced, and logs are left alone.
+    /// If `server.listen` has its default value, an address whose family the machine lacks is skipped.
+    /// This app traces nothing and cannot change the log filter.
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
         Self::build_with(settings, Arc::new(Traces::off()), Logs::none()).await
     }
 
-    /// The same, with the traces and the logs of the process: it has one place that either goes to, so
-    /// only main has them.
+    /// Like [`App::build`], with the traces and logs of the process. Only main has them, because a process
+    /// has one place for each.
     pub async fn build_with(
         settings: Settings,
         traces: Arc<Traces>,
         logs: Logs,
     ) -> anyhow::Result<Self> {
         let (auth, refresher) = Auth::load(&settings.auth).await?;
-        let tls = Tls::load(&settings.server.tls).context("no TLS (server.tls)")?;
-        let admin_tls = Tls::load(&settings.admin.tls).context("no TLS (admin.tls)")?;
-        let operator_token = operator_token(&settings.admin)?;
+        let tls = Tls::load(&settings.server.tls).context(SERVER_TLS)?;
+        let admin_tls = Tls::load(&settings.admin.tls).context(ADMIN_TLS)?;
+        let operator_token = settings.admin.operator_token()?;
         let listeners = bind_all(&settings.server.listen)?;
-        let addrs = addrs(&listeners)?;
-        let admin = settings.admin.listen.map(bind).transpose()?;
+        let addrs = listeners
+            .iter()
+            .map(TcpListener::local_addr)
+            .collect::<io::Result<Vec<_>>>()?;
+        let admin = settings.admin.listen.map(bind_admin).transpose()?;
 
         let workers = tokio::runtime::Handle::current().metrics().num_workers();
         let metrics = Arc::new(Metrics::new(workers).with_spans_of(&traces));
-        let files = rlimit::increase_nofile_limit(u64::MAX)
-            .context("cannot read the limit of open files")?;
-        let users_max = settings.limits.connections_within(files);
-        metrics.connections_limited_to(users_max);
         metrics.http_connections_limited_to(settings.limits.handshakes * listeners.len());
-        metrics.mailboxes_limited_to(settings.mailbox.total_bytes);
-
+        let users_max = users_max(&settings.limits)?;
         let shutdown = Shutdown::new();
         let sessions = Arc::new(SessionContext::new(
             session_config(&settings),
             metrics.clone(),
         ));
-        let directory = Directory::new();
-        let (cluster, cluster_tasks) = join_cluster(
-            &settings.cluster,
-            (&directory, &metrics, &traces),
-            sessions.epoch(),
-        )?
-        .unzip();
-        let dependencies = Dependencies {
-            bounds: bounds(&settings.mailbox),
-            users_max,
-            metrics,
-            traces,
-            directory,
-            cluster,
-        };
-        let (relay, router) = relay(dependencies, &settings.routing);
-        let port = addrs.first().map_or(0, SocketAddr::port);
-        let api = api(&settings, port, &relay, (&shutdown, &sessions, logs));
+        let (relay, relay_tasks) =
+            build_relay(&settings, users_max, metrics, traces, sessions.epoch())?;
+        let api = settings.admin.token_file.as_ref().map(|_| {
+            let port = addrs.first().map_or(0, SocketAddr::port);
+            let parts = (relay.clone(), shutdown.clone(), logs);
+            Api::new(parts, port, sessions.epoch(), api_bounds(&settings))
+        });
+        let server = &settings.server;
         let state = Arc::new(HttpState {
             relay,
             sessions,
             shutdown,
             header_timeout: settings.limits.header_timeout,
             header_bytes: settings.limits.header_bytes,
-            allowed_origins: settings.server.allowed_origins.clone(),
-            allowed_hosts: settings.server.allowed_hosts.clone(),
-            proxies: proxies(&settings.server),
-            proxy_protocol: settings.server.proxy_protocol,
+            allowed_origins: server.allowed_origins.clone(),
+            allowed_hosts: server.allowed_hosts.clone(),
+            proxies: Proxies::new(server.trusted_proxies.clone(), server.forwarded_header),
+            proxy_protocol: server.proxy_protocol,
             tickets: tickets(&settings.tickets)?,
             page: settings.ui.enabled,
             auth,
@@ -151,25 +145,25 @@ impl App {
             addrs,
             admin,
             state,
-            router,
-            cluster_tasks,
+            relay_tasks,
             refresher,
         })
     }
 
-    /// `server.listen` as bound.
+    /// The addresses of `server.listen`, with the ports that the kernel chose for port 0.
     pub fn addrs(&self) -> &[SocketAddr] {
         &self.addrs
     }
 
-    /// `admin.listen` as bound.
+    /// The address of `admin.listen`, with the port that the kernel chose for port 0.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin
             .as_ref()
             .and_then(|listener| listener.local_addr().ok())
     }
 
-    /// Serves until `stop`, and then drains: at `drain.timeout` behind it at the latest this is over.
+    /// Serves until `stop` completes or the API requests a drain, then drains. Returns at the latest
+    /// `drain.timeout` later, plus the time that tasks need to end.
     pub async fn run(self, stop: impl Future<Output = Stop>) -> Report {
         let Self {
             settings,
@@ -177,183 +171,180 @@ impl App {
             addrs: _,
             admin,
             state,
-            router,
-            cluster_tasks,
+            relay_tasks,
             refresher,
         } = self;
+        let shutdown = state.shutdown.clone();
+        refresh_all(refresher, &state);
+        let serve = |listener, role, connections_max| {
+            shutdown.spawn(http::serve(listener, role, state.clone(), connections_max));
+        };
         let role = if admin.is_some() {
             ListenerRole::Users
         } else {
             ListenerRole::All
         };
-        let shutdown = state.shutdown.clone();
-        refresh_all(refresher, &state);
         for listener in listeners {
-            shutdown.spawn(http::serve(
-                listener,
-                role,
-                state.clone(),
-                settings.limits.handshakes,
-            ));
+            serve(listener, role, settings.limits.handshakes);
         }
         if let Some(listener) = admin {
-            shutdown.spawn(http::serve(
-                listener,
-                ListenerRole::Admin,
-                state.clone(),
-                ADMIN_CONNECTIONS_MAX,
-            ));
+            serve(listener, ListenerRole::Admin, ADMIN_CONNECTIONS_MAX);
         }
 
         let stop = tokio::select! {
             stop = stop => stop,
-            () = shutdown.drain_asked_for() => Stop::Drain,
+            () = shutdown.drain_requested() => Stop::Drain,
         };
-        let spread = shutdown.ask_for_drain(settings.drain.spread);
-        let left = drain(
-            &state,
-            &config::DrainSettings {
-                spread,
-                ..settings.drain
-            },
-            stop,
-        )
-        .await;
+        let drain_settings = config::DrainSettings {
+            spread: shutdown.request_drain(settings.drain.spread),
+            ..settings.drain
+        };
+        let aborted = drain::drain(&state.relay, &shutdown, &drain_settings, stop).await;
 
         shutdown.stop();
-        if timeout(STRAGGLERS_TIMEOUT, shutdown.finished())
+        if timeout(TASK_END_TIMEOUT, shutdown.finished())
             .await
             .is_err()
         {
-            warn!("some tasks did not end in time");
+            warn!("some tasks did not end within {TASK_END_TIMEOUT:?}");
         }
-        let relay = state.relay.clone();
+        let metrics = state.relay.metrics().clone();
+        let directory = state.relay.directory().clone();
+        // The last handles of the relay, because all tasks that had one are gone: the router's task ends
+        // when its channel closes.
         drop(state);
-        let (metrics, directory) = (relay.metrics().clone(), relay.directory().clone());
-        drop(relay);
-        if let Some(router) = router
-            && timeout(STRAGGLERS_TIMEOUT, router).await.is_err()
+        relay_tasks.finish().await;
+        let ledger = LedgerTotals::read(&metrics, directory.stats().mailbox_messages);
+        let report = Report { aborted, ledger };
+        report.log();
+        report
+    }
+}
+
+impl Report {
+    fn log(&self) {
+        let LedgerTotals {
+            received,
+            delivered,
+            dropped,
+            mailbox,
+            cluster_received,
+            cluster_sent,
+        } = self.ledger;
+        let left = self.aborted;
+        info!(
+            left,
+            received, cluster_received, delivered, dropped, mailbox, cluster_sent, "drained"
+        );
+    }
+}
+
+impl RelayTasks {
+    /// Waits for the router, then for the cluster, which still publishes messages for other nodes and
+    /// answers messages from them.
+    async fn finish(self) {
+        if let Some(router) = self.router
+            && timeout(TASK_END_TIMEOUT, router).await.is_err()
         {
-            warn!("the router did not end in time");
+            warn!("the router did not end within {TASK_END_TIMEOUT:?}");
         }
-        if let Some(tasks) = cluster_tasks {
-            leave_cluster(tasks).await;
+        if let Some(cluster) = self.cluster
+            && timeout(LEAVE_TIMEOUT, cluster.finish()).await.is_err()
+        {
+            warn!("the node did not leave the cluster within {LEAVE_TIMEOUT:?}");
         }
-        let mailbox = directory.stats().mailbox_messages;
-        report(left, LedgerTotals::read(&metrics, mailbox))
     }
 }
 
-/// Says what a run left.
-fn report(left: u64, figures: LedgerTotals) -> Report {
-    let LedgerTotals {
-        received,
-        delivered,
-        dropped,
-        mailbox,
-        cluster_received,
-        cluster_sent,
-    } = figures;
-    info!(
-        left,
-        received, cluster_received, delivered, dropped, mailbox, cluster_sent, "drained"
-    );
-    Report { left, figures }
-}
-
-/// Behind all that could be for other nodes: what is under way to them is sent, and what has come from
-/// them is answered.
-async fn leave_cluster(tasks: cluster::Tasks) {
-    if timeout(LEAVE_TIMEOUT, tasks.finish()).await.is_err() {
-        warn!("the cluster was not left in time");
-    }
-}
-
-/// Keeps keys and certificates up to date until the app stops.
-fn refresh_all(refresher: Option<KeyRefresher>, state: &HttpState) {
-    if let Some(refresher) = refresher {
-        refresh(refresher.run(), &state.shutdown);
-    }
-    for tls in [&state.tls, &state.admin_tls].into_iter().flatten() {
-        refresh(tls.clone().refresh(), &state.shutdown);
-    }
-}
-
-/// Runs what keeps something up to date, until the app stops.
-fn refresh(refresher: impl Future<Output = ()> + Send + 'static, shutdown: &Shutdown) {
-    let stop = shutdown.clone();
-    shutdown.spawn(async move {
-        tokio::select! {
-            () = stop.stopped() => {}
-            () = refresher => {}
-        }
-    });
-}
-
-/// Whether the files that the settings name can be used: keys, certificates, the operators' token.
+/// Whether the files that the settings name can be used: keys, certificates, secrets.
 pub fn check_files(settings: &Settings) -> anyhow::Result<()> {
-    Auth::check_files(&settings.auth).context("no keys (auth)")?;
-    Tls::load(&settings.server.tls).context("no TLS (server.tls)")?;
-    Tls::load(&settings.admin.tls).context("no TLS (admin.tls)")?;
-    operator_token(&settings.admin)?;
+    Auth::check_files(&settings.auth).context("unusable keys (auth)")?;
+    Tls::load(&settings.server.tls).context(SERVER_TLS)?;
+    Tls::load(&settings.admin.tls).context(ADMIN_TLS)?;
+    settings.admin.operator_token()?;
     tickets(&settings.tickets)?;
-    Cluster::check_files(&settings.cluster).context("no way to NATS (cluster)")?;
+    Cluster::check_files(&settings.cluster).context("unusable credentials for NATS (cluster)")?;
     Ok(())
 }
 
-/// Which of the secrets that may have any length can be guessed, a sentence each.
-pub fn guessable(settings: &Settings) -> Option<String> {
-    // What is wrong with it otherwise is for `check_files` to say.
-    let token = operator_token(&settings.admin).ok()??;
-    let found = token.expose().len();
-    (found < TOKEN_BYTES_SOUND).then(|| {
-        format!(
-            "admin.token_file: {found} bytes can be guessed, and nothing slows down who tries: \
-             take {TOKEN_BYTES_SOUND} or more"
-        )
-    })
+const SERVER_TLS: &str = "unusable certificate or key (server.tls)";
+const ADMIN_TLS: &str = "unusable certificate or key (admin.tls)";
+
+/// `limits.connections`, or fewer where the process cannot open that many files.
+fn users_max(limits: &config::LimitSettings) -> anyhow::Result<usize> {
+    let files =
+        rlimit::increase_nofile_limit(u64::MAX).context("cannot read the limit of open files")?;
+    Ok(limits.connections_within(files))
 }
 
-/// 16 digits of base64 are 96 bits.
-const TOKEN_BYTES_SOUND: usize = 16;
+/// The relay and its tasks, by the settings of the cluster, routing and mailboxes.
+fn build_relay(
+    settings: &Settings,
+    users_max: usize,
+    metrics: Arc<Metrics>,
+    traces: Arc<Traces>,
+    epoch: Instant,
+) -> anyhow::Result<(Relay, RelayTasks)> {
+    metrics.connections_limited_to(users_max);
+    metrics.mailboxes_limited_to(settings.mailbox.total_bytes);
+    let directory = Directory::new();
+    let (cluster, cluster_tasks) = if settings.cluster.nats_url.is_empty() {
+        (None, None)
+    } else {
+        let (directory, metrics, traces) = (directory.clone(), metrics.clone(), traces.clone());
+        let joined = Cluster::join(&settings.cluster, directory, metrics, traces, epoch)?;
+        Some(joined).unzip()
+    };
+    let dependencies = Dependencies {
+        bounds: mailbox_bounds(&settings.mailbox),
+        users_max,
+        metrics,
+        traces,
+        directory,
+        cluster,
+    };
+    let (relay, router) = match settings.routing.strategy {
+        config::Strategy::Directory => (Relay::of(dependencies), None),
+        config::Strategy::Router => {
+            let (relay, task) = Relay::routed(dependencies, settings.routing.router_queue);
+            // Not on the tracker: it ends after all tasks on the tracker, with the relay's last handle.
+            #[allow(clippy::disallowed_methods, reason = "joined at the end of `run`")]
+            (relay, Some(tokio::spawn(task)))
+        }
+    };
+    let tasks = RelayTasks {
+        router,
+        cluster: cluster_tasks,
+    };
+    Ok((relay, tasks))
+}
 
-/// Threads for what TLS computes, as many as serve users, where it is spoken.
+/// Refreshes keys and certificates until the app stops.
+fn refresh_all(refresher: Option<KeyRefresher>, state: &HttpState) {
+    let shutdown = &state.shutdown;
+    if let Some(refresher) = refresher {
+        shutdown.spawn_until_stopped(refresher.run());
+    }
+    for tls in [&state.tls, &state.admin_tls].into_iter().flatten() {
+        shutdown.spawn_until_stopped(tls.clone().refresh());
+    }
+}
+
+/// Threads for TLS handshakes, as many as the workers; none without TLS.
 fn background(settings: &Settings, workers: usize) -> anyhow::Result<BackgroundPool> {
-    let is_spoken = [&settings.server.tls, &settings.admin.tls]
+    let has_tls = [&settings.server.tls, &settings.admin.tls]
         .iter()
         .any(|tls| tls.cert_file.is_some());
-    let threads = if is_spoken { workers } else { 0 };
+    let threads = if has_tls { workers } else { 0 };
     BackgroundPool::new(threads, settings.limits.handshakes)
-        .context("no threads for TLS handshakes")
-}
-
-fn operator_token(settings: &config::AdminSettings) -> anyhow::Result<Option<Secret>> {
-    let read = |path: &PathBuf| {
-        let what = format!("{} (admin.token_file)", path.display());
-        let token = Secret::read(path).with_context(|| what.clone())?;
-        // What else is in it no header carries, and whoever has it would never get in.
-        let is_sound = token.expose().iter().all(u8::is_ascii_graphic);
-        anyhow::ensure!(is_sound, "{what} is more than one line of visible ASCII");
-        Ok(token)
-    };
-    settings.token_file.as_ref().map(read).transpose()
+        .context("cannot start threads for TLS handshakes")
 }
 
 fn tickets(settings: &config::TicketSettings) -> anyhow::Result<Tickets> {
-    let read = |path: &PathBuf| {
-        let what = format!("{} (tickets.secret_file)", path.display());
-        let secret = Secret::read(path).with_context(|| what.clone())?;
-        let is_long = secret.expose().len() >= SECRET_BYTES_MIN;
-        anyhow::ensure!(is_long, "{what} has less than {SECRET_BYTES_MIN} bytes");
-        Ok(secret)
-    };
-    let secret = settings.secret_file.as_ref().map(read).transpose()?;
-    let tickets = Tickets::new(secret.as_ref().map(Secret::expose), settings.ttl);
-    tickets.context("the system has no randomness")
+    let secret = settings.secret()?;
+    Tickets::new(secret.as_ref().map(config::Secret::expose), settings.ttl)
+        .context("the system has no randomness")
 }
-
-/// As many as the hash has (RFC 2104 section 3).
-const SECRET_BYTES_MIN: usize = 32;
 
 fn bind_all(addrs: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let is_default = addrs == Settings::default().server.listen;
@@ -361,7 +352,7 @@ fn bind_all(addrs: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     for addr in addrs {
         match net::bind(*addr) {
             Ok(listener) => listeners.push(listener),
-            Err(error) if is_default && lacks_family(&error) => {
+            Err(error) if is_default && net::lacks_address_family(&error) => {
                 warn!(%addr, %error, "default address skipped: the machine lacks its family");
             }
             Err(error) => {
@@ -377,83 +368,20 @@ fn bind_all(addrs: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
-fn addrs(listeners: &[TcpListener]) -> io::Result<Vec<SocketAddr>> {
-    listeners.iter().map(TcpListener::local_addr).collect()
-}
-
-fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
+fn bind_admin(addr: SocketAddr) -> anyhow::Result<TcpListener> {
     net::bind(addr).with_context(|| format!("cannot listen on {addr} (admin.listen)"))
 }
 
-/// No such family in the kernel, or none of its addresses on any interface.
-fn lacks_family(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
-    ) || error.raw_os_error() == Some(EAFNOSUPPORT)
-}
-
-/// Linux's number on all architectures that have a target.
-const EAFNOSUPPORT: i32 = 97;
-
-/// The relay, and the router's task where there is one.
-fn relay(
-    dependencies: Dependencies,
-    routing: &config::RoutingSettings,
-) -> (Relay, Option<JoinHandle<()>>) {
-    match routing.strategy {
-        config::Strategy::Directory => (Relay::of(dependencies), None),
-        config::Strategy::Router => {
-            let (relay, task) = Relay::routed(dependencies, routing.router_queue);
-            // Not on the tracker: it ends when the last handle of the relay is gone, which is after
-            // all tasks that are.
-            #[allow(clippy::disallowed_methods, reason = "joined at the end of `run`")]
-            (relay, Some(tokio::spawn(task)))
-        }
-    }
-}
-
-fn proxies(settings: &config::ServerSettings) -> Proxies {
-    let trusted = settings.trusted_proxies.clone();
-    Proxies::new(trusted, settings.forwarded_header)
-}
-
-/// The API, where operators have a listener and a token.
-fn api(
-    settings: &Settings,
-    port: u16,
-    relay: &Relay,
-    (shutdown, sessions, logs): (&Shutdown, &SessionContext, Logs),
-) -> Option<Api> {
-    settings.admin.token_file.as_ref()?;
-    let bounds = api::Bounds {
+fn api_bounds(settings: &Settings) -> api::Bounds {
+    api::Bounds {
         message_bytes: settings.limits.message_bytes,
         body_timeout: settings.limits.header_timeout,
         outcome_timeout: settings.admin.outcome_timeout,
         drain: settings.drain.clone(),
-    };
-    Some(Api::new(
-        (relay.clone(), shutdown.clone(), logs),
-        port,
-        sessions.epoch(),
-        bounds,
-    ))
-}
-
-/// The other nodes, where there are any.
-fn join_cluster(
-    settings: &config::ClusterSettings,
-    (directory, metrics, traces): (&Directory, &Arc<Metrics>, &Arc<Traces>),
-    epoch: Instant,
-) -> anyhow::Result<Option<(Cluster, cluster::Tasks)>> {
-    if settings.nats_url.is_empty() {
-        return Ok(None);
     }
-    let (here, metrics, traces) = (directory.clone(), metrics.clone(), traces.clone());
-    Ok(Some(Cluster::join(settings, here, metrics, traces, epoch)?))
 }
 
-fn bounds(settings: &config::MailboxSettings) -> Bounds {
+fn mailbox_bounds(settings: &config::MailboxSettings) -> Bounds {
     Bounds {
         messages: settings.messages,
         bytes: settings.bytes,
@@ -485,79 +413,3 @@ fn session_config(settings: &Settings) -> SessionConfig {
         echo: false,
     }
 }
-
-/// Sends everybody away; how many connections had to be cut.
-async fn drain(state: &HttpState, settings: &config::DrainSettings, stop: Stop) -> u64 {
-    let relay = &state.relay;
-    let until = Instant::now() + settings.timeout;
-    state.shutdown.advance(Stage::Unready);
-    relay.metrics().drain_started(settings.timeout);
-    info!(users = relay.users(), timeout = ?settings.timeout, "draining");
-    if stop == Stop::Drain {
-        sleep_until(until.min(Instant::now() + settings.delay)).await;
-    }
-    state.shutdown.advance(Stage::Draining);
-
-    // A little before the end, whoever still has messages to take is cut, so that their senders can be
-    // told and closed in order.
-    let expiry = until - (settings.timeout / 10).min(EXPIRY_MARGIN);
-    tokio::select! {
-        () = async { send_away(relay, settings.spread).await; relay.emptied().await } => return 0,
-        () = sleep_until(expiry) => {}
-    }
-    let mut left = 0;
-    relay.directory().for_each(|client| {
-        if client.held().0 > 0 {
-            left += 1;
-            client.command(Command::Abort);
-        }
-    });
-    tokio::select! {
-        () = relay.emptied() => return left,
-        () = sleep_until(until) => {}
-    }
-    relay.directory().for_each(|client| {
-        left += 1;
-        client.command(Command::Abort);
-    });
-    left
-}
-
-/// The most of `drain.timeout` that is kept for telling senders what was given up.
-const EXPIRY_MARGIN: Duration = Duration::from_millis(500);
-
-/// Orders everybody to leave, evenly over `spread`.
-async fn send_away(relay: &Relay, spread: Duration) {
-    let mut clients: Vec<Arc<Client>> = Vec::with_capacity(relay.users());
-    relay
-        .directory()
-        .for_each(|client| clients.push(client.clone()));
-    fastrand::shuffle(&mut clients);
-    let begin = Instant::now();
-    let count = u32::try_from(clients.len()).unwrap_or(u32::MAX).max(1);
-    let mut emptied = std::pin::pin!(relay.emptied());
-    for (index, client) in (0..).zip(clients) {
-        // The first at once and the last at the end.
-        let due = begin + spread.mul_f64(f64::from(index) / f64::from(count.max(2) - 1));
-        tokio::select! {
-            () = sleep_until(due) => {}
-            () = &mut emptied => return,
-        }
-        client.command(restart(spread));
-    }
-    // Whoever was in the middle of an upgrade when the round began.
-    relay
-        .directory()
-        .for_each(|client| client.command(restart(spread)));
-}
-
-/// The command to come back after a while of one's own.
-fn restart(spread: Duration) -> Command {
-    let spread_ms = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
-    Command::Restart {
-        after_ms: fastrand::u64(0..=spread_ms.max(COME_BACK_MS_MIN)),
-    }
-}
-
-/// Even with no spread those who come back should not do so in one moment, milliseconds.
-const COME_BACK_MS_MIN: u64 = 1000;

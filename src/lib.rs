@@ -86,6 +86,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod directory;
+mod drain;
 pub mod http;
 pub mod identity;
 pub mod ledger;

@@ -1,4 +1,4 @@
-//! The process: verb, settings, logs, runtime, signals, exit code. Nothing else decides to exit.
+//! Runs one verb and returns its exit code. The only file that ends the process.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use clap::Parser;
-use switchboard::app::{self, App, Stop};
+use switchboard::app::{self, App};
 use switchboard::cli::{self, Cli, ConfigVerb, Options, TokenVerb, Verb};
 use switchboard::config::{self, ConfigError, Machine, Settings};
+use switchboard::lifecycle::{Signals, Stop};
 use switchboard::telemetry::{self, Telemetry};
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -21,7 +22,7 @@ const EXIT_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
     run(Cli::parse()).unwrap_or_else(|error| {
-        complain(format_args!("{error:#}"));
+        print_error(format_args!("{error:#}"));
         if error.is::<ConfigError>() {
             ExitCode::from(EXIT_CONFIG)
         } else {
@@ -63,16 +64,16 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     io::stdout().write_all(settings.to_string().as_bytes())?;
     let mut warnings = Machine::read()?.warnings(settings);
     warnings.extend(settings.loosened());
-    warnings.extend(app::guessable(settings));
+    warnings.extend(settings.weak_token());
     for warning in warnings {
-        complain(format_args!("warning: {warning}"));
+        print_error(format_args!("warning: {warning}"));
     }
     app::check_files(settings)
 }
 
 fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     let settings = options.load()?;
-    // Counts the CPUs that the process may use: affinity and the quota of its cgroup.
+    // The CPUs that the process may use by its affinity and by the quota of its cgroup.
     let workers = available_parallelism()?.get();
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(workers)
@@ -80,7 +81,7 @@ fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         .build()?;
     let telemetry = telemetry::init(&settings.log, &settings.tracing, runtime.handle())?;
     let code = runtime.block_on(async {
-        // Before anything is bound: from then on a signal has to end it in order.
+        // Caught before anything is bound, because from then on a signal must start a drain.
         let signals = Signals::new()?;
         let hangup = signal(SignalKind::hangup())?;
         let app = App::build_with(
@@ -90,25 +91,25 @@ fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         )
         .await?;
         let (stop, stopped) = oneshot::channel();
-        // A sender that is gone has sent: `second` holds it until the first signal.
+        // The channel closes without a value only if `stop_and_wait` is dropped, and then this is, too.
         let drained = async {
             app.run(async { stopped.await.unwrap_or(Stop::Drain) })
                 .await;
             telemetry.flush().await;
         };
         tokio::select! {
-            number = signals.second(stop) => anyhow::Ok(ExitCode::from(128 + number)),
+            number = signals.stop_and_wait(stop) => anyhow::Ok(ExitCode::from(128 + number)),
             () = drained => Ok(ExitCode::SUCCESS),
             never = reload(hangup, options, settings, &telemetry) => match never {},
         }
     });
-    // Does not wait for what may still run: the drain has waited, and a second signal will not.
+    // Does not wait for tasks: the drain has waited for them, and a second signal must not wait.
     runtime.shutdown_background();
     code
 }
 
-/// Reads the settings anew at every SIGHUP, and changes what can change in a running process. Bad ones
-/// change nothing.
+/// Reads the settings again at every SIGHUP, and applies those that can change in a running process.
+/// Invalid settings change nothing.
 async fn reload(
     mut hangup: Signal,
     options: &Options,
@@ -125,49 +126,13 @@ async fn reload(
                 for problem in error.problems() {
                     error!(%problem, "setting refused");
                 }
-                error!("settings not reloaded: the old ones stay");
+                error!("settings not reloaded: the running settings stay in effect");
             }
         }
     }
 }
 
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        let terminate = signal(SignalKind::terminate())?;
-        let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self {
-            terminate,
-            interrupt,
-        })
-    }
-
-    async fn next(&mut self) -> SignalKind {
-        tokio::select! {
-            Some(()) = self.terminate.recv() => SignalKind::terminate(),
-            Some(()) = self.interrupt.recv() => SignalKind::interrupt(),
-            else => pending().await,
-        }
-    }
-
-    /// Stops the app by the first signal; returns the number of the second.
-    async fn second(mut self, stop: oneshot::Sender<Stop>) -> u8 {
-        let first = match self.next().await {
-            kind if kind == SignalKind::interrupt() => Stop::DrainNow,
-            _ => Stop::Drain,
-        };
-        // An app that is gone needs no stop.
-        let _ = stop.send(first);
-        let second = self.next().await.as_raw_value();
-        u8::try_from(second).expect("signal numbers end at 64")
-    }
-}
-
-fn complain(message: impl std::fmt::Display) {
-    // Where stderr is closed there is nobody left to tell.
+fn print_error(message: impl std::fmt::Display) {
+    // Fails only if stderr is closed, and then there is no other place to report to.
     drop(writeln!(io::stderr(), "switchboard: {message}"));
 }

@@ -309,7 +309,7 @@ impl Api {
             None => spread_default,
             Some(spread) => read::duration(spread, "spread", timeout.saturating_sub(delay))?,
         };
-        let spread = self.shutdown.ask_for_drain(spread);
+        let spread = self.shutdown.request_drain(spread);
         info!(?spread, "an operator asks for a drain");
         let draining = Draining {
             spread: config::duration_text(spread),

@@ -15,6 +15,7 @@ mod read;
 mod refusal;
 mod rules;
 mod secret;
+mod secret_files;
 mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,7 @@ pub use error::{ConfigError, Problem};
 pub use load::Sources;
 pub use origin::{Origin, OriginPattern, Served};
 pub use secret::{PRIVATE_KEYS, Secret, SecretError};
+pub use secret_files::SecretFileError;
 pub(crate) use units::duration_text;
 pub use units::{parse_duration, parse_size};
 

@@ -32,6 +32,15 @@ pub enum SecretError {
     /// There is more in it than a secret.
     #[error("is over {SECRET_BYTES_MAX} bytes")]
     TooLarge,
+    /// It cannot be a token in a header.
+    #[error("is more than one line of visible ASCII")]
+    NotVisibleAscii,
+    /// It is too short to be a key.
+    #[error("has less than {bytes_min} bytes")]
+    TooShort {
+        /// The least bytes that it may have.
+        bytes_min: usize,
+    },
 }
 
 impl Secret {

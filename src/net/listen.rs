@@ -19,6 +19,9 @@ const NOT_SENT_BYTES: u32 = 16 * 1024;
 /// How long the kernel waits for a peer to acknowledge what was sent.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Linux's number on all architectures that have a target.
+const EAFNOSUPPORT: i32 = 97;
+
 /// Binds a listener. Needs a tokio runtime.
 pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
@@ -40,4 +43,12 @@ pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Whether binding failed because the kernel lacks the address family, or no interface has an address of it.
+pub(crate) fn lacks_address_family(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
+    ) || error.raw_os_error() == Some(EAFNOSUPPORT)
 }

@@ -10,4 +10,5 @@ mod stream;
 pub mod tls;
 
 pub use listen::bind;
+pub(crate) use listen::lacks_address_family;
 pub(crate) use stream::Io;

@@ -309,7 +309,7 @@ both_strategies! {
         }
         let Operated { relay, token_file } = operated;
         let report = relay.ended().await;
-        assert_eq!(report.left, 0);
+        assert_eq!(report.aborted, 0);
         fs::remove_file(token_file).unwrap();
     }
 
@@ -338,7 +338,7 @@ both_strategies! {
         assert_eq!(heard, delivered);
         let Operated { relay, token_file } = operated;
         let report = relay.ended().await;
-        assert_eq!((report.figures.received, report.figures.gap()), (100, 0));
+        assert_eq!((report.ledger.received, report.ledger.gap()), (100, 0));
         fs::remove_file(token_file).unwrap();
     }
 

@@ -282,9 +282,10 @@ fn check_refuses_a_token_that_no_header_can_carry() {
         assert_eq!(found, Some(code), "{text:?}: {stderr}");
         let path = file.display();
         let complaint =
-            format!("{path} (admin.token_file) is more than one line of visible ASCII\n");
+            format!("{path} (admin.token_file): is more than one line of visible ASCII\n");
         assert_eq!(stderr.ends_with(&complaint), code == 1, "{stderr}");
-        let warning = "admin.token_file: 15 bytes can be guessed, and nothing slows down who tries";
+        let warning =
+            "admin.token_file: 15 bytes can be guessed, because nothing limits the rate of";
         let is_short = text == "hunter2-hunter2\n";
         assert_eq!(stderr.contains(warning), is_short, "{text:?}: {stderr}");
         assert!(!stdout.contains("nter2") && !stderr.contains("nter2"));

@@ -90,7 +90,7 @@ both_strategies! {
         assert_eq!(frames, Vec::<Value>::new());
         new.closed_with(1012).await;
         let report = relay.ended().await;
-        assert_eq!((report.left, report.figures.delivered), (0, 2));
+        assert_eq!((report.aborted, report.ledger.delivered), (0, 2));
     }
 
     /// After the delay nobody comes in, and those who are in are sent away one by one.
@@ -134,7 +134,7 @@ both_strategies! {
         assert!(waits.len() > 1, "everybody has a wait of its own: {waits:?}");
         let addr = relay.addr;
         let report = relay.ended().await;
-        assert_eq!(report.left, 0);
+        assert_eq!(report.aborted, 0);
         assert!(TcpStream::connect(addr).await.is_err(), "nobody listens any more");
     }
 
@@ -155,7 +155,7 @@ both_strategies! {
         let delivered = frames.iter().filter(|frame| frame["status"] == "delivered").count();
         assert_eq!(delivered as u64, sent, "{frames:?}");
         let report = relay.ended().await;
-        assert_eq!((report.left, report.figures.delivered), (0, sent));
+        assert_eq!((report.aborted, report.ledger.delivered), (0, sent));
     }
 
     /// The drain has an end, also where somebody does not read; its senders are told.
@@ -183,10 +183,10 @@ both_strategies! {
         assert_eq!(count("draining") + count("delivered"), sent, "{frames:?}");
         let (draining, delivered) = (count("draining"), count("delivered"));
         let report = relay.ended().await;
-        assert_eq!(report.left, 1, "one was cut");
-        assert_eq!(report.figures.dropped, draining);
-        assert_eq!(report.figures.delivered, delivered);
-        assert_eq!(report.figures.mailbox, 0);
+        assert_eq!(report.aborted, 1, "one was cut");
+        assert_eq!(report.ledger.dropped, draining);
+        assert_eq!(report.ledger.delivered, delivered);
+        assert_eq!(report.ledger.mailbox, 0);
         drop(slow);
     }
 
@@ -210,8 +210,8 @@ both_strategies! {
             total.add(&tally.unwrap());
         }
         let report = relay.ended().await;
-        let figures = &report.figures;
-        assert_eq!(report.left, 0);
+        let figures = &report.ledger;
+        assert_eq!(report.aborted, 0);
         assert_eq!(figures.mailbox, 0);
         assert_eq!(total.heard, figures.delivered, "delivered is what arrived: {total:?} {figures:?}");
         // Bare senders ask for no outcome; of the others, each message that was read has one.
@@ -239,8 +239,8 @@ both_strategies! {
             total.add(&tally.unwrap());
         }
         let report = relay.ended().await;
-        let figures = &report.figures;
-        assert_eq!(report.left, 0);
+        let figures = &report.ledger;
+        assert_eq!(report.aborted, 0);
         assert_eq!(total.outcomes, figures.received, "{total:?} {figures:?}");
         assert_eq!(total.delivered, figures.delivered, "{total:?} {figures:?}");
         assert_eq!(total.heard, figures.delivered, "{total:?} {figures:?}");
@@ -261,7 +261,7 @@ both_strategies! {
         relay.bare().await.leave().await;
         relay.begin_stop(Stop::Drain);
         let report = relay.ended().await;
-        assert_eq!(report.left, 0);
+        assert_eq!(report.aborted, 0);
     }
 }
 
@@ -384,9 +384,9 @@ async fn those_who_do_not_read_are_cut_at_the_timeout() {
         sender.leave().await;
         relay.begin_stop(Stop::Drain);
         let report = relay.ended().await;
-        assert_eq!(report.left, 3);
-        assert_eq!(report.figures.mailbox, 0);
-        assert!(report.figures.dropped >= 9, "{report:?}");
+        assert_eq!(report.aborted, 3);
+        assert_eq!(report.ledger.mailbox, 0);
+        assert!(report.ledger.dropped >= 9, "{report:?}");
     }
 }
 

@@ -109,8 +109,8 @@ impl Relay {
         assert_eq!(self.metric("switchboard_session_panics_total").await, 0);
         self.stop.send(Stop::DrainNow).unwrap();
         let report = timeout(PATIENCE, self.run).await.unwrap().unwrap();
-        assert_eq!((report.left, report.figures.gap()), (0, 0));
-        assert_eq!(report.figures.mailbox, 0);
+        assert_eq!((report.aborted, report.ledger.gap()), (0, 0));
+        assert_eq!(report.ledger.mailbox, 0);
     }
 }
 

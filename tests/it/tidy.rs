@@ -87,6 +87,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "net",
         ],
     ),
+    ("drain", &["config", "directory", "lifecycle", "relay"]),
     ("cli", &["auth", "config", "identity", "net"]),
     (
         "app",
@@ -96,6 +97,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cluster",
             "config",
             "directory",
+            "drain",
             "http",
             "identity",
             "ledger",

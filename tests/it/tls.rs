@@ -169,7 +169,7 @@ impl Secured {
     async fn end(self) {
         self.stop.send(Stop::DrainNow).unwrap();
         let report = timeout(PATIENCE, self.run).await.unwrap().unwrap();
-        assert_eq!((report.left, report.figures.gap()), (0, 0));
+        assert_eq!((report.aborted, report.ledger.gap()), (0, 0));
         std::fs::remove_dir_all(&self.folder).unwrap();
     }
 }

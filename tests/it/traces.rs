@@ -669,7 +669,9 @@ async fn sighup_reads_the_filter_anew_and_keeps_the_old_one_where_the_file_is_ba
             file.display()
         )
     );
-    relay.logs("settings not reloaded: the old ones stay").await;
+    relay
+        .logs("settings not reloaded: the running settings stay in effect")
+        .await;
     // A line of debug, as before.
     drop(relay.v1().await);
     eventually("the filter stays", async || {

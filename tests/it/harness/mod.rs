@@ -244,7 +244,7 @@ impl Relay {
         let run = self.run.take().expect("a relay ends once");
         match within("the relay ends", run).await {
             Ok(report) => {
-                let figures = &report.figures;
+                let figures = &report.ledger;
                 assert_eq!(
                     figures.received,
                     figures.delivered + figures.dropped + figures.mailbox,
