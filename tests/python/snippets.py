@@ -341,7 +341,7 @@ def wire(documents, binary, folder, environment):
 
     with Relay(binary) as relay:
         compare(sent.key, heard.text, asyncio.run(talk(relay.ws)))
-    step = documents.take_one("src/protocol/README.md#the-conversation-of-two-clients")
+    step = documents.take_one("src/protocol/README.md#a-conversation")
     with Relay(binary) as relay:
         compare(step.key, step.text, run(f"{step.key} {relay.ws}", folder, environment))
 
