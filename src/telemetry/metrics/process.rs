@@ -1,16 +1,13 @@
 //! The metrics of the process. The collector of the `prometheus` crate has all of them, but it counts CPU
-//! time in whole seconds. A rate over a few scrapes would then jump, so CPU time is read again here.
+//! time in whole seconds. A rate over a few scrapes would then jump, so the kernel's clock of the process
+//! replaces that value.
 
-use std::fs;
+use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{Counter, MetricFamily};
-
-use super::families::float;
-
-/// Clock ticks a second in /proc (`USER_HZ`), the same on every Linux architecture that Rust supports.
-const TICKS_A_SECOND: f64 = 100.0;
+use rustix::time::{ClockId, clock_gettime};
 
 /// Reads the metrics of the process.
 pub(super) struct ProcessMetrics {
@@ -30,24 +27,21 @@ impl ProcessMetrics {
         let cpu = families
             .iter_mut()
             .find(|family| family.name() == "switchboard_process_cpu_seconds_total");
-        if let Some(cpu) = cpu
-            && let Ok(stat) = fs::read_to_string("/proc/self/stat")
-            && let Some(ticks) = cpu_ticks(&stat)
-        {
+        if let Some(cpu) = cpu {
             let mut value = Counter::default();
-            value.set_value(float(ticks) / TICKS_A_SECOND);
+            value.set_value(cpu_time().as_secs_f64());
             cpu.mut_metric()[0].set_counter(value);
         }
         families
     }
 }
 
-/// The sum of `utime` and `stime`, fields 14 and 15 of /proc/PID/stat. Field 2 is a name in parentheses that
-/// may contain spaces and parentheses, so fields are counted from the last `)`.
-fn cpu_ticks(stat: &str) -> Option<u64> {
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut ticks = fields.split(' ').skip(11).map(str::parse::<u64>);
-    ticks.next()?.ok()?.checked_add(ticks.next()?.ok()?)
+/// The CPU time of all threads of the process so far.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(time.tv_sec).expect("the clock begins at 0");
+    let nanoseconds = u32::try_from(time.tv_nsec).expect("a second has 10^9 nanoseconds");
+    Duration::new(seconds, nanoseconds)
 }
 
 impl std::fmt::Debug for ProcessMetrics {
@@ -59,13 +53,6 @@ impl std::fmt::Debug for ProcessMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cpu_time_is_found_behind_any_name() {
-        let stat = "7 (a) b 9 (c)) S 1 7 7 0 -1 4194560 114 0 0 0 250 31 5 6 20 0 1 0 7312 8 9";
-        assert_eq!(cpu_ticks(stat), Some(281));
-        assert_eq!(cpu_ticks("7 (a) S 1"), None);
-    }
 
     #[test]
     fn cpu_time_has_parts_of_a_second() {
