@@ -19,7 +19,7 @@ use switchboard::identity::{ResumptionId, UserId};
 use switchboard::ledger::InHand;
 use switchboard::protocol::Dialect;
 use switchboard::relay::Relay;
-use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
+use switchboard::session::{Session, SessionConfig, SessionContext, Welcome};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::traces::Traces;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -303,9 +303,9 @@ impl Line {
             let membership = runtime
                 .block_on(relay.join(dialect, None, None))
                 .expect("room for two users");
-            let user = (membership, Arrival::default());
+            let (welcome, context) = (Welcome::default(), context.clone());
             let _entered = runtime.enter();
-            End::new(|socket| Session::new(socket, &[], user, context.clone()))
+            End::new(|socket| Session::new(socket, &[], membership, &welcome, context))
         };
         let (sender, recipient) = (end(), end());
         let mut line = Self {

@@ -26,7 +26,7 @@ use crate::identity::Subject;
 use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
 use crate::relay::{Membership, Refused, Unclaimed};
-use crate::session::Arrival;
+use crate::session::Welcome;
 use crate::telemetry::traces;
 use crate::ticket::{Claim, Invalid, Tickets};
 
@@ -48,7 +48,7 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) struct Joined {
     pub(super) membership: Membership,
     /// What its user is told.
-    pub(super) arrival: Arrival,
+    pub(super) welcome: Welcome,
     /// What counts it as one of its network's.
     pub(super) permit: Option<AddressPermit>,
     /// How long its pass is good for.
@@ -250,7 +250,7 @@ async fn join(
     let membership = state.relay.join(dialect, subject, identity).await;
     let membership = membership.map_err(Refusal::NotJoined)?;
     Ok(Joined {
-        arrival: arrival(&membership, claim, &state.tickets),
+        welcome: welcome(&membership, claim, &state.tickets),
         membership,
         permit,
         remaining,
@@ -279,15 +279,15 @@ fn shown_ticket(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// What becomes of a ticket that was shown, and the one for the next time.
-fn arrival(
+fn welcome(
     membership: &Membership,
     claim: Option<Result<Claim, Invalid>>,
     tickets: &Tickets,
-) -> Arrival {
+) -> Welcome {
     let client = membership.client();
     // A bare connection is told nothing.
     if client.dialect() == Dialect::Bare {
-        return Arrival::default();
+        return Welcome::default();
     }
     let (id, resumption_id) = (client.id(), client.resumption_id());
     let subject = client.subject().map(Subject::as_str);
@@ -300,7 +300,7 @@ fn arrival(
         Some(Err(Invalid::Forged)) => Some("ticket_invalid"),
         Some(Ok(_)) | None => None,
     };
-    Arrival {
+    Welcome {
         ticket: tickets.issue(Claim { id, resumption_id }, subject, SystemTime::now()),
         resumed: claim.is_some() && reason.is_none(),
         reason,

@@ -179,12 +179,11 @@ async fn connection(
 fn begin(joined: Joined, io: Io, read: &[u8], state: &HttpState) {
     let Joined {
         membership,
-        arrival,
+        welcome,
         permit,
         remaining,
     } = joined;
-    let user = (membership, arrival);
-    let mut session = Session::new(io, read, user, state.sessions.clone());
+    let mut session = Session::new(io, read, membership, &welcome, state.sessions.clone());
     if let Some(remaining) = remaining {
         session.expire_in(remaining);
     }

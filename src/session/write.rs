@@ -1,262 +1,238 @@
-//! The writing half of a turn: whatever has come for this user since the last one leaves in as few
-//! writes as the socket takes, and each message is settled when its frame was flushed.
+//! The writing half of a turn: all that has come for this user since the last turn leaves in as few
+//! writes as the socket takes, and each message is settled when its frame has left.
 
-use std::task::{Context, Poll};
+use std::task::{Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::read::io_end;
-use super::{Core, End, NEVER, Phase, Scratch, come_again, micros};
+use super::endpoint::Endpoint;
+use super::machine::Machine;
+use super::state::SessionState;
+use super::timers::{NEVER, micros};
+use super::turn::Turn;
 use crate::config::Overflow;
-use crate::directory::{Found, QueuedMessage, WRITE_BYTES, give_back};
-use crate::protocol::{Status, push_close};
+use crate::directory::{QueuedMessage, WRITE_BYTES, Wakes, give_back};
+use crate::protocol::Status;
 
-/// Writes a turn, so that a fast reader's task lets others run.
+/// Writes in one turn, so that the task of a fast reader lets others run.
 const WRITES_MAX: usize = 8;
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
-    pub(super) fn pump(
-        &mut self,
-        cx: &mut Context<'_>,
-        scratch: &mut Scratch,
-        now: u64,
-    ) -> Option<End> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
+    pub(super) fn write(&mut self, turn: &mut Turn<'_, '_>) {
         for _ in 0..WRITES_MAX {
-            match self.drain(cx, scratch, now) {
-                Poll::Pending => return None,
-                Poll::Ready(Err(end)) => return Some(end),
-                Poll::Ready(Ok(())) => {}
-            }
-            if !self.is_closing_frame_out() {
-                if self.take_owed() {
-                    continue;
-                }
-                let found = self.visit(cx, (!scratch.is_late).then_some(now));
-                if let Some(end) = found
-                    .command
-                    .and_then(|command| self.on_command(command, now))
-                {
-                    return Some(end);
-                }
-                if found.anything || !self.wire.out.is_empty() {
-                    continue;
-                }
-            } else if let Some(end) = self.settle(now) {
-                return Some(end);
-            }
-            match self.step_out(cx, now) {
-                Poll::Ready(Some(end)) => return Some(end),
-                Poll::Ready(None) => {}
-                Poll::Pending => return None,
+            if self.write_once(turn).is_pending() {
+                return;
             }
         }
-        come_again(cx);
-        None
+        turn.yield_turn();
     }
 
-    /// Whether a close frame of ours was put into the write buffer: nothing may follow it (RFC 6455
-    /// section 5.5.1).
-    fn is_closing_frame_out(&self) -> bool {
-        matches!(self.phase, Phase::Discarding(_) | Phase::Ending(_))
-    }
-
-    /// Asks tungstenite for a pong that found no room in the write buffer before. Whether there was
-    /// one.
-    fn take_owed(&mut self) -> bool {
-        if !matches!(self.phase, Phase::Open) || !self.wire.take_owed() {
-            return false;
+    /// Writes the buffer, then fills it again. Pending where the session waits, for the socket or for
+    /// something to write, and where it has ended.
+    fn write_once(&mut self, turn: &mut Turn<'_, '_>) -> Poll<()> {
+        ready!(self.poll_flush(turn));
+        match &mut self.state {
+            SessionState::Open(open) if self.endpoint.io.take_owed_pong() => {
+                if let Some(websocket) = &mut open.websocket {
+                    // Where there is no room again, the pong stays owed.
+                    let _still_owed = websocket.flush(&mut self.endpoint.io).is_err();
+                }
+                return Poll::Ready(());
+            }
+            // Nothing may follow a close frame (RFC 6455 section 5.5.1).
+            SessionState::Discarding { .. } | SessionState::Answering { .. } => {
+                self.settle(turn.now);
+            }
+            _ => self.take(turn),
         }
-        if let Some(ws) = &mut self.ws {
-            let _still_owed = ws.flush(&mut self.wire).is_err();
+        if !self.endpoint.io.output.is_empty() && !self.state.has_ended() {
+            return Poll::Ready(());
         }
-        true
+        self.poll_advance(turn)
     }
 
-    /// Takes what has come for this user, at `now` where the turn has made no system call yet:
-    /// a clock costs as much as a message's lookup.
-    fn visit(&mut self, cx: &Context<'_>, now: Option<u64>) -> Found {
-        let before = self.flights.len();
-        let found = self.membership.client().visit(
-            std::mem::take(&mut self.flushed),
-            (&mut self.wire.out, &mut self.flights),
+    /// Writes the buffer and settles what has left. Pending while the socket takes no more, and where
+    /// the session has ended.
+    fn poll_flush(&mut self, turn: &mut Turn<'_, '_>) -> Poll<()> {
+        let endpoint = &mut self.endpoint;
+        if endpoint.io.output.is_empty() {
+            return Poll::Ready(());
+        }
+        let flushed_before = endpoint.io.flushed();
+        let flushed = endpoint.io.poll_flush(turn.cx);
+        turn.made_system_call();
+        if let Poll::Ready(Err(error)) = flushed {
+            self.state = if self.state.is_open() {
+                SessionState::fail(&error, endpoint)
+            } else {
+                SessionState::end()
+            };
+            return Poll::Pending;
+        }
+        let bytes = endpoint.io.flushed() - flushed_before;
+        endpoint.context.metrics.bytes_written(bytes);
+        endpoint.on_flushed(&mut turn.scratch.wakes);
+        if flushed.is_pending() {
+            if bytes > 0 || endpoint.write_deadline == NEVER {
+                endpoint.write_deadline = turn.now + micros(endpoint.config().write_timeout);
+            }
+            self.settle(turn.now);
+            return Poll::Pending;
+        }
+        endpoint.write_deadline = NEVER;
+        endpoint.replies.on_flushed();
+        if self.state.is_reading_paused() {
+            // There may be room for outcomes again, which the next turn's reading looks at.
+            turn.cx.waker().wake_by_ref();
+        }
+        let in_flight = std::mem::take(&mut endpoint.in_flight);
+        give_back(endpoint.io.take_flushed(), in_flight);
+        Poll::Ready(())
+    }
+
+    /// Takes what has come for this user, and a command.
+    fn take(&mut self, turn: &mut Turn<'_, '_>) {
+        let endpoint = &mut self.endpoint;
+        let taken_before = endpoint.in_flight.len();
+        let found = endpoint.membership.client().visit(
+            std::mem::take(&mut endpoint.flushed),
+            (&mut endpoint.io.output, &mut endpoint.in_flight),
             WRITE_BYTES,
-            cx,
+            turn.cx,
         );
         if found.messages {
-            self.board(before, now);
+            endpoint.on_taken(taken_before, turn.time(&endpoint.context));
         }
-        self.leaving += found.outcomes;
-        found
+        endpoint.replies.on_taken(found.outcomes);
+        if let Some(command) = found.command {
+            self.on_command(command, turn.now);
+        }
     }
 
-    /// Settles what has left, and hears a command.
-    fn settle(&mut self, now: u64) -> Option<End> {
-        let flushed = std::mem::take(&mut self.flushed);
-        let (command, _) = self.membership.client().settle(flushed);
-        command.and_then(|command| self.on_command(command, now))
+    /// Settles what has left and takes a command, but no messages. Where the oldest messages may have to
+    /// make room, those that the socket has not begun to take go back into the mailbox.
+    fn settle(&mut self, now: u64) {
+        let endpoint = &mut self.endpoint;
+        let flushed = std::mem::take(&mut endpoint.flushed);
+        let (command, overflow) = endpoint.membership.client().settle(flushed);
+        if overflow == Overflow::DropOldest && self.state.is_open() {
+            endpoint.put_back();
+        }
+        if let Some(command) = command {
+            self.on_command(command, now);
+        }
     }
 
-    /// Notes where the frames end that were just put at the end of the write buffer, at `now` or at the
-    /// time that it is.
-    fn board(&mut self, before: usize, now: Option<u64>) {
-        let now = now.unwrap_or_else(|| self.context.now());
+    /// With nothing left to write: goes on to the next state of a connection that closes. Pending where
+    /// the state has to wait for something else.
+    fn poll_advance(&mut self, turn: &mut Turn<'_, '_>) -> Poll<()> {
+        let endpoint = &mut self.endpoint;
+        match &self.state {
+            SessionState::Open(_)
+            | SessionState::Discarding { .. }
+            | SessionState::Ended { .. } => Poll::Pending,
+            SessionState::AwaitingOutcomes { close, .. } => {
+                if endpoint.replies.owed() > 0 {
+                    return Poll::Pending;
+                }
+                // The next take finds the messages that came in between.
+                self.state = SessionState::flush(close.clone(), endpoint, turn.now);
+                Poll::Ready(())
+            }
+            SessionState::Flushing { close, .. } => {
+                self.state = SessionState::discard(close, endpoint, turn.now);
+                // The next turn begins with a read, which registers this task to be woken by what comes.
+                turn.cx.waker().wake_by_ref();
+                Poll::Ready(())
+            }
+            SessionState::Answering { .. } => {
+                // The connection is dropped either way; the shutdown lets the peer see an orderly end.
+                let _ended = endpoint.io.poll_shutdown(turn.cx);
+                self.state = SessionState::end();
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<S> Endpoint<S> {
+    /// Notes where the frames of the messages end that were taken just now, behind `taken_before` others.
+    fn on_taken(&mut self, taken_before: usize, now: u64) {
         let metrics = &self.context.metrics;
         let waited = |read_at, count| metrics.mailbox_waited(now.saturating_sub(read_at), count);
-        let mut run = Run::default();
-        let mut end = self.wire.out.len();
-        for entry in self.flights.range_mut(before..).rev() {
-            entry.end = u32::try_from(end).expect("a write buffer is far below 4 GiB");
-            end -= entry.bytes as usize;
-            if let Some(trace) = entry
+        let mut stamps = StampRun::default();
+        let mut end = self.io.output.len();
+        for message in self.in_flight.range_mut(taken_before..).rev() {
+            message.end = u32::try_from(end).expect("a write buffer is far below 4 GiB");
+            end -= message.bytes as usize;
+            if let Some(trace) = message
                 .receipt
                 .as_mut()
                 .and_then(|receipt| receipt.trace_mut())
             {
                 trace.taken();
             }
-            run.add(entry.read_at, waited);
+            stamps.add(message.read_at, waited);
         }
-        run.end(waited);
-    }
-
-    /// Writes the buffer, and settles what has left.
-    fn drain(
-        &mut self,
-        cx: &mut Context<'_>,
-        scratch: &mut Scratch,
-        now: u64,
-    ) -> Poll<Result<(), End>> {
-        if self.wire.out.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        let before = self.wire.left();
-        let drained = self.wire.poll_drain(cx);
-        scratch.is_late = true;
-        if let Poll::Ready(Err(error)) = drained {
-            let end = match &self.phase {
-                Phase::Open => io_end(&error),
-                Phase::Leaving(..) | Phase::Discarding(_) | Phase::Ending(_) => self.ending(),
-            };
-            return Poll::Ready(Err(end));
-        }
-        let count = self.wire.left() - before;
-        self.context.metrics.bytes_written(count);
-        self.alight(scratch);
-        if drained.is_pending() {
-            if count > 0 || self.due.stall == NEVER {
-                self.due.stall = now + micros(self.context.config.write_timeout);
-            }
-            return match self.wait_blocked(now) {
-                Some(end) => Poll::Ready(Err(end)),
-                None => Poll::Pending,
-            };
-        }
-        self.due.stall = NEVER;
-        self.promised -= std::mem::take(&mut self.leaving);
-        if self.paused.is_some() {
-            cx.waker().wake_by_ref();
-        }
-        give_back(self.wire.take_drained(), std::mem::take(&mut self.flights));
-        Poll::Ready(Ok(()))
-    }
-
-    /// While the socket takes nothing: what has left is settled, a command is heard, and what was not
-    /// begun goes back into the mailbox where it may have to make room.
-    fn wait_blocked(&mut self, now: u64) -> Option<End> {
-        let client = self.membership.client();
-        let (command, overflow) = client.settle(std::mem::take(&mut self.flushed));
-        if overflow == Overflow::DropOldest && matches!(self.phase, Phase::Open) {
-            self.put_back();
-        }
-        command.and_then(|command| self.on_command(command, now))
-    }
-
-    /// Puts the messages at the end of the write buffer that were not begun back into the mailbox.
-    fn put_back(&mut self) {
-        let written = self.wire.written();
-        let mut from = self.wire.out.len();
-        let mut keep = self.flights.len();
-        while let Some(entry) = keep.checked_sub(1).map(|last| &self.flights[last]) {
-            let begin = (entry.end - entry.bytes) as usize;
-            if entry.end as usize != from || begin < written {
-                break;
-            }
-            from = begin;
-            keep -= 1;
-        }
-        if keep < self.flights.len() {
-            let entries = self.flights.split_off(keep);
-            self.membership
-                .client()
-                .put_back(&self.wire.out[from..], entries);
-            self.wire.out.truncate(from);
-        }
-    }
-
-    /// With nothing left to write: the next step of a connection that closes. Ready with nothing
-    /// where there is something to write again.
-    fn step_out(&mut self, cx: &mut Context<'_>, now: u64) -> Poll<Option<End>> {
-        let by = now + micros(self.context.config.close_timeout);
-        match &mut self.phase {
-            Phase::Open | Phase::Discarding(_) => Poll::Pending,
-            Phase::Leaving(close, until) => {
-                if close.awaits_outcomes {
-                    if self.promised > 0 {
-                        return Poll::Pending;
-                    }
-                    close.awaits_outcomes = false;
-                    *until = by;
-                    // What came in between is found by one more visit.
-                    self.membership.client().shut();
-                    return Poll::Ready(None);
-                }
-                let (code, reason) = &close.frame;
-                push_close(&mut self.wire.out, Some((*code, reason)));
-                self.phase = Phase::Discarding(by);
-                // The read half has to be asked, or it wakes nobody.
-                cx.waker().wake_by_ref();
-                Poll::Ready(None)
-            }
-            Phase::Ending(_) => {
-                // The connection is dropped either way; this lets the peer see an orderly end.
-                let _ended = self.wire.poll_shutdown(cx);
-                Poll::Ready(Some(self.ending()))
-            }
-        }
+        stamps.end(waited);
     }
 
     /// Settles the messages whose frames have left.
-    fn alight(&mut self, scratch: &mut Scratch) {
-        let left = self.wire.left();
-        let has_left = |entry: &QueuedMessage| entry.end as usize <= left;
-        if !self.flights.front().is_some_and(has_left) {
+    fn on_flushed(&mut self, wakes: &mut Wakes) {
+        let flushed = self.io.flushed();
+        let has_left = |message: &QueuedMessage| message.end as usize <= flushed;
+        if !self.in_flight.front().is_some_and(has_left) {
             return;
         }
         let now = self.context.now();
         let metrics = &self.context.metrics;
         let took = |read_at, count| metrics.delivery_took(now.saturating_sub(read_at), count);
-        let mut run = Run::default();
-        while let Some(entry) = self.flights.pop_front_if(|entry| has_left(entry)) {
-            run.add(entry.read_at, took);
+        let mut stamps = StampRun::default();
+        while let Some(message) = self.in_flight.pop_front_if(|message| has_left(message)) {
+            stamps.add(message.read_at, took);
             self.flushed.messages += 1;
-            self.flushed.bytes += entry.bytes as usize;
-            if let Some(receipt) = entry.receipt {
-                receipt.settle(Status::Delivered, &mut scratch.wakes);
+            self.flushed.bytes += message.bytes as usize;
+            if let Some(receipt) = message.receipt {
+                receipt.settle(Status::Delivered, wakes);
             }
         }
-        run.end(took);
+        stamps.end(took);
+    }
+
+    /// Puts the messages at the end of the write buffer back into the mailbox of which the stream has
+    /// taken no byte. A frame of another kind among them stays, and so does what is before it.
+    fn put_back(&mut self) {
+        let written = self.io.written();
+        let mut from = self.io.output.len();
+        let mut keep = self.in_flight.len();
+        while let Some(message) = keep.checked_sub(1).map(|last| &self.in_flight[last]) {
+            let begin = (message.end - message.bytes) as usize;
+            if message.end as usize != from || begin < written {
+                break;
+            }
+            from = begin;
+            keep -= 1;
+        }
+        if keep < self.in_flight.len() {
+            let messages = self.in_flight.split_off(keep);
+            self.membership
+                .client()
+                .put_back(&self.io.output[from..], messages);
+            self.io.output.truncate(from);
+        }
     }
 }
 
-/// Neighbours that were read at the same time: one observation for all of them.
+/// Neighbours that were read at the same time: they make one observation, because an observation costs
+/// more than the comparison.
 #[derive(Default)]
-struct Run {
+struct StampRun {
     read_at: u64,
     count: u64,
 }
 
-impl Run {
-    /// One more; the run before it is over where it was read at another time.
+impl StampRun {
+    /// Adds a message; observes the run before it if that was read at another time.
     fn add(&mut self, read_at: u64, observe: impl FnOnce(u64, u64)) {
         if read_at != self.read_at {
             self.end(observe);

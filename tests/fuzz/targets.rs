@@ -19,7 +19,7 @@ use switchboard::ledger::LedgerTotals;
 use switchboard::net::proxy_protocol::{self, Parsed};
 use switchboard::protocol::{Dialect, decode as decode_message};
 use switchboard::relay::Relay;
-use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
+use switchboard::session::{Session, SessionConfig, SessionContext, Welcome};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::traces::Traces;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -225,7 +225,8 @@ async fn play(bytes: &[u8]) {
     let session = tokio::spawn(Session::new(
         ours,
         &[],
-        (membership, Arrival::default()),
+        membership,
+        &Welcome::default(),
         context.clone(),
     ));
     let sender = relay
@@ -236,7 +237,8 @@ async fn play(bytes: &[u8]) {
     let sending = tokio::spawn(Session::new(
         from_sender,
         &[],
-        (sender, Arrival::default()),
+        sender,
+        &Welcome::default(),
         context.clone(),
     ));
 

@@ -16,7 +16,7 @@ use switchboard::directory::{Bounds, Budget};
 use switchboard::ledger::LedgerTotals;
 use switchboard::protocol::Dialect;
 use switchboard::relay::Relay;
-use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
+use switchboard::session::{Session, SessionConfig, SessionContext, Welcome};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::traces::Traces;
 use tokio::net::TcpListener;
@@ -98,8 +98,8 @@ impl Echo {
             while let Ok((stream, _)) = listener.accept().await {
                 stream.set_nodelay(true).unwrap();
                 let client = host.join(Dialect::Bare, None, None).await.unwrap();
-                let arrival = (client, Arrival::default());
-                tokio::spawn(Session::new(stream, &[], arrival, context.clone()));
+                let welcome = Welcome::default();
+                tokio::spawn(Session::new(stream, &[], client, &welcome, context.clone()));
             }
         });
         Self {

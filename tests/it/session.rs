@@ -12,7 +12,7 @@ use switchboard::config::Overflow;
 use switchboard::directory::{Bounds, Budget};
 use switchboard::protocol::Dialect;
 use switchboard::relay::{Dependencies, Relay};
-use switchboard::session::{Arrival, Session, SessionConfig, SessionContext};
+use switchboard::session::{Session, SessionConfig, SessionContext, Welcome};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::traces::Traces;
 use tokio::io::{
@@ -80,8 +80,9 @@ impl Bench {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let membership = self.relay.join(dialect, None, None).await.unwrap();
-        let membership = (membership, Arrival::default());
-        tokio::spawn(Session::new(io, &[], membership, self.context.clone()))
+        let context = self.context.clone();
+        let session = Session::new(io, &[], membership, &Welcome::default(), context);
+        tokio::spawn(session)
     }
 
     fn metric(&self, series: &str) -> u64 {
@@ -519,8 +520,8 @@ async fn a_pass_that_expires_closes_its_connection() {
     let bench = Bench::new(Overflow::DropNewest);
     let (ours, mut client) = duplex(4096);
     let membership = bench.relay.join(Dialect::Bare, None, None).await.unwrap();
-    let membership = (membership, Arrival::default());
-    let mut session = Session::new(ours, &[], membership, bench.context.clone());
+    let (welcome, context) = (Welcome::default(), bench.context.clone());
+    let mut session = Session::new(ours, &[], membership, &welcome, context);
     session.expire_in(7 * SECOND);
     let begin = Instant::now();
     let session = tokio::spawn(session);

@@ -1,0 +1,81 @@
+//! What all sessions of an app share: settings, metrics and the clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::timers::micros;
+use crate::admission::token_bucket::Rate;
+use crate::telemetry::metrics::Metrics;
+
+/// The limits and timeouts of a session, the same for all sessions of an app.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// Time from one ping to the next.
+    pub ping_interval: Duration,
+    /// Time from a ping until its pong must have come.
+    pub pong_timeout: Duration,
+    /// Time within which a write must make progress.
+    pub write_timeout: Duration,
+    /// Time for all that is written before the relay's close frame, and again from that frame until
+    /// the peer's.
+    pub close_timeout: Duration,
+    /// Age at which a connection is asked to reconnect, give or take a fifth.
+    pub connection_age: Option<Duration>,
+    /// The most bytes of a message as sent.
+    pub message_bytes: usize,
+    /// The most bytes of a frame, and of all fragments of a message together, that are read at all.
+    pub frame_bytes: usize,
+    /// Bad messages after which a `switchboard.v1` connection is closed.
+    pub bad_messages: u32,
+    /// Outcomes and errors that a `switchboard.v1` connection may be owed before reading pauses.
+    pub outcomes_pending: u32,
+    /// The rate of messages. Frames that end no message count as messages.
+    pub message_rate: Option<Rate>,
+    /// The rate of the messages' bytes.
+    pub byte_rate: Option<Rate>,
+    /// Whether messages go back to their sender and nowhere else, as test suites for WebSocket servers
+    /// expect. No setting turns this on.
+    pub echo: bool,
+}
+
+/// What the welcome message of a user says beside its id and the limits.
+#[derive(Clone, Debug, Default)]
+pub struct Welcome {
+    /// The ticket to show in order to come back with the same id.
+    pub ticket: String,
+    /// Whether the user has the id of the ticket that it showed.
+    pub resumed: bool,
+    /// Why the user does not have that id, where it showed a ticket.
+    pub reason: Option<&'static str>,
+}
+
+/// What all sessions of an app share.
+#[derive(Debug)]
+pub struct SessionContext {
+    pub(super) config: SessionConfig,
+    pub(super) metrics: Arc<Metrics>,
+    epoch: Instant,
+}
+
+impl SessionContext {
+    /// Creates the context and starts its clock.
+    pub fn new(config: SessionConfig, metrics: Arc<Metrics>) -> Self {
+        Self {
+            config,
+            metrics,
+            epoch: Instant::now(),
+        }
+    }
+
+    /// Time zero of the clock that stamps messages.
+    pub fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
+    /// Microseconds since [`SessionContext::epoch`].
+    pub(super) fn now(&self) -> u64 {
+        micros(self.epoch.elapsed())
+    }
+}

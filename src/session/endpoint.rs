@@ -1,0 +1,124 @@
+//! One user's end of the relay, as all states of a session use it: the socket, the membership, and what
+//! is on its way to the user. Must not know in which state the session is.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::context::{SessionConfig, SessionContext};
+use super::frames::FrameIo;
+use super::timers::NEVER;
+use crate::directory::{Flushed, QueuedMessage, Wakes};
+use crate::protocol::{Dialect, Outbound, push_frame};
+use crate::relay::Membership;
+use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
+
+/// The longest time that reading pauses for a peer that floods small frames, or that sends on behind
+/// the relay's close frame, once a turn has read its share; microseconds.
+///
+/// To let the turns of others come in between is not enough: a relay that never sleeps waits for its core
+/// whenever another program of the machine wants that core.
+pub(super) const THROTTLE_MICROS: u64 = 1000;
+
+pub(super) struct Endpoint<S> {
+    // Dropped in this order: the socket closes before the user leaves.
+    pub(super) io: FrameIo<S>,
+    pub(super) membership: Membership,
+    pub(super) context: Arc<SessionContext>,
+    /// Messages in the write buffer.
+    pub(super) in_flight: VecDeque<QueuedMessage>,
+    /// What the client has not been told yet.
+    pub(super) flushed: Flushed,
+    pub(super) replies: Replies,
+    /// Until when a blocked write must make progress; [`NEVER`] while none is blocked.
+    pub(super) write_deadline: u64,
+    /// Nothing is read until the timer fires, at most [`THROTTLE_MICROS`] later.
+    pub(super) is_throttled: bool,
+}
+
+/// Outcomes and errors that a user is owed. A bound on them bounds what a peer can make the relay hold
+/// for it by not reading.
+#[derive(Debug, Default)]
+pub(super) struct Replies {
+    owed: u32,
+    /// How many of them are in the write buffer.
+    in_buffer: u32,
+}
+
+impl Replies {
+    pub(super) fn owed(&self) -> u32 {
+        self.owed
+    }
+
+    /// Notes that the user will get one.
+    pub(super) fn promise(&mut self) {
+        self.owed += 1;
+    }
+
+    /// Notes that so many of those promised are in the write buffer.
+    pub(super) fn on_taken(&mut self, count: u32) {
+        self.in_buffer += count;
+    }
+
+    /// Notes that the write buffer has left.
+    pub(super) fn on_flushed(&mut self) {
+        self.owed -= std::mem::take(&mut self.in_buffer);
+    }
+}
+
+impl<S> Endpoint<S> {
+    pub(super) fn new(
+        io: FrameIo<S>,
+        membership: Membership,
+        context: Arc<SessionContext>,
+    ) -> Self {
+        Self {
+            io,
+            membership,
+            context,
+            in_flight: VecDeque::new(),
+            flushed: Flushed::default(),
+            replies: Replies::default(),
+            write_deadline: NEVER,
+            is_throttled: false,
+        }
+    }
+
+    pub(super) fn config(&self) -> &SessionConfig {
+        &self.context.config
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        self.membership.client().dialect()
+    }
+
+    /// Puts a frame that is owed to no message into the write buffer.
+    pub(super) fn push(&mut self, outbound: Outbound<'_>) {
+        let dialect = self.dialect();
+        push_frame(&mut self.io.output, dialect, outbound);
+    }
+
+    /// Puts an error into the write buffer. It counts as a reply, so that a peer that does not read
+    /// cannot ask for more and more of them.
+    pub(super) fn push_error(&mut self, code: &str, detail: &str) {
+        self.push(Outbound::Error { code, detail });
+        self.replies.promise();
+        self.replies.on_taken(1);
+    }
+
+    /// Reads nothing more; the connection counts as closed by the relay with `code`.
+    pub(super) fn close_input(&mut self, code: CloseCode) {
+        self.membership.ended(Initiator::Server, code);
+        self.io.discard_input();
+        self.membership.close_port();
+    }
+
+    /// Settles all messages that the user has not got as dropped.
+    pub(super) fn leave(&mut self, reason: DropReason) {
+        let in_flight = std::mem::take(&mut self.in_flight);
+        self.membership
+            .client()
+            .settle(std::mem::take(&mut self.flushed));
+        self.membership
+            .give_up(in_flight, reason, &mut Wakes::default());
+    }
+}

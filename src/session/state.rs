@@ -1,0 +1,260 @@
+//! The states of a session. Each state owns the fields that only it needs, and exactly one deadline.
+//!
+//! ```text
+//! Open ──────────────► Flushing ──► Discarding ──► Ended
+//!  │ └► AwaitingOutcomes ─┘                          ▲
+//!  └──────────────────► Answering ───────────────────┤
+//!                 a failed socket, Command::Abort ───┘ from every state
+//! ```
+//!
+//! A function that may end a state returns the next state as `ControlFlow::Break`. What has to happen on
+//! the way into a state happens where the state is made, here.
+
+use std::borrow::Cow;
+use std::io;
+use std::ops::ControlFlow;
+
+use hyper_tungstenite::tungstenite::protocol::WebSocketContext;
+
+use super::context::SessionConfig;
+use super::endpoint::Endpoint;
+use super::heartbeat::{Beat, Heartbeat};
+use super::timers::{NEVER, micros};
+use crate::admission::token_bucket::Bucket;
+use crate::protocol::{Dialect, Outbound, close_code, push_close, push_ping};
+use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
+
+/// What a session is doing.
+pub(super) enum SessionState {
+    /// Messages go both ways.
+    Open(Open),
+    /// Nothing is read any more. The relay closes the connection once the user has the outcome of each of
+    /// its messages.
+    AwaitingOutcomes { close: Close, deadline: u64 },
+    /// Nothing is read any more. What is queued is written, and the close frame behind it.
+    Flushing { close: Close, deadline: u64 },
+    /// The relay's close frame was written. What comes is discarded until the peer's close frame, or the
+    /// end of the stream.
+    Discarding { deadline: u64 },
+    /// The peer has closed. The answer to its close frame is written.
+    Answering { deadline: u64 },
+    /// The session is over.
+    Ended {
+        /// How messages count that were taken from the mailbox and not flushed.
+        drop_reason: DropReason,
+    },
+}
+
+impl SessionState {
+    /// The one time at which this state has something to do by itself.
+    pub(super) fn deadline(&self) -> u64 {
+        match self {
+            Self::Open(open) => open.deadline(),
+            Self::AwaitingOutcomes { deadline, .. }
+            | Self::Flushing { deadline, .. }
+            | Self::Discarding { deadline }
+            | Self::Answering { deadline } => *deadline,
+            Self::Ended { .. } => NEVER,
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Open(_))
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self, Self::Ended { .. })
+    }
+
+    /// Whether reading waits for room, which a finished write may have made.
+    pub(super) fn is_reading_paused(&self) -> bool {
+        matches!(self, Self::Open(open) if open.heartbeat.is_paused())
+    }
+
+    /// Begins to close: no message is read from here on, and what is queued is written first.
+    pub(super) fn close<S>(close: Close, endpoint: &mut Endpoint<S>, now: u64) -> Self {
+        endpoint.close_input(close.counts_as);
+        Self::flush(close, endpoint, now)
+    }
+
+    /// Asks the user to reconnect, and begins to close.
+    pub(super) fn restart<S>(after_ms: u64, endpoint: &mut Endpoint<S>, now: u64) -> Self {
+        endpoint.push(Outbound::Reconnect { after_ms });
+        let close = Close::new(close_code::RESTART, "restart");
+        if endpoint.dialect() == Dialect::Bare {
+            return Self::close(close, endpoint, now);
+        }
+        endpoint.close_input(close.counts_as);
+        Self::AwaitingOutcomes {
+            close,
+            // The drain ends it by `Command::Abort`.
+            deadline: NEVER,
+        }
+    }
+
+    /// Takes no more messages for the user, and gives what is queued time to be written.
+    pub(super) fn flush<S>(close: Close, endpoint: &Endpoint<S>, now: u64) -> Self {
+        endpoint.membership.client().shut();
+        Self::Flushing {
+            close,
+            deadline: now + micros(endpoint.config().close_timeout),
+        }
+    }
+
+    /// Writes the close frame, behind which nothing may follow (RFC 6455 section 5.5.1).
+    pub(super) fn discard<S>(close: &Close, endpoint: &mut Endpoint<S>, now: u64) -> Self {
+        let frame = Some((close.code, &*close.reason));
+        push_close(&mut endpoint.io.output, frame);
+        Self::Discarding {
+            deadline: now + micros(endpoint.config().close_timeout),
+        }
+    }
+
+    /// Answers the peer's close frame (RFC 6455 section 5.5.1), and writes nothing else.
+    pub(super) fn answer<S>(
+        code: Option<u16>,
+        initiator: Initiator,
+        endpoint: &mut Endpoint<S>,
+        now: u64,
+    ) -> Self {
+        push_close(&mut endpoint.io.output, code.map(|code| (code, "")));
+        endpoint.membership.client().shut();
+        // Section 7.1.5: a close frame without a code counts as 1005.
+        let counts_as = CloseCode::Code(code.unwrap_or(1005));
+        endpoint.membership.ended(initiator, counts_as);
+        Self::Answering {
+            deadline: now + micros(endpoint.config().close_timeout),
+        }
+    }
+
+    /// Ends a session that has begun to close, which has decided how the connection counts.
+    pub(super) fn end() -> Self {
+        Self::Ended {
+            drop_reason: DropReason::Disconnected,
+        }
+    }
+
+    /// Ends the session at once; the connection counts as `code`.
+    pub(super) fn end_as<S>(
+        initiator: Initiator,
+        code: CloseCode,
+        endpoint: &mut Endpoint<S>,
+    ) -> Self {
+        endpoint.membership.ended(initiator, code);
+        Self::end()
+    }
+
+    /// Ends an open session whose socket has failed.
+    pub(super) fn fail<S>(error: &io::Error, endpoint: &mut Endpoint<S>) -> Self {
+        let code = match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => CloseCode::Reset,
+            _ => CloseCode::Code(1006),
+        };
+        Self::end_as(Initiator::Client, code, endpoint)
+    }
+
+    /// Ends the session at once, for a drain that has run out of time.
+    pub(super) fn abort<S>(endpoint: &mut Endpoint<S>) -> Self {
+        let code = CloseCode::Code(close_code::RESTART);
+        endpoint.membership.ended(Initiator::Server, code);
+        Self::Ended {
+            drop_reason: DropReason::Draining,
+        }
+    }
+}
+
+/// How the relay closes a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Close {
+    counts_as: CloseCode,
+    /// The close frame's code and reason.
+    code: u16,
+    reason: Cow<'static, str>,
+}
+
+impl Close {
+    pub(super) fn new(code: u16, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            counts_as: CloseCode::Code(code),
+            code,
+            reason: reason.into(),
+        }
+    }
+
+    fn pong_timeout() -> Self {
+        Self {
+            counts_as: CloseCode::PongTimeout,
+            ..Self::new(close_code::POLICY, "no pong in time")
+        }
+    }
+}
+
+/// What a session keeps only while messages go both ways.
+pub(super) struct Open {
+    /// Tungstenite's side of the connection, while half a message is in it.
+    pub(super) websocket: Option<Box<WebSocketContext>>,
+    pub(super) heartbeat: Heartbeat,
+    /// When the user's token expires.
+    expires_at: u64,
+    /// When the connection is too old.
+    aged_at: u64,
+    pub(super) bad_messages: u32,
+    pub(super) rates: RateBuckets,
+}
+
+/// How much of each rate is used up.
+#[derive(Debug, Default)]
+pub(super) struct RateBuckets {
+    pub(super) messages: Bucket,
+    pub(super) bytes: Bucket,
+}
+
+impl Open {
+    pub(super) fn new(config: &SessionConfig, now: u64) -> Self {
+        Self {
+            websocket: None,
+            heartbeat: Heartbeat::new(config, now),
+            expires_at: NEVER,
+            aged_at: config.connection_age.map_or(NEVER, |age| {
+                // A fifth either way, so that users who came together do not leave together.
+                now + micros(age.mul_f64(0.8 + 0.4 * fastrand::f64()))
+            }),
+            bad_messages: 0,
+            rates: RateBuckets::default(),
+        }
+    }
+
+    pub(super) fn expire_at(&mut self, time: u64) {
+        self.expires_at = time;
+    }
+
+    fn deadline(&self) -> u64 {
+        let heartbeat = self.heartbeat.deadline();
+        heartbeat.min(self.expires_at).min(self.aged_at)
+    }
+
+    /// Does one of the things that are due; what else is due follows in the next turn.
+    pub(super) fn on_deadline<S>(
+        &mut self,
+        endpoint: &mut Endpoint<S>,
+        now: u64,
+    ) -> ControlFlow<SessionState> {
+        if now >= self.expires_at {
+            let close = Close::new(close_code::EXPIRED, "the token has expired");
+            return ControlFlow::Break(SessionState::close(close, endpoint, now));
+        }
+        if now >= self.aged_at {
+            // Without a spread of its own, because no two connections are of an age.
+            return ControlFlow::Break(SessionState::restart(0, endpoint, now));
+        }
+        match self.heartbeat.beat(endpoint.config(), now) {
+            Beat::Rest => {}
+            Beat::Ping => push_ping(&mut endpoint.io.output),
+            Beat::TimedOut => {
+                let close = Close::pong_timeout();
+                return ControlFlow::Break(SessionState::close(close, endpoint, now));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}

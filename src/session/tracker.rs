@@ -1,0 +1,256 @@
+//! Follows the frames of a client by their headers (RFC 6455 section 5.2). Finds frames that tungstenite
+//! accepts and no client may send, and knows when the stream is between two messages. Must not look at
+//! payloads.
+
+/// Header bytes of a masked frame with a payload of at most 125 bytes.
+const SHORT_HEADER_BYTES: usize = 6;
+
+/// The largest header: 2 bytes, 8 of length, 4 of mask.
+const HEADER_BYTES_MAX: usize = 14;
+
+#[derive(Debug, Default)]
+pub(super) struct FrameTracker {
+    /// A header of which `header_len` bytes have come.
+    header: [u8; HEADER_BYTES_MAX],
+    header_len: u8,
+    /// Of the current frame.
+    opcode: u8,
+    in_message: bool,
+    /// Control frames, and fragments that end no message, since they were last counted.
+    non_message_frames: u32,
+    /// Frames that came whole since [`FrameTracker::begin_chunk`].
+    frames_ended: u32,
+    /// A close frame has come whole.
+    is_closed: bool,
+    /// A header has come that no client may send.
+    is_violated: bool,
+    /// Payload bytes of the current frame that are still to come.
+    payload_left: u64,
+}
+
+impl FrameTracker {
+    /// Starts to count the frames of a read chunk.
+    pub(super) fn begin_chunk(&mut self) {
+        self.frames_ended = 0;
+    }
+
+    /// Follows `bytes`. Returns how many of them come before a header that no client may send.
+    ///
+    /// Behind such a header it goes by the length that the header gives, so that it still finds the
+    /// peer's close frame.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> usize {
+        let mut sound = None;
+        let mut at = 0;
+        while at < bytes.len() {
+            if self.header_len == 0
+                && self.payload_left == 0
+                && let Some(&[first, second, ..]) = bytes.get(at..at + SHORT_HEADER_BYTES)
+                && second & 0x80 != 0
+                && second & 0x7f < 126
+            {
+                // Nearly every header: whole, and of its shortest form.
+                self.header[..2].copy_from_slice(&[first, second]);
+                if !self.begin_frame() {
+                    sound.get_or_insert(at);
+                }
+                at += SHORT_HEADER_BYTES;
+                self.end_frame_if_whole();
+                continue;
+            }
+            if self.payload_left > 0 {
+                let count = usize::try_from(self.payload_left)
+                    .map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
+                self.payload_left -= count as u64;
+                at += count;
+                self.end_frame_if_whole();
+                continue;
+            }
+            // Byte by byte is fast enough here, because a header rarely comes in two pieces.
+            let header_at = at;
+            loop {
+                self.header[usize::from(self.header_len)] = bytes[at];
+                self.header_len += 1;
+                at += 1;
+                if self.header_len >= 2
+                    && usize::from(self.header_len) == header_bytes(self.header[1])
+                {
+                    break;
+                }
+                if at == bytes.len() {
+                    return sound.unwrap_or(at);
+                }
+            }
+            if !self.begin_frame() {
+                sound.get_or_insert(header_at);
+            }
+            self.end_frame_if_whole();
+        }
+        sound.unwrap_or(at)
+    }
+
+    /// Takes the header, which is whole now. Returns whether a client may send it.
+    fn begin_frame(&mut self) -> bool {
+        self.header_len = 0;
+        let [first, second, ..] = self.header;
+        let length = match second & 0x7f {
+            126 => u64::from(u16::from_be_bytes([self.header[2], self.header[3]])),
+            127 => u64::from_be_bytes(self.header[2..10].try_into().expect("eight bytes")),
+            short => u64::from(short),
+        };
+        // RFC 6455 section 5.2: the shortest form of the length, and its highest bit is 0.
+        let is_minimal = match second & 0x7f {
+            126 => length > 125,
+            127 => length > 0xffff && length >> 63 == 0,
+            _ => true,
+        };
+        let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
+        // Section 5.5: control frames are not fragmented, and carry at most 125 bytes.
+        let is_known = match opcode {
+            0..=2 => true,
+            8..=10 => fin && length <= 125,
+            _ => false,
+        };
+        let is_masked = second & 0x80 != 0;
+        if opcode <= 2 {
+            self.in_message = !fin;
+        }
+        if opcode > 2 || !fin {
+            self.non_message_frames = self.non_message_frames.saturating_add(1);
+        }
+        self.opcode = opcode;
+        self.payload_left = length;
+        // The reserved bits are of extensions, and none is negotiated.
+        let is_allowed = is_minimal && is_known && is_masked && first & 0x70 == 0;
+        self.is_violated |= !is_allowed;
+        is_allowed
+    }
+
+    fn end_frame_if_whole(&mut self) {
+        if self.payload_left == 0 {
+            self.frames_ended = self.frames_ended.saturating_add(1);
+            if std::mem::take(&mut self.opcode) == 8 {
+                self.is_closed = true;
+            }
+        }
+    }
+
+    /// Frames of the read chunk that have come whole.
+    pub(super) fn frames_ended(&self) -> u32 {
+        self.frames_ended
+    }
+
+    /// Frames since they were last taken that end no message: pings, pongs and fragments.
+    pub(super) fn non_message_frames(&self) -> u32 {
+        self.non_message_frames
+    }
+
+    /// Returns their number and starts to count anew.
+    pub(super) fn take_non_message_frames(&mut self) -> u32 {
+        std::mem::take(&mut self.non_message_frames)
+    }
+
+    /// Whether a header came that no client may send. What came before it is sound.
+    pub(super) fn is_violated(&self) -> bool {
+        self.is_violated
+    }
+
+    /// Whether a close frame has come whole.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Whether the bytes so far end with a whole message.
+    ///
+    /// Never true behind a header that no client may send, because a part of it may have come in an
+    /// earlier chunk, and tungstenite has that part.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.header_len == 0 && self.payload_left == 0 && !self.in_message && !self.is_violated
+    }
+}
+
+/// Returns the length of a header by its second byte.
+fn header_bytes(second: u8) -> usize {
+    let length = match second & 0x7f {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    let mask = if second & 0x80 == 0 { 0 } else { 4 };
+    2 + length + mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames of each length form, control frames between fragments, and last one that no client may send.
+    fn frames() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (first, length) in [
+            (0x81, 0),
+            (0x81, 5),
+            (0x02, 125),
+            (0x89, 4),
+            (0x00, 126),
+            (0x8a, 0),
+            (0x80, 70_000),
+            (0x88, 2),
+            (0xc1, 3),
+        ] {
+            match length {
+                0..126 => bytes.extend([first, 0x80 | u8::try_from(length).unwrap()]),
+                126..0x1_0000 => {
+                    bytes.extend([first, 0xfe]);
+                    bytes.extend(u16::try_from(length).unwrap().to_be_bytes());
+                }
+                _ => {
+                    bytes.extend([first, 0xff]);
+                    bytes.extend((length as u64).to_be_bytes());
+                }
+            }
+            bytes.extend([7; 4]);
+            bytes.resize(bytes.len() + length, b'x');
+        }
+        bytes
+    }
+
+    fn state(tracker: &FrameTracker) -> (u32, u32, bool, bool, bool) {
+        let FrameTracker {
+            non_message_frames,
+            frames_ended,
+            is_closed,
+            is_violated,
+            ..
+        } = *tracker;
+        let between = tracker.is_between_messages();
+        (
+            non_message_frames,
+            frames_ended,
+            is_closed,
+            is_violated,
+            between,
+        )
+    }
+
+    #[test]
+    fn frames_are_followed_alike_in_pieces_of_any_size() {
+        let bytes = frames();
+        let sound = bytes.len() - 9;
+        let mut whole = FrameTracker::default();
+        assert_eq!(whole.feed(&bytes), sound);
+        assert_eq!(state(&whole), (5, 9, true, true, false));
+
+        for piece in [1, 2, 3, 5, 6, 7, 64, 1000] {
+            let mut tracker = FrameTracker::default();
+            let mut passed = 0;
+            for piece in bytes.chunks(piece) {
+                let was_sound = !tracker.is_violated();
+                let count = tracker.feed(piece);
+                passed += if was_sound { count } else { 0 };
+            }
+            assert_eq!(state(&tracker), state(&whole), "in pieces of {piece}");
+            // The bytes of the bad header that came before it was whole count as sound.
+            assert!((sound..sound + 6).contains(&passed), "in pieces of {piece}");
+        }
+    }
+}
