@@ -1,31 +1,31 @@
-// The page of the relay: two people talk, and each message shows what became of it. What a person
-// wrote is only ever set as text.
+// The page of the relay: two people exchange messages, and each message shows its outcome. The page shows
+// user input only as text, never as HTML.
 
 import { connect } from "./switchboard.js";
 
 /** @import { Outcome, State } from "./switchboard.js" */
 
-/** Older entries leave the page, so that a tab left open for days does not grow. */
+/** The page removes older entries, so that a tab that stays open for days does not grow. */
 const MESSAGES_MAX = 500;
 const FRAMES_MAX = 100;
-/** A longer frame is shown in part. */
+/** The list of frames shows only the beginning of a longer frame. */
 const FRAME_CHARACTERS_MAX = 2000;
 
-/** Where a tab keeps its ticket, so that a reload keeps its id. */
+/** The key under which a tab stores its ticket, so that a reload keeps its id. */
 const TICKET_KEY = "switchboard.ticket";
 
-/** Each outcome in words, and whether it is good news. @type {Record<string, [string, "good" | "bad"]>} */
+/** The text of each outcome, and its color. @type {Record<string, [string, "good" | "bad"]>} */
 const OUTCOMES = {
   delivered: ["delivered", "good"],
-  offline: ["offline: nobody has this id now", "bad"],
-  queue_full: ["queue full: too much is waiting there already", "bad"],
-  disconnected: ["they left; it may have arrived", "bad"],
+  offline: ["offline: no user has this id now", "bad"],
+  queue_full: ["queue full: the recipient has too many unread messages", "bad"],
+  disconnected: ["the recipient left; the message may have arrived", "bad"],
   too_large: ["too large", "bad"],
   rate_limited: ["too many messages at once", "bad"],
   draining: ["not delivered: the server restarts", "bad"],
-  unavailable: ["not delivered: their server cannot be reached now", "bad"],
+  unavailable: ["not delivered: the recipient's server cannot be reached now", "bad"],
   not_sent: ["not sent: no connection", "bad"],
-  unknown: ["nobody can say; it may have arrived", "bad"],
+  unknown: ["outcome unknown; the message may have arrived", "bad"],
 };
 
 /**
@@ -65,7 +65,8 @@ function make(tag, className, content) {
 }
 
 /**
- * Adds an entry at a list's end, takes the oldest out, and follows where the reader is at the end.
+ * Adds an entry to the end of a list, and removes the oldest entries above `max`. The list scrolls to the new
+ * entry only if it was at its end before.
  *
  * @param {HTMLElement} list
  * @param {HTMLElement} entry
@@ -80,17 +81,17 @@ function append(list, entry, max) {
 
 /**
  * @param {"in" | "out"} direction
- * @param {string} who
+ * @param {string} user
  * @param {string} message
  */
-function show(direction, who, message) {
+function show(direction, user, message) {
   const entry = make("div", `message ${direction}`, "");
-  const head = make("div", "who", who);
+  const head = make("div", "who", user);
   const body = make("div", "body", message);
   body.dir = "auto";
   entry.append(head, body);
   append(log, entry, MESSAGES_MAX);
-  // Only what scrolls needs to be reached by keyboard.
+  // Only a body that scrolls needs the keyboard focus.
   if (body.scrollHeight > body.clientHeight) {
     body.tabIndex = 0;
     body.setAttribute("role", "group");
@@ -173,7 +174,7 @@ function onOutcome(line, outcome) {
   line.dataset.outcome = outcome;
 }
 
-/** The storage of this tab, where the browser allows one. @type {Storage | null} */
+/** The storage of this tab; null if the browser allows none. @type {Storage | null} */
 const storage = (() => {
   try {
     return sessionStorage;
@@ -215,7 +216,7 @@ form.addEventListener("submit", async (event) => {
   const recipientId = Number(to.value);
   const valid = /^\d+$/.test(to.value.trim()) && Number.isSafeInteger(recipientId) && recipientId > 0;
   to.setAttribute("aria-invalid", String(!valid));
-  problem.textContent = valid ? "" : "To whom? Their id is a whole number, such as 2.";
+  problem.textContent = valid ? "" : "Enter the id of the recipient: a whole number, such as 2.";
   if (!valid) {
     to.focus();
     return;
@@ -231,12 +232,12 @@ form.addEventListener("submit", async (event) => {
   const line = make("div", "outcome", "sent");
   entry.append(line);
   log.scrollTop = log.scrollHeight;
-  // A lone surrogate cannot be sent as it is: what a keyboard left of a pair is no character.
+  // A lone surrogate is not a character, and JSON cannot carry it. Some keyboards leave one half of a pair.
   onOutcome(line, await me.send(recipientId, message.replace(/\p{Surrogate}/gu, "\ufffd")));
 });
 
 text.addEventListener("keydown", (event) => {
-  // Enter also ends the composition of a character in many languages.
+  // In many languages, Enter also completes the composition of a character; that must not send the message.
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
     form.requestSubmit();

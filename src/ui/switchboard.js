@@ -1,6 +1,6 @@
 /**
- * A client for Switchboard, a WebSocket relay between two people. No dependencies; for browsers and
- * for Node (below version 22 pass a WebSocket constructor in, such as the one of the package `ws`).
+ * A client for Switchboard, a WebSocket relay between two users. It has no dependencies and runs in browsers
+ * and in Node (below version 22, pass a WebSocket constructor, such as the one of the package `ws`).
  *
  *     import { connect } from "./switchboard.js"; // the relay serves it as /switchboard.js
  *
@@ -10,16 +10,16 @@
  *     console.log("I am", await me.opened());
  *     console.log(await me.send(2, "Go Braves!")); // "delivered", "offline", …
  *
- * It comes back by itself when the connection is lost, with the same id wherever the relay still
- * honours its ticket, and every promise that it gives settles.
+ * The client reconnects by itself when the connection is lost, and keeps its id if the relay accepts its
+ * ticket. Every promise of the client settles.
  *
  * @module
  */
 
 /**
- * What became of a message. `delivered`: it was written and flushed to the recipient's socket. All
- * others, and any that this version does not know, are to be taken as not delivered; of them
- * `disconnected` and `unknown` say that it may have arrived, and `not_sent` that it never left.
+ * The outcome of a message. `delivered`: the relay wrote the message to the recipient's socket and flushed it.
+ * Treat every other outcome as not delivered, and outcomes that this version does not know, too. With
+ * `disconnected` and `unknown` the message may have arrived; with `not_sent` it never left this client.
  *
  * @typedef {"delivered" | "offline" | "queue_full" | "disconnected" | "too_large" | "rate_limited"
  *   | "draining" | "unavailable" | "not_sent" | "unknown" | (string & {})} Outcome
@@ -27,7 +27,7 @@
 
 /**
  * @typedef {object} Received
- * @property {number} senderId who wrote it; 0 is the system
+ * @property {number} senderId the id of the sender; 0 is the system
  * @property {string} message
  */
 
@@ -39,17 +39,17 @@
 
 /**
  * @typedef {object} State
- * @property {"connecting" | "open" | "waiting" | "closed"} phase `waiting` for the next try; `closed`
- *   is for good
+ * @property {"connecting" | "open" | "waiting" | "closed"} phase `waiting`: the client waits before
+ *   the next attempt; `closed`: the client makes no further attempt
  * @property {number | null} userId the id of the last connection; null before the first
- * @property {boolean} resumed whether this connection has kept the id of the one before
- * @property {string | null} reason why the connection was lost, or why the id is a new one
+ * @property {boolean} resumed whether this connection has kept the id of the previous one
+ * @property {string | null} reason why the connection was lost, or why the id is new
  * @property {number | null} code the close code of the connection that was lost
- * @property {number | null} retryAt while waiting: when the next try is due, as `Date.now()` counts
+ * @property {number | null} retryAt while waiting: the time of the next attempt, in milliseconds as `Date.now()`
  */
 
 /**
- * The part of a WebSocket that is used.
+ * The part of a WebSocket that this client uses.
  *
  * @typedef {object} Socket
  * @property {((event: any) => void) | null} onmessage
@@ -61,38 +61,38 @@
 
 /**
  * @typedef {object} Options
- * @property {(message: Received) => void} [onMessage] somebody's message
- * @property {(state: State) => void} [onState] the connection has changed
- * @property {(count: number) => void} [onDropped] messages to this user were dropped, since it did
- *   not read fast enough
- * @property {(frame: Frame) => void} [onFrame] every frame, as it is on the wire
- * @property {string | null} [ticket] the ticket of an earlier connection, to come back with its id
- * @property {(ticket: string) => void} [onTicket] a ticket, to be kept for a later connection
- * @property {() => string[]} [protocols] further subprotocol entries, asked for before each try
+ * @property {(message: Received) => void} [onMessage] gets each message
+ * @property {(state: State) => void} [onState] gets each new state of the connection
+ * @property {(count: number) => void} [onDropped] gets the number of messages to this user that the relay
+ *   dropped, because this user did not read fast enough
+ * @property {(frame: Frame) => void} [onFrame] gets every frame, unchanged
+ * @property {string | null} [ticket] the ticket of an earlier connection, to get its id again
+ * @property {(ticket: string) => void} [onTicket] gets each new ticket; store it for a later connection
+ * @property {() => string[]} [protocols] returns further subprotocol entries; called before each attempt
  * @property {new (url: string, protocols: string[]) => Socket} [WebSocket] default: the global one
- * @property {number} [connectMs] how long a try may take, default 15 000
- * @property {number} [silenceMs] how long, while an outcome is owed, no frame may come before the
- *   connection is taken for dead; default 60 000
+ * @property {number} [connectMs] the time limit of an attempt, in milliseconds; default: 15 000
+ * @property {number} [silenceMs] milliseconds without a frame, while an outcome is pending, after which the
+ *   client gives the connection up; default: 60 000
  * @property {() => number} [random] default: `Math.random`
  */
 
 const SUBPROTOCOL = "switchboard.v1";
 
-/** The bound of the random wait before a try: doubled with each that fails, from the one to the other. */
+/** The limit of the random wait before an attempt. Each failure doubles it, from the minimum to the maximum. */
 const BACKOFF_MS_MIN = 500;
 const BACKOFF_MS_MAX = 30_000;
 
-/** A connection that lasted as long is a success: the next wait begins small again. */
+/** After a connection that lasted at least this long, the limit of the wait is the minimum again. */
 const STEADY_MS = 5_000;
 
-/** Close codes after which coming back would be wrong: the token expired, taken over, removed. */
+/** Close codes after which the client must not reconnect: token expired, id taken over, user removed. */
 const FINAL_CODES = [4401, 4409, 4410];
 
-/** How a connection ends that nobody has closed (RFC 6455 section 7.1.5). */
+/** The close code of a connection that ended without a close frame (RFC 6455 section 7.1.5). */
 const ABNORMAL = 1006;
 
 /**
- * Connects to a relay, and goes on doing so until it is closed.
+ * Connects to a relay, and reconnects until `close` is called or the relay closes with a final code.
  *
  * @param {string} url such as `ws://127.0.0.1:8080/`
  * @param {Options} [options]
@@ -123,23 +123,23 @@ export class Switchboard {
   #socket = null;
   /** @type {string | null} */
   #ticket;
-  /** Tries that failed in a row. */
+  /** Attempts that failed in a row. */
   #failures = 0;
-  /** When the relay last said something, and when it first did on this connection. */
-  #heardAt = 0;
+  /** The times of the last frame and of this connection's welcome, in milliseconds. */
+  #lastFrameAt = 0;
   #welcomedAt = 0;
-  /** What the relay asked for before it closed. @type {number | null} */
+  /** The wait that the relay asked for in `reconnect`. @type {number | null} */
   #afterMs = null;
   #bytesMax = Infinity;
   #nextId = 1;
-  /** Messages without an outcome, by the id on the wire. @type {Map<number, (outcome: Outcome) => void>} */
+  /** Messages whose outcome is pending, by the id on the wire. @type {Map<number, (outcome: Outcome) => void>} */
   #pending = new Map();
-  /** Who waits for a connection. @type {{ resolve: (id: number) => void, reject: (error: Error) => void }[]} */
+  /** Pending calls of `opened`. @type {{ resolve: (id: number) => void, reject: (error: Error) => void }[]} */
   #waiters = [];
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #watch;
+  #silenceTimer;
 
   /**
    * @param {string} url
@@ -148,37 +148,36 @@ export class Switchboard {
   constructor(url, options = {}) {
     const constructor = options.WebSocket ?? globalThis.WebSocket;
     if (!constructor) {
-      throw new TypeError("there is no global WebSocket here: pass a constructor in, as options.WebSocket");
+      throw new TypeError("no global WebSocket: pass a constructor as options.WebSocket");
     }
     this.#url = url;
     this.#options = options;
     this.#WebSocket = constructor;
     this.#ticket = options.ticket ?? null;
-    this.#dial();
+    this.#connect();
   }
 
-  /** The connection as it is now. */
+  /** The current state of the connection. */
   get state() {
     return this.#state;
   }
 
   /**
-   * Waits until there is a connection that takes messages, and says its id; rejects once this is
-   * closed.
+   * Waits until a connection accepts messages, and returns its id. Rejects if this client is closed.
    *
    * @returns {Promise<number>}
    */
   opened() {
     const { phase, userId, reason } = this.#state;
-    if (userId !== null && this.#takesMessages()) return Promise.resolve(userId);
+    if (userId !== null && this.#acceptsMessages()) return Promise.resolve(userId);
     if (phase === "closed") return Promise.reject(new Error(`closed: ${reason}`));
     return new Promise((resolve, reject) => this.#waiters.push({ resolve, reject }));
   }
 
   /**
-   * Sends a message. The promise settles in every case: with what became of the message; with
-   * `unknown` when the connection is lost before that is known; with `not_sent` where there is none.
-   * It rejects for what no relay could take.
+   * Sends a message. The promise always settles: with the outcome of the message; with `unknown` if the
+   * connection is lost before the outcome arrives; with `not_sent` if there is no connection. It rejects if
+   * the arguments are invalid.
    *
    * @param {number} recipientId an integer from 1 to 2^53 - 1
    * @param {string} message any text without lone surrogates
@@ -188,57 +187,57 @@ export class Switchboard {
     if (!Number.isSafeInteger(recipientId) || recipientId < 1) {
       throw new RangeError("the recipient's id is an integer from 1 to 9007199254740991");
     }
-    // With the flag u a pair is one character, so what is left of this class is alone.
+    // With the flag u a surrogate pair is one character, so this class matches only lone surrogates.
     if (typeof message !== "string" || /\p{Surrogate}/u.test(message)) {
       throw new TypeError("the message is a string without lone surrogates");
     }
-    if (!this.#socket || !this.#takesMessages()) return "not_sent";
+    if (!this.#socket || !this.#acceptsMessages()) return "not_sent";
     const id = this.#nextId++;
     const text = JSON.stringify({ recipient_id: recipientId, message, id });
-    // The relay says so too, but closes the connection on what is far too large.
+    // The relay would answer too_large as well, but closes the connection above limits.frame_bytes.
     if (new TextEncoder().encode(text).length > this.#bytesMax) return "too_large";
     /** @type {Promise<Outcome>} */
     const outcome = new Promise((resolve) => this.#pending.set(id, resolve));
     this.#socket.send(text);
     this.#options.onFrame?.({ direction: "out", text });
-    this.#watchSilence();
+    this.#watchForSilence();
     return outcome;
   }
 
-  /** Ends the connection for good. */
+  /** Closes the connection. The client does not reconnect. */
   close() {
     if (this.#state.phase === "closed") return;
-    const socket = this.#hangUp();
+    const socket = this.#detach();
     socket?.close(1000);
     this.#end(1000, "closed here");
   }
 
-  /** Behind its wish that we come back later, the relay reads nothing. */
-  #takesMessages() {
+  /** After `reconnect` the relay reads nothing more, so a message would only get the outcome `unknown`. */
+  #acceptsMessages() {
     return this.#state.phase === "open" && this.#afterMs === null;
   }
 
-  #dial() {
+  #connect() {
     this.#afterMs = null;
     const protocols = [SUBPROTOCOL, ...(this.#options.protocols?.() ?? [])];
     if (this.#ticket) protocols.push(`ticket.${this.#ticket}`);
     const socket = new this.#WebSocket(this.#url, protocols);
     this.#socket = socket;
-    // Events of a socket that was given up are not ours any more.
+    // A socket that this client has given up can still have events; they must not change the state.
     socket.onmessage = (event) => {
-      if (this.#socket === socket) this.#hear(String(event.data));
+      if (this.#socket === socket) this.#receive(String(event.data));
     };
     socket.onclose = (event) => {
-      if (this.#socket === socket) this.#lose(event.code, event.reason);
+      if (this.#socket === socket) this.#onClose(event.code, event.reason);
     };
-    // What went wrong comes with the close event, but `ws` throws where nobody listens to this one.
+    // The close event carries the reason. Without this handler, `ws` would throw the error.
     socket.onerror = () => {};
     this.#timer = setTimeout(() => this.#giveUp("no answer"), this.#options.connectMs ?? 15_000);
   }
 
   /** @param {string} text */
-  #hear(text) {
-    this.#heardAt = Date.now();
+  #receive(text) {
+    this.#lastFrameAt = Date.now();
     this.#options.onFrame?.({ direction: "in", text });
     const frame = JSON.parse(text);
     switch (frame.type) {
@@ -258,7 +257,7 @@ export class Switchboard {
       case "reconnect":
         this.#afterMs = frame.after_ms;
         break;
-      // What a later relay may say besides is not for this version.
+      // A later relay may send other types; this version ignores them.
     }
   }
 
@@ -267,7 +266,7 @@ export class Switchboard {
    */
   #welcome({ user_id: userId, max_message_bytes: bytesMax, ticket, resumed, reason }) {
     clearTimeout(this.#timer);
-    this.#welcomedAt = this.#heardAt;
+    this.#welcomedAt = this.#lastFrameAt;
     this.#bytesMax = bytesMax;
     if (ticket) {
       this.#ticket = ticket;
@@ -285,15 +284,15 @@ export class Switchboard {
   }
 
   /**
-   * The connection is gone.
+   * Handles the end of a connection: waits for the next attempt, or closes after a final code.
    *
    * @param {number} code
    * @param {string} reason
    */
-  #lose(code, reason) {
+  #onClose(code, reason) {
     const afterMs = this.#afterMs;
     const steady = this.#state.phase === "open" && Date.now() - this.#welcomedAt >= STEADY_MS;
-    this.#hangUp();
+    this.#detach();
     if (FINAL_CODES.includes(code)) {
       this.#end(code, reason || `close code ${code}`);
       return;
@@ -304,8 +303,8 @@ export class Switchboard {
     if (afterMs === null) this.#failures += 1;
     this.#timer = setTimeout(() => {
       this.#change({ ...this.#state, phase: "connecting", retryAt: null });
-      // Whoever was just told may have closed this.
-      if (this.#state.phase === "connecting") this.#dial();
+      // The handler of onState may have called close.
+      if (this.#state.phase === "connecting") this.#connect();
     }, wait);
     this.#change({
       ...this.#state,
@@ -318,21 +317,21 @@ export class Switchboard {
   }
 
   /**
-   * Takes a connection for lost that does not say so itself.
+   * Treats a connection that does not answer as lost.
    *
    * @param {string} reason
    */
   #giveUp(reason) {
     const socket = this.#socket;
-    this.#lose(ABNORMAL, reason);
+    this.#onClose(ABNORMAL, reason);
     socket?.close();
   }
 
-  /** Forgets the socket and all that hung on it; the socket, to be closed where it is still open. */
-  #hangUp() {
+  /** Detaches the socket and settles pending sends with `unknown`. Returns the socket, so that it can be closed. */
+  #detach() {
     clearTimeout(this.#timer);
-    clearTimeout(this.#watch);
-    this.#watch = undefined;
+    clearTimeout(this.#silenceTimer);
+    this.#silenceTimer = undefined;
     const socket = this.#socket;
     this.#socket = null;
     const pending = [...this.#pending.values()];
@@ -350,19 +349,22 @@ export class Switchboard {
     for (const { reject } of this.#waiters.splice(0)) reject(new Error(`closed: ${reason}`));
   }
 
-  /** A network that is gone closes nothing: while an outcome is owed, silence means that it is. */
-  #watchSilence() {
-    if (this.#watch !== undefined) return;
-    this.#heardAt = Date.now();
+  /**
+   * Gives the connection up if an outcome is pending and no frame arrives for `silenceMs`. A network that fails
+   * does not close the socket, so silence is the only sign.
+   */
+  #watchForSilence() {
+    if (this.#silenceTimer !== undefined) return;
+    this.#lastFrameAt = Date.now();
     const limit = this.#options.silenceMs ?? 60_000;
-    const look = () => {
-      this.#watch = undefined;
+    const check = () => {
+      this.#silenceTimer = undefined;
       if (this.#pending.size === 0) return;
-      const left = this.#heardAt + limit - Date.now();
+      const left = this.#lastFrameAt + limit - Date.now();
       if (left <= 0) this.#giveUp("no answer");
-      else this.#watch = setTimeout(look, left);
+      else this.#silenceTimer = setTimeout(check, left);
     };
-    this.#watch = setTimeout(look, limit);
+    this.#silenceTimer = setTimeout(check, limit);
   }
 
   /** @param {State} state */

@@ -63,7 +63,7 @@ def test_an_outcome_changes_when_it_is_known(relay, open_tab):
 
 
 def test_an_offline_recipient_is_shown(relay, open_tab):
-    expect_outcome(write(open_tab(relay), "999", "hello?"), "offline", "offline: nobody has this id now")
+    expect_outcome(write(open_tab(relay), "999", "hello?"), "offline", "offline: no user has this id now")
 
 
 def test_a_full_queue_is_shown(start_relay, open_tab):
@@ -279,7 +279,7 @@ def test_axe_finds_nothing(relay, open_tab, axe, scheme, viewport):
     for text in ("Hello!", "x" * 5000):
         expect_outcome(write(b, own_id(a), text), "delivered", "delivered")
     expect_outcome(write(a, own_id(b), "Hello."), "delivered", "delivered")
-    expect_outcome(write(a, "999", "hello?"), "offline", "offline: nobody has this id now")
+    expect_outcome(write(a, "999", "hello?"), "offline", "offline: no user has this id now")
     a.fill("#to", "x")
     a.fill("#text", "no recipient")
     a.press("#text", "Enter")
@@ -319,7 +319,7 @@ def test_pictures_of_the_page(relay, open_tab, scheme, viewport):
     write(b, own_id(a), "Hello! Does this reach you?")
     received(a, 1)
     expect_outcome(write(a, own_id(b), "It does. And I can see that this reached you."), "delivered", "delivered")
-    expect_outcome(write(a, "99", "Is anybody at 99?"), "offline", "offline: nobody has this id now")
+    expect_outcome(write(a, "99", "Is anybody at 99?"), "offline", "offline: no user has this id now")
     a.fill("#to", own_id(b))
     a.focus("#text")
     picture = a.screenshot()
