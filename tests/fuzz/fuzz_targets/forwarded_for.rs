@@ -1,6 +1,6 @@
-//! See ../targets.rs.
+//! Runs the target `forwarded_for` of ../targets.rs under cargo-fuzz.
 #![no_main]
-#![allow(dead_code, reason = "each target uses one of them")]
+#![allow(dead_code, reason = "this binary uses one function of targets.rs")]
 
 #[path = "../targets.rs"]
 mod targets;
