@@ -1,11 +1,10 @@
-//! The cases of the Autobahn test suite, sections 1 to 7 and 10, by their numbers: what its fuzzing
-//! client sends to a server that sends messages back, and what must come of it. Each is run over real
-//! sockets against a session, in one write, frame by frame, and byte by byte.
+//! The cases of the Autobahn test suite, sections 1 to 7 and 10, with its numbers: the bytes that the suite's fuzzing
+//! client sends to an echo server, and the result. Each case runs over real sockets against a session: in one
+//! write, frame by frame, and byte by byte.
 //!
-//! Strict: where the suite takes more than one behaviour, the one that it calls strict is asked for. The
-//! exception is text that turns out not to be UTF-8 within one frame (6.4.3 and 6.4.4): it is found
-//! out when the frame is whole. Where a section has a server drop the connection or close it, a close
-//! frame is asked for.
+//! If the suite allows more than one behaviour, this test requires the one that the suite calls strict. There is one
+//! exception: text in one frame that is not UTF-8 is refused when the whole frame has arrived (6.4.3 and 6.4.4). If
+//! the suite allows a server to drop the connection or to close it, this test requires a close frame.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,19 +23,20 @@ use tokio::net::TcpListener;
 use crate::harness::raw::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
 use crate::harness::{Frame, PATIENCE, Raw, Seen, Wire};
 
-/// What the suite does in a case.
+/// A step of a case. The peer is the suite's client.
 #[derive(Clone, Debug)]
 enum Step {
+    /// The peer sends a frame.
     Send(Wire),
-    /// Bytes of a frame that are behind those that were sent.
+    /// The peer sends a part of a frame.
     Bytes(Vec<u8>),
-    /// Goes on when this has come.
+    /// The peer receives a frame with this opcode and payload.
     Hear(u8, Vec<u8>),
-    /// Says goodbye, and hears the same code.
+    /// The peer sends a close with 1000, and receives the same code.
     Close,
-    /// Is closed by the server with this code.
+    /// The server closes with this code.
     Closed(u16),
-    /// Said goodbye in a frame before, and hears this code.
+    /// The server answers an earlier close frame of the peer with this code.
     Answered(u16),
 }
 
@@ -48,18 +48,18 @@ struct Case {
     steps: Vec<Step>,
 }
 
-/// How the bytes of a case leave.
+/// How the peer divides the bytes of a case into writes.
 #[derive(Clone, Copy, Debug)]
 enum Chop {
-    /// All that is said before something is heard, in one write.
+    /// All bytes up to the next frame of the server, in one write.
     Together,
     /// Each frame in a write of its own.
     Frames,
-    /// Pieces of so many bytes.
+    /// Pieces of this many bytes.
     Pieces(usize),
 }
 
-/// A server that sends messages back, and what it keeps count with.
+/// An echo server, with its metrics.
 struct Echo {
     addr: SocketAddr,
     relay: Relay,
@@ -112,13 +112,13 @@ impl Echo {
     async fn play(&self, case: &Case, chop: Chop) {
         let what = format!("case {}, {chop:?}", case.number);
         let mut peer = Raw::connect(self.addr).await;
-        let mut said: Vec<Vec<u8>> = Vec::new();
+        let mut unsent: Vec<Vec<u8>> = Vec::new();
         for step in &case.steps {
             match step {
-                Send(frame) => said.push(frame.bytes()),
-                Bytes(bytes) => said.push(bytes.clone()),
+                Send(frame) => unsent.push(frame.bytes()),
+                Bytes(bytes) => unsent.push(bytes.clone()),
                 Hear(opcode, payload) => {
-                    utter(&mut peer, &mut said, chop).await;
+                    write_all(&mut peer, &mut unsent, chop).await;
                     let expected = Frame {
                         opcode: *opcode,
                         payload: payload.clone(),
@@ -127,37 +127,38 @@ impl Echo {
                     assert!(heard == Seen::Frame(expected), "{what}: {heard:?}");
                 }
                 Close => {
-                    said.push(Wire::close(1000, "").bytes());
-                    utter(&mut peer, &mut said, chop).await;
+                    unsent.push(Wire::close(1000, "").bytes());
+                    write_all(&mut peer, &mut unsent, chop).await;
                     closed(&mut peer, 1000, &what).await;
                 }
                 Answered(code) => {
-                    utter(&mut peer, &mut said, chop).await;
+                    write_all(&mut peer, &mut unsent, chop).await;
                     closed(&mut peer, *code, &what).await;
                 }
                 Closed(code) => {
-                    utter(&mut peer, &mut said, chop).await;
+                    write_all(&mut peer, &mut unsent, chop).await;
                     closed(&mut peer, *code, &what).await;
-                    // The server may have seen a close of ours behind what was wrong.
+                    // The write may fail: the server may have ended the connection, because it read the close frame of
+                    // the case after the invalid frame.
                     drop(peer.try_write(&Wire::close(*code, "").bytes()).await);
                 }
             }
         }
-        // The server ends the connection (RFC 6455 section 7.1.1), with nothing behind its close.
+        // The server ends the connection (RFC 6455 section 7.1.1), and no frame follows its close.
         assert_eq!(peer.next().await, Seen::End, "{what}");
     }
 }
 
-/// Says all that there is to say.
-async fn utter(peer: &mut Raw, said: &mut Vec<Vec<u8>>, chop: Chop) {
-    let said = std::mem::take(said);
+/// Writes the frames that are not sent yet.
+async fn write_all(peer: &mut Raw, unsent: &mut Vec<Vec<u8>>, chop: Chop) {
+    let unsent = std::mem::take(unsent);
     let pieces = match chop {
-        Chop::Together => vec![said.concat()],
-        Chop::Frames => said,
-        Chop::Pieces(bytes) => said.concat().chunks(bytes).map(<[u8]>::to_vec).collect(),
+        Chop::Together => vec![unsent.concat()],
+        Chop::Frames => unsent,
+        Chop::Pieces(bytes) => unsent.concat().chunks(bytes).map(<[u8]>::to_vec).collect(),
     };
     for piece in pieces {
-        // A server that was told of a fault need not read on.
+        // After an invalid frame, the server need not read the rest.
         if peer.try_write(&piece).await.is_err() {
             return;
         }
@@ -168,7 +169,7 @@ async fn utter(peer: &mut Raw, said: &mut Vec<Vec<u8>>, chop: Chop) {
 async fn closed(peer: &mut Raw, code: u16, what: &str) {
     match peer.next().await {
         Seen::Frame(frame) if frame.opcode == CLOSE => assert_eq!(frame.close().0, code, "{what}"),
-        other => panic!("{what}: {other:?} and no close with {code}"),
+        other => panic!("{what}: expected a close with {code}, got {other:?}"),
     }
 }
 
@@ -179,7 +180,7 @@ fn case(number: impl Into<String>, steps: impl IntoIterator<Item = Step>) -> Cas
     }
 }
 
-/// A case in which the server closes, once what it was sent before has come back.
+/// A case in which the server sends `back`, and then closes with `code`.
 fn fails(number: impl Into<String>, code: u16, sent: Vec<Wire>, back: Vec<(u8, &[u8])>) -> Case {
     let sent = sent.into_iter().map(Send);
     let back = back.into_iter();
@@ -187,7 +188,7 @@ fn fails(number: impl Into<String>, code: u16, sent: Vec<Wire>, back: Vec<(u8, &
     case(number, sent.chain(back).chain([Closed(code)]))
 }
 
-/// A case in which all is well.
+/// A case in which the server sends `back`, and the peer closes.
 fn passes(number: impl Into<String>, sent: Vec<Wire>, back: Vec<(u8, &[u8])>) -> Case {
     let sent = sent.into_iter().map(Send);
     let back = back.into_iter();
@@ -199,7 +200,7 @@ fn frame(opcode: u8, payload: impl AsRef<[u8]>) -> Wire {
     Wire::new(opcode, payload)
 }
 
-/// A text message in fragments of so many bytes.
+/// A text message in fragments of `bytes` bytes.
 fn in_fragments(text: &[u8], bytes: usize) -> Vec<Wire> {
     let count = text.len().div_ceil(bytes);
     let fragments = text.chunks(bytes).enumerate().map(|(number, piece)| {
@@ -216,14 +217,14 @@ fn in_fragments(text: &[u8], bytes: usize) -> Vec<Wire> {
 
 const HELLO: &[u8] = b"Hello, world!";
 const ODD: &[u8] = b"\x00\xff\xfe\xfd\xfc\xfb\x00\xff";
-/// The word kosme, in Greek.
+/// The Greek word kosme.
 const KOSME: &[u8] = "\u{3ba}\u{1f79}\u{3c3}\u{3bc}\u{3b5}".as_bytes();
 
-/// Section 1: text and binary messages of every form of length.
+/// Section 1: text and binary messages with every encoding of the length.
 fn framing() -> Vec<Case> {
     let mut cases = Vec::new();
     for (group, opcode, byte) in [(1, TEXT, b'*'), (2, BINARY, 0xfe)] {
-        // The last twice: the suite chops it.
+        // 65536 twice: the suite sends the second one in pieces.
         for (number, length) in [0, 125, 126, 127, 128, 65535, 65536, 65536]
             .into_iter()
             .enumerate()
@@ -243,7 +244,7 @@ fn framing() -> Vec<Case> {
 /// Section 2: pings and pongs.
 fn pings() -> Vec<Case> {
     let long = [0xfe; 125];
-    let unasked = frame(PONG, "unsolicited pong payload");
+    let unsolicited = frame(PONG, "unsolicited pong payload");
     let mut cases: Vec<_> = [("2.1", &b""[..]), ("2.2", HELLO), ("2.3", ODD)]
         .into_iter()
         .chain([("2.4", &long[..]), ("2.6", &long[..])])
@@ -251,11 +252,11 @@ fn pings() -> Vec<Case> {
         .collect();
     cases.push(fails("2.5", 1002, vec![frame(PING, [0xfe; 126])], vec![]));
     cases.push(passes("2.7", vec![frame(PONG, "")], vec![]));
-    cases.push(passes("2.8", vec![unasked.clone()], vec![]));
+    cases.push(passes("2.8", vec![unsolicited.clone()], vec![]));
     let ping = frame(PING, "ping payload");
     cases.push(passes(
         "2.9",
-        vec![unasked, ping],
+        vec![unsolicited, ping],
         vec![(PONG, b"ping payload")],
     ));
     for number in ["2.10", "2.11"] {
@@ -267,7 +268,7 @@ fn pings() -> Vec<Case> {
     cases
 }
 
-/// Sections 3 and 4: reserved bits and opcodes, alone and behind a message and before a ping.
+/// Sections 3 and 4: reserved bits and opcodes, alone, and between a message and a ping.
 fn reserved() -> Vec<Case> {
     let alone = |number: &str, wrong: Wire| fails(number, 1002, vec![wrong], vec![]);
     let between = |number: &str, wrong: Wire| {
@@ -334,7 +335,7 @@ fn fragments() -> Vec<Case> {
     cases
 }
 
-/// Section 5: what is not a fragment of anything.
+/// Section 5: invalid fragments.
 fn broken_fragments() -> Vec<Case> {
     let first = || frame(TEXT, "fragment1").more();
     let middle = |text: &str| frame(CONTINUATION, text).more();
@@ -366,7 +367,7 @@ fn broken_fragments() -> Vec<Case> {
     cases
 }
 
-/// Sections 6.1 to 6.4: text in fragments, cut anywhere, and found out early where it is not UTF-8.
+/// Sections 6.1 to 6.4: text in fragments of any size, and early refusal of text that is not UTF-8.
 fn utf8_fragments() -> Vec<Case> {
     let greeting = "Hello-\u{b5}@\u{df}\u{f6}\u{e4}\u{fc}\u{e0}\u{e1}-UTF-8!!".as_bytes();
     let surrogate = [KOSME, b"\xed\xa0\x80edited"].concat();
@@ -401,8 +402,8 @@ fn utf8_fragments() -> Vec<Case> {
         fails("6.3.1", 1007, vec![frame(TEXT, &surrogate)], vec![]),
         fails("6.3.2", 1007, in_fragments(&surrogate, 1), vec![]),
     ];
-    // What is good so far is not refused, which the answer to a ping shows. The third part is never
-    // sent: the second is enough.
+    // The pong shows that the server has accepted the first fragment, which is valid so far. The server refuses the
+    // second fragment, so the third one is never sent.
     for (number, cut) in [
         ("6.4.1", (KOSME.len(), beyond.len() - 6)),
         ("6.4.2", (12, 13)),
@@ -416,7 +417,7 @@ fn utf8_fragments() -> Vec<Case> {
         ];
         cases.push(case(number, steps));
     }
-    // The exception: all of one frame, so that the fault is found out when it is whole.
+    // The exception: the text is in one frame, so the server refuses it when the whole frame has arrived.
     for (number, cut) in [
         ("6.4.3", (KOSME.len(), beyond.len() - 6)),
         ("6.4.4", (12, 13)),
@@ -437,8 +438,8 @@ fn utf8_fragments() -> Vec<Case> {
 const GOOD: bool = true;
 const BAD: bool = false;
 
-/// Most of sections 6.5 to 6.23, whose texts are from Markus Kuhn's decoder stress test: the section,
-/// whether its texts are good, and they.
+/// Most of sections 6.5 to 6.23, with texts of Markus Kuhn's decoder stress test: the section, whether the texts are
+/// valid, and the texts.
 const UTF8_TEXTS: [(u8, bool, &[&[u8]]); 20] = [
     (
         5,
@@ -601,11 +602,11 @@ fn utf8_texts() -> Vec<Case> {
         0xf8..0xfb,
         0xfc..0xfd_u8,
     ] {
-        let lonely = first.flat_map(|byte| [byte, b' ']);
-        texts.push((13, BAD, lonely.collect()));
+        let lone = first.flat_map(|byte| [byte, b' ']);
+        texts.push((13, BAD, lone.collect()));
     }
     texts.push((15, BAD, LAST_BYTE_MISSING.concat()));
-    // The last two of each plane beyond the first, which are no characters and may be sent.
+    // The last two code points of each plane after the first: they are no characters, but valid UTF-8.
     for plane in 1..=16_u32 {
         for point in [0xfffe, 0xffff] {
             let point = char::from_u32(plane << 16 | point).expect("no surrogate");
@@ -627,10 +628,10 @@ fn utf8_texts() -> Vec<Case> {
     cases.collect()
 }
 
-/// Section 7: closes, what may stand in them, and what comes behind them.
+/// Section 7: close frames, their valid and invalid payloads, and frames after them.
 fn closes() -> Vec<Case> {
-    let goodbye = || Wire::close(1000, "");
-    let behind = |number: &str, more: Wire| case(number, [goodbye(), more].map(Send));
+    let normal = || Wire::close(1000, "");
+    let followed_by = |number: &str, more: Wire| case(number, [normal(), more].map(Send));
     let answer = |mut case: Case, code| {
         case.steps.push(Answered(code));
         case
@@ -641,25 +642,25 @@ fn closes() -> Vec<Case> {
     let large = &large[..256 << 10];
     let mut cases = vec![
         passes("7.1.1", vec![text.clone()], vec![(TEXT, b"Hello World!")]),
-        answer(behind("7.1.2", frame(CLOSE, "")), 1000),
-        answer(behind("7.1.3", frame(PING, "")), 1000),
-        answer(behind("7.1.4", text.clone()), 1000),
+        answer(followed_by("7.1.2", frame(CLOSE, "")), 1000),
+        answer(followed_by("7.1.3", frame(PING, "")), 1000),
+        answer(followed_by("7.1.4", text.clone()), 1000),
         case(
             "7.1.5",
             [
                 Send(frame(TEXT, "fragment1").more()),
-                Send(goodbye()),
+                Send(normal()),
                 Send(frame(CONTINUATION, "fragment2")),
                 Answered(1000),
             ],
         ),
-        // The suite takes any outcome of this one. What came before the close comes back.
+        // The suite allows any result of this case. This server sends the messages before the close back.
         case(
             "7.1.6",
             [
                 Send(frame(TEXT, large)),
                 Send(text),
-                Send(goodbye()),
+                Send(normal()),
                 Send(frame(PING, "")),
                 Hear(TEXT, large.to_vec()),
                 Hear(TEXT, b"Hello World!".to_vec()),
@@ -668,7 +669,7 @@ fn closes() -> Vec<Case> {
         ),
         only("7.3.1".to_owned(), frame(CLOSE, ""), 1005),
         only("7.3.2".to_owned(), frame(CLOSE, "a"), 1002),
-        only("7.3.3".to_owned(), goodbye(), 1000),
+        only("7.3.3".to_owned(), normal(), 1000),
         only("7.3.4".to_owned(), Wire::close(1000, "Hello World!"), 1000),
         only("7.3.5".to_owned(), Wire::close(1000, [b'*'; 123]), 1000),
         only("7.3.6".to_owned(), Wire::close(1000, [b'*'; 124]), 1002),
@@ -678,15 +679,15 @@ fn closes() -> Vec<Case> {
             1007,
         ),
     ];
-    let may = [
+    let valid = [
         1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999,
     ];
-    let may = may.into_iter().zip(1..);
-    cases.extend(may.map(|(code, n)| only(format!("7.7.{n}"), Wire::close(code, ""), code)));
-    let may_not = [0, 999, 1004, 1005, 1006, 1016, 1100, 2000, 2999];
-    let may_not = may_not.into_iter().zip(1..);
-    cases.extend(may_not.map(|(code, n)| only(format!("7.9.{n}"), Wire::close(code, ""), 1002)));
-    // Informational in the suite: no code is that large.
+    let valid = valid.into_iter().zip(1..);
+    cases.extend(valid.map(|(code, n)| only(format!("7.7.{n}"), Wire::close(code, ""), code)));
+    let invalid = [0, 999, 1004, 1005, 1006, 1016, 1100, 2000, 2999];
+    let invalid = invalid.into_iter().zip(1..);
+    cases.extend(invalid.map(|(code, n)| only(format!("7.9.{n}"), Wire::close(code, ""), 1002)));
+    // Informational in the suite: the largest valid code is 4999.
     for (number, code) in [("7.13.1", 5000), ("7.13.2", 65535)] {
         cases.push(only(number.to_owned(), Wire::close(code, ""), 1002));
     }
@@ -709,7 +710,7 @@ async fn check(cases: Vec<Case>, count: usize) {
     for case in &cases {
         echo.play(case, Chop::Together).await;
         echo.play(case, Chop::Frames).await;
-        // Byte by byte, where that takes no minute.
+        // Byte by byte if the case is short; a long case would take minutes.
         let length = case.steps.iter().map(|step| match step {
             Send(frame) => frame.bytes().len(),
             Bytes(bytes) => bytes.len(),
@@ -719,15 +720,15 @@ async fn check(cases: Vec<Case>, count: usize) {
         let bytes = if short { 1 } else { 997 };
         echo.play(case, Chop::Pieces(bytes)).await;
     }
-    // Nobody is left, and nothing of it was a message to anybody.
+    // All sessions have ended, and no frame counted as a message to a user.
     let gone = tokio::time::timeout(PATIENCE, async {
         while echo.relay.users() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
     gone.await.expect("all sessions end");
-    let figures = LedgerTotals::read(&echo.metrics, 0);
-    assert_eq!((figures.received, figures.gap()), (0, 0));
+    let totals = LedgerTotals::read(&echo.metrics, 0);
+    assert_eq!((totals.received, totals.gap()), (0, 0));
 }
 
 #[tokio::test]

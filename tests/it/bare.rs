@@ -1,5 +1,5 @@
-//! The essay's contract: `{"recipient_id":2,"message":"Go Braves!"}` in,
-//! `{"sender_id":1,"message":"Go Braves!"}` out, and not another word.
+//! Connections without a subprotocol: `{"recipient_id":2,"message":"Go Braves!"}` from the sender,
+//! `{"sender_id":1,"message":"Go Braves!"}` to the recipient, and no other data frame.
 
 use serde_json::{Value, json};
 use switchboard::config::Strategy;
@@ -8,7 +8,7 @@ use crate::harness::raw::{BINARY, CONTINUATION, TEXT, joined, message};
 use crate::harness::{Dialect, Heard, Relay, Wire, clog};
 
 both_strategies! {
-    async fn text_and_binary_go_in_and_text_comes_out(strategy) {
+    async fn text_and_binary_frames_arrive_as_text(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut one = relay.bare().await;
         let mut two = relay.raw_user(Dialect::Bare).await;
@@ -23,7 +23,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn writing_to_oneself_works(strategy) {
+    async fn a_message_to_oneself_arrives(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         for dialect in Dialect::BOTH {
             let mut user = relay.connect(dialect).await;
@@ -33,7 +33,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn the_two_dialects_understand_each_other(strategy) {
+    async fn messages_cross_between_the_dialects(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut bare = relay.bare().await;
         let mut v1 = relay.v1().await;
@@ -44,8 +44,8 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// Dropped, counted, and nothing said about it.
-    async fn a_message_to_somebody_who_is_away_is_dropped_and_counted(strategy) {
+    /// A bare sender gets no notice about it.
+    async fn a_message_to_an_offline_user_is_dropped_and_counted(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut user = relay.bare().await;
         let friend = relay.bare().await;
@@ -55,16 +55,16 @@ both_strategies! {
         for id in ids {
             user.say(id, "hello?").await;
         }
-        user.say(user.id, "nobody there").await;
-        user.hears(user.id, "nobody there").await;
+        user.say(user.id, "note to self").await;
+        user.hears(user.id, "note to self").await;
         let scrape = relay.ledger().await;
         assert_eq!(scrape.dropped("offline"), 4);
         assert_eq!(scrape.ledger().received, 5);
         relay.stop().await;
     }
 
-    /// Over its rate a sender's messages are dropped, which nobody tells it, and it stays.
-    async fn what_is_over_the_rate_is_dropped_and_costs_no_connection(strategy) {
+    /// A bare sender gets no notice about messages over its rate.
+    async fn messages_over_the_rate_are_dropped_and_the_connection_stays(strategy) {
         let relay = Relay::start(strategy, |settings| settings.limits.message_rate = Some(1)).await;
         let mut sender = relay.bare().await;
         let mut friend = relay.bare().await;
@@ -97,8 +97,8 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// What was already queued for a user who sends nonsense is written before the close.
-    async fn a_queue_is_written_before_a_1007(strategy) {
+    /// The user sends invalid input while messages to it are queued.
+    async fn queued_messages_are_written_before_a_1007(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut sender = relay.v1().await;
         let mut slow = relay.narrow_user(Dialect::Bare).await;
@@ -113,7 +113,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn messages_to_oneself_come_before_the_1007(strategy) {
+    async fn messages_to_oneself_are_written_before_the_1007(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut user = relay.raw_user(Dialect::Bare).await;
         let mut frames: Vec<Wire> = (0..100).map(|n| message(1, &n.to_string())).collect();
@@ -123,7 +123,7 @@ both_strategies! {
         let expected: Vec<Value> = (0..100).map(|n| Dialect::Bare.message(1, &n.to_string())).collect();
         match strategy {
             Strategy::Directory => assert_eq!(heard, expected),
-            // Those that are with the router still find the client shut.
+            // Messages that the router still has find that the client no longer accepts messages.
             Strategy::Router => assert!(expected.starts_with(&heard), "{heard:?}"),
         }
         assert_eq!(code, 1007);
@@ -165,16 +165,16 @@ both_strategies! {
         assert_eq!(peer.rest().await.1, 1009);
 
         let scrape = relay.ledger().await;
-        assert_eq!(scrape.dropped("too_large"), 3, "refused for its size is received, and dropped");
+        assert_eq!(scrape.dropped("too_large"), 3, "a message above the limit counts as received and dropped");
         assert_eq!(scrape.ledger().received, 6);
         assert_eq!(scrape.ledger().delivered, 3);
         relay.stop().await;
     }
 }
 
-/// Beyond `limits.frame_bytes` the header is enough: nobody waits for the rest.
+/// Above `limits.frame_bytes` the relay closes as soon as it has the header; it does not wait for the payload.
 #[tokio::test]
-async fn a_frame_beyond_the_frame_limit_closes_with_1009_on_its_header() {
+async fn a_frame_above_the_frame_limit_closes_with_1009_on_its_header() {
     let relay = Relay::start(Strategy::Directory, |settings| {
         settings.limits.message_bytes = 256;
         settings.limits.frame_bytes = 512;
@@ -199,14 +199,17 @@ async fn a_frame_beyond_the_frame_limit_closes_with_1009_on_its_header() {
     }
     let scrape = relay.ledger().await;
     let received = scrape.ledger().received;
-    assert_eq!(received, 8, "refused for its size is received, and dropped");
+    assert_eq!(
+        received, 8,
+        "a message above the limit counts as received and dropped"
+    );
     assert_eq!(scrape.dropped("too_large"), 8);
     relay.stop().await;
 }
 
-/// A frame that says more than it has to is taken, if it says it once.
+/// Unknown fields are accepted; `recipient_id` and `message` may occur only once.
 #[tokio::test]
-async fn whatever_json_allows_is_allowed() {
+async fn every_form_of_valid_json_is_accepted() {
     let relay = Relay::plain().await;
     let mut user = relay.bare().await;
     let nested = format!(
@@ -240,7 +243,7 @@ async fn whatever_json_allows_is_allowed() {
     relay.stop().await;
 }
 
-/// Sends one frame of nonsense; the relay closes with 1007 and names one of `words`.
+/// Sends one invalid message. The relay closes with 1007, and the reason contains one of `words`.
 async fn check_bad(relay: &Relay, text: impl AsRef<[u8]>, words: &[&str]) {
     let text = text.as_ref();
     let shown = String::from_utf8_lossy(&text[..text.len().min(100)]).into_owned();
@@ -257,10 +260,14 @@ async fn check_bad(relay: &Relay, text: impl AsRef<[u8]>, words: &[&str]) {
     }
 }
 
-/// Nothing bad is received.
+/// Checks that no bad input counts as received.
 async fn stop_with_nothing_received(relay: Relay) {
     let scrape = relay.ledger().await;
-    assert_eq!(scrape.ledger().received, 0, "bad input is not received");
+    assert_eq!(
+        scrape.ledger().received,
+        0,
+        "bad input does not count as received"
+    );
     relay.stop().await;
 }
 
@@ -322,7 +329,7 @@ async fn a_bad_message_is_named_in_the_reason() {
 }
 
 #[tokio::test]
-async fn what_is_not_json_is_called_so() {
+async fn invalid_json_is_named_in_the_reason() {
     let relay = Relay::plain().await;
     let bad = [
         "",
@@ -342,7 +349,7 @@ async fn what_is_not_json_is_called_so() {
     for text in bad {
         check_bad(&relay, text, &["JSON", "json"]).await;
     }
-    // Wrong within a field: it may be named instead.
+    // The error is within a field, so the reason may name the field instead.
     let bad = [
         r#"{"recipient_id":01,"message":"m"}"#,
         r#"{"recipient_id":+1,"message":"m"}"#,
@@ -367,7 +374,7 @@ async fn what_is_not_json_is_called_so() {
 }
 
 #[tokio::test]
-async fn json_that_is_no_object_is_bad_input() {
+async fn json_other_than_an_object_is_bad_input() {
     let relay = Relay::plain().await;
     for text in ["[]", r#"[1,"m"]"#, "null", "7", "true", r#""m""#] {
         check_bad(&relay, text, &["JSON", "json", "object"]).await;
@@ -376,7 +383,7 @@ async fn json_that_is_no_object_is_bad_input() {
     stop_with_nothing_received(relay).await;
 }
 
-/// The string that a JSON text stands for is what arrives, however it was escaped.
+/// The recipient decodes the same string, whichever escapes the sender used.
 #[tokio::test]
 async fn a_string_arrives_as_the_same_string() {
     let relay = Relay::plain().await;
@@ -419,9 +426,9 @@ async fn a_string_arrives_as_the_same_string() {
     relay.stop().await;
 }
 
-/// Neither an error nor a notice: a bare user hears messages and nothing else.
+/// A bare user gets neither errors nor notices.
 #[tokio::test]
-async fn a_bare_user_gets_no_other_data_frame() {
+async fn a_bare_user_gets_no_data_frame_but_messages() {
     let relay = Relay::start(Strategy::Directory, |settings| {
         settings.mailbox.messages = 8;
     })
@@ -451,7 +458,7 @@ async fn a_bare_user_gets_no_other_data_frame() {
 }
 
 #[tokio::test]
-async fn a_client_of_the_library_that_sends_nonsense_is_told_why() {
+async fn a_library_client_reads_the_reason_of_a_1007() {
     let relay = Relay::plain().await;
     let mut user = relay.bare().await;
     user.send_text("nonsense").await;

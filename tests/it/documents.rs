@@ -1,6 +1,6 @@
-//! The documents: every link in them leads to a file and a heading that exist, the settings document
-//! is made from config/default.toml, and the table of threats names tests that exist.
-//! `UPDATE=1 cargo it documents` writes the settings document.
+//! The documents: every link leads to a file and a heading that exist, the settings document is generated from
+//! config/default.toml, and the table of threats names tests that exist. `UPDATE=1 cargo it documents` writes
+//! the settings document.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ fn root() -> PathBuf {
 
 /// Every Markdown file of the project.
 fn documents() -> Vec<PathBuf> {
-    // Folders of built and installed files, which hold documents of other projects.
+    // Folders of built and installed files: they contain documents of other projects.
     const SKIPPED: [&str; 4] = ["target", "node_modules", ".cache", ".git"];
     let mut found = Vec::new();
     let mut folders = vec![root()];
@@ -61,14 +61,14 @@ fn links(text: &str) -> Vec<&str> {
     let ends = [("](", ')'), ("src=\"", '"'), ("srcset=\"", '"')];
     let of_line = |line| {
         ends.into_iter().flat_map(move |(start, end)| {
-            let behind = str::split(line, start).skip(1);
-            behind.filter_map(move |rest: &str| Some(rest.split_once(end)?.0))
+            let after = str::split(line, start).skip(1);
+            after.filter_map(move |rest: &str| Some(rest.split_once(end)?.0))
         })
     };
     prose(text).flat_map(of_line).collect()
 }
 
-/// Why a link of this document leads nowhere.
+/// Describes what is wrong with a link of this document; None for a correct link.
 fn broken(document: &Path, link: &str) -> Option<String> {
     if link.starts_with("https://") || link.starts_with("http://") {
         return None;
@@ -123,12 +123,12 @@ fn a_broken_link_is_found() {
     assert!(anchors("## Let's go: `a_b`, now\n").contains("lets-go-a_b-now"));
 }
 
-/// What config/README.md has after [`SETTINGS`]: the comments of config/default.toml as prose and tables.
+/// The part of config/README.md after [`SETTINGS`]: the comments of config/default.toml as text and tables.
 fn settings() -> String {
     let mut parts = Vec::new();
     let (mut section, mut comment) = ("", Vec::new());
     for line in switchboard::config::DEFAULT.lines() {
-        // A setting without a default stands in a comment.
+        // A setting without a default is commented out.
         let plain = line.strip_prefix('#').map_or(line, str::trim);
         let is_key = |key: &str| key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
         if let Some(name) = line.strip_prefix('[') {
@@ -153,11 +153,11 @@ fn settings() -> String {
     parts.concat()
 }
 
-/// The line above what a test makes of config/default.toml.
+/// The line above the generated part of config/README.md.
 const SETTINGS: &str = "<!-- Made from default.toml by `UPDATE=1 cargo it documents`. -->\n";
 
 #[test]
-fn the_settings_document_is_made_from_the_defaults() {
+fn the_settings_document_matches_the_defaults() {
     let path = root().join("config/README.md");
     let found = fs::read_to_string(&path).unwrap();
     let (written, _) = found.split_once(SETTINGS).unwrap();
@@ -165,13 +165,16 @@ fn the_settings_document_is_made_from_the_defaults() {
     if std::env::var_os("UPDATE").is_some() {
         fs::write(&path, expected).unwrap();
     } else {
-        assert!(found == expected, "UPDATE=1 cargo it documents");
+        assert!(
+            found == expected,
+            "config/README.md is out of date: run UPDATE=1 cargo it documents"
+        );
     }
 }
 
-/// The table of threats names tests, by their beginnings: `module::name_…`, or all of a module's own.
+/// The table of threats names tests as `module::beginning_…`, or a test module as `module::tests`.
 #[test]
-fn the_threats_name_tests_that_exist() {
+fn the_table_of_threats_names_tests_that_exist() {
     let root = root();
     let document = fs::read_to_string(root.join("tests/attacks/README.md")).unwrap();
     let table = document.lines().skip_while(|line| *line != THREATS).skip(2);
@@ -195,7 +198,7 @@ fn the_threats_name_tests_that_exist() {
     let names: Vec<_> = shown
         .flat_map(|cell| cell.split('`').skip(1).step_by(2))
         .collect();
-    assert!(names.len() >= rows.len(), "each row names one: {names:?}");
+    assert!(names.len() >= rows.len(), "a row names no test: {names:?}");
     let lost: Vec<_> = names.iter().filter(|name| !exists(name)).collect();
     assert!(lost.is_empty(), "no such test: {lost:?}");
 }

@@ -1,4 +1,4 @@
-//! RFC 6455 sections 5 and 7, byte by byte, over sockets that follow no rule.
+//! RFC 6455 sections 5 and 7, byte by byte, over sockets that can break every rule.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use crate::harness::{Dialect, Frame, PATIENCE, Raw, Relay, Seen, Wire, eventuall
 enum Delivery {
     /// In one write.
     Whole,
-    /// Behind a good message, in one write with it.
-    Behind,
-    /// One by one.
+    /// After a valid message, in one write with it.
+    AfterMessage,
+    /// Byte by byte.
     Trickled,
 }
 
-/// A user sends `frames`; the relay closes the connection with `code`, in order.
+/// Sends `frames` as a user. The relay closes the connection with `code`, and the closing handshake completes.
 async fn check_closes(what: &str, frames: &[Wire], code: u16) {
-    // Longer than a test's patience: the relay sees our half of the close, however broken the
-    // frames before it.
+    // Longer than a test's time limit, so that a pass means that the relay found our close frame after the
+    // invalid frames.
     check_closes_within(what, frames, code, PATIENCE * 2).await;
 }
 
@@ -35,17 +35,17 @@ async fn check_closes_within(what: &str, frames: &[Wire], code: u16, close_timeo
     .await;
     let mut times = 0;
     for dialect in Dialect::BOTH {
-        for delivery in [Delivery::Whole, Delivery::Behind, Delivery::Trickled] {
+        for delivery in [Delivery::Whole, Delivery::AfterMessage, Delivery::Trickled] {
             let mut peer = relay.raw_user(dialect).await;
             let mut bytes = Vec::new();
-            if matches!(delivery, Delivery::Behind) {
+            if matches!(delivery, Delivery::AfterMessage) {
                 bytes.extend(message(peer.id, "still fine").bytes());
             }
             bytes.extend(joined(frames));
-            // The relay may stop reading before the end of it.
+            // The write may fail, because the relay may stop reading before the last byte.
             drop(match delivery {
                 Delivery::Trickled => peer.trickle(&bytes).await,
-                Delivery::Whole | Delivery::Behind => peer.try_write(&bytes).await,
+                Delivery::Whole | Delivery::AfterMessage => peer.try_write(&bytes).await,
             });
             let (heard, closed, reason) = peer.rest().await;
             assert_eq!(closed, code, "{what}, {dialect:?}, {delivery:?}: {reason}");
@@ -61,13 +61,13 @@ async fn check_closes_within(what: &str, frames: &[Wire], code: u16, close_timeo
     relay.stop().await;
 }
 
-/// A message that would be fine, to the first user of a relay.
+/// The payload of a valid message to the first user of a relay.
 fn hello() -> Vec<u8> {
     br#"{"recipient_id":1,"message":"hello"}"#.to_vec()
 }
 
 #[tokio::test]
-async fn a_frame_that_is_not_masked_is_a_protocol_error() {
+async fn an_unmasked_frame_is_a_protocol_error() {
     check_closes("text", &[Wire::text(hello()).unmasked()], 1002).await;
     check_closes("binary", &[Wire::new(BINARY, hello()).unmasked()], 1002).await;
     check_closes("ping", &[Wire::new(PING, "p").unmasked()], 1002).await;
@@ -96,7 +96,7 @@ async fn a_reserved_opcode_is_a_protocol_error() {
 }
 
 #[tokio::test]
-async fn a_control_frame_that_is_fragmented_is_a_protocol_error() {
+async fn a_fragmented_control_frame_is_a_protocol_error() {
     for opcode in [PING, PONG, CLOSE] {
         let what = format!("opcode {opcode}");
         check_closes(&what, &[Wire::new(opcode, "").more()], 1002).await;
@@ -118,7 +118,7 @@ async fn a_control_frame_of_more_than_125_bytes_is_a_protocol_error() {
 }
 
 #[tokio::test]
-async fn a_continuation_of_nothing_is_a_protocol_error() {
+async fn a_continuation_without_a_first_fragment_is_a_protocol_error() {
     let whole = Wire::new(CONTINUATION, hello());
     check_closes("final", std::slice::from_ref(&whole), 1002).await;
     check_closes("not final", &[whole.clone().more()], 1002).await;
@@ -130,11 +130,11 @@ async fn a_continuation_of_nothing_is_a_protocol_error() {
         Wire::new(CONTINUATION, tail),
         whole,
     ];
-    check_closes("behind the end", &ended, 1002).await;
+    check_closes("after the last fragment", &ended, 1002).await;
 }
 
 #[tokio::test]
-async fn a_message_within_a_message_is_a_protocol_error() {
+async fn a_new_message_between_fragments_is_a_protocol_error() {
     let begun = Wire::text(&hello()[..5]).more();
     check_closes("text in text", &[begun.clone(), Wire::text(hello())], 1002).await;
     check_closes(
@@ -169,7 +169,8 @@ async fn a_length_that_is_not_minimal_is_a_protocol_error() {
 
 #[tokio::test]
 async fn a_length_with_its_top_bit_set_is_a_protocol_error() {
-    // Where such a frame ends nobody can say: the relay does not wait for our close for ever.
+    // The end of such a frame is unknown, so the relay cannot find our close frame. It waits for the close
+    // timeout.
     let short = Duration::from_millis(100);
     for length in [1 << 63, u64::MAX, (1 << 63) + 36] {
         for opcode in [TEXT, BINARY] {
@@ -179,17 +180,16 @@ async fn a_length_with_its_top_bit_set_is_a_protocol_error() {
     }
 }
 
-/// What the relay reads with belongs to nobody in particular: no byte of one peer's may turn up in
-/// front of another's.
+/// Sessions share read buffers, so no byte of one peer may appear in the input of another.
 #[tokio::test]
-async fn a_malformed_frame_leaves_nothing_behind_for_others() {
+async fn a_malformed_frame_leaves_no_byte_for_other_sessions() {
     let relay = Relay::plain().await;
     let header = &Wire::text("").length16().bytes();
     let mut bystander = relay.raw_user(Dialect::V1).await;
     for cut in 1..8 {
         let mut peer = relay.raw_user(Dialect::V1).await;
         peer.write(&header[..cut]).await;
-        // An answer to somebody else shows that the relay has read so far.
+        // The message of another user shows that the relay has read these bytes.
         bystander.say(bystander.id, "still here").await;
         let still_here = Dialect::V1.message(bystander.id, "still here");
         assert_eq!(bystander.json().await, still_here, "cut at {cut}");
@@ -208,19 +208,22 @@ const NOT_UTF8: [(&str, &[u8]); 8] = [
     ("an overlong slash", b"\xC0\xAF"),
     ("an overlong NUL", b"\xE0\x80\x80"),
     ("a surrogate", b"\xED\xA0\x80"),
-    ("beyond U+10FFFF", b"\xF4\x90\x80\x80"),
-    ("a character cut short", b"\xF0\x9F\x98"),
-    ("a character that lacks its last byte", b"\xC3"),
+    ("above U+10FFFF", b"\xF4\x90\x80\x80"),
+    (
+        "a character without its last byte, of four",
+        b"\xF0\x9F\x98",
+    ),
+    ("a character without its last byte, of two", b"\xC3"),
 ];
 
-fn spoiled(bytes: &[u8]) -> Vec<u8> {
+fn with_bytes(bytes: &[u8]) -> Vec<u8> {
     [br#"{"recipient_id":1,"message":""#, bytes, br#""}"#].concat()
 }
 
 #[tokio::test]
 async fn text_that_is_not_utf8_is_invalid_data() {
     for (what, bytes) in NOT_UTF8 {
-        check_closes(what, &[Wire::text(spoiled(bytes))], 1007).await;
+        check_closes(what, &[Wire::text(with_bytes(bytes))], 1007).await;
     }
     check_closes("at the end", &[Wire::text(b"{}\xF0\x9F")], 1007).await;
 }
@@ -228,7 +231,7 @@ async fn text_that_is_not_utf8_is_invalid_data() {
 #[tokio::test]
 async fn fragmented_text_that_is_not_utf8_is_invalid_data() {
     for (what, bytes) in NOT_UTF8 {
-        let payload = spoiled(bytes);
+        let payload = with_bytes(bytes);
         for at in [28, 29, 30, payload.len() - 1] {
             let (head, tail) = payload.split_at(at);
             let frames = [Wire::text(head).more(), Wire::new(CONTINUATION, tail)];
@@ -238,7 +241,7 @@ async fn fragmented_text_that_is_not_utf8_is_invalid_data() {
 }
 
 #[tokio::test]
-async fn a_character_may_be_cut_by_a_fragment() {
+async fn a_fragment_may_end_within_a_character() {
     let relay = Relay::plain().await;
     let text = "🎺é…";
     for dialect in Dialect::BOTH {
@@ -272,7 +275,7 @@ async fn a_character_may_be_cut_by_a_fragment() {
 }
 
 #[tokio::test]
-async fn every_good_frame_may_come_byte_by_byte() {
+async fn valid_frames_may_arrive_byte_by_byte() {
     let relay = Relay::plain().await;
     for dialect in Dialect::BOTH {
         let mut peer = relay.raw_user(dialect).await;
@@ -295,7 +298,7 @@ async fn every_good_frame_may_come_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn every_form_of_length_arrives() {
+async fn a_message_of_every_length_encoding_arrives() {
     let relay = Relay::plain().await;
     let overhead = json!({"recipient_id": 1, "message": ""}).to_string().len();
     for dialect in Dialect::BOTH {
@@ -316,7 +319,7 @@ async fn every_form_of_length_arrives() {
 }
 
 #[tokio::test]
-async fn any_mask_is_taken_off() {
+async fn every_mask_is_removed() {
     let relay = Relay::plain().await;
     let mut peer = relay.raw_user(Dialect::Bare).await;
     for mask in [[0; 4], [0xFF; 4], [1, 2, 3, 4], [0x80, 0, 0, 1]] {
@@ -328,7 +331,7 @@ async fn any_mask_is_taken_off() {
 }
 
 #[tokio::test]
-async fn a_ping_is_answered_with_what_it_carried() {
+async fn a_pong_carries_the_payload_of_its_ping() {
     let relay = Relay::plain().await;
     for dialect in Dialect::BOTH {
         let mut peer = relay.raw_user(dialect).await;
@@ -374,7 +377,7 @@ async fn a_ping_between_fragments_is_answered_before_the_message_ends() {
                         payload: part.to_vec()
                     }
                 );
-                peer.write(&Wire::new(PONG, "unasked").bytes()).await;
+                peer.write(&Wire::new(PONG, "unsolicited").bytes()).await;
             }
         }
         assert_eq!(
@@ -385,7 +388,7 @@ async fn a_ping_between_fragments_is_answered_before_the_message_ends() {
     relay.stop().await;
 }
 
-/// RFC 6455 section 5.5.3: only the newest of several pings has to be answered.
+/// RFC 6455 section 5.5.3: an endpoint may answer only the newest of several pings.
 #[tokio::test]
 async fn the_last_of_many_pings_is_answered() {
     let relay = Relay::plain().await;
@@ -403,11 +406,11 @@ async fn the_last_of_many_pings_is_answered() {
 }
 
 #[tokio::test]
-async fn a_pong_nobody_asked_for_is_ignored() {
+async fn an_unsolicited_pong_is_ignored() {
     let relay = Relay::plain().await;
     for dialect in Dialect::BOTH {
         let mut peer = relay.raw_user(dialect).await;
-        peer.write(&Wire::new(PONG, "unasked").bytes()).await;
+        peer.write(&Wire::new(PONG, "unsolicited").bytes()).await;
         peer.say(peer.id, "still here").await;
         assert_eq!(peer.json().await, dialect.message(peer.id, "still here"));
     }
@@ -450,7 +453,7 @@ async fn a_close_without_a_code_is_answered() {
     relay.stop().await;
 }
 
-/// The relay answers a close that is itself malformed with the code of the fault.
+/// Sends a malformed close. The relay answers with the close code of the error.
 async fn check_bad_close(what: &str, close: Wire, code: u16) {
     let relay = Relay::plain().await;
     for dialect in Dialect::BOTH {
@@ -462,7 +465,7 @@ async fn check_bad_close(what: &str, close: Wire, code: u16) {
         assert_eq!(
             peer.next().await,
             Seen::End,
-            "{what}: both sides have closed"
+            "{what}: no end after both close frames"
         );
     }
     relay.stop().await;
@@ -490,8 +493,8 @@ async fn a_close_reason_that_is_not_utf8_is_invalid_data() {
 }
 
 both_strategies! {
-    /// What follows a close frame is no part of the conversation.
-    async fn nothing_counts_behind_a_close_of_the_client(strategy) {
+    /// RFC 6455 section 1.4: data after a close frame is discarded.
+    async fn frames_after_a_close_of_the_client_are_ignored(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         for dialect in Dialect::BOTH {
             let mut peer = relay.raw_user(dialect).await;
@@ -502,7 +505,7 @@ both_strategies! {
             peer.write(&bytes).await;
             let close = peer.frame().await;
             assert_eq!(close.close().0, 1000);
-            // Whether the end is clean depends on what was still unread when the relay closed.
+            // The end is a reset if the relay had unread bytes when it closed, so only a frame is an error.
             assert!(!matches!(peer.next().await, Seen::Frame(_)));
         }
         let scrape = relay.ledger().await;
@@ -510,9 +513,9 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// After our close frame nothing counts as a message, and nothing that we read then resets
-    /// the connection before our close frame has been read.
-    async fn nothing_counts_behind_a_close_of_the_relay(strategy) {
+    /// The relay ignores frames after its own close frame. It still reads them: unread bytes would reset the
+    /// connection before the peer has read the close frame.
+    async fn frames_after_a_close_of_the_relay_are_ignored(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         for dialect in Dialect::BOTH {
             let mut peer = relay.raw_user(dialect).await;
@@ -528,8 +531,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// A reader who takes its time still finds all that was flushed and the close behind it.
-    async fn what_was_read_before_the_fault_is_delivered(strategy) {
+    async fn messages_before_a_protocol_error_are_delivered(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut friend = relay.bare().await;
         for dialect in Dialect::BOTH {
@@ -548,7 +550,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn a_half_closed_connection_ends_after_what_it_said(strategy) {
+    async fn a_half_closed_connection_delivers_its_messages_and_ends(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut friend = relay.bare().await;
         for dialect in Dialect::BOTH {
@@ -566,8 +568,8 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// Half-closing behind the close frame is the client's good right.
-    async fn a_close_and_a_half_close_is_answered(strategy) {
+    /// TCP allows a client to half-close after its close frame.
+    async fn a_close_with_a_half_close_is_answered(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         for dialect in Dialect::BOTH {
             let mut peer = relay.raw_user(dialect).await;
@@ -580,14 +582,14 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn a_reset_is_counted_as_one(strategy) {
+    async fn a_reset_is_counted_as_a_reset(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut friend = relay.v1().await;
         for dialect in Dialect::BOTH {
             let peer = relay.raw_user(dialect).await;
             let id = peer.id;
             peer.reset();
-            eventually("the mailbox is empty", async || {
+            eventually("one connection is left", async || {
                 (relay.metric("switchboard_connections", &[]).await == 1).then_some(())
             })
             .await;
@@ -598,7 +600,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn a_reset_within_a_frame_sends_nothing(strategy) {
+    async fn a_reset_within_a_frame_delivers_nothing(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut friend = relay.bare().await;
         for cut in [1, 3, 6, 20, 40] {
@@ -616,8 +618,8 @@ both_strategies! {
     }
 }
 
-/// A relay that waits a quarter of a second for the other half of a close.
-async fn hasty() -> Relay {
+/// A relay with a close timeout of 250 ms.
+async fn with_short_close_timeout() -> Relay {
     Relay::start(Strategy::Directory, |settings| {
         settings.keepalive.close_timeout = Duration::from_millis(250);
     })
@@ -628,14 +630,14 @@ async fn until_closed_by_the_relay(peer: &mut Raw) -> (Vec<Value>, u16) {
     let (frames, code, _) = peer.until_close().await;
     assert!(
         !matches!(peer.next().await, Seen::Frame(_)),
-        "a frame behind the close"
+        "a frame after the close"
     );
     (frames, code)
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_answer_our_close_is_left_after_the_close_timeout() {
-    let relay = hasty().await;
+async fn a_client_that_does_not_answer_the_close_is_disconnected_after_the_close_timeout() {
+    let relay = with_short_close_timeout().await;
     for dialect in Dialect::BOTH {
         let mut peer = relay.raw_user(dialect).await;
         peer.write(&Wire::new(3, "").bytes()).await;
@@ -646,13 +648,13 @@ async fn a_client_that_does_not_answer_our_close_is_left_after_the_close_timeout
 }
 
 #[tokio::test]
-async fn a_client_that_talks_on_after_our_close_is_left_after_the_close_timeout() {
-    let relay = hasty().await;
+async fn a_client_that_sends_on_after_the_close_is_disconnected_after_the_close_timeout() {
+    let relay = with_short_close_timeout().await;
     let mut peer = relay.raw_user(Dialect::Bare).await;
     peer.write(&Wire::new(3, "").bytes()).await;
     let more = message(peer.id, &"and another thing ".repeat(200)).bytes();
     let talk = async { while peer.try_write(&more).await.is_ok() {} };
-    crate::harness::within("the relay leaves", talk).await;
+    crate::harness::within("the relay disconnects", talk).await;
     let scrape = relay.ledger().await;
     assert_eq!(scrape.ledger().received, 0);
     assert_eq!(scrape.ledger().connections, 0);
@@ -660,7 +662,7 @@ async fn a_client_that_talks_on_after_our_close_is_left_after_the_close_timeout(
 }
 
 #[tokio::test]
-async fn an_empty_fragmented_message_is_bad_input_and_no_more() {
+async fn an_empty_fragmented_message_is_bad_input() {
     let relay = Relay::plain().await;
     let frames = [
         Wire::text("").more(),

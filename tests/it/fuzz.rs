@@ -1,5 +1,5 @@
-//! The fuzz targets as a plain test: the corpora are replayed, and mutated for a while. The longer
-//! runs are by cargo-fuzz, in tests/fuzz.
+//! Runs the fuzz targets with their corpora and with mutations of them. tests/fuzz is for longer runs, with
+//! cargo-fuzz.
 
 use std::fs;
 use std::path::Path;
@@ -9,21 +9,21 @@ mod targets;
 
 use targets::TARGETS;
 
-/// Mutations of each corpus; `SWITCHBOARD_FUZZ_RUNS` asks for more.
+/// The number of mutations of each corpus; `SWITCHBOARD_FUZZ_RUNS` changes it.
 const RUNS: u32 = 2000;
-/// The largest input, bytes.
+/// The largest input, in bytes.
 const INPUT_BYTES_MAX: usize = 4096;
 
 fn corpus(target: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
-    let entries = fs::read_dir(folder.join(target)).expect("a corpus for each target");
+    let entries = fs::read_dir(folder.join(target)).expect("each target has a folder of inputs");
     let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
-    assert!(!paths.is_empty(), "{target} has a corpus");
+    assert!(!paths.is_empty(), "the corpus of {target} is empty");
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
-/// Changes an input in a few places, as others in the corpus have it or at random.
+/// Changes an input in a few places: at random, or with bytes of another input of the corpus.
 fn mutate(mut input: Vec<u8>, corpus: &[Vec<u8>], random: &mut fastrand::Rng) -> Vec<u8> {
     for _ in 0..=random.usize(0..4) {
         let at = random.usize(0..=input.len());
@@ -53,15 +53,17 @@ fn mutate(mut input: Vec<u8>, corpus: &[Vec<u8>], random: &mut fastrand::Rng) ->
 }
 
 #[test]
-fn corpora_and_what_is_like_them_break_nothing() {
+fn corpora_and_their_mutations_cause_no_panic() {
     let runs = std::env::var("SWITCHBOARD_FUZZ_RUNS").ok();
-    let runs = runs.map_or(RUNS, |runs| runs.parse().expect("a number of runs"));
+    let runs = runs.map_or(RUNS, |runs| {
+        runs.parse().expect("SWITCHBOARD_FUZZ_RUNS is a number")
+    });
     for (name, target) in TARGETS {
         let corpus = corpus(name);
         for input in &corpus {
             target(input);
         }
-        // The same inputs each time, so that what fails once fails again.
+        // A fixed seed, so that a failure is reproducible.
         let mut random = fastrand::Rng::with_seed(7);
         for run in 0..runs {
             let input = corpus[random.usize(0..corpus.len())].clone();

@@ -1,5 +1,5 @@
-//! The files that contributors use: tests/run, the workflow, the guide. Each is compared with the
-//! files, parts and versions that it names.
+//! The files for contributors: tests/run, the workflow, the guide. The files, parts and versions that they name must
+//! exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,7 +19,7 @@ fn tests_run(argument: &str) -> Output {
     command.arg(argument).output().unwrap()
 }
 
-/// The names of the functions of a shell script that begin with `prefix`, without it.
+/// The names of a shell script's functions that begin with `prefix`, without the prefix.
 fn functions<'a>(script: &'a str, prefix: &'a str) -> BTreeSet<&'a str> {
     let lines = script.lines();
     lines
@@ -29,7 +29,7 @@ fn functions<'a>(script: &'a str, prefix: &'a str) -> BTreeSet<&'a str> {
 }
 
 #[test]
-fn help_of_the_tests_lists_every_part() {
+fn help_of_tests_run_lists_every_part() {
     let output = tests_run("--help");
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
@@ -74,7 +74,7 @@ fn contributing_names_files_that_exist() {
             .iter()
             .any(|folder| span.starts_with(folder))
     };
-    // What follows the path are its arguments.
+    // A span can be a command: the path ends at the first space.
     let paths: BTreeSet<_> = spans
         .filter(is_path)
         .filter_map(|span| span.split(' ').next())

@@ -1,9 +1,9 @@
-//! The shape of the sources: which module may use which, and a head on every file.
+//! The structure of the sources: the modules that each module may use, and a `//!` comment in every file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A module and the modules it may use, from the ground up. What is absent is a mistake.
+/// Each module and the modules that it may use, lowest first. A module without a row is an error.
 const ARROWS: &[(&str, &[&str])] = &[
     ("identity", &[]),
     ("config", &[]),
@@ -138,7 +138,7 @@ fn module(path: &Path) -> String {
     name.to_str().unwrap().to_owned()
 }
 
-/// The modules that a line of code names behind `crate::`.
+/// The modules that a line of code names after `crate::`.
 fn used(line: &str) -> impl Iterator<Item = &str> {
     line.split("crate::").skip(1).map(|rest| {
         rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
@@ -148,7 +148,7 @@ fn used(line: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn modules_use_only_what_is_below_them() {
+fn modules_use_only_modules_below_them() {
     let mut mistakes = Vec::new();
     for path in sources("src") {
         let module = module(&path);
@@ -157,7 +157,7 @@ fn modules_use_only_what_is_below_them() {
         }
         let Some((_, allowed)) = ARROWS.iter().find(|(name, _)| *name == module) else {
             mistakes.push(format!(
-                "{}: the module has no row of arrows",
+                "{}: the module has no row in ARROWS",
                 path.display()
             ));
             continue;
@@ -167,7 +167,7 @@ fn modules_use_only_what_is_below_them() {
                 continue;
             }
             for name in used(line) {
-                // Also refuses `use crate::{…}`, in which no name follows: one line for each module.
+                // Also an error: `use crate::{…}`, because no name follows. Use one line for each module.
                 if name != module && !allowed.contains(&name) {
                     mistakes.push(format!(
                         "{}:{}: {module} uses {name}",
@@ -182,8 +182,11 @@ fn modules_use_only_what_is_below_them() {
 }
 
 #[test]
-#[allow(clippy::print_stderr, reason = "what is long is said, not refused")]
-fn every_file_says_what_it_is_for() {
+#[allow(
+    clippy::print_stderr,
+    reason = "a long file is reported, but is no error"
+)]
+fn every_file_begins_with_a_module_comment() {
     let all = ["src", "tests", "benches"]
         .into_iter()
         .filter(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).exists());
@@ -203,5 +206,5 @@ fn every_file_says_what_it_is_for() {
             eprintln!("long: {} has {lines} lines", path.display());
         }
     }
-    assert!(silent.is_empty(), "no //! head: {silent:?}");
+    assert!(silent.is_empty(), "files without a //! comment: {silent:?}");
 }

@@ -1,4 +1,4 @@
-//! `switchboard.v1`: the welcome, outcomes, errors and notices.
+//! Connections with the subprotocol `switchboard.v1`: the welcome, outcomes, errors and notices.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::harness::{
     Client, Dialect, Handshake, Heard, PATIENCE, Raw, Relay, Seen, Wire, clog, eventually, within,
 };
 
-/// How often each outcome came, for each id.
+/// The outcomes of each message id, in order.
 type Outcomes = BTreeMap<String, Vec<String>>;
 
 fn note(outcomes: &mut Outcomes, frame: &Value) {
@@ -24,7 +24,7 @@ fn note(outcomes: &mut Outcomes, frame: &Value) {
         .push(status);
 }
 
-/// Hears outcomes until there are `count`.
+/// Receives `count` outcomes.
 async fn hear_outcomes(client: &mut Client, count: u64) -> Outcomes {
     let mut outcomes = Outcomes::new();
     for _ in 0..count {
@@ -62,7 +62,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn delivered_is_told_with_the_same_id(strategy) {
+    async fn an_outcome_carries_the_id_of_its_message(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut sender = relay.v1().await;
         let mut friend = relay.bare().await;
@@ -89,7 +89,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn no_id_asks_for_no_outcome(strategy) {
+    async fn a_message_without_an_id_gets_no_outcome(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut sender = relay.v1().await;
         for to in [1, 99] {
@@ -104,8 +104,8 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// One who writes to oneself hears both: the message and what became of it.
-    async fn a_message_to_oneself_has_its_outcome(strategy) {
+    /// The user receives both the message and its outcome.
+    async fn a_message_to_oneself_gets_an_outcome(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut user = relay.v1().await;
         user.ask(1, "note to self", 1).await;
@@ -116,11 +116,11 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// Over its rate a sender is told so of each message, by its id or by an error, and stays.
-    async fn what_is_over_the_rate_is_told_and_costs_no_connection(strategy) {
+    /// The sender gets an outcome for each message with an id, and an error for each message without one.
+    async fn messages_over_the_rate_are_reported_and_the_connection_stays(strategy) {
         let relay = Relay::start(strategy, |settings| settings.limits.message_rate = Some(1)).await;
         let mut sender = relay.v1().await;
-        // Two seconds' worth at once, and less than one more while this is sent.
+        // The burst allows two messages, and the rate at most two more while the loop sends.
         for n in 0..10 {
             sender.ask(99, "x", n).await;
         }
@@ -153,14 +153,14 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn somebody_away_is_offline(strategy) {
+    async fn a_recipient_without_a_connection_is_offline(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut sender = relay.v1().await;
         let friend = relay.bare().await;
         let gone = friend.id;
         friend.leave().await;
         for id in [gone, 77, (1 << 53) - 1] {
-            sender.ask(id, "anybody?", id).await;
+            sender.ask(id, "are you there?", id).await;
             sender.learns(id, "offline").await;
         }
         let scrape = relay.ledger().await;
@@ -168,7 +168,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn a_full_mailbox_is_told(strategy) {
+    async fn a_full_mailbox_is_reported_to_the_sender(strategy) {
         let relay = Relay::start(strategy, |settings| settings.mailbox.messages = 4).await;
         let mut sender = relay.v1().await;
         let slow = relay.narrow_user(Dialect::Bare).await;
@@ -176,7 +176,7 @@ both_strategies! {
         for n in 0..50 {
             sender.ask(slow.id, &"x".repeat(60_000), n).await;
         }
-        // Whoever does not read costs himself alone.
+        // The full mailbox does not affect other recipients.
         let mut friend = relay.v1().await;
         sender.ask(friend.id, "hello", "hello").await;
         friend.hears(sender.id, "hello").await;
@@ -201,9 +201,8 @@ both_strategies! {
         assert_eq!(slow.await.unwrap(), Seen::End);
     }
 
-    /// What the recipient did not take before it left is `disconnected`; once it has left, it is
-    /// `offline`.
-    async fn a_recipient_who_leaves_is_told(strategy) {
+    /// Messages that the recipient has not received before it leaves are `disconnected`; later ones are `offline`.
+    async fn a_recipient_that_leaves_is_reported_to_the_sender(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut sender = relay.v1().await;
         let slow = relay.narrow_user(Dialect::V1).await;
@@ -211,7 +210,7 @@ both_strategies! {
         let sent = clog(&relay, &mut sender, id, 60_000, 5).await;
         slow.reset();
         let outcomes = hear_outcomes(&mut sender, sent).await;
-        assert_eq!(outcomes.len() as u64, sent, "one outcome an id: {outcomes:?}");
+        assert_eq!(outcomes.len() as u64, sent, "not one outcome for each id: {outcomes:?}");
         let count = |status| outcomes.values().filter(|told| **told == [status]).count() as u64;
         let (delivered, disconnected) = (count("delivered"), count("disconnected"));
         assert_eq!(delivered + disconnected, sent, "{outcomes:?}");
@@ -223,8 +222,8 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// Up to `limits.frame_bytes` a message that is too large costs its sender no more than that.
-    async fn a_message_that_is_too_large_is_told(strategy) {
+    /// The connection stays open up to `limits.frame_bytes`, and closes above it.
+    async fn a_message_above_the_limit_is_reported_to_the_sender(strategy) {
         let relay = Relay::start(strategy, |settings| {
             settings.limits.message_bytes = 256;
             settings.limits.frame_bytes = 512;
@@ -265,8 +264,8 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// The recipient learns how much it missed, as soon as it reads again.
-    async fn an_overflow_is_told_to_the_recipient(strategy) {
+    /// The notice arrives as soon as the recipient reads again.
+    async fn dropped_messages_are_reported_to_the_recipient(strategy) {
         for overflow in [Overflow::DropNewest, Overflow::DropOldest] {
             let relay = Relay::start(strategy, |settings| {
                 settings.mailbox.messages = 6;
@@ -300,8 +299,8 @@ both_strategies! {
         }
     }
 
-    /// A mailbox that is full does not keep its owner from learning what became of its messages.
-    async fn outcomes_do_not_compete_with_messages(strategy) {
+    /// A user with a full mailbox still receives the outcomes of its own messages.
+    async fn outcomes_arrive_despite_a_full_mailbox(strategy) {
         let relay = Relay::start(strategy, |settings| settings.mailbox.messages = 4).await;
         let mut flooder = relay.v1().await;
         let mut slow = relay.narrow_user(Dialect::V1).await;
@@ -320,7 +319,7 @@ both_strategies! {
         let questions = [
             question(friend.id, "hello", "friend"),
             question(slow.id, "note to self", "self"),
-            question(99, "hello", "nobody"),
+            question(99, "hello", "offline"),
             Wire::text("nonsense"),
         ];
         slow.write(&joined(&questions)).await;
@@ -342,16 +341,15 @@ both_strategies! {
             }
         }
         assert_eq!(seen["friend"], "delivered");
-        assert_eq!(seen["nobody"], "offline");
+        assert_eq!(seen["offline"], "offline");
         assert!(["queue_full", "delivered"].contains(&seen["self"].as_str()), "{seen:?}");
         assert_eq!(seen["error"], "not_json");
         assert!(sent > 0);
         relay.stop().await;
     }
 
-    /// Pipelined as fast as the socket takes them, to all sorts of recipients: exactly one
-    /// outcome an id.
-    async fn every_id_has_exactly_one_outcome(strategy) {
+    /// The messages are pipelined, to connected and to offline recipients.
+    async fn every_id_gets_exactly_one_outcome(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut sender = relay.raw_user(Dialect::V1).await;
         let mut friend = relay.bare().await;
@@ -377,17 +375,17 @@ both_strategies! {
             note(&mut outcomes, &sender.json().await);
         }
         sender.write(&Wire::close(1000, "").bytes()).await;
-        assert_eq!(sender.answered().await.0, Vec::<Value>::new(), "no outcome comes twice");
-        assert!(outcomes.values().all(|told| told.len() == 1), "one outcome an id");
+        assert_eq!(sender.answered().await.0, Vec::<Value>::new(), "an outcome came twice");
+        assert!(outcomes.values().all(|told| told.len() == 1), "not one outcome for each id");
         let scrape = relay.ledger().await;
         let delivered = outcomes.values().filter(|told| **told == ["delivered"]).count() as u64;
         assert_eq!(scrape.ledger().delivered, delivered);
         relay.stop().await;
-        assert_eq!(listen.await.unwrap(), delivered, "delivered is what the friend has read");
+        assert_eq!(listen.await.unwrap(), delivered, "delivered messages, and messages that the recipient read");
     }
 
-    /// A client that does not read its outcomes is not read from: it slows itself alone.
-    async fn whoever_does_not_read_outcomes_slows_itself_alone(strategy) {
+    /// The relay stops reading from a client that does not read its outcomes.
+    async fn a_sender_that_does_not_read_outcomes_slows_only_itself(strategy) {
         let relay = Relay::start(strategy, |settings| {
             settings.limits.outcomes_pending = 16;
             settings.keepalive.ping_interval = Duration::from_millis(500);
@@ -395,14 +393,15 @@ both_strategies! {
             settings.keepalive.write_timeout = PATIENCE * 2;
         })
         .await;
-        let mut deaf = relay.narrow_user(Dialect::V1).await;
+        let mut silent = relay.narrow_user(Dialect::V1).await;
         let mut one = relay.v1().await;
         let mut two = relay.bare().await;
-        let (asked, rest) = ask_until_stuck(&mut deaf, &mut one, &mut two).await;
+        let (asked, rest) = ask_until_blocked(&mut silent, &mut one, &mut two).await;
         let offline = relay.scrape().await.dropped("offline");
-        assert!(offline < asked, "{offline} of {asked} were read");
+        assert!(offline < asked, "the relay read {offline} of {asked} messages");
 
-        // Its pong clock has stopped: it stays while others are pinged many times.
+        // Its pong deadline is paused, because the relay does not read: it stays while another client is pinged
+        // many times.
         let mut pinged = relay.raw_user(Dialect::Bare).await;
         for _ in 0..8 {
             let ping = pinged.frame().await;
@@ -412,52 +411,52 @@ both_strategies! {
         }
         assert_eq!(relay.metric("switchboard_connections", &[]).await, 4);
 
-        // Now it reads, and has all its answers.
+        // Once it reads, it gets all its outcomes.
         let mut outcomes = Outcomes::new();
-        read_outcomes(&mut deaf, rest, asked, &mut outcomes).await;
-        assert!(outcomes.values().all(|told| **told == ["offline"]), "one outcome an id");
+        read_outcomes(&mut silent, rest, asked, &mut outcomes).await;
+        assert!(outcomes.values().all(|told| **told == ["offline"]), "not one outcome for each id");
         relay.stop().await;
     }
 }
 
-/// A question, heard and answered by its outcome.
+/// Sends a message from `one` to `two`, and waits for it and its outcome.
 async fn talk(one: &mut Client, two: &mut Client) {
     one.ask(two.id, "and how are you?", 0).await;
     two.hears(one.id, "and how are you?").await;
     one.learns(0, "delivered").await;
 }
 
-/// Asks and asks, until the relay takes no more for as long as two others talk three times. How
-/// many questions there are, and what is not written of them.
-async fn ask_until_stuck(deaf: &mut Raw, one: &mut Client, two: &mut Client) -> (u64, Vec<u8>) {
+/// Sends messages until the socket accepts no more bytes, even while two other users exchange messages in between.
+/// Returns the number of messages, and the bytes of them that are not written.
+async fn ask_until_blocked(sender: &mut Raw, one: &mut Client, two: &mut Client) -> (u64, Vec<u8>) {
     let mut asked: u64 = 0;
-    let mut stuck = 0;
+    let mut blocked = 0;
     let mut rest = Vec::new();
-    while stuck < 3 {
-        assert!(asked < 300_000, "the relay reads on");
+    while blocked < 3 {
+        assert!(asked < 300_000, "the relay still reads");
         if rest.is_empty() {
-            let batch = (asked..asked + 100).map(|n| question(99, "anybody?", n));
+            let batch = (asked..asked + 100).map(|n| question(99, "are you there?", n));
             rest = joined(&batch.collect::<Vec<_>>());
             asked += 100;
         }
-        match deaf.stream.try_write(&rest) {
+        match sender.stream.try_write(&rest) {
             Ok(written) => {
                 rest.drain(..written);
-                stuck = 0;
+                blocked = 0;
             }
             Err(error) => {
                 assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
                 for _ in 0..20 {
                     talk(one, two).await;
                 }
-                stuck += 1;
+                blocked += 1;
             }
         }
     }
     (asked, rest)
 }
 
-/// Writes what is left, and reads outcomes until there are `count`, answering pings.
+/// Writes `rest`, reads `count` outcomes, and answers pings.
 async fn read_outcomes(peer: &mut Raw, rest: Vec<u8>, count: u64, outcomes: &mut Outcomes) {
     let mut unwritten = &rest[..];
     while (outcomes.len() as u64) < count {
@@ -476,7 +475,7 @@ async fn read_outcomes(peer: &mut Raw, rest: Vec<u8>, count: u64, outcomes: &mut
     assert!(unwritten.is_empty());
 }
 
-/// Bad input, the code of its error, and what the detail names.
+/// Bad input, the code of its error, and the field that the detail names.
 const BAD_INPUT: [(&str, &str, &str); 25] = [
     ("nonsense", "not_json", ""),
     ("", "not_json", ""),
@@ -606,12 +605,16 @@ async fn an_error_has_a_code_and_names_the_field() {
     user.say(1, "still here").await;
     user.hears(1, "still here").await;
     let scrape = relay.ledger().await;
-    assert_eq!(scrape.ledger().received, 1, "bad input is not received");
+    assert_eq!(
+        scrape.ledger().received,
+        1,
+        "bad input does not count as received"
+    );
     relay.stop().await;
 }
 
 #[tokio::test]
-async fn json_that_is_no_object_is_an_error() {
+async fn json_other_than_an_object_is_an_error() {
     let relay = Relay::plain().await;
     let mut user = relay.v1().await;
     for text in ["[]", r#"[1,"m"]"#, "null", "7", r#""m""#] {
@@ -624,9 +627,9 @@ async fn json_that_is_no_object_is_an_error() {
     relay.stop().await;
 }
 
-/// Only a text frame has to be UTF-8 as a frame.
+/// RFC 6455 section 8.1 requires UTF-8 only in text frames.
 #[tokio::test]
-async fn a_binary_frame_that_is_not_utf8_is_an_error_and_no_more() {
+async fn a_binary_frame_that_is_not_utf8_is_an_error_and_the_connection_stays() {
     let relay = Relay::plain().await;
     let mut peer = relay.raw_user(Dialect::V1).await;
     peer.write(&Wire::new(BINARY, b"{\"recipient_id\":1,\"message\":\"\xFF\"}").bytes())
@@ -657,7 +660,7 @@ async fn the_last_of_too_many_bad_messages_closes_with_1008() {
 }
 
 #[tokio::test]
-async fn bad_messages_in_one_gulp_are_all_answered_before_the_1008() {
+async fn bad_messages_in_one_read_chunk_are_answered_before_the_1008() {
     let relay = Relay::start(Strategy::Directory, |settings| {
         settings.limits.bad_messages = 3;
     })
@@ -677,7 +680,7 @@ async fn bad_messages_in_one_gulp_are_all_answered_before_the_1008() {
     relay.stop().await;
 }
 
-/// An outcome that becomes known behind the close frame is not sent any more: nothing may follow it.
+/// An outcome that becomes known after the close frame is not sent: no frame may follow a close frame.
 #[tokio::test]
 async fn no_outcome_follows_a_close() {
     let relay = Relay::start(Strategy::Directory, |settings| {
@@ -705,25 +708,25 @@ async fn no_outcome_follows_a_close() {
     relay.stop().await;
 }
 
-/// A flood of nonsense to somebody who reads nothing ends, too.
+/// The relay disconnects a client that sends invalid messages and does not read the errors.
 #[tokio::test]
-async fn errors_are_bounded() {
+async fn errors_that_a_client_does_not_read_are_bounded() {
     let relay = Relay::start(Strategy::Directory, |settings| {
         settings.limits.bad_messages = u32::MAX;
         settings.limits.outcomes_pending = 16;
         settings.keepalive.write_timeout = Duration::from_millis(500);
     })
     .await;
-    let mut deaf = relay.narrow_user(Dialect::V1).await;
+    let mut silent = relay.narrow_user(Dialect::V1).await;
     let nonsense = Wire::text("nonsense").bytes().repeat(1000);
-    let flood = async { while deaf.try_write(&nonsense).await.is_ok() {} };
-    within("the relay gives up on it", flood).await;
+    let flood = async { while silent.try_write(&nonsense).await.is_ok() {} };
+    within("the relay disconnects the client", flood).await;
     relay.until_closed("server", "write_timeout", 1).await;
     relay.stop().await;
 }
 
 #[tokio::test]
-async fn a_user_who_asks_and_leaves_takes_the_answer_along_or_not() {
+async fn a_user_that_leaves_gets_each_outcome_at_most_once() {
     let relay = Relay::plain().await;
     let friend = relay.bare().await;
     for _ in 0..20 {
@@ -740,7 +743,7 @@ async fn a_user_who_asks_and_leaves_takes_the_answer_along_or_not() {
             "{outcomes:?}"
         );
     }
-    eventually("everybody has left", async || {
+    eventually("only one user is connected", async || {
         (relay.metric("switchboard_connections", &[]).await == 1).then_some(())
     })
     .await;
