@@ -1,5 +1,5 @@
-//! How NATS knows a node: each way against a server that takes only that, and what is said where it does
-//! not.
+//! The ways in which a node authenticates to NATS. Each test uses a server that accepts only one way, and checks an
+//! accepted and a refused node.
 
 use std::fmt::Write as _;
 
@@ -12,16 +12,16 @@ use crate::nats::{Folder, Nats};
 use crate::node::Node;
 
 crate::tests!("access":
-    a_user_has_a_password,
-    the_rights_that_the_readme_names_are_enough,
-    a_token_is_enough,
-    an_nkey_signs,
-    credentials_sign_for_an_account,
-    certificates_are_shown_both_ways,
-    a_secret_that_is_not_there_ends_the_start,
+    a_user_with_a_password_is_accepted,
+    the_permissions_of_the_readme_are_sufficient,
+    a_token_is_accepted,
+    an_nkey_is_accepted,
+    credentials_of_an_account_are_accepted,
+    a_client_certificate_is_accepted,
+    an_unusable_secret_file_ends_the_start,
 );
 
-/// Two nodes that get in and talk, and one that is shut out.
+/// Two nodes with the settings `good` exchange a message; NATS refuses a node with the settings `bad`.
 async fn check(nats: &Nats, url: &str, good: &[(&str, &str)], bad: &[(&str, &str)]) {
     let first = Node::start(url, good).await;
     let second = Node::start(url, good).await;
@@ -30,7 +30,7 @@ async fn check(nats: &Nats, url: &str, good: &[(&str, &str)], bad: &[(&str, &str
     assert_eq!(alice.outcome(1).await, "delivered");
     bob.hears(alice.id, "hello").await;
     let stranger = Node::begin(&nats.url(), bad).await;
-    eventually("it is said that nats is away", async || {
+    eventually("the node logs that nats is away", async || {
         stranger.log().contains("nats is away").then_some(())
     })
     .await;
@@ -43,7 +43,7 @@ async fn check(nats: &Nats, url: &str, good: &[(&str, &str)], bad: &[(&str, &str
     }
 }
 
-async fn a_user_has_a_password() {
+async fn a_user_with_a_password_is_accepted() {
     let nats = Nats::with("authorization { user: relay, password: \"s3cret\" }").await;
     let folder = Folder::new();
     let right = folder.file("right", "s3cret\n");
@@ -58,7 +58,7 @@ async fn a_user_has_a_password() {
     .await;
 }
 
-async fn the_rights_that_the_readme_names_are_enough() {
+async fn the_permissions_of_the_readme_are_sufficient() {
     let folder = Folder::new();
     let password = folder.file("password", "s3cret");
     let nats = Nats::with(
@@ -72,19 +72,19 @@ async fn the_rights_that_the_readme_names_are_enough() {
         ("CLUSTER__USER", "relay"),
         ("CLUSTER__PASSWORD_FILE", password.as_str()),
     ];
-    // Another name is another cluster, for which it has no rights.
+    // Another name is another cluster, and the user has no permissions for its subjects.
     let bad = [good[0], good[1], ("CLUSTER__NAME", "other")];
     check(&nats, &nats.url(), &good, &bad).await;
 }
 
-async fn a_token_is_enough() {
+async fn a_token_is_accepted() {
     let nats = Nats::with("authorization { token: \"s3cret-token\" }").await;
     let folder = Folder::new();
     let token = folder.file("token", "s3cret-token\n");
     check(&nats, &nats.url(), &[("CLUSTER__TOKEN_FILE", &token)], &[]).await;
 }
 
-async fn an_nkey_signs() {
+async fn an_nkey_is_accepted() {
     let [ours, theirs] = [(); 2].map(|()| KeyPair::new_user());
     let nats = Nats::with(&format!(
         "authorization {{ users: [ {{ nkey: {} }} ] }}",
@@ -103,7 +103,7 @@ async fn an_nkey_signs() {
     .await;
 }
 
-async fn credentials_sign_for_an_account() {
+async fn credentials_of_an_account_are_accepted() {
     let operator = KeyPair::new_operator();
     let [account, system, stranger] = [(); 3].map(|()| KeyPair::new_account());
     let unlimited = json!({
@@ -160,7 +160,7 @@ async fn credentials_sign_for_an_account() {
     .await;
 }
 
-/// What one key says of another, in the form that NATS's own tools give it.
+/// A JWT of NATS: `issuer` signs the claim `about` about `subject`.
 fn claim(issuer: &KeyPair, subject: &KeyPair, about: &Value) -> String {
     let head = json!({"typ": "JWT", "alg": "ed25519-nkey"});
     let body = json!({
@@ -171,10 +171,10 @@ fn claim(issuer: &KeyPair, subject: &KeyPair, about: &Value) -> String {
         "sub": subject.public_key(),
         "nats": about,
     });
-    let words = [head, body].map(|part| base64url(part.to_string().as_bytes()));
-    let words = words.join(".");
-    let signature = base64url(&issuer.sign(words.as_bytes()).unwrap());
-    format!("{words}.{signature}")
+    let parts = [head, body].map(|part| base64url(part.to_string().as_bytes()));
+    let signed = parts.join(".");
+    let signature = base64url(&issuer.sign(signed.as_bytes()).unwrap());
+    format!("{signed}.{signature}")
 }
 
 /// Base 64 with the URL alphabet and without padding (RFC 4648 section 5).
@@ -193,7 +193,7 @@ fn base64url(bytes: &[u8]) -> String {
     text
 }
 
-async fn certificates_are_shown_both_ways() {
+async fn a_client_certificate_is_accepted() {
     let folder = Folder::new();
     let authority = |name: &str| {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -241,7 +241,7 @@ async fn certificates_are_shown_both_ways() {
     .await;
 }
 
-async fn a_secret_that_is_not_there_ends_the_start() {
+async fn an_unusable_secret_file_ends_the_start() {
     let folder = Folder::new();
     let empty = folder.file("empty", "\n");
     let other = folder.file("other", "no seed\n");
@@ -252,8 +252,8 @@ async fn a_secret_that_is_not_there_ends_the_start() {
         ("CREDS_FILE", &other, "has no user JWT"),
     ] {
         let key = format!("CLUSTER__{key}");
-        let (code, said) = Node::fails("nats://127.0.0.1:1", &[(&key, path)]);
-        assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains(why) && said.contains(path), "{said}");
+        let (code, output) = Node::fails("nats://127.0.0.1:1", &[(&key, path)]);
+        assert_eq!(code, Some(1), "{output}");
+        assert!(output.contains(why) && output.contains(path), "{output}");
     }
 }

@@ -1,6 +1,6 @@
-//! Parts of the whole are killed, cut off or slow, while everybody talks. Afterwards the books of every
-//! node that is left balance exactly, every outcome that was asked for has come, and `unknown` is only
-//! what was under way to the part that failed, or by way of it.
+//! A node, a link or NATS fails while users write to each other. Afterwards the ledger of every remaining node balances
+//! exactly, every requested outcome has arrived, and only messages in flight to, from or through the failed part are
+//! `unknown`.
 
 use std::time::Duration;
 
@@ -9,23 +9,23 @@ use tokio::time::{Instant, sleep};
 use crate::load::{Load, Summary, Unknown};
 use crate::nats::Nats;
 use crate::node::Node;
-use crate::proxy::{Proxy, Weather};
+use crate::proxy::{Condition, Proxy};
 
 crate::tests!("chaos":
-    a_node_is_killed,
-    nats_is_killed_and_comes_back,
-    nats_is_restarted,
-    a_node_is_cut_off_in_silence,
-    a_node_is_cut_off_with_a_reset,
-    a_link_is_slow,
-    all_nodes_are_restarted_one_by_one,
+    ledgers_balance_after_a_node_is_killed,
+    ledgers_balance_after_nats_is_killed,
+    ledgers_balance_after_nats_is_restarted,
+    ledgers_balance_after_a_link_is_silent,
+    ledgers_balance_after_a_link_is_reset,
+    all_messages_arrive_over_a_slow_link,
+    ledgers_balance_after_a_rolling_restart,
 );
 
 const USERS: usize = 24;
-/// Time before and after what happens.
+/// The time before and after the failure.
 const CALM: Duration = Duration::from_secs(2);
-/// By how much what is under way at a moment may have been sent before it, on a busy machine.
-const UNDER_WAY: Duration = Duration::from_secs(1);
+/// The longest time that a message is in flight on a busy machine.
+const IN_FLIGHT: Duration = Duration::from_secs(1);
 
 async fn three(nats: &Nats) -> Vec<Node> {
     let mut nodes = Vec::new();
@@ -39,7 +39,7 @@ fn ports(nodes: &[Node]) -> Vec<u16> {
     nodes.iter().map(|node| node.port).collect()
 }
 
-/// The books of everybody who is left.
+/// Checks the ledgers of the remaining nodes. Returns the number of messages lost between them.
 async fn balance(nodes: &[Node]) -> i64 {
     let mut lost = 0;
     for node in nodes {
@@ -57,8 +57,8 @@ async fn stop(nodes: Vec<Node>) {
     }
 }
 
-/// Every message of unknown fate went to or came from one of these nodes, and was under way at some
-/// time between those two.
+/// Checks that every message with the outcome `unknown` went to or came from one of these nodes, and was in flight at
+/// some time between `from` and `to`.
 fn check_unknown(summary: &Summary, ports: &[u16], from: Instant, to: Instant) {
     for unknown in &summary.unknown {
         let Unknown {
@@ -66,21 +66,24 @@ fn check_unknown(summary: &Summary, ports: &[u16], from: Instant, to: Instant) {
             to_port,
             at,
         } = *unknown;
-        assert_ne!(from_port, to_port, "unknown, and never left the node");
-        assert!(
-            ports.contains(&from_port) || ports.contains(&to_port),
-            "unknown from {from_port} to {to_port}, and {ports:?} had failed"
+        assert_ne!(
+            from_port, to_port,
+            "unknown, but sender and recipient are on one node"
         );
         assert!(
-            at + UNDER_WAY >= from && at <= to,
-            "unknown and sent {:?} before the failure began, {:?} behind its end",
+            ports.contains(&from_port) || ports.contains(&to_port),
+            "unknown from {from_port} to {to_port}, but only {ports:?} had failed"
+        );
+        assert!(
+            at + IN_FLIGHT >= from && at <= to,
+            "unknown, but sent {:?} before the failure began and {:?} after its end",
             from.saturating_duration_since(at),
             at.saturating_duration_since(to)
         );
     }
 }
 
-async fn a_node_is_killed() {
+async fn ledgers_balance_after_a_node_is_killed() {
     let nats = Nats::start().await;
     let mut nodes = three(&nats).await;
     let load = Load::begin(USERS, &ports(&nodes)).await;
@@ -89,14 +92,14 @@ async fn a_node_is_killed() {
     load.route(&ports(&nodes));
     let at = Instant::now();
     killed.kill();
-    load.settled(&ports(&nodes)).await;
+    load.until_connected(&ports(&nodes)).await;
     sleep(CALM).await;
     let summary = load.end().await;
     summary.print("a node is killed");
     assert!(summary.count("delivered") > summary.asked / 2);
-    check_unknown(&summary, &[killed.port], at, at + UNDER_WAY);
+    check_unknown(&summary, &[killed.port], at, at + IN_FLIGHT);
     let lost = balance(&nodes).await;
-    println!("   the two others have sent {lost} messages more than they have received");
+    println!("   the other two nodes have sent {lost} more messages than they have received");
     assert_eq!(
         nodes[0].metric("switchboard_cluster_connects_total").await,
         1
@@ -104,7 +107,7 @@ async fn a_node_is_killed() {
     stop(nodes).await;
 }
 
-async fn nats_is_killed_and_comes_back() {
+async fn ledgers_balance_after_nats_is_killed() {
     let mut nats = Nats::start().await;
     let nodes = three(&nats).await;
     let load = Load::begin(USERS, &ports(&nodes)).await;
@@ -121,17 +124,17 @@ async fn nats_is_killed_and_comes_back() {
     let summary = load.end().await;
     summary.print("nats is killed for 2 s");
     assert!(summary.count("unavailable") > 0);
-    // Only what NATS had not passed on when it was killed: nothing that was sent while it was away.
-    check_unknown(&summary, &ports(&nodes), from, from + UNDER_WAY);
+    // Only messages that NATS had not passed on when it was killed, and none that was sent during the outage.
+    check_unknown(&summary, &ports(&nodes), from, from + IN_FLIGHT);
     println!(
-        "   {} messages were lost, back after {:?}",
+        "   {} messages were lost; connected again after {:?}",
         balance(&nodes).await,
         to - from
     );
     stop(nodes).await;
 }
 
-async fn nats_is_restarted() {
+async fn ledgers_balance_after_nats_is_restarted() {
     let mut nats = Nats::start().await;
     let nodes = three(&nats).await;
     let load = Load::begin(USERS, &ports(&nodes)).await;
@@ -147,7 +150,7 @@ async fn nats_is_restarted() {
     sleep(CALM).await;
     let summary = load.end().await;
     summary.print("nats is restarted");
-    check_unknown(&summary, &ports(&nodes), from, from + UNDER_WAY);
+    check_unknown(&summary, &ports(&nodes), from, from + IN_FLIGHT);
     for node in &nodes {
         let connects = node.metric("switchboard_cluster_connects_total").await;
         assert!(connects <= 3, "{connects} connections");
@@ -156,8 +159,8 @@ async fn nats_is_restarted() {
     stop(nodes).await;
 }
 
-/// Three nodes, the last of which has a network of its own to NATS.
-async fn three_of_which_one_is_apart(nats: &Nats) -> (Vec<Node>, Proxy) {
+/// Three nodes; the last one connects to NATS through a proxy.
+async fn three_with_one_behind_a_proxy(nats: &Nats) -> (Vec<Node>, Proxy) {
     let proxy = Proxy::to(nats.port).await;
     let mut nodes = Vec::new();
     for url in [&nats.url(), &nats.url(), &proxy.url()] {
@@ -166,32 +169,32 @@ async fn three_of_which_one_is_apart(nats: &Nats) -> (Vec<Node>, Proxy) {
     (nodes, proxy)
 }
 
-async fn a_node_is_cut_off_in_silence() {
+async fn ledgers_balance_after_a_link_is_silent() {
     let nats = Nats::start().await;
-    let (nodes, proxy) = three_of_which_one_is_apart(&nats).await;
+    let (nodes, proxy) = three_with_one_behind_a_proxy(&nats).await;
     let load = Load::begin(USERS, &ports(&nodes)).await;
     sleep(CALM).await;
     let from = Instant::now();
-    proxy.set(Weather::Silent);
+    proxy.set(Condition::Silent);
     // Longer than cluster.link_timeout.
     nodes[2].until_up(false).await;
     let noticed = from.elapsed();
     assert!(noticed < Duration::from_secs(10), "{noticed:?}");
     sleep(CALM).await;
-    proxy.set(Weather::Fine);
+    proxy.set(Condition::Normal);
     nodes[2].until_up(true).await;
     let to = Instant::now();
     sleep(CALM).await;
     let summary = load.end().await;
-    summary.print("a node hears nothing of nats for 4 s");
+    summary.print("a node receives nothing from nats for 4 s");
     assert!(
         summary.count("unavailable") > 0,
-        "of the node that was cut off"
+        "messages of the disconnected node are unavailable"
     );
     check_unknown(&summary, &[nodes[2].port], from, to);
     for node in &nodes[..2] {
         let connects = node.metric("switchboard_cluster_connects_total").await;
-        assert_eq!(connects, 1, "the others have noticed nothing");
+        assert_eq!(connects, 1, "another node has reconnected");
     }
     println!(
         "   noticed after {noticed:?}; {} messages were lost",
@@ -200,24 +203,24 @@ async fn a_node_is_cut_off_in_silence() {
     stop(nodes).await;
 }
 
-async fn a_node_is_cut_off_with_a_reset() {
+async fn ledgers_balance_after_a_link_is_reset() {
     let nats = Nats::start().await;
-    let (nodes, proxy) = three_of_which_one_is_apart(&nats).await;
+    let (nodes, proxy) = three_with_one_behind_a_proxy(&nats).await;
     let load = Load::begin(USERS, &ports(&nodes)).await;
     sleep(CALM).await;
     let from = Instant::now();
-    proxy.set(Weather::Cut);
+    proxy.set(Condition::Reset);
     nodes[2].until_up(false).await;
     let noticed = from.elapsed();
     sleep(CALM).await;
-    proxy.set(Weather::Fine);
+    proxy.set(Condition::Normal);
     nodes[2].until_up(true).await;
     sleep(CALM).await;
     let summary = load.end().await;
     summary.print("a node's connections to nats are reset for 2 s");
-    // Whoever writes to it is told at once that nobody takes its block.
+    // NATS reports at once that no node subscribes to the blocks of this node.
     assert!(summary.count("offline") > 0 && summary.count("unavailable") > 0);
-    check_unknown(&summary, &[nodes[2].port], from, from + UNDER_WAY);
+    check_unknown(&summary, &[nodes[2].port], from, from + IN_FLIGHT);
     println!(
         "   noticed after {noticed:?}; {} messages were lost",
         balance(&nodes).await
@@ -225,12 +228,12 @@ async fn a_node_is_cut_off_with_a_reset() {
     stop(nodes).await;
 }
 
-async fn a_link_is_slow() {
+async fn all_messages_arrive_over_a_slow_link() {
     let nats = Nats::start().await;
-    let (nodes, proxy) = three_of_which_one_is_apart(&nats).await;
+    let (nodes, proxy) = three_with_one_behind_a_proxy(&nats).await;
     let load = Load::begin(USERS, &ports(&nodes)).await;
     sleep(CALM).await;
-    proxy.set(Weather::Slow {
+    proxy.set(Condition::Slow {
         delay: Duration::from_millis(30),
         bytes_per_second: 300_000,
     });
@@ -239,15 +242,18 @@ async fn a_link_is_slow() {
     summary.print("a link is slow");
     assert_eq!(summary.unknown.len(), 0);
     assert_eq!(summary.count("delivered"), summary.asked);
-    assert_eq!(balance(&nodes).await, 0, "nothing was lost");
+    assert_eq!(balance(&nodes).await, 0, "messages were lost");
     for node in &nodes {
         let connects = node.metric("switchboard_cluster_connects_total").await;
-        assert_eq!(connects, 1, "slow is not away");
+        assert_eq!(
+            connects, 1,
+            "a node has reconnected, although its link was only slow"
+        );
     }
     stop(nodes).await;
 }
 
-async fn all_nodes_are_restarted_one_by_one() {
+async fn ledgers_balance_after_a_rolling_restart() {
     let nats = Nats::start().await;
     let changes = [("DRAIN__SPREAD", "1s")];
     let mut nodes = Vec::new();
@@ -258,24 +264,24 @@ async fn all_nodes_are_restarted_one_by_one() {
     sleep(CALM).await;
     let mut lost = 0;
     for _ in 0..3 {
-        // The new one first, as a rolling update does with `maxUnavailable: 0`.
+        // The new node starts first, as in a rolling update with `maxUnavailable: 0`.
         nodes.push(Node::start(&nats.url(), &changes).await);
         let mut old = nodes.remove(0);
         load.route(&ports(&nodes));
         old.begin_stop();
         let ledger = old.ended().await;
         lost += ledger.cluster_sent.cast_signed() - ledger.cluster_received.cast_signed();
-        load.settled(&ports(&nodes)).await;
+        load.until_connected(&ports(&nodes)).await;
     }
     sleep(CALM).await;
     let summary = load.end().await;
-    summary.print("all nodes are restarted one by one");
+    summary.print("a rolling restart");
     lost += balance(&nodes).await;
     println!("   {lost} messages were lost between nodes");
     assert!(summary.count("delivered") > summary.asked * 8 / 10);
     assert_eq!(summary.count("unavailable"), 0);
-    // A node that leaves in order answers for what it has got; what NATS was handing over as it left has
-    // nobody to answer for it.
+    // A node that drains sends the outcome of every message that it has received. Messages that NATS still delivers
+    // while the node leaves get no outcome.
     assert!(summary.unknown.len() <= 3, "{:?}", summary.unknown);
     stop(nodes).await;
 }

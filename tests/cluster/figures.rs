@@ -1,10 +1,9 @@
-//! What it costs to be one of several nodes, in one run: latency and CPU a message on a node by itself,
-//! on a node in a cluster whose recipient is local, and across two nodes; messages a second between two
-//! nodes beside a bare pair of async-nats clients through the same server; memory and subscriptions with
-//! many users.
+//! Measures the cost of a cluster: latency and CPU per message on a node that runs alone, on a node of a cluster with a
+//! local recipient, and between two nodes; messages per second between two nodes, compared with two async-nats clients
+//! on the same server; memory and subscriptions with many users.
 //!
-//! `cargo build --release --bins --example cluster_figures`, and then
-//! `target/release/examples/cluster_figures target/release/switchboard`
+//! Build it with `cargo build --release --bins --example cluster_figures`, and run
+//! `target/release/examples/cluster_figures target/release/switchboard`.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -12,7 +11,7 @@
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a program for whoever measures: it stops at the first surprise and prints what it found"
+    reason = "a measuring program: it panics on an error and prints its results"
 )]
 
 use std::io::{BufRead, BufReader};
@@ -31,23 +30,23 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// Pairs that talk, and messages a second of each, where latency is measured.
+/// For latency: the number of pairs, and the messages per second of each pair.
 const PAIRS: usize = 40;
 const RATE: u64 = 100;
 const MEASURED: Duration = Duration::from_secs(3);
-/// Rounds of alternating setups; of each figure the median.
+/// Rounds of each setup, in turns; each figure is the median.
 const ROUNDS: usize = 9;
-/// Senders, and messages that each has under way, where speed is measured.
+/// For throughput: the number of senders, and the messages in flight of each sender.
 const SENDERS: usize = 32;
-const UNDER_WAY: u64 = 128;
+const IN_FLIGHT: u64 = 128;
 const USERS: usize = 15_000;
-/// Bytes of a message's text.
+/// The length of a message's text, in bytes.
 const TEXT: usize = 64;
 
 #[tokio::main]
 async fn main() {
     let program = env::args().nth(1).expect("usage: cluster_figures PROGRAM");
-    let program = fs::canonicalize(program).expect("the program is there");
+    let program = fs::canonicalize(program).expect("no such program");
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let nats = Nats::start();
     cost(&program, &nats).await;
@@ -55,13 +54,13 @@ async fn main() {
     size(&program, &nats).await;
 }
 
-/// Latency and CPU a message, in turns, so that what else the machine does meets all alike.
+/// Latency and CPU per message. The setups take turns, so that other load on the machine affects all of them alike.
 async fn cost(program: &PathBuf, nats: &Nats) {
     let alone = Node::start(program, None).await;
     let first = Node::start(program, Some(nats)).await;
     let second = Node::start(program, Some(nats)).await;
     let setups: [(&str, &Node, &Node, Vec<u32>); 3] = [
-        ("a node by itself", &alone, &alone, vec![alone.pid()]),
+        ("a node that runs alone", &alone, &alone, vec![alone.pid()]),
         (
             "in a cluster, recipient local",
             &first,
@@ -78,7 +77,7 @@ async fn cost(program: &PathBuf, nats: &Nats) {
     let mut found = [(); 3].map(|()| Vec::new());
     for round in 0..ROUNDS {
         for turn in 0..setups.len() {
-            // Each setup comes behind each other one.
+            // Each setup follows each other setup.
             let which = (turn + round) % setups.len();
             let (_, from, to, pids) = &setups[which];
             found[which].push(talk(from, to, pids, nats).await);
@@ -87,7 +86,7 @@ async fn cost(program: &PathBuf, nats: &Nats) {
     println!(
         "{PAIRS} pairs at {RATE} messages/s each, {TEXT} bytes, median of {ROUNDS} rounds of {MEASURED:?}\n"
     );
-    println!("| | p50 | p99 | CPU of the nodes a message | of NATS |\n| - | - | - | - | - |");
+    println!("| | p50 | p99 | CPU of the nodes per message | CPU of NATS |\n| - | - | - | - | - |");
     let mut cpus = Vec::new();
     for ((name, ..), found) in setups.iter().zip(&found) {
         let figure = |of: fn(&Talk) -> f64| median(found.iter().map(of).collect());
@@ -98,7 +97,7 @@ async fn cost(program: &PathBuf, nats: &Nats) {
     }
     let share = |of: fn(&(f64, f64)) -> f64| of(&cpus[1]) / of(&cpus[0]);
     println!(
-        "\nin a cluster with a local recipient, to a node by itself: CPU {:.3}, p50 {:.3}\n",
+        "\nin a cluster with a local recipient, relative to a node that runs alone: CPU {:.3}, p50 {:.3}\n",
         share(|found| found.0),
         share(|found| found.1)
     );
@@ -111,7 +110,7 @@ struct Talk {
     nats: f64,
 }
 
-/// Pairs at a fixed rate.
+/// Runs the pairs at a fixed rate.
 async fn talk(from: &Node, to: &Node, pids: &[u32], nats: &Nats) -> Talk {
     let epoch = Instant::now();
     let mut readers = Vec::new();
@@ -157,7 +156,7 @@ async fn send_at_rate(
     for number in 0..count {
         let due = begin + Duration::from_nanos(number * 1_000_000_000 / RATE);
         sleep_until(due).await;
-        // Not from when it was due: the timer is late by up to a millisecond, which is no relay's fault.
+        // The latency counts from here and not from `due`, because the timer is up to 1 ms late.
         let stamp = epoch.elapsed().as_nanos();
         let frame = frame(to, &format!("{stamp:0TEXT$}"));
         writer.write_all(&frame).await.unwrap();
@@ -165,7 +164,7 @@ async fn send_at_rate(
     drop(idle);
 }
 
-/// Latencies in nanoseconds.
+/// Receives messages. Returns their latencies in nanoseconds.
 async fn listen(mut reader: OwnedReadHalf, writer: OwnedWriteHalf, epoch: Instant) -> Vec<u64> {
     let count = RATE * (MEASURED.as_secs() + 1);
     let mut latencies = Vec::new();
@@ -182,7 +181,7 @@ async fn listen(mut reader: OwnedReadHalf, writer: OwnedWriteHalf, epoch: Instan
     latencies
 }
 
-/// Messages a second from one node to another, and by a bare pair of clients.
+/// Messages per second on one node, between two nodes, and between two NATS clients.
 async fn speed(program: &PathBuf, nats: &Nats) {
     let first = Node::start(program, Some(nats)).await;
     let second = Node::start(program, Some(nats)).await;
@@ -196,17 +195,17 @@ async fn speed(program: &PathBuf, nats: &Nats) {
     }
     let [local, across, bare] = [local, across, bare].map(median);
     println!(
-        "{SENDERS} senders with {UNDER_WAY} messages of {TEXT} bytes under way each, median of 3 rounds\n"
+        "{SENDERS} senders with {IN_FLIGHT} messages of {TEXT} bytes in flight each, median of 3 rounds\n"
     );
-    println!("| | messages/s | to a bare pair |\n| - | - | - |");
+    println!("| | messages/s | relative to NATS clients |\n| - | - | - |");
     println!("| on one node | {local:.0} | |");
     println!(
         "| from one node to another | {across:.0} | {:.2} |",
         across / bare
     );
-    println!("| bare async-nats, publisher to subscriber | {bare:.0} | 1 |\n");
+    println!("| async-nats clients, publisher to subscriber | {bare:.0} | 1 |\n");
     let lost = second.metric("switchboard_cluster_overrun_total").await;
-    assert_eq!(lost, 0, "nothing was lost");
+    assert_eq!(lost, 0, "messages were lost");
 }
 
 async fn flood(from: &Node, to: &Node) -> f64 {
@@ -216,8 +215,8 @@ async fn flood(from: &Node, to: &Node) -> f64 {
         let (id, mut reader, writer) = connect(to.addr).await;
         let (_, idle, mut sender) = connect(from.addr).await;
         let heard = Arc::new(AtomicU64::new(0));
-        let told = Arc::new(tokio::sync::Notify::new());
-        let (count, bell) = (heard.clone(), told.clone());
+        let progress = Arc::new(tokio::sync::Notify::new());
+        let (count, notify) = (heard.clone(), progress.clone());
         tasks.push(tokio::spawn(async move {
             let mut buffer = Vec::new();
             loop {
@@ -228,7 +227,7 @@ async fn flood(from: &Node, to: &Node) -> f64 {
                 let mut frames = 0;
                 each_frame(&mut buffer, |_| frames += 1);
                 count.fetch_add(frames, Relaxed);
-                bell.notify_one();
+                notify.notify_one();
             }
             drop(writer);
             count.load(Relaxed)
@@ -237,19 +236,19 @@ async fn flood(from: &Node, to: &Node) -> f64 {
             let message = frame(id, &"x".repeat(TEXT));
             let mut sent = 0;
             while Instant::now() < until {
-                let room = UNDER_WAY - (sent - heard.load(Relaxed));
-                if room < UNDER_WAY / 4 {
-                    told.notified().await;
+                let free = IN_FLIGHT - (sent - heard.load(Relaxed));
+                if free < IN_FLIGHT / 4 {
+                    progress.notified().await;
                     continue;
                 }
                 if sender
-                    .write_all(&message.repeat(room as usize))
+                    .write_all(&message.repeat(free as usize))
                     .await
                     .is_err()
                 {
                     break;
                 }
-                sent += room;
+                sent += free;
             }
             drop(idle);
         });
@@ -283,7 +282,7 @@ async fn bare_flood(nats: &Nats) -> f64 {
     });
     let payload = bytes::Bytes::from(vec![b'x'; TEXT + 5]);
     let mut sent = 0;
-    let most = UNDER_WAY * SENDERS as u64;
+    let most = IN_FLIGHT * SENDERS as u64;
     while Instant::now() < until {
         if sent - heard.load(Relaxed) >= most {
             tokio::task::yield_now().await;
@@ -296,12 +295,15 @@ async fn bare_flood(nats: &Nats) -> f64 {
     listening.await.unwrap() as f64 / MEASURED.as_secs_f64()
 }
 
-/// Memory and subscriptions with many users, beside a node by itself.
+/// Memory and subscriptions with many users, on a node that runs alone and on a node of a cluster.
 async fn size(program: &PathBuf, nats: &Nats) {
     println!("{USERS} idle users on one node\n");
-    println!("| | resident before | with them | a user | blocks, each a subscription |");
+    println!("| | resident before | with the users | per user | blocks, each a subscription |");
     println!("| - | - | - | - | - |");
-    for (name, cluster) in [("a node by itself", None), ("in a cluster", Some(nats))] {
+    for (name, cluster) in [
+        ("a node that runs alone", None),
+        ("in a cluster", Some(nats)),
+    ] {
         let node = Node::start(program, cluster).await;
         let before = resident_bytes(node.pid());
         let mut users = Vec::with_capacity(USERS);
@@ -327,7 +329,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// A user without a subprotocol.
+/// Connects a user without a subprotocol.
 async fn connect(addr: SocketAddr) -> (u64, OwnedReadHalf, OwnedWriteHalf) {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -346,7 +348,7 @@ async fn connect(addr: SocketAddr) -> (u64, OwnedReadHalf, OwnedWriteHalf) {
     (id, reader, writer)
 }
 
-/// A message as a client's frame, masked with zeros (RFC 6455 section 5.2).
+/// A message as a frame of a client, with a mask of zeros (RFC 6455 section 5.2).
 fn frame(to: u64, text: &str) -> Vec<u8> {
     let payload = format!("{{\"recipient_id\":{to},\"message\":\"{text}\"}}");
     let length = u16::try_from(payload.len()).unwrap();
@@ -362,7 +364,7 @@ fn frame(to: u64, text: &str) -> Vec<u8> {
     frame
 }
 
-/// Takes the whole frames of a server out of the buffer.
+/// Removes whole frames of the relay from the buffer, and calls `f` with each text.
 fn each_frame(buffer: &mut Vec<u8>, mut f: impl FnMut(&str)) {
     let mut start = 0;
     loop {
@@ -399,7 +401,7 @@ impl Nats {
             .chain([PathBuf::from("/usr/sbin")])
             .map(|folder| folder.join("nats-server"))
             .find(|program| program.is_file())
-            .expect("nats-server is installed");
+            .expect("nats-server is not installed");
         let store = env::temp_dir().join(format!("cluster-figures-{}", std::process::id()));
         let process = Command::new(program)
             .args([
@@ -477,7 +479,7 @@ impl Node {
         (status, answer)
     }
 
-    /// A metric without labels; 0 where it is not shown.
+    /// The value of a metric without labels; 0 if it does not exist.
     async fn metric(&self, name: &str) -> u64 {
         let (_, answer) = self.get("/metrics").await;
         let mut lines = answer.lines();
@@ -493,7 +495,7 @@ impl Drop for Node {
     }
 }
 
-/// Time on a CPU of all threads of a process, to the nanosecond where the kernel counts so.
+/// CPU time of all threads of a process, in seconds. The kernel counts it in nanoseconds.
 fn cpu_seconds(pid: u32) -> f64 {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let nanos = threads.map(|thread| {

@@ -1,4 +1,4 @@
-//! Blocks of ids: nobody's id is given twice, however nodes come and go.
+//! Blocks of ids: an id is never given to two users, even when nodes start, stop and lose NATS.
 
 use std::collections::BTreeSet;
 
@@ -9,30 +9,30 @@ use crate::nats::{Nats, free_port};
 use crate::node::Node;
 
 crate::tests!("ids":
-    a_new_cluster_begins_at_one,
-    tiny_blocks_turn_over,
-    a_node_that_starts_again_gives_other_ids,
-    leases_that_nats_has_lost_are_not_given_twice,
-    nodes_agree_on_the_size_of_blocks,
+    ids_of_a_new_cluster_begin_at_one,
+    empty_blocks_are_released,
+    a_restarted_node_gives_new_ids,
+    ids_stay_unique_after_nats_has_lost_its_leases,
+    a_node_with_another_block_size_is_not_ready,
 );
 
 const TINY: (&str, &str) = ("CLUSTER__BLOCK_SIZE", "4");
 
-async fn a_new_cluster_begins_at_one() {
+async fn ids_of_a_new_cluster_begin_at_one() {
     let nats = Nats::start().await;
     let first = Node::start(&nats.url(), &[]).await;
     let alice = first.user().await;
     assert_eq!(alice.id, 1);
     let second = Node::start(&nats.url(), &[]).await;
     let bob = second.user().await;
-    assert_eq!(bob.id % 1024, 1, "the first of another block");
+    assert_eq!(bob.id % 1024, 1, "not the first id of a block: {}", bob.id);
     assert!(bob.id > 1024);
     drop((alice, bob));
     first.stop().await;
     second.stop().await;
 }
 
-async fn tiny_blocks_turn_over() {
+async fn empty_blocks_are_released() {
     const USERS: usize = 60;
     let monitor = free_port();
     let nats = Nats::with(&format!("http: \"127.0.0.1:{monitor}\"")).await;
@@ -53,7 +53,7 @@ async fn tiny_blocks_turn_over() {
         assert!(given.insert(user.id), "{} was given twice", user.id);
         users.push(user);
     }
-    // Everybody can be reached, in whichever block.
+    // Users of every block are reachable.
     for (user, number) in users.iter_mut().zip(0..) {
         admin.ask(user.id, "hello", number).await;
         assert_eq!(admin.outcome(number).await, "delivered");
@@ -62,7 +62,7 @@ async fn tiny_blocks_turn_over() {
         let blocks = node.metric("switchboard_cluster_blocks").await;
         assert!(blocks >= 8, "{blocks} blocks of 4 for 30 users");
     }
-    // What nobody needs any more is given up.
+    // A node releases a block when no user has an id of it.
     for user in users {
         user.leave().await;
     }
@@ -70,9 +70,10 @@ async fn tiny_blocks_turn_over() {
         node.until("switchboard_cluster_blocks", |blocks| blocks <= 3)
             .await;
     }
-    crate::eventually("NATS sends nothing for the others", async || {
-        (subscriptions(monitor).await <= before + 4).then_some(())
-    })
+    crate::eventually(
+        "NATS has no subscriptions for the released blocks",
+        async || (subscriptions(monitor).await <= before + 4).then_some(()),
+    )
     .await;
     let last = given.last().copied().unwrap();
     given.remove(&admin.id);
@@ -82,7 +83,7 @@ async fn tiny_blocks_turn_over() {
     }
     assert!(
         last <= 4 * 2 * (USERS as u64 / 4 + 3),
-        "ids are not wasted: {last}"
+        "ids were skipped: the last one is {last}"
     );
     drop(admin);
     for node in nodes {
@@ -90,7 +91,7 @@ async fn tiny_blocks_turn_over() {
     }
 }
 
-/// Subscriptions that the server counts.
+/// Reads the number of subscriptions from the monitoring port of NATS.
 pub(crate) async fn subscriptions(monitor: u16) -> u64 {
     let mut stream = TcpStream::connect(("127.0.0.1", monitor)).await.unwrap();
     let request = "GET /subsz HTTP/1.0\r\n\r\n";
@@ -102,10 +103,10 @@ pub(crate) async fn subscriptions(monitor: u16) -> u64 {
     body["num_subscriptions"].as_u64().unwrap()
 }
 
-async fn a_node_that_starts_again_gives_other_ids() {
+async fn a_restarted_node_gives_new_ids() {
     let nats = Nats::start().await;
-    let stays = Node::start(&nats.url(), &[TINY]).await;
-    let mut alice = stays.user().await;
+    let first = Node::start(&nats.url(), &[TINY]).await;
+    let mut alice = first.user().await;
     let mut given = BTreeSet::from([alice.id]);
     for round in 0..3 {
         let node = Node::start(&nats.url(), &[TINY]).await;
@@ -124,11 +125,11 @@ async fn a_node_that_starts_again_gives_other_ids() {
         }
     }
     drop(alice);
-    stays.stop().await;
+    first.stop().await;
 }
 
-/// As after a loss of power on NATS's host: its stream begins anew, and so would ids.
-async fn leases_that_nats_has_lost_are_not_given_twice() {
+/// As after a power loss on the host of NATS: the stream of leases is empty, so the same blocks are leased again.
+async fn ids_stay_unique_after_nats_has_lost_its_leases() {
     let mut nats = Nats::start().await;
     let first = Node::start(&nats.url(), &[TINY]).await;
     let mut users = Vec::new();
@@ -147,7 +148,10 @@ async fn leases_that_nats_has_lost_are_not_given_twice() {
     let conflicts = second
         .metric("switchboard_cluster_block_conflicts_total")
         .await;
-    assert!(conflicts >= 2, "{conflicts} blocks were in use");
+    assert!(
+        conflicts >= 2,
+        "only {conflicts} blocks in use were refused"
+    );
     for _ in 0..10 {
         for node in [&first, &second] {
             node.until("switchboard_cluster_ids_left", |left| left > 0)
@@ -162,12 +166,12 @@ async fn leases_that_nats_has_lost_are_not_given_twice() {
     second.stop().await;
 }
 
-async fn nodes_agree_on_the_size_of_blocks() {
+async fn a_node_with_another_block_size_is_not_ready() {
     let nats = Nats::start().await;
     let first = Node::start(&nats.url(), &[]).await;
     let second = Node::begin(&nats.url(), &[TINY]).await;
     second.until_up(true).await;
-    crate::eventually("what is wrong is said", async || {
+    crate::eventually("the node logs both block sizes", async || {
         let log = second.log();
         (log.contains("block_size=1024") && log.contains("cluster.block_size")).then_some(())
     })

@@ -1,5 +1,5 @@
-//! Many users on all nodes who write to each other all the time and follow `reconnect`; each notes what
-//! it sent, what it heard and what it was told, and in the end all of that has to fit together.
+//! Many users on all nodes that write to each other and follow `reconnect`. Each user records its messages and the
+//! frames that it receives. In the end the records of all users must agree.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -10,26 +10,27 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::user::{Dialect, Told, User};
+use crate::user::{Dialect, Received, User};
 
-/// From one message of a user to its next.
+/// The mean time between two messages of a user.
 const PAUSE: Duration = Duration::from_millis(15);
-/// How long somebody waits for outcomes when nothing is sent any more.
-const LAST_WORDS: Duration = Duration::from_secs(8);
+/// The longest time that a user waits for outcomes after the last message.
+const OUTCOME_WAIT: Duration = Duration::from_secs(8);
 
-/// What all users of a test share.
+/// The running users of a test.
 #[derive(Debug)]
 pub(crate) struct Load {
-    world: Arc<World>,
-    users: Vec<JoinHandle<Vec<Life>>>,
+    shared: Arc<Shared>,
+    users: Vec<JoinHandle<Vec<Connection>>>,
 }
 
+/// State that all users share.
 #[derive(Debug)]
-struct World {
+struct Shared {
     /// Ports of the nodes that new connections may go to.
     ports: Mutex<Vec<u16>>,
-    /// Who is connected, and where.
-    here: Mutex<BTreeMap<u64, u16>>,
+    /// The ids of connected users, and the ports of their nodes.
+    connected: Mutex<BTreeMap<u64, u16>>,
     phase: watch::Sender<Phase>,
 }
 
@@ -43,34 +44,34 @@ enum Phase {
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     to: u64,
-    /// The node of the recipient when it was sent.
+    /// The port of the recipient's node when the message was sent.
     to_port: u16,
     at: Instant,
 }
 
 /// One connection of a user, from its welcome to its end.
 #[derive(Debug)]
-pub(crate) struct Life {
+pub(crate) struct Connection {
     id: u64,
     port: u16,
     sent: Vec<Sent>,
-    told: Told,
-    /// It was connected when the test came to its end.
-    lived: bool,
+    received: Received,
+    /// Whether the connection was open at the end of the test.
+    is_open: bool,
 }
 
-/// What came out of it.
+/// The outcomes of all messages.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     pub(crate) asked: usize,
     pub(crate) statuses: BTreeMap<String, usize>,
-    /// Messages of unknown fate.
+    /// Messages with the outcome `unknown`.
     pub(crate) unknown: Vec<Unknown>,
-    /// Asked for on connections that ended before the answer.
+    /// Messages on connections that ended before the outcome arrived.
     pub(crate) unanswered: usize,
 }
 
-/// A message of unknown fate.
+/// A message with the outcome `unknown`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unknown {
     pub(crate) from_port: u16,
@@ -79,67 +80,67 @@ pub(crate) struct Unknown {
 }
 
 impl Load {
-    /// So many users, spread over the nodes at these ports.
+    /// Connects `users` users, spread over the nodes at these ports.
     pub(crate) async fn begin(users: usize, ports: &[u16]) -> Self {
-        let world = Arc::new(World {
+        let shared = Arc::new(Shared {
             ports: Mutex::new(ports.to_vec()),
-            here: Mutex::default(),
+            connected: Mutex::default(),
             phase: watch::channel(Phase::Talking).0,
         });
         let users = (0..users).map(|number| {
             let first = ports[number % ports.len()];
-            tokio::spawn(world.clone().user(first))
+            tokio::spawn(shared.clone().user(first))
         });
         let load = Self {
             users: users.collect(),
-            world,
+            shared,
         };
-        crate::eventually("everybody is connected", async || {
-            let here = load.world.here.lock().unwrap().len();
-            (here == load.users.len()).then_some(())
+        crate::eventually("all users are connected", async || {
+            let connected = load.shared.connected.lock().unwrap().len();
+            (connected == load.users.len()).then_some(())
         })
         .await;
         load
     }
 
-    /// Lets new connections go to these nodes only.
+    /// Sends new connections to these nodes only.
     pub(crate) fn route(&self, ports: &[u16]) {
-        *self.world.ports.lock().unwrap() = ports.to_vec();
+        *self.shared.ports.lock().unwrap() = ports.to_vec();
     }
 
-    /// Waits until everybody is connected to one of these nodes.
-    pub(crate) async fn settled(&self, ports: &[u16]) {
-        crate::eventually("everybody is connected again", async || {
-            let here = self.world.here.lock().unwrap();
-            let all = here.len() == self.users.len();
-            (all && here.values().all(|port| ports.contains(port))).then_some(())
+    /// Waits until all users are connected to one of these nodes.
+    pub(crate) async fn until_connected(&self, ports: &[u16]) {
+        crate::eventually("all users are connected again", async || {
+            let connected = self.shared.connected.lock().unwrap();
+            let all = connected.len() == self.users.len();
+            (all && connected.values().all(|port| ports.contains(port))).then_some(())
         })
         .await;
     }
 
-    /// Ends the talking, waits for the last outcomes, and checks that everything fits together.
+    /// Stops all messages, waits for the last outcomes, and checks the records.
     pub(crate) async fn end(self) -> Summary {
-        self.world.phase.send_replace(Phase::Listening);
-        let mut lives = Vec::new();
+        self.shared.phase.send_replace(Phase::Listening);
+        let mut connections = Vec::new();
         for user in self.users {
-            lives.extend(crate::within("a user's end", user).await.unwrap());
+            connections.extend(crate::within("a user's end", user).await.unwrap());
         }
-        check(&lives)
+        check(&connections)
     }
 }
 
-impl World {
-    /// Somebody who comes back whenever its connection ends.
-    async fn user(self: Arc<Self>, first: u16) -> Vec<Life> {
-        let mut lives = Vec::new();
+impl Shared {
+    /// A user that reconnects whenever its connection ends. Returns the records of its connections.
+    async fn user(self: Arc<Self>, first: u16) -> Vec<Connection> {
+        let mut connections = Vec::new();
         let mut port = first;
         while *self.phase.borrow() == Phase::Talking {
             if let Ok(user) = User::try_connect(port, Dialect::V1).await {
-                self.here.lock().unwrap().insert(user.id, port);
-                let (life, after) = self.live(user, port).await;
-                self.here.lock().unwrap().remove(&life.id);
-                let is_last = life.lived;
-                lives.push(life);
+                self.connected.lock().unwrap().insert(user.id, port);
+                let (connection, after) = self.run(user, port).await;
+                self.connected.lock().unwrap().remove(&connection.id);
+                let is_last = connection.is_open;
+                connections.push(connection);
                 if is_last {
                     break;
                 }
@@ -150,17 +151,18 @@ impl World {
             let ports = self.ports.lock().unwrap();
             port = ports[fastrand::usize(..ports.len())];
         }
-        lives
+        connections
     }
 
-    /// One connection; how long to wait before the next one.
-    async fn live(&self, mut user: User, port: u16) -> (Life, Duration) {
+    /// Runs one connection. Returns its record, and the wait before the next connection.
+    async fn run(&self, mut user: User, port: u16) -> (Connection, Duration) {
         let mut sent = Vec::new();
         let mut after = Duration::from_millis(20);
         let mut phase = self.phase.subscribe();
-        let is_over = |told: &Told| told.closed.is_some() || !told.notices.is_empty();
+        let is_over =
+            |received: &Received| received.closed.is_some() || !received.notices.is_empty();
         while *phase.borrow_and_update() == Phase::Talking && !user.look(is_over) {
-            if let Some((to, to_port)) = self.anybody() {
+            if let Some((to, to_port)) = self.random_user() {
                 let number = sent.len() as u64;
                 let frame =
                     json!({"recipient_id": to, "message": number.to_string(), "id": number});
@@ -172,74 +174,79 @@ impl World {
             }
             sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
         }
-        // Whoever is asked to come back waits for the close first: outcomes come before it.
-        let asked = user.look(|told| {
-            let mut notices = told.notices.iter();
+        // After `reconnect` the user waits for the close, because outcomes arrive before it.
+        let asked = user.look(|received| {
+            let mut notices = received.notices.iter();
             notices.find_map(|notice| notice["after_ms"].as_u64())
         });
-        let lived = asked.is_none() && user.look(|told| told.closed.is_none());
-        let deadline = Instant::now() + LAST_WORDS;
-        let is_settled = |told: &Told| told.closed.is_some() || told.outcomes.len() >= sent.len();
+        let is_open = asked.is_none() && user.look(|received| received.closed.is_none());
+        let deadline = Instant::now() + OUTCOME_WAIT;
+        let is_settled = |received: &Received| {
+            received.closed.is_some() || received.outcomes.len() >= sent.len()
+        };
         while Instant::now() < deadline
-            && !user.look(|told| told.closed.is_some() || (lived && is_settled(told)))
+            && !user.look(|received| received.closed.is_some() || (is_open && is_settled(received)))
         {
             sleep(Duration::from_millis(5)).await;
         }
-        if lived {
-            // What others have sent meanwhile.
+        if is_open {
+            // Other users' messages may still arrive.
             sleep(Duration::from_millis(500)).await;
         }
         if let Some(ms) = asked {
-            // A part of it, so that a test is not all waiting.
+            // Only a quarter of the wait, to keep the test short.
             after = Duration::from_millis(ms / 4);
         }
-        let told = user.told();
-        let life = Life {
+        let received = user.received();
+        let connection = Connection {
             id: user.id,
             port,
             sent,
-            told,
-            lived,
+            received,
+            is_open,
         };
-        (life, after)
+        (connection, after)
     }
 
-    fn anybody(&self) -> Option<(u64, u16)> {
-        let here = self.here.lock().unwrap();
-        if here.is_empty() {
+    fn random_user(&self) -> Option<(u64, u16)> {
+        let connected = self.connected.lock().unwrap();
+        if connected.is_empty() {
             return None;
         }
-        let nth = fastrand::usize(..here.len());
-        here.iter().nth(nth).map(|(id, port)| (*id, *port))
+        let nth = fastrand::usize(..connected.len());
+        connected.iter().nth(nth).map(|(id, port)| (*id, *port))
     }
 }
 
-/// What everybody says of the others has to be so.
-fn check(lives: &[Life]) -> Summary {
+/// Checks that the records of all connections agree.
+fn check(connections: &[Connection]) -> Summary {
     let mut heard = HashSet::new();
-    for life in lives {
+    for connection in connections {
         let mut last = HashMap::new();
-        for (sender, text) in &life.told.messages {
+        for (sender, text) in &connection.received.messages {
             let number: u64 = text.parse().unwrap();
             let before = last.insert(sender, number);
             assert!(
                 before.is_none_or(|before| before < number),
-                "user {} heard {number} of {sender} behind {before:?}",
-                life.id
+                "user {} received message {number} of {sender} after {before:?}",
+                connection.id
             );
-            assert!(heard.insert((*sender, number)), "heard twice");
+            assert!(
+                heard.insert((*sender, number)),
+                "message {number} of {sender} arrived twice"
+            );
         }
     }
     let mut summary = Summary::default();
-    for life in lives {
-        summary.asked += life.sent.len();
-        for (sent, number) in life.sent.iter().zip(0..) {
-            let is_heard = heard.contains(&(life.id, number));
-            let Some(outcomes) = life.told.outcomes.get(&number) else {
+    for connection in connections {
+        summary.asked += connection.sent.len();
+        for (sent, number) in connection.sent.iter().zip(0..) {
+            let is_heard = heard.contains(&(connection.id, number));
+            let Some(outcomes) = connection.received.outcomes.get(&number) else {
                 assert!(
-                    !life.lived,
-                    "no outcome of {number} of user {} on {} to {} on {}",
-                    life.id, life.port, sent.to, sent.to_port
+                    !connection.is_open,
+                    "no outcome of message {number} of user {} on {} to {} on {}",
+                    connection.id, connection.port, sent.to, sent.to_port
                 );
                 summary.unanswered += 1;
                 continue;
@@ -251,17 +258,17 @@ fn check(lives: &[Life]) -> Summary {
             match status.as_str() {
                 "delivered" => assert!(
                     is_heard,
-                    "{number} of user {} on {} was delivered to {} on {}, who has not heard it",
-                    life.id, life.port, sent.to, sent.to_port
+                    "message {number} of user {} on {} is `delivered` to {} on {}, but did not arrive",
+                    connection.id, connection.port, sent.to, sent.to_port
                 ),
                 "unknown" => summary.unknown.push(Unknown {
-                    from_port: life.port,
+                    from_port: connection.port,
                     to_port: sent.to_port,
                     at: sent.at,
                 }),
-                // What it says itself: it may have arrived.
+                // With this outcome, the message may have arrived.
                 "disconnected" => {}
-                other => assert!(!is_heard, "{other}, and it was heard"),
+                other => assert!(!is_heard, "the outcome is {other}, but the message arrived"),
             }
         }
     }
@@ -269,11 +276,11 @@ fn check(lives: &[Life]) -> Summary {
 }
 
 impl Summary {
-    /// Says what became of all.
+    /// Prints the number of messages with each outcome.
     pub(crate) fn print(&self, what: &str) {
         let per_mille = 1000 * self.unknown.len() / self.asked.max(1);
         println!(
-            "   {what}: {} asked, {:?}, {} unanswered at a connection's end; unknown: {} ({per_mille} in 1000)",
+            "   {what}: {} messages, {:?}, {} without an outcome at a connection's end; unknown: {} ({per_mille} in 1000)",
             self.asked,
             self.statuses,
             self.unanswered,

@@ -1,31 +1,31 @@
-//! Nodes, as the processes that users run, with a real NATS server between them: what crosses, and what
-//! becomes of it when parts of the whole are killed, cut off or slow.
+//! Clusters: nodes as separate processes, with a real NATS server between them. The tests send messages between nodes,
+//! and kill, disconnect or slow down a node or NATS.
 //!
-//! A binary of its own, since it can say by name what it leaves out where there is no `nats-server`. The
-//! tests run one after the other: they wait for time to pass, and count what happens in it.
+//! This is a binary of its own, because its main function can list the tests that it skips if `nats-server` is not
+//! installed. The tests run one after the other, because they measure time and compare counters.
 #![cfg(test)]
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
     clippy::print_stdout,
-    reason = "what fails here is a test, which may leave a task behind and says what it has seen"
+    reason = "a test may panic, may end before the tasks that it has spawned, and prints its results"
 )]
 
-mod access; // how NATS knows a node
-mod away; // NATS is not there, or has forgotten
-mod chaos; // parts are killed, cut off or slow, under load
-mod crossing; // what is said on one node and heard on another
+mod access; // the ways in which a node authenticates to NATS
+mod chaos; // failures of nodes, links and NATS under load
 mod ids; // blocks of ids
-mod load; // many users, and what each of them has seen
+mod load; // many users that write to each other, and a check of their outcomes
+mod messages; // messages between nodes
 mod nats; // a NATS server
 mod node; // a node, and its metrics
-#[allow(dead_code, reason = "the other binary needs more of it")]
+#[allow(dead_code, reason = "tests/it uses the rest of this file")]
 #[path = "../it/otlp.rs"]
 mod otlp; // an OTLP receiver
-mod proxy; // a network that can fail
-mod tickets; // an id that moves from node to node
-mod traces; // one tree across two nodes
-mod user; // somebody who is connected
+mod outage; // NATS does not run, or does not answer
+mod proxy; // a network between a node and NATS that can fail
+mod tickets; // users that keep their id on another node
+mod traces; // traces of messages between nodes
+mod user; // a connected user
 
 use std::future::Future;
 use std::time::Duration;
@@ -33,18 +33,18 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Trial};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long anything may take before a test gives up: far more than it takes on a busy machine.
+/// The time limit of each wait: far more than a wait takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let is_there = nats::program().is_some();
+    let is_installed = nats::program().is_some();
     let mut trials = Vec::new();
     for list in [
-        crossing::tests(),
+        messages::tests(),
         ids::tests(),
-        away::tests(),
+        outage::tests(),
         access::tests(),
         traces::tests(),
         tickets::tests(),
@@ -55,20 +55,20 @@ fn main() {
                 run(test);
                 Ok(())
             });
-            trials.push(trial.with_ignored_flag(!is_there));
+            trials.push(trial.with_ignored_flag(!is_installed));
         }
     }
     let names: Vec<_> = trials.iter().map(Trial::name).collect();
-    if !is_there {
+    if !is_installed {
         println!(
-            "left out, since nats-server is not installed (tests/run installs it): {}",
+            "skipped, because nats-server is not installed (tests/run installs it): {}",
             names.join(", ")
         );
     }
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-/// A test: its name and what it does.
+/// The name and the function of a test.
 pub(crate) type Named = (&'static str, fn() -> Running);
 pub(crate) type Running = std::pin::Pin<Box<dyn Future<Output = ()>>>;
 
@@ -96,7 +96,7 @@ macro_rules! tests {
 }
 pub(crate) use tests;
 
-/// Looks again and again until there is something to see.
+/// Calls `look` every 10 ms until it returns a value.
 pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -108,7 +108,7 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Opt
     }
 }
 
-/// Waits for something that has to happen.
+/// Waits for a future, at most [`PATIENCE`].
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     let output = timeout(PATIENCE, future).await;
     output.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))

@@ -13,7 +13,7 @@ use crate::eventually;
 
 /// The server program, if it is installed.
 pub(crate) fn program() -> Option<PathBuf> {
-    // Debian has it where only root looks.
+    // Debian installs it in /usr/sbin, which is on the PATH of root only.
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain([PathBuf::from("/usr/sbin")])
@@ -21,7 +21,7 @@ pub(crate) fn program() -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
-/// A folder that is gone when this is.
+/// A temporary folder, removed on drop.
 #[derive(Debug)]
 pub(crate) struct Folder(PathBuf);
 
@@ -39,7 +39,7 @@ impl Folder {
         &self.0
     }
 
-    /// A file in it, with this text.
+    /// Writes a file into the folder, and returns its path.
     pub(crate) fn file(&self, name: &str, text: &str) -> String {
         let path = self.0.join(name);
         fs::write(&path, text).unwrap();
@@ -49,8 +49,8 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What is left is in the folder for temporary files.
-        let _left = fs::remove_dir_all(&self.0).is_err();
+        // A folder that cannot be removed stays among the temporary files, which does no harm.
+        let _remains = fs::remove_dir_all(&self.0).is_err();
     }
 }
 
@@ -64,19 +64,19 @@ pub(crate) struct Nats {
 }
 
 impl Nats {
-    /// A server that runs and takes everybody.
+    /// Starts a server that accepts every client.
     pub(crate) async fn start() -> Self {
         Self::with("").await
     }
 
-    /// A server with more in its configuration.
+    /// Starts a server with `extra` in its configuration.
     pub(crate) async fn with(extra: &str) -> Self {
         let mut nats = Self::stopped(extra);
         nats.run().await;
         nats
     }
 
-    /// One that does not run yet.
+    /// A server that is not started yet.
     pub(crate) fn stopped(extra: &str) -> Self {
         Self {
             port: free_port(),
@@ -86,7 +86,7 @@ impl Nats {
         }
     }
 
-    /// Starts it, with what it had stored.
+    /// Starts the server with its existing store.
     pub(crate) async fn run(&mut self) {
         assert!(self.process.is_none());
         let store = self.folder.path().join("store");
@@ -96,7 +96,8 @@ impl Nats {
         );
         let config = self.folder.file("nats.conf", &config);
         let log = File::create(self.folder.path().join("log")).unwrap();
-        let mut command = Command::new(program().expect("the tests run only where it is"));
+        let mut command =
+            Command::new(program().expect("the tests run only if nats-server is installed"));
         command.arg("--config").arg(config).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.process = Some(command.spawn().unwrap());
@@ -112,27 +113,27 @@ impl Nats {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// Ends it in the middle of whatever it does.
+    /// Kills the server.
     pub(crate) fn kill(&mut self) {
-        let mut process = self.process.take().expect("it runs");
+        let mut process = self.process.take().expect("the server runs");
         process.kill().unwrap();
         process.wait().unwrap();
     }
 
-    /// Ends it as an operator does.
+    /// Stops the server with SIGTERM.
     pub(crate) fn stop(&mut self) {
-        let mut process = self.process.take().expect("it runs");
+        let mut process = self.process.take().expect("the server runs");
         signal(&process, "TERM");
         process.wait().unwrap();
     }
 
-    /// Forgets all that it had stored.
+    /// Removes the store of a stopped server.
     pub(crate) fn forget(&mut self) {
         assert!(self.process.is_none());
         fs::remove_dir_all(self.folder.path().join("store")).unwrap();
     }
 
-    /// All that it has logged.
+    /// The log of the server.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
@@ -141,20 +142,20 @@ impl Nats {
 impl Drop for Nats {
     fn drop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            // It may have ended by itself.
+            // `kill` fails if the server has ended already.
             let _ended = process.kill().is_err();
             process.wait().unwrap();
         }
     }
 }
 
-/// A port that nobody listens on, most likely still so a moment later.
+/// A port that is free now. Another process can take it before the caller does, but that is unlikely.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
-/// Sends a signal to a process that has not been waited for.
+/// Sends a signal to a process. The caller has not waited for it yet, so its id is still valid.
 pub(crate) fn signal(process: &Child, name: &str) {
     let id = process.id().to_string();
     let sent = Command::new("kill").args(["-s", name, &id]).status();

@@ -1,4 +1,4 @@
-//! A node: the program that users run, as a process, with its settings in the environment.
+//! A node: a relay process with settings in its environment, and its metrics.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,7 +12,7 @@ use crate::nats::signal;
 use crate::user::{Dialect, User};
 use crate::{eventually, within};
 
-/// Every node's own settings, which a test may change.
+/// The settings of every node; a test can override them.
 const SETTINGS: [(&str, &str); 8] = [
     ("CLUSTER__OUTCOME_TIMEOUT", "2s"),
     ("CLUSTER__LINK_TIMEOUT", "2s"),
@@ -24,7 +24,7 @@ const SETTINGS: [(&str, &str); 8] = [
     ("LOG__FILTER", "info,switchboard=debug"),
 ];
 
-/// A process.
+/// A running relay.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) port: u16,
@@ -32,11 +32,11 @@ pub(crate) struct Node {
     log: Arc<Mutex<Vec<String>>>,
 }
 
-/// One answer of /metrics.
+/// The values of /metrics at one time.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Scrape(BTreeMap<String, f64>);
 
-/// The books of one node.
+/// The ledger of one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ledger {
     pub(crate) received: u64,
@@ -48,14 +48,14 @@ pub(crate) struct Ledger {
 }
 
 impl Node {
-    /// A node that is ready for users.
+    /// Starts a node, and waits until it is ready.
     pub(crate) async fn start(nats: &str, changes: &[(&str, &str)]) -> Self {
         let node = Self::begin(nats, changes).await;
         node.until_ready().await;
         node
     }
 
-    /// A node that listens.
+    /// Starts a node, and waits until it listens.
     pub(crate) async fn begin(nats: &str, changes: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
         command.args(["--listen", "127.0.0.1:0"]);
@@ -65,7 +65,7 @@ impl Node {
         for (key, value) in SETTINGS.iter().chain(changes) {
             command.env(format!("SWITCHBOARD__{key}"), value);
         }
-        // Spans leave at once, where there are any.
+        // Spans are exported every 20 ms.
         command.env("OTEL_BSP_SCHEDULE_DELAY", "20");
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -93,7 +93,7 @@ impl Node {
         node
     }
 
-    /// What a node that cannot start says, and its exit code.
+    /// Starts a node that must fail. Returns its exit code and its stderr.
     pub(crate) fn fails(nats: &str, changes: &[(&str, &str)]) -> (Option<i32>, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
         command.args(["--listen", "127.0.0.1:0"]);
@@ -102,8 +102,8 @@ impl Node {
             command.env(format!("SWITCHBOARD__{key}"), value);
         }
         let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        (output.status.code(), said)
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), stderr)
     }
 
     pub(crate) fn log(&self) -> String {
@@ -118,7 +118,7 @@ impl Node {
         User::connect(self.port, Dialect::Bare).await
     }
 
-    /// The status and the body of an answer.
+    /// Sends a GET request. Returns the status and the body of the response.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         let addr = SocketAddr::from(([127, 0, 0, 1], self.port));
         let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
@@ -147,7 +147,7 @@ impl Node {
             last = format!("{found} {body}");
             (found == status).then_some(())
         };
-        eventually(&format!("/readyz says {status}"), ready).await;
+        eventually(&format!("/readyz answers {status}"), ready).await;
     }
 
     pub(crate) async fn scrape(&self) -> Scrape {
@@ -160,10 +160,10 @@ impl Node {
         self.scrape().await.value(name)
     }
 
-    /// Waits until a metric is as it should be.
+    /// Waits until the value of a metric satisfies `is`.
     pub(crate) async fn until(&self, name: &str, is: impl Fn(u64) -> bool) -> u64 {
         let mut last = 0;
-        eventually(&format!("{name} is as it should be"), async || {
+        eventually(&format!("{name} has the expected value"), async || {
             last = self.metric(name).await;
             is(last).then_some(last)
         })
@@ -175,36 +175,40 @@ impl Node {
             .await;
     }
 
-    /// Waits until nothing moves any more, and checks the books, which have to balance exactly.
+    /// Waits until the counters are stable and the ledger balances. Returns the ledger.
     pub(crate) async fn ledger(&self) -> Ledger {
         let mut before = None;
-        eventually("the ledger balances at rest", async || {
+        eventually("the ledger is stable and balances", async || {
             let scrape = self.scrape().await;
             let now = scrape.ledger();
-            assert!(now.gap() >= 0, "more came out than went in: {now:?}");
-            assert_eq!(scrape.dropped("internal"), 0, "a fault of its own: {now:?}");
-            let at_rest = before.replace(now) == Some(now) && now.gap() == 0;
-            at_rest.then_some(now)
+            assert!(now.gap() >= 0, "more messages left than arrived: {now:?}");
+            assert_eq!(
+                scrape.dropped("internal"),
+                0,
+                "messages were dropped for an internal error: {now:?}"
+            );
+            let is_stable = before.replace(now) == Some(now) && now.gap() == 0;
+            is_stable.then_some(now)
         })
         .await
     }
 
-    /// Ends it in the middle of whatever it does.
+    /// Kills the node.
     pub(crate) fn kill(&mut self) {
-        let mut process = self.process.take().expect("it runs");
+        let mut process = self.process.take().expect("the node runs");
         process.kill().unwrap();
         process.wait().unwrap();
     }
 
-    /// Asks it to end, as an operator does.
+    /// Sends SIGTERM, which begins the drain.
     pub(crate) fn begin_stop(&self) {
-        signal(self.process.as_ref().expect("it runs"), "TERM");
+        signal(self.process.as_ref().expect("the node runs"), "TERM");
     }
 
-    /// Waits until it has ended in order; the ledger that it said last.
+    /// Waits until the node has drained and exited. Returns the ledger that it logged last.
     pub(crate) async fn ended(&mut self) -> Ledger {
         let status = eventually("the node ends", async || {
-            let process = self.process.as_mut().expect("it runs");
+            let process = self.process.as_mut().expect("the node runs");
             process.try_wait().unwrap()
         })
         .await;
@@ -232,7 +236,7 @@ impl Node {
         ledger
     }
 
-    /// Checks the books, asks it to end and waits for that.
+    /// Checks the ledger, drains the node and waits for its end.
     pub(crate) async fn stop(mut self) {
         self.ledger().await;
         self.begin_stop();
@@ -252,7 +256,7 @@ impl Drop for Node {
             println!("-- the end of a node's log:\n{}", lines[from..].join("\n"));
         }
         if let Some(mut process) = self.process.take() {
-            // It may have ended by itself.
+            // `kill` fails if the node has ended already.
             let _ended = process.kill().is_err();
             process.wait().unwrap();
         }
@@ -304,7 +308,7 @@ impl Scrape {
 }
 
 impl Ledger {
-    /// What was received and is nowhere.
+    /// Received messages that the other counters do not account for.
     pub(crate) fn gap(&self) -> i64 {
         let into = self.received + self.cluster_received;
         let out = self.delivered + self.dropped + self.mailbox + self.cluster_sent;

@@ -1,5 +1,5 @@
-//! A network between a node and NATS that can fail: cut, silent, or slow. A process of its own could do
-//! no more, and a namespace of the kernel needs root.
+//! A TCP proxy between a node and NATS that imitates a network that is slow, silent or broken. It runs in the test
+//! process, because network namespaces of the kernel need root.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,54 +10,54 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// How the network is.
+/// The condition of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Weather {
+pub(crate) enum Condition {
     /// Bytes pass.
-    Fine,
-    /// Bytes pass late, and not many at a time.
+    Normal,
+    /// Bytes pass late, at a limited rate.
     Slow {
         delay: Duration,
         bytes_per_second: u64,
     },
-    /// Nothing passes, and nobody is told: what is sent is kept for later.
+    /// No byte passes, and connections stay open. The proxy passes the bytes on later.
     Silent,
     /// Connections are reset, and new ones are refused.
-    Cut,
+    Reset,
 }
 
-/// A way to one server.
+/// A proxy to one server.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     addr: SocketAddr,
-    weather: watch::Sender<Weather>,
+    condition: watch::Sender<Condition>,
 }
 
 impl Proxy {
     pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (weather, seen) = watch::channel(Weather::Fine);
+        let (condition, seen) = watch::channel(Condition::Normal);
         tokio::spawn(accept(listener, port, seen));
-        Self { addr, weather }
+        Self { addr, condition }
     }
 
     pub(crate) fn url(&self) -> String {
         format!("nats://{}", self.addr)
     }
 
-    pub(crate) fn set(&self, weather: Weather) {
-        self.weather.send_replace(weather);
+    pub(crate) fn set(&self, condition: Condition) {
+        self.condition.send_replace(condition);
     }
 }
 
-async fn accept(listener: TcpListener, port: u16, weather: watch::Receiver<Weather>) {
+async fn accept(listener: TcpListener, port: u16, condition: watch::Receiver<Condition>) {
     loop {
         let (near, _) = listener.accept().await.unwrap();
-        if *weather.borrow() == Weather::Cut {
+        if *condition.borrow() == Condition::Reset {
             continue;
         }
-        let weather = weather.clone();
+        let condition = condition.clone();
         tokio::spawn(async move {
             let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else {
                 return;
@@ -67,35 +67,46 @@ async fn accept(listener: TcpListener, port: u16, weather: watch::Receiver<Weath
             }
             let (near_read, near_write) = near.into_split();
             let (far_read, far_write) = far.into_split();
-            let out = pass(near_read, far_write, weather.clone());
-            let back = pass(far_read, near_write, weather.clone());
+            let out = pass(near_read, far_write, condition.clone());
+            let back = pass(far_read, near_write, condition.clone());
             tokio::select! {
                 () = out => {}
                 () = back => {}
-                () = until(weather, |weather| weather == Weather::Cut) => {}
+                () = until(condition, |condition| condition == Condition::Reset) => {}
             }
         });
     }
 }
 
-/// Waits for a kind of weather.
-async fn until(mut weather: watch::Receiver<Weather>, is: impl Fn(Weather) -> bool) {
-    // Fails when the proxy is gone, and then the weather stays as it is.
-    if weather.wait_for(|weather| is(*weather)).await.is_err() {
+/// Waits for a condition.
+async fn until(mut condition: watch::Receiver<Condition>, is: impl Fn(Condition) -> bool) {
+    // An error means that the proxy is dropped: the condition changes no more.
+    if condition
+        .wait_for(|condition| is(*condition))
+        .await
+        .is_err()
+    {
         std::future::pending::<()>().await;
     }
 }
 
-/// Passes bytes on, as the weather is, until one of the two has ended.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, weather: watch::Receiver<Weather>) {
+/// Passes bytes on under the current condition, until one of the two connections has ended.
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    condition: watch::Receiver<Condition>,
+) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let Ok(count @ 1..) = from.read(&mut buffer).await else {
             return;
         };
-        until(weather.clone(), |weather| weather != Weather::Silent).await;
-        let now = *weather.borrow();
-        if let Weather::Slow {
+        until(condition.clone(), |condition| {
+            condition != Condition::Silent
+        })
+        .await;
+        let now = *condition.borrow();
+        if let Condition::Slow {
             delay,
             bytes_per_second,
         } = now

@@ -1,5 +1,4 @@
-//! The id that survives a reconnect, on whichever node: one connection has it, and gets each message
-//! once.
+//! Users that reconnect with a ticket, to any node: one connection has the id, and it gets each message once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,33 +6,33 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::crossing::stop;
 use crate::eventually;
+use crate::messages::stop;
 use crate::nats::{Folder, Nats};
 use crate::node::Node;
 use crate::user::{Dialect, User};
 
 crate::tests!("tickets":
-    somebody_comes_back_on_any_node,
+    a_user_keeps_its_id_on_any_node,
     the_older_connection_on_another_node_is_closed,
-    whoever_moves_under_load_gets_each_message_once,
-    whoever_moves_in_a_flood_leaves_nothing_behind,
-    what_comes_while_an_id_is_claimed_is_settled_at_once,
-    of_two_at_once_one_has_the_id,
-    of_two_at_once_one_has_the_id_that_nobody_holds,
-    the_node_that_held_the_block_is_gone,
-    a_claim_lapses_with_its_node,
-    a_link_that_breaks_keeps_the_guests,
-    a_holder_that_was_away_does_not_answer_for_who_has_gone,
-    tickets_that_do_not_hold_give_another_id,
-    an_id_of_somebody_else_is_not_taken,
-    new_users_get_ids_behind_those_that_came_back,
-    no_more_ids_leave_than_may,
+    a_user_that_moves_under_load_gets_each_message_once,
+    a_message_of_a_flood_gets_an_outcome_when_its_recipient_moves,
+    a_message_during_a_claim_is_settled_at_once,
+    one_of_two_simultaneous_connections_gets_the_id,
+    one_of_two_simultaneous_connections_gets_an_id_without_a_holder,
+    an_id_outlives_the_node_that_held_its_block,
+    a_claim_expires_after_its_node_is_killed,
+    a_migrated_id_survives_a_restart_of_nats,
+    a_reconnected_holder_does_not_answer_for_migrated_ids,
+    an_invalid_ticket_gives_a_new_id,
+    a_ticket_does_not_take_the_id_of_another_user,
+    new_ids_are_above_resumed_ids,
+    the_limit_of_claims_is_enforced,
 );
 
 const TAKEN_OVER: Option<u16> = Some(4409);
 
-/// Settings of nodes that know each other's tickets.
+/// A NATS server, and the settings of nodes that accept each other's tickets.
 struct Deployment {
     nats: Nats,
     folder: Folder,
@@ -72,7 +71,7 @@ impl Deployment {
 
 const STRATEGIES: [&str; 2] = ["directory", "router"];
 
-/// Somebody is reached by all of them, by each message once.
+/// Checks that a message of each sender reaches the recipient once.
 async fn all_reach(senders: &mut [User], recipient: &mut User, text: &str) {
     for (sender, number) in senders.iter_mut().zip(1_000_000..) {
         let number = number + fastrand::u64(..1 << 40);
@@ -80,21 +79,27 @@ async fn all_reach(senders: &mut [User], recipient: &mut User, text: &str) {
         assert_eq!(sender.outcome(number).await, "delivered", "{text}");
         recipient.hears(sender.id, text).await;
     }
-    let heard = recipient.look(|told| {
-        let heard = told.messages.iter().filter(|(_, heard)| heard == text);
+    let heard = recipient.look(|received| {
+        let heard = received.messages.iter().filter(|(_, heard)| heard == text);
         heard.count()
     });
-    assert_eq!(heard, senders.len(), "{text}: each once");
+    assert_eq!(
+        heard,
+        senders.len(),
+        "{text}: not one message of each sender"
+    );
 }
 
-async fn nobody_reaches(senders: &mut [User], id: u64) {
+/// Checks that no user has the id.
+async fn is_offline(senders: &mut [User], id: u64) {
     for sender in senders {
         let number = fastrand::u64(1 << 41..1 << 42);
-        sender.ask(id, "anybody?", number).await;
+        sender.ask(id, "are you there?", number).await;
         assert_eq!(sender.outcome(number).await, "offline");
     }
 }
 
+/// Connects a user to each node.
 async fn senders(nodes: &[Node]) -> Vec<User> {
     let mut users = Vec::new();
     for node in nodes {
@@ -103,8 +108,9 @@ async fn senders(nodes: &[Node]) -> Vec<User> {
     users
 }
 
-async fn comes_back(node: &Node, id: u64, ticket: &str) -> User {
-    let mut user = User::come_back(node.port, ticket).await;
+/// Reconnects with a ticket, and checks that the id stays.
+async fn resume(node: &Node, id: u64, ticket: &str) -> User {
+    let mut user = User::reconnect(node.port, ticket).await;
     let welcome = user.welcome().await;
     assert_eq!(
         (user.id, &welcome["resumed"]),
@@ -114,27 +120,29 @@ async fn comes_back(node: &Node, id: u64, ticket: &str) -> User {
     user
 }
 
+/// Waits until the relay closes the connection, because a newer one has taken over its id.
 async fn is_taken_over(user: &mut User) {
-    user.until("the end", |told| told.closed.is_some()).await;
-    assert_eq!(user.told().closed, TAKEN_OVER);
+    user.until("the end", |received| received.closed.is_some())
+        .await;
+    assert_eq!(user.received().closed, TAKEN_OVER);
 }
 
-async fn somebody_comes_back_on_any_node() {
+async fn a_user_keeps_its_id_on_any_node() {
     for strategy in STRATEGIES {
         let deployment = Deployment::new(strategy).await;
         let nodes: [Node; 3] = deployment.nodes(&[]).await;
         let mut others = senders(&nodes).await;
         let mut alice = nodes[0].user().await;
         let id = alice.id;
-        // Away from the holder of the block, between two others, home, and away again.
+        // From the holder of the block to another node, between two others, back to the holder, and away again.
         for (round, node) in [1, 2, 1, 0, 0, 2].into_iter().enumerate() {
             let ticket = alice.ticket().await;
             alice.leave().await;
-            nobody_reaches(&mut others, id).await;
-            alice = comes_back(&nodes[node], id, &ticket).await;
+            is_offline(&mut others, id).await;
+            alice = resume(&nodes[node], id, &ticket).await;
             all_reach(&mut others, &mut alice, &format!("round {round}")).await;
             for other in &mut others {
-                alice.ask(other.id, "here again", other.id).await;
+                alice.ask(other.id, "back again", other.id).await;
                 assert_eq!(alice.outcome(other.id).await, "delivered");
             }
         }
@@ -145,7 +153,7 @@ async fn somebody_comes_back_on_any_node() {
             .until("switchboard_cluster_guests", |guests| guests == 0)
             .await;
         assert_eq!(nodes[0].metric("switchboard_cluster_claims").await, 0);
-        nobody_reaches(&mut others, id).await;
+        is_offline(&mut others, id).await;
         drop(others);
         stop(nodes).await;
     }
@@ -160,13 +168,13 @@ async fn the_older_connection_on_another_node_is_closed() {
         let id = alice.id;
         for (round, node) in [1, 2, 2, 0, 1, 0].into_iter().enumerate() {
             let ticket = alice.ticket().await;
-            let mut newer = comes_back(&nodes[node], id, &ticket).await;
+            let mut newer = resume(&nodes[node], id, &ticket).await;
             all_reach(&mut others, &mut newer, &format!("round {round}")).await;
             is_taken_over(&mut alice).await;
-            let heard = alice.look(|told| told.messages.clone());
+            let heard = alice.look(|received| received.messages.clone());
             let own = format!("round {round}");
             assert!(heard.iter().all(|(_, text)| *text != own));
-            // What leaves late takes nobody out.
+            // The end of the older connection does not remove the newer one.
             drop(alice);
             alice = newer;
             all_reach(&mut others, &mut alice, &format!("still {round}")).await;
@@ -176,8 +184,12 @@ async fn the_older_connection_on_another_node_is_closed() {
     }
 }
 
-/// Writes to somebody all the time, and waits for all outcomes.
-async fn writes(mut writer: User, to: u64, stopped: tokio::sync::watch::Receiver<bool>) -> User {
+/// Writes to a user until `stopped`, and waits for all outcomes.
+async fn write_until(
+    mut writer: User,
+    to: u64,
+    stopped: tokio::sync::watch::Receiver<bool>,
+) -> User {
     let mut count = 0;
     while !*stopped.borrow() {
         let text = format!("{}-{count}", writer.id);
@@ -191,7 +203,7 @@ async fn writes(mut writer: User, to: u64, stopped: tokio::sync::watch::Receiver
     writer
 }
 
-async fn whoever_moves_under_load_gets_each_message_once() {
+async fn a_user_that_moves_under_load_gets_each_message_once() {
     const MOVES: usize = 24;
     for strategy in STRATEGIES {
         let deployment = Deployment::new(strategy).await;
@@ -202,7 +214,7 @@ async fn whoever_moves_under_load_gets_each_message_once() {
         let (stop_writing, stopped) = tokio::sync::watch::channel(false);
         for node in &nodes {
             let (writer, stopped) = (node.user().await, stopped.clone());
-            writers.push(tokio::spawn(writes(writer, id, stopped)));
+            writers.push(tokio::spawn(write_until(writer, id, stopped)));
         }
         let mut heard = Vec::new();
         for number in 0..MOVES {
@@ -211,14 +223,14 @@ async fn whoever_moves_under_load_gets_each_message_once() {
             let node = &nodes[fastrand::usize(..3)];
             let before = alice;
             if number % 3 == 0 {
-                // In order, with a time between in which nobody has the id.
+                // The user leaves first, so that no connection has the id for a while.
                 heard.push(before.leave().await);
-                alice = comes_back(node, id, &ticket).await;
+                alice = resume(node, id, &ticket).await;
             } else {
                 let mut before = before;
-                alice = comes_back(node, id, &ticket).await;
+                alice = resume(node, id, &ticket).await;
                 is_taken_over(&mut before).await;
-                heard.push(before.told());
+                heard.push(before.received());
             }
         }
         sleep(Duration::from_millis(50)).await;
@@ -227,7 +239,7 @@ async fn whoever_moves_under_load_gets_each_message_once() {
         let mut outcomes = BTreeMap::<String, usize>::new();
         for writer in writers {
             let writer = writer.await.unwrap();
-            for (number, outcome) in writer.told().outcomes {
+            for (number, outcome) in writer.received().outcomes {
                 let [outcome] = &outcome[..] else {
                     panic!("{number} of {} has {outcome:?}", writer.id);
                 };
@@ -239,11 +251,14 @@ async fn whoever_moves_under_load_gets_each_message_once() {
         }
         heard.push(alice.leave().await);
         let mut once = BTreeSet::new();
-        for (_, text) in heard.iter().flat_map(|told| &told.messages) {
+        for (_, text) in heard.iter().flat_map(|received| &received.messages) {
             assert!(once.insert(text.clone()), "{text} was delivered twice");
         }
         let lost: Vec<_> = delivered.difference(&once).collect();
-        assert!(lost.is_empty(), "{lost:?} were reported delivered");
+        assert!(
+            lost.is_empty(),
+            "messages were reported as delivered, but did not arrive: {lost:?}"
+        );
         println!("   {MOVES} moves: {outcomes:?}");
         let known = ["delivered", "offline", "disconnected", "queue_full"];
         for outcome in outcomes.keys() {
@@ -254,8 +269,8 @@ async fn whoever_moves_under_load_gets_each_message_once() {
     }
 }
 
-/// More is on its way than a node takes in one go, when the id goes to another.
-async fn whoever_moves_in_a_flood_leaves_nothing_behind() {
+/// The id moves while more messages are in flight than a node takes in one turn.
+async fn a_message_of_a_flood_gets_an_outcome_when_its_recipient_moves() {
     const EACH: u64 = 240;
     let many = ("LIMITS__OUTCOMES_PENDING", "4096");
     for strategy in STRATEGIES {
@@ -266,20 +281,20 @@ async fn whoever_moves_in_a_flood_leaves_nothing_behind() {
         let mut alice = nodes[0].user().await;
         let (id, ticket) = (alice.id, alice.ticket().await);
         alice.leave().await;
-        let mut alice = comes_back(&nodes[1], id, &ticket).await;
+        let mut alice = resume(&nodes[1], id, &ticket).await;
         let mut heard = 0;
         for round in 0..8 {
             let ticket = alice.ticket().await;
             for other in &mut others {
                 for number in 0..EACH {
-                    let id_of_it = round * EACH + number;
-                    let frame = json!({"recipient_id": id, "message": "flood", "id": id_of_it});
+                    let message_id = round * EACH + number;
+                    let frame = json!({"recipient_id": id, "message": "flood", "id": message_id});
                     other.feed(frame).await;
                 }
             }
             let flood = futures_util::future::join_all(others.iter_mut().map(User::flush));
             let node = &nodes[[2, 1][usize::try_from(round).unwrap() % 2]];
-            let (mut newer, _) = tokio::join!(comes_back(node, id, &ticket), flood);
+            let (mut newer, _) = tokio::join!(resume(node, id, &ticket), flood);
             is_taken_over(&mut alice).await;
             for other in &mut others {
                 for number in 0..EACH {
@@ -292,15 +307,15 @@ async fn whoever_moves_in_a_flood_leaves_nothing_behind() {
             newer.welcome().await;
             alice = newer;
         }
-        println!("   {heard} were delivered");
+        println!("   {heard} messages were delivered");
         drop((alice, others));
         stop(nodes).await;
     }
 }
 
-/// And lets the whole node go on, where nothing else comes.
-async fn what_comes_while_an_id_is_claimed_is_settled_at_once() {
-    use crate::proxy::{Proxy, Weather};
+/// No other message arrives that could wake the node.
+async fn a_message_during_a_claim_is_settled_at_once() {
+    use crate::proxy::{Condition, Proxy};
     let deployment = Deployment::new("directory").await;
     let proxy = Proxy::to(deployment.nats.port).await;
     let secret = ("TICKETS__SECRET_FILE", &*deployment.secret);
@@ -313,13 +328,13 @@ async fn what_comes_while_an_id_is_claimed_is_settled_at_once() {
     let mut bob = near.user().await;
     let mut number = 0;
     for round in 0..5 {
-        proxy.set(Weather::Slow {
+        proxy.set(Condition::Slow {
             delay: Duration::from_millis(100),
             bytes_per_second: 10_000_000,
         });
         let first = number;
-        let (mut alice, ()) = tokio::join!(comes_back(&far, id, &ticket), async {
-            // Once it is listened for, and before it is known that nobody else has it.
+        let (mut alice, ()) = tokio::join!(resume(&far, id, &ticket), async {
+            // After the node has subscribed to the id, and before it knows that no other node has the id.
             sleep(Duration::from_millis(120 + 15 * round)).await;
             for _ in 0..4 {
                 sleep(Duration::from_millis(15)).await;
@@ -331,7 +346,7 @@ async fn what_comes_while_an_id_is_claimed_is_settled_at_once() {
             let outcome = bob.outcome(number).await;
             assert_ne!(outcome, "unknown", "{number} in round {round}");
         }
-        proxy.set(Weather::Fine);
+        proxy.set(Condition::Normal);
         ticket = alice.ticket().await;
         alice.leave().await;
         far.until("switchboard_cluster_guests", |guests| guests == 0)
@@ -341,14 +356,17 @@ async fn what_comes_while_an_id_is_claimed_is_settled_at_once() {
     stop([far, near]).await;
 }
 
-/// Two come back with one ticket at the same moment; whoever is left with the id.
-async fn two_at_once(nodes: [&Node; 2], id: u64, ticket: &str) -> User {
+/// Reconnects twice with one ticket at the same time. Returns the connection that keeps the id.
+async fn resume_twice(nodes: [&Node; 2], id: u64, ticket: &str) -> User {
     let (one, other) = tokio::join!(
-        User::come_back(nodes[0].port, ticket),
-        User::come_back(nodes[1].port, ticket),
+        User::reconnect(nodes[0].port, ticket),
+        User::reconnect(nodes[1].port, ticket),
     );
     let mut users = [one, other];
-    assert!(users.iter().any(|user| user.id == id), "one has the id");
+    assert!(
+        users.iter().any(|user| user.id == id),
+        "neither connection has the id"
+    );
     for user in &mut users {
         let welcome = user.welcome().await;
         if user.id != id {
@@ -358,18 +376,20 @@ async fn two_at_once(nodes: [&Node; 2], id: u64, ticket: &str) -> User {
     }
     if users.iter().all(|user| user.id == id) {
         eventually("one is closed", async || {
-            let closed = users.iter().filter(|user| user.told().closed == TAKEN_OVER);
+            let closed = users
+                .iter()
+                .filter(|user| user.received().closed == TAKEN_OVER);
             (closed.count() == 1).then_some(())
         })
         .await;
     }
-    let stays = |user: &User| user.id == id && user.told().closed.is_none();
-    let mut left: Vec<_> = users.into_iter().filter(stays).collect();
+    let keeps_id = |user: &User| user.id == id && user.received().closed.is_none();
+    let mut left: Vec<_> = users.into_iter().filter(keeps_id).collect();
     assert_eq!(left.len(), 1);
     left.pop().unwrap()
 }
 
-async fn of_two_at_once_one_has_the_id() {
+async fn one_of_two_simultaneous_connections_gets_the_id() {
     for strategy in STRATEGIES {
         let deployment = Deployment::new(strategy).await;
         let nodes: [Node; 3] = deployment.nodes(&[]).await;
@@ -379,7 +399,7 @@ async fn of_two_at_once_one_has_the_id() {
         for round in 0..20 {
             let ticket = alice.ticket().await;
             let [one, other] = [[1, 2], [0, 1], [2, 0], [1, 1], [0, 0]][round % 5];
-            alice = two_at_once([&nodes[one], &nodes[other]], id, &ticket).await;
+            alice = resume_twice([&nodes[one], &nodes[other]], id, &ticket).await;
             all_reach(&mut others, &mut alice, &format!("round {round}")).await;
         }
         drop((alice, others));
@@ -387,7 +407,7 @@ async fn of_two_at_once_one_has_the_id() {
     }
 }
 
-async fn of_two_at_once_one_has_the_id_that_nobody_holds() {
+async fn one_of_two_simultaneous_connections_gets_an_id_without_a_holder() {
     for strategy in STRATEGIES {
         let deployment = Deployment::new(strategy).await;
         let [held, one, other] = deployment.nodes(&[]).await;
@@ -399,7 +419,7 @@ async fn of_two_at_once_one_has_the_id_that_nobody_holds() {
         let mut others = senders(&nodes).await;
         let mut ticket = ticket;
         for round in 0..20 {
-            alice = two_at_once([&nodes[0], &nodes[1]], id, &ticket).await;
+            alice = resume_twice([&nodes[0], &nodes[1]], id, &ticket).await;
             all_reach(&mut others, &mut alice, &format!("round {round}")).await;
             ticket = alice.ticket().await;
             if round % 2 == 0 {
@@ -411,7 +431,7 @@ async fn of_two_at_once_one_has_the_id_that_nobody_holds() {
     }
 }
 
-async fn the_node_that_held_the_block_is_gone() {
+async fn an_id_outlives_the_node_that_held_its_block() {
     for strategy in STRATEGIES {
         let deployment = Deployment::new(strategy).await;
         let [mut held, second, third] = deployment.nodes(&[]).await;
@@ -419,14 +439,14 @@ async fn the_node_that_held_the_block_is_gone() {
         let id = alice.id;
         let ticket = alice.ticket().await;
         held.kill();
-        is_cut(&mut alice).await;
+        is_closed(&mut alice).await;
         let fresh = deployment.node(&[]).await;
         let nodes = [second, third, fresh];
         let mut others = senders(&nodes).await;
         assert!(others.iter().all(|other| other.id != id));
         let mut ticket = ticket;
         for (round, node) in [0, 1, 2, 2, 0].into_iter().enumerate() {
-            let mut newer = comes_back(&nodes[node], id, &ticket).await;
+            let mut newer = resume(&nodes[node], id, &ticket).await;
             all_reach(&mut others, &mut newer, &format!("round {round}")).await;
             ticket = newer.ticket().await;
             if round > 0 && round < 3 {
@@ -434,18 +454,19 @@ async fn the_node_that_held_the_block_is_gone() {
             }
             alice = newer;
             if round == 2 {
-                alice = comes_back(&nodes[2], id, &ticket).await;
+                alice = resume(&nodes[2], id, &ticket).await;
             }
         }
         alice.leave().await;
-        nobody_reaches(&mut others, id).await;
+        is_offline(&mut others, id).await;
         drop(others);
         stop(nodes).await;
     }
 }
 
-async fn is_cut(user: &mut User) {
-    user.until("the end", |told| told.closed.is_some()).await;
+async fn is_closed(user: &mut User) {
+    user.until("the end", |received| received.closed.is_some())
+        .await;
 }
 
 const SHORT: [(&str, &str); 2] = [
@@ -453,17 +474,17 @@ const SHORT: [(&str, &str); 2] = [
     ("CLUSTER__CLAIM_TIMEOUT", "2s"),
 ];
 
-async fn a_claim_lapses_with_its_node() {
+async fn a_claim_expires_after_its_node_is_killed() {
     for strategy in STRATEGIES {
         let deployment = Deployment::new(strategy).await;
         let [held, mut second, third] = deployment.nodes(&SHORT).await;
         let mut alice = held.user().await;
         let (id, ticket) = (alice.id, alice.ticket().await);
         alice.leave().await;
-        let mut alice = comes_back(&second, id, &ticket).await;
+        let mut alice = resume(&second, id, &ticket).await;
         let ticket = alice.ticket().await;
         assert_eq!(held.metric("switchboard_cluster_claims").await, 1);
-        // As long as it is renewed it lasts.
+        // The claim lasts longer than its timeout, because the node renews it.
         sleep(Duration::from_secs(3)).await;
         assert_eq!(held.metric("switchboard_cluster_claims").await, 1);
         second.kill();
@@ -471,27 +492,27 @@ async fn a_claim_lapses_with_its_node() {
             .await;
         let nodes = [held, third];
         let mut others = senders(&nodes).await;
-        nobody_reaches(&mut others, id).await;
-        is_cut(&mut alice).await;
-        let mut alice = comes_back(&nodes[1], id, &ticket).await;
+        is_offline(&mut others, id).await;
+        is_closed(&mut alice).await;
+        let mut alice = resume(&nodes[1], id, &ticket).await;
         all_reach(&mut others, &mut alice, "after it").await;
-        // Nor has anybody to wait for that.
+        // A user that reconnects does not have to wait for the claim to expire.
         let ticket = alice.ticket().await;
         let [held, mut third] = nodes;
         third.kill();
-        is_cut(&mut alice).await;
-        let mut alice = comes_back(&held, id, &ticket).await;
+        is_closed(&mut alice).await;
+        let mut alice = resume(&held, id, &ticket).await;
         others.truncate(1);
         all_reach(&mut others, &mut alice, "at once").await;
-        // And this one lasts, though nobody else renews it.
+        // The id at the holder of its block needs no renewal.
         sleep(Duration::from_secs(3)).await;
-        all_reach(&mut others, &mut alice, "for long").await;
+        all_reach(&mut others, &mut alice, "after the timeout").await;
         drop((alice, others));
         held.stop().await;
     }
 }
 
-async fn a_link_that_breaks_keeps_the_guests() {
+async fn a_migrated_id_survives_a_restart_of_nats() {
     for strategy in STRATEGIES {
         let mut deployment = Deployment::new(strategy).await;
         let nodes: [Node; 3] = deployment.nodes(&[]).await;
@@ -499,7 +520,7 @@ async fn a_link_that_breaks_keeps_the_guests() {
         let mut alice = nodes[0].user().await;
         let (id, ticket) = (alice.id, alice.ticket().await);
         alice.leave().await;
-        let mut alice = comes_back(&nodes[1], id, &ticket).await;
+        let mut alice = resume(&nodes[1], id, &ticket).await;
         for round in 0..2 {
             deployment.nats.kill();
             for node in &nodes {
@@ -512,17 +533,17 @@ async fn a_link_that_breaks_keeps_the_guests() {
             all_reach(&mut others, &mut alice, &format!("round {round}")).await;
         }
         let ticket = alice.ticket().await;
-        let mut alice = comes_back(&nodes[2], id, &ticket).await;
+        let mut alice = resume(&nodes[2], id, &ticket).await;
         all_reach(&mut others, &mut alice, "elsewhere").await;
         drop((alice, others));
         stop(nodes).await;
     }
 }
 
-/// While the holder of a block is away, ids of it are taken by others; when it is back it has to be
-/// silent for them from the first message on.
-async fn a_holder_that_was_away_does_not_answer_for_who_has_gone() {
-    use crate::proxy::{Proxy, Weather};
+/// An id moves while the holder of its block has no connection to NATS. Once the holder is connected again, it must not
+/// answer for the id, from the first message on.
+async fn a_reconnected_holder_does_not_answer_for_migrated_ids() {
+    use crate::proxy::{Condition, Proxy};
     for strategy in STRATEGIES {
         let deployment = Deployment::new(strategy).await;
         let proxy = Proxy::to(deployment.nats.port).await;
@@ -534,10 +555,10 @@ async fn a_holder_that_was_away_does_not_answer_for_who_has_gone() {
         let [second, third] = deployment.nodes(&[]).await;
         let mut stale = held.user().await;
         let (id, ticket) = (stale.id, stale.ticket().await);
-        proxy.set(Weather::Cut);
+        proxy.set(Condition::Reset);
         held.until_up(false).await;
-        // The connection to the holder still stands.
-        let mut alice = comes_back(&second, id, &ticket).await;
+        // The user's connection to the holder is still open.
+        let mut alice = resume(&second, id, &ticket).await;
         let mut bob = third.user().await;
         let writer_id = bob.id;
         let (stop_writing, stopped) = tokio::sync::watch::channel(false);
@@ -550,24 +571,24 @@ async fn a_holder_that_was_away_does_not_answer_for_who_has_gone() {
             }
             count
         });
-        proxy.set(Weather::Fine);
+        proxy.set(Condition::Normal);
         held.until_up(true).await;
         is_taken_over(&mut stale).await;
         sleep(Duration::from_millis(200)).await;
         stop_writing.send_replace(true);
         let count = writer.await.unwrap();
         assert!(count > 10);
-        // That it was delivered may be told before it is read.
+        // The outcome may arrive before the recipient has read the message.
         alice.hears(writer_id, &(count - 1).to_string()).await;
         let heard: Vec<_> = alice
-            .told()
+            .received()
             .messages
             .into_iter()
             .map(|(_, text)| text)
             .collect();
         let all: Vec<_> = (0..count).map(|number| number.to_string()).collect();
         assert_eq!(heard, all);
-        assert!(stale.told().messages.is_empty());
+        assert!(stale.received().messages.is_empty());
         let nodes = [held, second, third];
         let mut others = senders(&nodes).await;
         all_reach(&mut others, &mut alice, "after it").await;
@@ -576,8 +597,9 @@ async fn a_holder_that_was_away_does_not_answer_for_who_has_gone() {
     }
 }
 
-async fn has_another_id(node: &Node, ticket: &str, id: u64) -> Value {
-    let mut user = User::come_back(node.port, ticket).await;
+/// Reconnects with a ticket, and checks that the relay gives a new id. Returns the reason.
+async fn refused_ticket(node: &Node, ticket: &str, id: u64) -> Value {
+    let mut user = User::reconnect(node.port, ticket).await;
     let welcome = user.welcome().await;
     assert_eq!(welcome["resumed"], json!(false), "{welcome}");
     assert_ne!(user.id, id);
@@ -586,7 +608,7 @@ async fn has_another_id(node: &Node, ticket: &str, id: u64) -> Value {
     welcome["reason"].clone()
 }
 
-async fn tickets_that_do_not_hold_give_another_id() {
+async fn an_invalid_ticket_gives_a_new_id() {
     let deployment = Deployment::new("directory").await;
     let short = ("TICKETS__TTL", "1s");
     let [first, second] = deployment.nodes(&[short]).await;
@@ -600,27 +622,27 @@ async fn tickets_that_do_not_hold_give_another_id() {
     let last = if forged.pop() == Some('A') { 'B' } else { 'A' };
     forged.push(last);
     for (node, ticket) in [(&second, &forged), (&foreign, &ticket)] {
-        assert_eq!(has_another_id(node, ticket, id).await, "ticket_invalid");
+        assert_eq!(refused_ticket(node, ticket, id).await, "ticket_invalid");
     }
-    // Forged tickets take nothing from anybody.
+    // A forged ticket does not affect the user.
     let mut bob = second.user().await;
     bob.ask(id, "still there?", 1).await;
     assert_eq!(bob.outcome(1).await, "delivered");
     alice.leave().await;
-    eventually("the ticket is over", async || {
-        let mut user = User::come_back(second.port, &ticket).await;
+    eventually("the ticket expires", async || {
+        let mut user = User::reconnect(second.port, &ticket).await;
         let welcome = user.welcome().await;
         user.leave().await;
         (welcome["reason"] == "ticket_expired").then_some(())
     })
     .await;
-    assert_eq!(has_another_id(&second, &ticket, id).await, "ticket_expired");
+    assert_eq!(refused_ticket(&second, &ticket, id).await, "ticket_expired");
     drop(bob);
     stop([first, second, foreign]).await;
 }
 
-/// As after a loss of power on NATS's host: ids are given anew, to others.
-async fn an_id_of_somebody_else_is_not_taken() {
+/// As after a power loss on the host of NATS: the relay gives the same ids to other users.
+async fn a_ticket_does_not_take_the_id_of_another_user() {
     let mut deployment = Deployment::new("directory").await;
     let first = deployment.node(&[]).await;
     let mut alice = first.user().await;
@@ -634,13 +656,13 @@ async fn an_id_of_somebody_else_is_not_taken() {
     let mut stranger = nodes[0].user().await;
     assert_eq!(stranger.id, id);
     for node in &nodes {
-        assert_eq!(has_another_id(node, &ticket, id).await, "id_in_use");
+        assert_eq!(refused_ticket(node, &ticket, id).await, "id_in_use");
     }
-    // Nor from another node than the holder of the block.
+    // The same holds when the user has moved to another node.
     let own = stranger.ticket().await;
-    let mut moved = comes_back(&nodes[1], id, &own).await;
+    let mut moved = resume(&nodes[1], id, &own).await;
     for node in &nodes {
-        assert_eq!(has_another_id(node, &ticket, id).await, "id_in_use");
+        assert_eq!(refused_ticket(node, &ticket, id).await, "id_in_use");
     }
     let mut others = senders(&nodes).await;
     all_reach(&mut others, &mut moved, "still here").await;
@@ -648,7 +670,7 @@ async fn an_id_of_somebody_else_is_not_taken() {
     stop(nodes).await;
 }
 
-async fn new_users_get_ids_behind_those_that_came_back() {
+async fn new_ids_are_above_resumed_ids() {
     let mut deployment = Deployment::new("directory").await;
     let first = deployment.node(&[]).await;
     let mut users = Vec::new();
@@ -665,37 +687,37 @@ async fn new_users_get_ids_behind_those_that_came_back() {
     deployment.nats.forget();
     deployment.nats.run().await;
     let nodes: [Node; 2] = deployment.nodes(&[]).await;
-    // One to the holder of the block itself, one to another.
+    // One user returns to the holder of the block, and one to another node.
     let (third, fifth) = (&tickets[2], &tickets[4]);
-    let ann = comes_back(&nodes[0], third.0, &third.1).await;
+    let ann = resume(&nodes[0], third.0, &third.1).await;
     assert_eq!(nodes[0].user().await.id, 4);
-    let ben = comes_back(&nodes[1], fifth.0, &fifth.1).await;
+    let ben = resume(&nodes[1], fifth.0, &fifth.1).await;
     assert_eq!(nodes[0].user().await.id, 6);
     drop((ann, ben));
     stop(nodes).await;
 }
 
-async fn no_more_ids_leave_than_may() {
+async fn the_limit_of_claims_is_enforced() {
     let deployment = Deployment::new("directory").await;
-    let few = ("CLUSTER__CLAIMS", "1");
-    let nodes: [Node; 2] = deployment.nodes(&[few]).await;
+    let one_claim = ("CLUSTER__CLAIMS", "1");
+    let nodes: [Node; 2] = deployment.nodes(&[one_claim]).await;
     let mut tickets = Vec::new();
     for _ in 0..2 {
         let mut user = User::connect(nodes[0].port, Dialect::V1).await;
         tickets.push((user.id, user.ticket().await));
         user.leave().await;
     }
-    let first = comes_back(&nodes[1], tickets[0].0, &tickets[0].1).await;
+    let first = resume(&nodes[1], tickets[0].0, &tickets[0].1).await;
     let (id, ticket) = &tickets[1];
     assert_eq!(
-        has_another_id(&nodes[1], ticket, *id).await,
+        refused_ticket(&nodes[1], ticket, *id).await,
         "id_unavailable"
     );
     first.leave().await;
     nodes[0]
         .until("switchboard_cluster_claims", |claims| claims == 0)
         .await;
-    let second = comes_back(&nodes[1], *id, ticket).await;
+    let second = resume(&nodes[1], *id, ticket).await;
     drop(second);
     stop(nodes).await;
 }

@@ -1,4 +1,4 @@
-//! The trace of a message that crosses: one tree, whichever nodes its spans are from.
+//! Traces of messages between nodes: the spans of both nodes form one tree.
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
@@ -9,15 +9,15 @@ use crate::node::Node;
 use crate::otlp::{Manner, Receiver};
 
 crate::tests!("traces":
-    a_message_is_one_tree_across_two_nodes,
-    what_is_not_traced_crosses_without_headers,
-    a_client_that_traces_by_itself_is_heard_on_the_other_node,
+    a_message_has_one_trace_across_two_nodes,
+    messages_without_a_trace_cross_without_headers,
+    a_traceparent_of_a_client_reaches_the_other_node,
 );
 
 const NAMES: [&str; 2] = ["send users/{id}", "process users/{id}"];
 const ROUTER: (&str, &str) = ("ROUTING__STRATEGY", "router");
 
-/// Two nodes that trace to this receiver, as much as that; the second routes by the router.
+/// Two nodes that export spans to this receiver; the second one uses the strategy `router`.
 async fn two(nats: &Nats, receiver: &Receiver, changes: &[(&str, &str)]) -> [Node; 2] {
     let endpoint = receiver.endpoint();
     let to = [("TRACING__OTLP_ENDPOINT", &*endpoint)];
@@ -33,7 +33,7 @@ fn only<'a>(spans: &'a [Span], name: &str) -> &'a Span {
     let mut named = spans.iter().filter(|span| span.name == name);
     match (named.next(), named.next()) {
         (Some(span), None) => span,
-        found => panic!("one {name}, not {found:?}"),
+        found => panic!("expected one span {name}, found {found:?}"),
     }
 }
 
@@ -42,19 +42,19 @@ fn traceparent(span: &Span) -> String {
     format!("00-{}-{}-01", hex(&span.trace_id), hex(&span.span_id))
 }
 
-async fn a_message_is_one_tree_across_two_nodes() {
+async fn a_message_has_one_trace_across_two_nodes() {
     let nats = Nats::start().await;
     let receiver = Receiver::start(Manner::Takes).await;
     let nodes = two(&nats, &receiver, &[("TRACING__SAMPLE_RATIO", "1")]).await;
     for (from, to) in [(0, 1), (1, 0)] {
         let (mut alice, mut bob) = (nodes[from].user().await, nodes[to].user().await);
-        // With an outcome, which goes its own way back; and without, where nothing but the trace is owed.
+        // A message with an outcome, which returns to the sender's node, and a message without one.
         alice.ask(bob.id, "Go Braves!", 1).await;
         assert_eq!(alice.outcome(1).await, "delivered");
         alice.say(bob.id, "Go, indeed.").await;
         bob.hears(alice.id, "Go, indeed.").await;
-        let told = bob.told().frames;
-        for (frame, text) in told.iter().zip(["Go Braves!", "Go, indeed."]) {
+        let frames = bob.received().frames;
+        for (frame, text) in frames.iter().zip(["Go Braves!", "Go, indeed."]) {
             let of_trace = |span: &&Span| frame["traceparent"] == json!(traceparent(span));
             let spans = crate::eventually("both spans", async || {
                 let spans = receiver.spans();
@@ -65,7 +65,7 @@ async fn a_message_is_one_tree_across_two_nodes() {
             })
             .await;
             let [send, process] = NAMES.map(|name| only(&spans, name));
-            assert_eq!(spans.len(), 2, "nothing is told twice");
+            assert_eq!(spans.len(), 2, "a span was exported twice");
             assert_eq!(
                 (send.kind(), process.kind()),
                 (SpanKind::Producer, SpanKind::Consumer)
@@ -88,13 +88,13 @@ async fn a_message_is_one_tree_across_two_nodes() {
             }
         }
     }
-    // Dropped on the other node: told there.
+    // The other node drops a message, and exports the span of it.
     let (mut alice, bob) = (nodes[0].user().await, nodes[1].user().await);
     let away = bob.id;
     bob.leave().await;
     alice.ask(away, "still there?", 2).await;
     assert_eq!(alice.outcome(2).await, "offline");
-    crate::eventually("a span of what was dropped", async || {
+    crate::eventually("the span of the dropped message", async || {
         let spans = receiver.spans();
         let dropped = spans.iter().find(|span| {
             span.name == NAMES[1] && format!("{:?}", span.attributes).contains("\"offline\"")
@@ -112,8 +112,8 @@ async fn a_message_is_one_tree_across_two_nodes() {
     assert!(!receiver.has_seen("Braves"));
 }
 
-/// The server's own log of all that passes has the headers of each message.
-async fn what_is_not_traced_crosses_without_headers() {
+/// The trace log of NATS shows whether a message has headers: HPUB, otherwise PUB.
+async fn messages_without_a_trace_cross_without_headers() {
     let nats = Nats::with("debug: true\ntrace: true").await;
     let receiver = Receiver::start(Manner::Takes).await;
     let trust = [
@@ -135,7 +135,7 @@ async fn what_is_not_traced_crosses_without_headers() {
     bob.hears(alice.id, "traced").await;
     assert!(
         nats.log().contains("HPUB switchboard.b."),
-        "as it is written with them"
+        "a traced message has no HPUB in the log"
     );
     drop((alice, bob));
     for node in nodes {
@@ -143,7 +143,7 @@ async fn what_is_not_traced_crosses_without_headers() {
     }
 }
 
-async fn a_client_that_traces_by_itself_is_heard_on_the_other_node() {
+async fn a_traceparent_of_a_client_reaches_the_other_node() {
     let nats = Nats::start().await;
     let receiver = Receiver::start(Manner::Takes).await;
     let trust = [
@@ -153,18 +153,18 @@ async fn a_client_that_traces_by_itself_is_heard_on_the_other_node() {
     let nodes = two(&nats, &receiver, &trust).await;
     let (mut alice, mut bob) = (nodes[0].user().await, nodes[1].user().await);
     let trace = "0af7651916cd43dd8448eb211c80319c";
-    // It has decided against spans of its own: none are made, and its word goes on.
-    let untold = format!("00-{trace}-b7ad6b7169203331-00");
+    // The client's flags say "not sampled": the nodes make no spans, and pass the traceparent on.
+    let unsampled = format!("00-{trace}-b7ad6b7169203331-00");
     alice
-        .send(json!({"recipient_id": bob.id, "message": "untold", "traceparent": untold}))
+        .send(json!({"recipient_id": bob.id, "message": "unsampled", "traceparent": unsampled}))
         .await;
-    bob.hears(alice.id, "untold").await;
-    assert_eq!(bob.told().frames[0]["traceparent"], json!(untold));
-    let told = format!("00-{trace}-b7ad6b7169203331-01");
+    bob.hears(alice.id, "unsampled").await;
+    assert_eq!(bob.received().frames[0]["traceparent"], json!(unsampled));
+    let sampled = format!("00-{trace}-b7ad6b7169203331-01");
     alice
-        .send(json!({"recipient_id": bob.id, "message": "told", "traceparent": told}))
+        .send(json!({"recipient_id": bob.id, "message": "sampled", "traceparent": sampled}))
         .await;
-    bob.hears(alice.id, "told").await;
+    bob.hears(alice.id, "sampled").await;
     let of_it = crate::eventually("both spans", async || {
         let spans = receiver.spans();
         let id = data_encoding::HEXLOWER.decode(trace.as_bytes()).unwrap();
@@ -174,7 +174,7 @@ async fn a_client_that_traces_by_itself_is_heard_on_the_other_node() {
     })
     .await;
     let [send, process] = NAMES.map(|name| only(&of_it, name));
-    assert_eq!(traceparent(send), bob.told().frames[1]["traceparent"]);
+    assert_eq!(traceparent(send), bob.received().frames[1]["traceparent"]);
     assert_eq!(process.parent_span_id, send.span_id);
     drop((alice, bob));
     for node in nodes {

@@ -1,4 +1,4 @@
-//! Somebody who is connected: a program with a WebSocket library that shares no code with the server's.
+//! A connected user, with a WebSocket library that shares no code with the relay.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,43 +13,43 @@ use tokio_websockets::{ClientBuilder, Message, WebSocketStream};
 
 use crate::within;
 
-/// Which of the two contracts somebody speaks.
+/// Whether a user connects without a subprotocol or with `switchboard.v1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
     Bare,
     V1,
 }
 
-/// All that a user was told.
+/// All frames that a user has received.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Told {
-    /// The frames of messages, in order.
+pub(crate) struct Received {
+    /// Messages as frames, in order.
     pub(crate) frames: Vec<Value>,
-    /// Who wrote what, in order.
+    /// Senders and texts of messages, in order.
     pub(crate) messages: Vec<(u64, String)>,
-    /// What became of the messages with these ids.
+    /// Outcomes by message id.
     pub(crate) outcomes: HashMap<u64, Vec<String>>,
-    /// The first notice.
+    /// The welcome.
     pub(crate) welcome: Option<Value>,
     /// Notices of other types.
     pub(crate) notices: Vec<Value>,
-    /// The close frame's code, 1006 without one; nothing while the connection lives.
+    /// The code of the close frame, 1006 without one; None while the connection is open.
     pub(crate) closed: Option<u16>,
 }
 
-/// One user. It reads all the time, unless it was told not to.
+/// One user. A task reads its frames, unless [`reads`](Self::reads) has stopped it.
 #[derive(Debug)]
 pub(crate) struct User {
     pub(crate) id: u64,
     sink: SplitSink<WebSocketStream<TcpStream>, Message>,
-    told: Arc<Mutex<Told>>,
-    /// Counts what was told.
+    received: Arc<Mutex<Received>>,
+    /// The number of received frames.
     changed: watch::Receiver<u64>,
     reads: watch::Sender<bool>,
     reader: JoinHandle<()>,
 }
 
-/// Why somebody was not let in.
+/// The reason why a connection was refused.
 #[derive(Debug)]
 pub(crate) struct Refused(#[allow(dead_code, reason = "shown by Debug")] pub(crate) String);
 
@@ -59,8 +59,8 @@ impl User {
         joined.expect("the upgrade succeeds")
     }
 
-    /// Comes back with the ticket of an earlier connection.
-    pub(crate) async fn come_back(port: u16, ticket: &str) -> Self {
+    /// Connects with the ticket of an earlier connection.
+    pub(crate) async fn reconnect(port: u16, ticket: &str) -> Self {
         let protocols = format!("switchboard.v1, ticket.{ticket}");
         let joined = within("the upgrade", Self::try_join(port, &protocols)).await;
         joined.expect("the upgrade succeeds")
@@ -93,10 +93,10 @@ impl User {
         let id = id.to_str().unwrap().parse().unwrap();
 
         let (sink, mut stream) = socket.split();
-        let told = Arc::new(Mutex::new(Told::default()));
+        let received = Arc::new(Mutex::new(Received::default()));
         let (count, changed) = watch::channel(0);
         let (reads, mut may_read) = watch::channel(true);
-        let log = told.clone();
+        let log = received.clone();
         let reader = tokio::spawn(async move {
             loop {
                 if may_read.wait_for(|may| *may).await.is_err() {
@@ -105,11 +105,11 @@ impl User {
                 let next = stream.next().await;
                 let is_over = !matches!(next, Some(Ok(_)));
                 {
-                    let mut told = log.lock().unwrap();
+                    let mut received = log.lock().unwrap();
                     match next {
-                        Some(Ok(message)) => told.hear(&message),
+                        Some(Ok(message)) => received.record(&message),
                         _ => {
-                            told.closed.get_or_insert(1006);
+                            received.closed.get_or_insert(1006);
                         }
                     }
                 }
@@ -122,7 +122,7 @@ impl User {
         Ok(Self {
             id,
             sink,
-            told,
+            received,
             changed,
             reads,
             reader,
@@ -143,7 +143,7 @@ impl User {
 
     pub(crate) async fn send(&mut self, frame: Value) {
         let sent = within("a write", self.try_send(frame)).await;
-        sent.expect("the connection lives");
+        sent.expect("the connection is open");
     }
 
     pub(crate) async fn try_send(&mut self, frame: Value) -> Result<(), tokio_websockets::Error> {
@@ -153,30 +153,32 @@ impl User {
     /// Queues a message and does not flush it.
     pub(crate) async fn feed(&mut self, frame: Value) {
         let fed = self.sink.feed(Message::text(frame.to_string()));
-        within("a write", fed).await.expect("the connection lives");
+        within("a write", fed)
+            .await
+            .expect("the connection is open");
     }
 
     pub(crate) async fn flush(&mut self) {
         within("a write", self.sink.flush()).await.unwrap();
     }
 
-    /// Whether it reads from now on.
+    /// Stops the reading of frames, or continues it.
     pub(crate) fn reads(&self, reads: bool) {
         self.reads.send_replace(reads);
     }
 
-    /// All that it was told so far.
-    pub(crate) fn told(&self) -> Told {
-        self.told.lock().unwrap().clone()
+    /// The frames received so far.
+    pub(crate) fn received(&self) -> Received {
+        self.received.lock().unwrap().clone()
     }
 
-    /// Looks at all that it was told so far.
-    pub(crate) fn look<R>(&self, look: impl FnOnce(&Told) -> R) -> R {
-        look(&self.told.lock().unwrap())
+    /// Calls `look` with the frames received so far.
+    pub(crate) fn look<R>(&self, look: impl FnOnce(&Received) -> R) -> R {
+        look(&self.received.lock().unwrap())
     }
 
-    /// Waits until it was told so.
-    pub(crate) async fn until(&mut self, what: &str, is: impl Fn(&Told) -> bool) {
+    /// Waits until the received frames satisfy `is`.
+    pub(crate) async fn until(&mut self, what: &str, is: impl Fn(&Received) -> bool) {
         let wait = async {
             loop {
                 self.changed.borrow_and_update();
@@ -188,59 +190,61 @@ impl User {
         let waited = tokio::time::timeout(crate::PATIENCE, wait).await;
         assert!(
             waited.is_ok() && self.look(&is),
-            "user {} was not told: {what}; but {:?}",
+            "user {} did not receive {what}, but {:?}",
             self.id,
             self.summary()
         );
     }
 
-    /// What it was told first of all.
+    /// Waits for the welcome.
     pub(crate) async fn welcome(&mut self) -> Value {
-        self.until("a welcome", |told| told.welcome.is_some()).await;
-        self.look(|told| told.welcome.clone().unwrap())
+        self.until("a welcome", |received| received.welcome.is_some())
+            .await;
+        self.look(|received| received.welcome.clone().unwrap())
     }
 
-    /// The ticket to come back with.
+    /// Waits for the welcome, and returns its ticket.
     pub(crate) async fn ticket(&mut self) -> String {
         self.welcome().await["ticket"].as_str().unwrap().to_owned()
     }
 
-    /// Waits for a message of somebody.
+    /// Waits for a message with this sender and text.
     pub(crate) async fn hears(&mut self, from: u64, text: &str) {
         let message = (from, text.to_owned());
-        self.until(&format!("{message:?}"), |told| {
-            told.messages.contains(&message)
+        self.until(&format!("{message:?}"), |received| {
+            received.messages.contains(&message)
         })
         .await;
     }
 
     /// Waits for the outcome of a message.
     pub(crate) async fn outcome(&mut self, id: u64) -> String {
-        let is_known = |told: &Told| told.outcomes.contains_key(&id);
+        let is_known = |received: &Received| received.outcomes.contains_key(&id);
         self.until(&format!("the outcome of {id}"), is_known).await;
-        self.look(|told| told.outcomes[&id].join("+"))
+        self.look(|received| received.outcomes[&id].join("+"))
     }
 
     fn summary(&self) -> String {
-        self.look(|told| {
-            let last = told.messages.last();
+        self.look(|received| {
+            let last = received.messages.last();
             format!(
                 "{} messages (the last {last:?}), {} outcomes, notices {:?}, closed {:?}",
-                told.messages.len(),
-                told.outcomes.len(),
-                told.notices,
-                told.closed
+                received.messages.len(),
+                received.outcomes.len(),
+                received.notices,
+                received.closed
             )
         })
     }
 
-    /// Closes, and waits for the end.
-    pub(crate) async fn leave(mut self) -> Told {
-        // The server may have closed already.
+    /// Closes the connection, and waits for its end.
+    pub(crate) async fn leave(mut self) -> Received {
+        // The send fails if the relay has closed already.
         let close = Message::close(Some(1000.try_into().unwrap()), "");
         let _closed = self.sink.send(close).await.is_err();
-        self.until("the end", |told| told.closed.is_some()).await;
-        self.told()
+        self.until("the end", |received| received.closed.is_some())
+            .await;
+        self.received()
     }
 }
 
@@ -250,8 +254,8 @@ impl Drop for User {
     }
 }
 
-impl Told {
-    fn hear(&mut self, message: &Message) {
+impl Received {
+    fn record(&mut self, message: &Message) {
         if let Some((code, _)) = message.as_close() {
             self.closed = Some(code.into());
             return;

@@ -1,5 +1,5 @@
-//! What is said on one node and heard on another: the message itself, its order, its outcome, and what a
-//! flood does to others.
+//! Messages from one node to another: their text, their order, their outcomes, and the effect of a flood on other
+//! messages.
 
 use std::time::Duration;
 
@@ -11,22 +11,22 @@ use crate::node::Node;
 use crate::user::User;
 use crate::{PATIENCE, eventually};
 
-crate::tests!("crossing":
-    everybody_reaches_everybody,
-    any_string_arrives_as_the_same_string,
-    the_order_of_a_pair_is_kept,
-    a_sender_learns_what_became_of_its_message,
-    a_recipient_who_reads_slowly_is_no_unknown,
-    a_full_mailbox_elsewhere_is_an_answer,
-    a_flood_to_one_does_not_hold_up_the_others,
-    two_clusters_on_one_nats_do_not_know_of_each_other,
-    what_is_larger_than_nats_takes_is_refused,
-    a_stop_answers_what_is_under_way,
+crate::tests!("messages":
+    users_on_all_nodes_reach_each_other,
+    every_string_arrives_as_the_same_string,
+    messages_of_a_pair_arrive_in_order,
+    a_sender_gets_the_outcome_of_each_message,
+    a_recipient_that_reads_slowly_causes_no_unknown_outcome,
+    a_full_mailbox_on_another_node_is_reported,
+    a_flood_to_one_user_does_not_delay_other_messages,
+    two_clusters_on_one_nats_are_separate,
+    a_message_above_the_limit_of_nats_is_too_large,
+    a_drain_settles_messages_in_flight,
 );
 
 const ROUTER: (&str, &str) = ("ROUTING__STRATEGY", "router");
 
-/// Three nodes, one of them of the other strategy.
+/// Three nodes; the last one uses the strategy `router`.
 async fn three(nats: &Nats, changes: &[(&str, &str)]) -> [Node; 3] {
     let routed = [changes, &[ROUTER]].concat();
     [
@@ -36,22 +36,22 @@ async fn three(nats: &Nats, changes: &[(&str, &str)]) -> [Node; 3] {
     ]
 }
 
+/// Stops the nodes, and checks that no message was lost between them.
 pub(crate) async fn stop(nodes: impl IntoIterator<Item = Node>) {
     let nodes: Vec<_> = nodes.into_iter().collect();
-    // Over all nodes, what was sent was received.
     let (mut sent, mut received) = (0, 0);
     for node in &nodes {
         let ledger = node.ledger().await;
         sent += ledger.cluster_sent;
         received += ledger.cluster_received;
     }
-    assert_eq!(sent, received, "something was lost between the nodes");
+    assert_eq!(sent, received, "messages were lost between the nodes");
     for node in nodes {
         node.stop().await;
     }
 }
 
-async fn everybody_reaches_everybody() {
+async fn users_on_all_nodes_reach_each_other() {
     let nats = Nats::start().await;
     let nodes = three(&nats, &[]).await;
     let mut users = Vec::new();
@@ -69,14 +69,14 @@ async fn everybody_reaches_everybody() {
         for (from, id) in ids.iter().enumerate() {
             user.hears(*id, &format!("{from} to {to}")).await;
         }
-        user.until("no more than that", |told| told.messages.len() == 6)
+        user.until("six messages", |received| received.messages.len() == 6)
             .await;
     }
     drop(users);
     stop(nodes).await;
 }
 
-async fn any_string_arrives_as_the_same_string() {
+async fn every_string_arrives_as_the_same_string() {
     let nats = Nats::start().await;
     let nodes = three(&nats, &[]).await;
     let (mut alice, mut bob) = (nodes[0].user().await, nodes[1].bare_user().await);
@@ -97,7 +97,7 @@ async fn any_string_arrives_as_the_same_string() {
         bob.hears(alice.id, text).await;
     }
     let heard: Vec<_> = bob
-        .told()
+        .received()
         .messages
         .into_iter()
         .map(|(_, text)| text)
@@ -107,10 +107,10 @@ async fn any_string_arrives_as_the_same_string() {
     stop(nodes).await;
 }
 
-async fn the_order_of_a_pair_is_kept() {
+async fn messages_of_a_pair_arrive_in_order() {
     const MESSAGES: u64 = 3000;
     let nats = Nats::start().await;
-    // Room for all of them, so that order is all there is to see.
+    // The queues have room for all messages, so that none is dropped.
     let nodes = three(
         &nats,
         &[
@@ -150,11 +150,14 @@ async fn the_order_of_a_pair_is_kept() {
     for recipient in &mut recipients {
         let all = 3 * usize::try_from(MESSAGES).unwrap();
         recipient
-            .until("all messages", |told| told.messages.len() == all)
+            .until("all messages", |received| received.messages.len() == all)
             .await;
-        let told = recipient.told();
+        let received = recipient.received();
         for sender in &senders {
-            let of = told.messages.iter().filter(|(from, _)| *from == sender.id);
+            let of = received
+                .messages
+                .iter()
+                .filter(|(from, _)| *from == sender.id);
             let numbers: Vec<u64> = of.map(|(_, text)| text.parse().unwrap()).collect();
             assert!(numbers.into_iter().eq(0..MESSAGES), "out of order");
         }
@@ -163,7 +166,7 @@ async fn the_order_of_a_pair_is_kept() {
     stop(nodes).await;
 }
 
-async fn a_sender_learns_what_became_of_its_message() {
+async fn a_sender_gets_the_outcome_of_each_message() {
     let nats = Nats::start().await;
     let nodes = three(&nats, &[("LIMITS__MESSAGE_BYTES", "1KiB")]).await;
     let mut alice = nodes[0].user().await;
@@ -171,54 +174,54 @@ async fn a_sender_learns_what_became_of_its_message() {
         let bob = node.user().await;
         alice.ask(bob.id, "hello", id).await;
         assert_eq!(alice.outcome(id).await, "delivered");
-        // Somebody who was there, on a node that still has the block.
+        // A user that has left, on a node that still holds the block.
         let away = bob.id;
         bob.leave().await;
         alice.ask(away, "still there?", 10 + id).await;
         assert_eq!(alice.outcome(10 + id).await, "offline");
     }
-    // A block that nobody has.
-    alice.ask(9_000_000_000, "anybody?", 20).await;
+    // An id of a block that no node holds.
+    alice.ask(9_000_000_000, "are you there?", 20).await;
     assert_eq!(alice.outcome(20).await, "offline");
-    // An id of this node's own that nobody has got yet.
-    alice.ask(alice.id + 1, "anybody?", 21).await;
+    // An id of this node's block that no user has.
+    alice.ask(alice.id + 1, "are you there?", 21).await;
     assert_eq!(alice.outcome(21).await, "offline");
     let bob = nodes[1].user().await;
     alice.ask(bob.id, &"x".repeat(2000), 22).await;
     assert_eq!(alice.outcome(22).await, "too_large");
-    let told = alice.told();
-    assert_eq!(told.outcomes.len(), 7);
+    let received = alice.received();
+    assert_eq!(received.outcomes.len(), 7);
     let ledger = nodes[0].ledger().await;
     assert_eq!((ledger.cluster_sent, ledger.cluster_received), (5, 1));
     drop((alice, bob));
     stop(nodes).await;
 }
 
-/// Sends to somebody who does not read until its mailbox holds something; how many that took.
+/// Sends to a user that does not read until messages wait in its mailbox. Returns the number of messages sent.
 async fn clog(sender: &mut User, to: u64, node: &Node, text: &str) -> u64 {
     for number in 0..2000 {
         sender.ask(to, text, number).await;
-        let waits = node.metric("switchboard_mailbox_messages").await > 2;
-        if waits {
+        let is_queued = node.metric("switchboard_mailbox_messages").await > 2;
+        if is_queued {
             return number + 1;
         }
     }
-    panic!("{to} takes everything, though it does not read");
+    panic!("no message waits in the mailbox of {to}, although it does not read");
 }
 
-async fn a_recipient_who_reads_slowly_is_no_unknown() {
+async fn a_recipient_that_reads_slowly_causes_no_unknown_outcome() {
     let nats = Nats::start().await;
     let nodes = three(&nats, &[("CLUSTER__OUTCOME_TIMEOUT", "500ms")]).await;
     let (mut alice, bob) = (nodes[0].user().await, nodes[1].user().await);
     bob.reads(false);
     let text = "x".repeat(30_000);
     let count = clog(&mut alice, bob.id, &nodes[1], &text).await;
-    // Far longer than anybody would wait for an answer from a node that is gone.
+    // Four times as long as cluster.outcome_timeout.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let pending = nodes[0]
         .metric("switchboard_cluster_outcomes_pending")
         .await;
-    assert!(pending > 0, "something still waits");
+    assert!(pending > 0, "no outcome is pending");
     bob.reads(true);
     for number in 0..count {
         assert_eq!(alice.outcome(number).await, "delivered");
@@ -229,7 +232,7 @@ async fn a_recipient_who_reads_slowly_is_no_unknown() {
     stop(nodes).await;
 }
 
-async fn a_full_mailbox_elsewhere_is_an_answer() {
+async fn a_full_mailbox_on_another_node_is_reported() {
     let nats = Nats::start().await;
     let nodes = three(&nats, &[("MAILBOX__MESSAGES", "4")]).await;
     let (mut alice, mut bob) = (nodes[0].user().await, nodes[1].user().await);
@@ -241,8 +244,9 @@ async fn a_full_mailbox_elsewhere_is_an_answer() {
     }
     assert_eq!(alice.outcome(count + 9).await, "queue_full");
     bob.reads(true);
-    bob.until("a notice", |told| {
-        told.notices
+    bob.until("a notice", |received| {
+        received
+            .notices
             .iter()
             .any(|notice| notice["type"] == "dropped")
     })
@@ -258,7 +262,7 @@ async fn a_full_mailbox_elsewhere_is_an_answer() {
     stop(nodes).await;
 }
 
-async fn a_flood_to_one_does_not_hold_up_the_others() {
+async fn a_flood_to_one_user_does_not_delay_other_messages() {
     const ROUNDS: u64 = 50;
     let nats = Nats::start().await;
     let nodes = three(&nats, &[]).await;
@@ -291,10 +295,14 @@ async fn a_flood_to_one_does_not_hold_up_the_others() {
         assert_eq!(alice.outcome(number).await, "delivered");
         slowest = slowest.max(begin.elapsed());
     }
-    bob.until("all of it", |told| told.messages.len() as u64 == ROUNDS)
-        .await;
+    bob.until("all messages", |received| {
+        received.messages.len() as u64 == ROUNDS
+    })
+    .await;
     let sent = nodes[0].metric("switchboard_cluster_sent_total").await;
-    println!("   beside a flood of {sent} messages, {ROUNDS} others each took {slowest:?} at most");
+    println!(
+        "   during a flood of {sent} messages, each of {ROUNDS} other messages took at most {slowest:?}"
+    );
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     for flooder in flooders {
         flooder.abort();
@@ -304,7 +312,7 @@ async fn a_flood_to_one_does_not_hold_up_the_others() {
     stop(nodes).await;
 }
 
-async fn two_clusters_on_one_nats_do_not_know_of_each_other() {
+async fn two_clusters_on_one_nats_are_separate() {
     let nats = Nats::start().await;
     let [here, there] = ["here", "there"].map(|name| ("CLUSTER__NAME", name));
     let nodes = [
@@ -315,19 +323,23 @@ async fn two_clusters_on_one_nats_do_not_know_of_each_other() {
     let mut alice = nodes[0].user().await;
     let mut bob = nodes[1].user().await;
     let mut stranger = nodes[2].user().await;
-    assert_eq!((alice.id, stranger.id), (1, 1), "either begins at 1");
+    assert_eq!(
+        (alice.id, stranger.id),
+        (1, 1),
+        "the ids of each cluster begin at 1"
+    );
     bob.ask(1, "to alice", 1).await;
     assert_eq!(bob.outcome(1).await, "delivered");
     alice.hears(bob.id, "to alice").await;
-    // Nobody has bob's id in the other cluster.
-    stranger.ask(bob.id, "to nobody", 1).await;
+    // No user of the other cluster has bob's id.
+    stranger.ask(bob.id, "to an unused id", 1).await;
     assert_eq!(stranger.outcome(1).await, "offline");
-    assert!(stranger.told().messages.is_empty());
+    assert!(stranger.received().messages.is_empty());
     drop((alice, bob, stranger));
     stop(nodes).await;
 }
 
-async fn what_is_larger_than_nats_takes_is_refused() {
+async fn a_message_above_the_limit_of_nats_is_too_large() {
     let nats = Nats::with("max_payload: 4096").await;
     let nodes = three(&nats, &[]).await;
     let (mut alice, bob) = (nodes[0].user().await, nodes[1].user().await);
@@ -339,18 +351,19 @@ async fn what_is_larger_than_nats_takes_is_refused() {
     stop(nodes).await;
 }
 
-async fn a_stop_answers_what_is_under_way() {
+async fn a_drain_settles_messages_in_flight() {
     let nats = Nats::start().await;
     let mut nodes = three(&nats, &[("DRAIN__TIMEOUT", "2s")]).await;
     let (mut alice, mut bob) = (nodes[0].user().await, nodes[1].user().await);
     let carol = nodes[1].user().await;
-    // To carol, who does not read, more than the sockets take: the end of the drain finds it waiting.
+    // Carol does not read, so messages to her fill the sockets and wait in her mailbox when the drain ends.
     carol.reads(false);
     let text = "x".repeat(30_000);
     let count = clog(&mut alice, carol.id, &nodes[1], &text).await;
     nodes[1].begin_stop();
-    bob.until("a notice", |told| {
-        told.notices
+    bob.until("a notice", |received| {
+        received
+            .notices
             .iter()
             .any(|notice| notice["type"] == "reconnect")
     })
@@ -365,8 +378,8 @@ async fn a_stop_answers_what_is_under_way() {
     }
     assert!(begin.elapsed() < PATIENCE);
     nodes[1].ended().await;
-    // Its blocks are nobody's any more.
-    eventually("nobody listens", async || {
+    // No node holds its blocks any more.
+    eventually("messages to bob are offline", async || {
         let id = count + fastrand::u64(1..1 << 50);
         alice.ask(bob.id, "still there?", id).await;
         (alice.outcome(id).await == "offline").then_some(())

@@ -1,4 +1,4 @@
-//! NATS is not there: what goes on without it, what does not, and what happens when it is back.
+//! Nodes without a connection to NATS: what still works, what does not, and the recovery.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use crate::eventually;
 use crate::ids::subscriptions;
 use crate::nats::{Nats, free_port};
 use crate::node::Node;
-use crate::proxy::{Proxy, Weather};
+use crate::proxy::{Condition, Proxy};
 
-crate::tests!("away":
-    a_node_waits_for_nats_and_then_gets_users,
-    local_messages_go_on_and_remote_ones_are_unavailable_at_once,
-    users_come_in_while_there_are_ids,
-    a_node_that_needs_nats_is_not_ready_without_it,
-    a_node_that_is_cut_off_in_silence_is_given_up,
+crate::tests!("outage":
+    a_node_is_not_ready_before_it_reaches_nats,
+    local_messages_arrive_without_nats_and_remote_ones_are_unavailable,
+    users_are_accepted_without_nats_while_ids_are_left,
+    a_node_that_requires_nats_is_not_ready_without_it,
+    nats_gives_up_a_node_that_does_not_answer,
 );
 
 const TINY: (&str, &str) = ("CLUSTER__BLOCK_SIZE", "4");
 
-async fn a_node_waits_for_nats_and_then_gets_users() {
+async fn a_node_is_not_ready_before_it_reaches_nats() {
     let mut nats = Nats::stopped("");
     let node = Node::begin(&nats.url(), &[]).await;
     assert_eq!(
@@ -43,7 +43,7 @@ async fn a_node_waits_for_nats_and_then_gets_users() {
     node.stop().await;
 }
 
-async fn local_messages_go_on_and_remote_ones_are_unavailable_at_once() {
+async fn local_messages_arrive_without_nats_and_remote_ones_are_unavailable() {
     let mut nats = Nats::start().await;
     let nodes = [
         Node::start(&nats.url(), &[]).await,
@@ -71,8 +71,8 @@ async fn local_messages_go_on_and_remote_ones_are_unavailable_at_once() {
         begin.elapsed()
     );
     assert_eq!(nodes[0].scrape().await.dropped("unavailable"), 100);
-    // Ids of this node's own need nobody.
-    alice.ask(alice.id + 500, "anybody?", 3).await;
+    // The node needs no other node for ids of its own blocks.
+    alice.ask(alice.id + 500, "are you there?", 3).await;
     assert_eq!(alice.outcome(3).await, "offline");
     nodes[0].ledger().await;
 
@@ -84,17 +84,24 @@ async fn local_messages_go_on_and_remote_ones_are_unavailable_at_once() {
     assert_eq!(alice.outcome(4).await, "delivered");
     carol.ask(alice.id, "and back", 5).await;
     assert_eq!(carol.outcome(5).await, "delivered");
-    let told = carol.told();
-    let texts: Vec<_> = told
+    let received = carol.received();
+    let texts: Vec<_> = received
         .messages
         .iter()
         .map(|(_, text)| text.as_str())
         .collect();
-    assert_eq!(texts, ["before", "afterwards"], "nothing is sent later");
+    assert_eq!(
+        texts,
+        ["before", "afterwards"],
+        "a message from the outage was sent later"
+    );
     bob.hears(alice.id, "meanwhile").await;
     for node in &nodes {
         let connects = node.metric("switchboard_cluster_connects_total").await;
-        assert_eq!(connects, 2, "once, and again once");
+        assert_eq!(
+            connects, 2,
+            "one connect at the start, and one after the outage"
+        );
     }
     drop((alice, bob, carol));
     for node in nodes {
@@ -102,11 +109,11 @@ async fn local_messages_go_on_and_remote_ones_are_unavailable_at_once() {
     }
 }
 
-async fn users_come_in_while_there_are_ids() {
+async fn users_are_accepted_without_nats_while_ids_are_left() {
     let mut nats = Nats::start().await;
     let node = Node::start(&nats.url(), &[TINY]).await;
     let first = node.user().await;
-    // One block begun, and one ahead of need.
+    // The node leases its next block when it begins to use one.
     node.until("switchboard_cluster_ids_left", |left| left == 7)
         .await;
     nats.kill();
@@ -130,7 +137,7 @@ async fn users_come_in_while_there_are_ids() {
     node.stop().await;
 }
 
-async fn a_node_that_needs_nats_is_not_ready_without_it() {
+async fn a_node_that_requires_nats_is_not_ready_without_it() {
     let mut nats = Nats::start().await;
     let node = Node::start(&nats.url(), &[("CLUSTER__REQUIRED", "true")]).await;
     nats.stop();
@@ -142,9 +149,9 @@ async fn a_node_that_needs_nats_is_not_ready_without_it() {
     node.stop().await;
 }
 
-/// As config/nats has it, NATS notices what no connection says. Nobody writes meanwhile: up to version
-/// 2.9 NATS does not ping whom it has just sent something.
-async fn a_node_that_is_cut_off_in_silence_is_given_up() {
+/// With the ping settings of config/nats, NATS notices that a node does not answer. The test sends no message
+/// meanwhile: up to version 2.9, NATS does not ping a node to which it has just sent something.
+async fn nats_gives_up_a_node_that_does_not_answer() {
     let config = include_str!("../../config/nats/nats.conf");
     let pings = config.lines().filter(|line| line.starts_with("ping_"));
     let mut lines: Vec<_> = pings.map(str::to_owned).collect();
@@ -163,7 +170,7 @@ async fn a_node_that_is_cut_off_in_silence_is_given_up() {
     alice.ask(bob.id, "before", 0).await;
     assert_eq!(alice.outcome(0).await, "delivered");
     assert!(subscriptions(monitor).await > alone);
-    proxy.set(Weather::Silent);
+    proxy.set(Condition::Silent);
     let begin = Instant::now();
     eventually("nats has given the node up", async || {
         (subscriptions(monitor).await == alone).then_some(())
@@ -172,7 +179,7 @@ async fn a_node_that_is_cut_off_in_silence_is_given_up() {
     println!("   noticed after {:?}", begin.elapsed());
     alice.ask(bob.id, "still there?", 1).await;
     assert_eq!(alice.outcome(1).await, "offline");
-    proxy.set(Weather::Fine);
+    proxy.set(Condition::Normal);
     far.until_up(true).await;
     alice.ask(bob.id, "afterwards", 2).await;
     assert_eq!(alice.outcome(2).await, "delivered");
