@@ -1,4 +1,4 @@
-//! The attacks: each goes on until its process is ended.
+//! The attacks. Each one runs until its process is killed.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,26 +14,28 @@ use tokio::time::sleep;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use crate::wire::{connect, connect_narrow, elsewhere, frame, join, message, reset, upgrade};
+use crate::wire::{
+    attacker_address, connect, connect_narrow, frame, join, message, reset, upgrade,
+};
 
 const MOMENT: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What one attacker needs to know.
+/// What each task of an attack needs.
 #[derive(Clone, Debug)]
 struct Attacker {
     target: SocketAddr,
-    /// Connections of this process so far, each from an address of its own where the attack wants it.
+    /// The number of connections of this process. It selects the address of the next connection.
     count: Arc<AtomicU64>,
-    /// Who asks for an upgrade: so many at a time, or a crowd gets in its own way.
-    asking: Arc<Semaphore>,
-    /// A whole `ClientHello`: a client pays for one, and says it again and again.
+    /// Limits the simultaneous upgrades, because otherwise the tasks delay each other.
+    upgrades: Arc<Semaphore>,
+    /// A `ClientHello`, made once and sent many times.
     hello: Arc<[u8]>,
 }
 
 impl Attacker {
     fn address(&self) -> IpAddr {
-        elsewhere(self.count.fetch_add(1, Relaxed))
+        attacker_address(self.count.fetch_add(1, Relaxed))
     }
 
     async fn connect(&self) -> io::Result<TcpStream> {
@@ -41,7 +43,7 @@ impl Attacker {
     }
 
     async fn join(&self) -> io::Result<TcpStream> {
-        let _asking = self.asking.acquire().await.map_err(io::Error::other)?;
+        let _permit = self.upgrades.acquire().await.map_err(io::Error::other)?;
         let mut stream = self.connect().await?;
         match join(&mut stream, "").await? {
             Ok(_) => Ok(stream),
@@ -53,62 +55,66 @@ impl Attacker {
     }
 }
 
-/// Runs an attack of that name.
+/// Runs the attack with this name.
 pub(crate) async fn run(name: &str, target: SocketAddr) -> ! {
     let attacker = Attacker {
         target,
         count: Arc::new(AtomicU64::new(u64::from(std::process::id()) * 7919)),
-        asking: Arc::new(Semaphore::new(100)),
+        upgrades: Arc::new(Semaphore::new(100)),
         hello: client_hello().into(),
     };
-    let (crowd, work): (usize, fn(Attacker) -> Work) = match name {
-        "heads" => (2000, |it| Box::pin(slow_head(it))),
-        "tls" => (2000, |it| Box::pin(slow_tls(it))),
-        "hellos" => (32, |it| Box::pin(hello(it))),
-        "frames" => (1000, |it| Box::pin(slow_frame(it))),
-        "mute" => (7500, |it| Box::pin(mute(it))),
-        "idle" => (7500, |it| Box::pin(idle(it))),
-        "churn" => (32, |it| Box::pin(churn(it))),
-        "pings" => (8, |it| Box::pin(flood(it, 0x89, 0x89))),
-        "fragments" => (8, |it| Box::pin(flood(it, 0x01, 0x00))),
-        "giant" => (32, |it| {
+    let (tasks, work): (usize, fn(Attacker) -> Work) = match name {
+        "heads" => (2000, |attacker| Box::pin(slow_head(attacker))),
+        "tls" => (2000, |attacker| Box::pin(slow_tls(attacker))),
+        "hellos" => (32, |attacker| Box::pin(hello(attacker))),
+        "frames" => (1000, |attacker| Box::pin(slow_frame(attacker))),
+        "silent" => (7500, |attacker| Box::pin(silent(attacker))),
+        "idle" => (7500, |attacker| Box::pin(idle(attacker))),
+        "churn" => (32, |attacker| Box::pin(churn(attacker))),
+        "pings" => (8, |attacker| Box::pin(flood(attacker, 0x89, 0x89))),
+        "fragments" => (8, |attacker| Box::pin(flood(attacker, 0x01, 0x00))),
+        "giant" => (32, |attacker| {
             let head = [
                 &[0x81, 0xff],
                 (1_u64 << 40).to_be_bytes().as_slice(),
                 &[0; 4],
             ]
             .concat();
-            Box::pin(wrong(it, head))
+            Box::pin(invalid(attacker, head))
         }),
-        "promised" => (1000, |it| Box::pin(promise(it))),
-        "reserved" => (32, |it| Box::pin(wrong(it, frame(0xc1, b"\x2a\xce\xcf")))),
-        "deaf" => (1, |it| Box::pin(deaf(it))),
-        "slow" => (100, |it| {
-            let phase = MOMENT * (it.count.load(Relaxed) % 100) as u32 / 100;
-            Box::pin(slow_reader(it, phase))
+        "unfinished" => (1000, |attacker| Box::pin(unfinished(attacker))),
+        "reserved" => (32, |attacker| {
+            Box::pin(invalid(attacker, frame(0xc1, b"\x2a\xce\xcf")))
         }),
-        "slow-at-once" => (100, |it| Box::pin(slow_reader(it, Duration::ZERO))),
-        "resets" => (32, |it| Box::pin(resets(it))),
-        "proxies" => (32, |it| Box::pin(forged(it))),
-        "tokens" => (32, |it| Box::pin(tokens(it, "x".to_owned()))),
-        "kids" => (32, |it| {
-            // {"alg":"RS256","kid":"unknown"} and a payload that is never looked at.
+        "unread" => (1, |attacker| Box::pin(unread(attacker))),
+        "slow" => (100, |attacker| {
+            let phase = MOMENT * (attacker.count.load(Relaxed) % 100) as u32 / 100;
+            Box::pin(slow_reader(attacker, phase))
+        }),
+        "slow-at-once" => (100, |attacker| {
+            Box::pin(slow_reader(attacker, Duration::ZERO))
+        }),
+        "resets" => (32, |attacker| Box::pin(resets(attacker))),
+        "proxies" => (32, |attacker| Box::pin(forged(attacker))),
+        "tokens" => (32, |attacker| Box::pin(tokens(attacker, "x".to_owned()))),
+        "kids" => (32, |attacker| {
+            // The header is {"alg":"RS256","kid":"unknown"}; the relay never reads the payload.
             let token = "eyJhbGciOiJSUzI1NiIsImtpZCI6InVua25vd24ifQ.eyJleHAiOjk5OTk5OTk5OTl9.x";
-            Box::pin(tokens(it, token.to_owned()))
+            Box::pin(tokens(attacker, token.to_owned()))
         }),
         _ => panic!("no attack is called {name}"),
     };
-    for number in 0..crowd {
+    for number in 0..tasks {
         let attacker = attacker.clone();
         tokio::spawn(async move {
             loop {
-                // What an attack ends with does not matter, and it begins again.
+                // A task that fails starts again; the error does not matter.
                 if let Err(_refused) = work(attacker.clone()).await {
                     sleep(Duration::from_millis(5)).await;
                 }
             }
         });
-        // Not all of a crowd in one turn of this process.
+        // The tasks start in groups of 50, so that they do not all connect at once.
         if number % 50 == 0 {
             sleep(Duration::from_millis(2)).await;
         }
@@ -116,25 +122,27 @@ pub(crate) async fn run(name: &str, target: SocketAddr) -> ! {
     std::future::pending().await
 }
 
-/// What a client of TLS says first.
+/// The first bytes of a TLS client.
 fn client_hello() -> Vec<u8> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .expect("the provider has their suites")
+        .expect("ring supports the default versions")
         .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth();
-    let name = "localhost".try_into().expect("a name");
+    let name = "localhost".try_into().expect("localhost is a valid name");
     let client = ClientConnection::new(Arc::new(config), name);
     let mut hello = Vec::new();
-    let written = client.expect("a client").write_tls(&mut hello);
-    written.expect("memory takes it");
+    let written = client
+        .expect("the configuration is complete")
+        .write_tls(&mut hello);
+    written.expect("a Vec accepts every write");
     hello
 }
 
 type Work = std::pin::Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
-/// Sends bytes one by one, for as long as that goes.
+/// Sends one byte each 100 ms, until the connection ends.
 async fn drip(stream: &mut TcpStream, bytes: impl Iterator<Item = u8>) -> io::Result<()> {
     for byte in bytes {
         sleep(MOMENT).await;
@@ -143,69 +151,69 @@ async fn drip(stream: &mut TcpStream, bytes: impl Iterator<Item = u8>) -> io::Re
     Ok(())
 }
 
-/// Takes what comes, to the end.
-async fn hear_out(stream: &mut TcpStream) -> io::Result<()> {
-    let mut room = [0; 4096];
-    while stream.read(&mut room).await? > 0 {}
+/// Reads until the connection ends.
+async fn read_to_end(stream: &mut TcpStream) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    while stream.read(&mut buffer).await? > 0 {}
     Ok(())
 }
 
-async fn slow_head(it: Attacker) -> io::Result<()> {
-    let mut stream = it.connect().await?;
+async fn slow_head(attacker: Attacker) -> io::Result<()> {
+    let mut stream = attacker.connect().await?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: ").await?;
-    let _cut = drip(&mut stream, std::iter::repeat(b'a')).await;
+    let _ended = drip(&mut stream, std::iter::repeat(b'a')).await;
     sleep(SECOND).await;
     Ok(())
 }
 
-async fn slow_tls(it: Attacker) -> io::Result<()> {
-    let mut stream = it.connect().await?;
-    // The head of a record with a ClientHello of 508 bytes.
+async fn slow_tls(attacker: Attacker) -> io::Result<()> {
+    let mut stream = attacker.connect().await?;
+    // The header of a record with a ClientHello of 508 bytes.
     stream
         .write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3])
         .await?;
-    let _cut = drip(&mut stream, std::iter::repeat(7)).await;
+    let _ended = drip(&mut stream, std::iter::repeat(7)).await;
     sleep(SECOND).await;
     Ok(())
 }
 
-/// Has the server answer a hello, or refuse to, and leaves.
-async fn hello(it: Attacker) -> io::Result<()> {
-    let mut stream = it.connect().await?;
-    stream.write_all(&it.hello).await?;
-    // It goes on at once where it was refused, too.
+/// Sends a hello, waits for the answer or the refusal, and resets the connection.
+async fn hello(attacker: Attacker) -> io::Result<()> {
+    let mut stream = attacker.connect().await?;
+    stream.write_all(&attacker.hello).await?;
+    // The task continues after a refusal, too.
     let _answer = stream.read(&mut [0; 4096]).await;
     reset(stream);
     Ok(())
 }
 
-async fn slow_frame(it: Attacker) -> io::Result<()> {
-    let mut stream = it.join().await?;
+async fn slow_frame(attacker: Attacker) -> io::Result<()> {
+    let mut stream = attacker.join().await?;
     let frame = frame(0x81, &vec![b' '; 60_000]);
     drip(&mut stream, frame.into_iter()).await
 }
 
-async fn mute(it: Attacker) -> io::Result<()> {
-    let mut stream = it.connect().await?;
-    let _ended = hear_out(&mut stream).await;
+async fn silent(attacker: Attacker) -> io::Result<()> {
+    let mut stream = attacker.connect().await?;
+    let _ended = read_to_end(&mut stream).await;
     sleep(SECOND).await;
     Ok(())
 }
 
-async fn idle(it: Attacker) -> io::Result<()> {
-    let mut stream = it.join().await?;
-    hear_out(&mut stream).await
+async fn idle(attacker: Attacker) -> io::Result<()> {
+    let mut stream = attacker.join().await?;
+    read_to_end(&mut stream).await
 }
 
-async fn churn(it: Attacker) -> io::Result<()> {
-    let mut stream = it.join().await?;
+async fn churn(attacker: Attacker) -> io::Result<()> {
+    let mut stream = attacker.join().await?;
     stream.write_all(&frame(0x88, &[3, 232])).await?;
-    hear_out(&mut stream).await
+    read_to_end(&mut stream).await
 }
 
-/// Says the first frame and then the other, as fast as that goes, and reads nothing.
-async fn flood(it: Attacker, first: u8, other: u8) -> io::Result<()> {
-    let mut stream = it.join().await?;
+/// Sends the frame `first`, and then only the frame `other`, at full speed. Reads nothing.
+async fn flood(attacker: Attacker, first: u8, other: u8) -> io::Result<()> {
+    let mut stream = attacker.join().await?;
     let payload = if first == 0x89 {
         &[b'x'; 125][..]
     } else {
@@ -218,36 +226,36 @@ async fn flood(it: Attacker, first: u8, other: u8) -> io::Result<()> {
     }
 }
 
-/// Sends what may not be sent, and hears how that is taken.
-async fn wrong(it: Attacker, bytes: Vec<u8>) -> io::Result<()> {
-    let mut stream = it.join().await?;
+/// Sends invalid bytes, and answers the close.
+async fn invalid(attacker: Attacker, bytes: Vec<u8>) -> io::Result<()> {
+    let mut stream = attacker.join().await?;
     stream.write_all(&bytes).await?;
     let mut close = [0; 4];
     stream.read_exact(&mut close).await?;
     stream.write_all(&frame(0x88, &close[2..])).await?;
-    hear_out(&mut stream).await
+    read_to_end(&mut stream).await
 }
 
-/// Says that the largest of messages comes, and then nothing.
-async fn promise(it: Attacker) -> io::Result<()> {
-    let mut stream = it.join().await?;
+/// Sends the beginning of a message of 65,000 bytes, and no more.
+async fn unfinished(attacker: Attacker) -> io::Result<()> {
+    let mut stream = attacker.join().await?;
     stream
         .write_all(&frame(0x81, &vec![b' '; 65_000])[..100])
         .await?;
-    hear_out(&mut stream).await
+    read_to_end(&mut stream).await
 }
 
-/// Reads nothing, while a thousand write to it.
-async fn deaf(it: Attacker) -> io::Result<()> {
-    let mut stream = connect_narrow(it.address(), it.target).await?;
+/// A user that does not read, and a thousand users that write to it.
+async fn unread(attacker: Attacker) -> io::Result<()> {
+    let mut stream = connect_narrow(attacker.address(), attacker.target).await?;
     let id = join(&mut stream, "").await?;
     let id = id.map_err(|_| io::ErrorKind::ConnectionRefused)?;
     let text = message(id, &"x".repeat(1000));
     let mut writers = tokio::task::JoinSet::new();
     for _ in 0..1000 {
-        let (it, text) = (it.clone(), text.clone());
+        let (attacker, text) = (attacker.clone(), text.clone());
         writers.spawn(async move {
-            let mut stream = it.join().await?;
+            let mut stream = attacker.join().await?;
             loop {
                 stream.write_all(&text).await?;
                 sleep(MOMENT).await;
@@ -261,12 +269,12 @@ async fn deaf(it: Attacker) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads a byte a second of what it writes to itself by another connection, from then on.
-async fn slow_reader(it: Attacker, phase: Duration) -> io::Result<()> {
-    let mut reader = connect_narrow(it.address(), it.target).await?;
+/// A user that reads one byte per second. Another connection writes to it, after `phase`.
+async fn slow_reader(attacker: Attacker, phase: Duration) -> io::Result<()> {
+    let mut reader = connect_narrow(attacker.address(), attacker.target).await?;
     let id = join(&mut reader, "").await?;
     let id = id.map_err(|_| io::ErrorKind::ConnectionRefused)?;
-    let mut writer = it.join().await?;
+    let mut writer = attacker.join().await?;
     let text = message(id, &"x".repeat(10_000));
     let write = async {
         sleep(phase).await;
@@ -287,14 +295,14 @@ async fn slow_reader(it: Attacker, phase: Duration) -> io::Result<()> {
     }
 }
 
-/// Leaves with a reset behind each byte of a request and of what follows it.
-async fn resets(it: Attacker) -> io::Result<()> {
+/// Resets connections after the first byte, the second, and so on, of an upgrade request, a message and a close.
+async fn resets(attacker: Attacker) -> io::Result<()> {
     let all = [upgrade(""), message(1, "x"), frame(0x88, &[3, 232])].concat();
     for end in 0..all.len() {
-        let mut stream = it.connect().await?;
+        let mut stream = attacker.connect().await?;
         stream.write_all(&all[..end]).await?;
         if end % 16 == 0 {
-            // Let the server come that far.
+            // Gives the relay time to read the bytes.
             sleep(Duration::from_millis(1)).await;
         }
         reset(stream);
@@ -302,16 +310,16 @@ async fn resets(it: Attacker) -> io::Result<()> {
     Ok(())
 }
 
-/// Says to be another one each time, from one address.
-async fn forged(it: Attacker) -> io::Result<()> {
-    let number = it.count.fetch_add(1, Relaxed);
+/// Forges another client address for each connection. All connections come from one address.
+async fn forged(attacker: Attacker) -> io::Result<()> {
+    let number = attacker.count.fetch_add(1, Relaxed);
     let [a, b, c, ..] = number.to_le_bytes();
-    let mut stream = connect(elsewhere(0), it.target).await?;
+    let mut stream = connect(attacker_address(0), attacker.target).await?;
     if number.is_multiple_of(2) {
         let fields =
             format!("X-Forwarded-For: 10.{a}.{b}.{c}\r\nForwarded: for=10.{a}.{b}.{c}\r\n");
         if join(&mut stream, &fields).await?.is_ok() {
-            return hear_out(&mut stream).await;
+            return read_to_end(&mut stream).await;
         }
     } else {
         let header = format!("PROXY TCP4 10.{a}.{b}.{c} 10.0.0.1 4711 80\r\n");
@@ -322,10 +330,10 @@ async fn forged(it: Attacker) -> io::Result<()> {
     Ok(())
 }
 
-/// Shows another token each time, from one address.
-async fn tokens(it: Attacker, token: String) -> io::Result<()> {
-    let number = it.count.fetch_add(1, Relaxed);
-    let mut stream = connect(elsewhere(0), it.target).await?;
+/// Sends another token with each connection, from one address.
+async fn tokens(attacker: Attacker, token: String) -> io::Result<()> {
+    let number = attacker.count.fetch_add(1, Relaxed);
+    let mut stream = connect(attacker_address(0), attacker.target).await?;
     let fields = format!("Authorization: Bearer {token}{number}\r\n");
     join(&mut stream, &fields).await?.ok();
     reset(stream);

@@ -1,5 +1,5 @@
-//! Who runs where. The relay has a core for itself: whatever else the machine does is kept off it. On the
-//! other are the pair, the attackers and all the rest.
+//! Assigns threads to cores: the relay has one core for itself. All other threads of the machine, including those of
+//! the pair and of the attackers, share the other core.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -7,42 +7,42 @@ use std::process::{Command, Stdio};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// The relay's.
-pub(crate) const RELAYS: usize = 0;
-const OTHER: usize = 1;
+/// The core of the relay.
+pub(crate) const RELAY_CORE: usize = 0;
+const OTHER_CORE: usize = 1;
 
-/// The cores as they are to be, until this is dropped.
+/// The assignment of threads to cores. Drop restores the earlier one.
 #[derive(Debug)]
 pub(crate) struct Cores {
-    /// Threads that were moved, and where they could be.
+    /// The moved threads, with the cores that they could use before.
     moved: Vec<(Pid, CpuSet)>,
     softirqs: Option<Pid>,
 }
 
 impl Cores {
-    /// Moves all threads that can be moved off the relay's core, this process first; nothing where there is
-    /// no core to be given. Needs the right to do so, and to a real-time priority.
+    /// Moves all threads away from the relay's core. Returns None if the machine has fewer than two cores. Needs the
+    /// permission to move threads and to set real-time priorities.
     pub(crate) fn divide() -> Option<Self> {
         let this = Pid::this();
         let mut both = CpuSet::new();
-        both.set(RELAYS)
-            .and(both.set(OTHER))
-            .expect("a set has room for two");
-        // Whoever was interrupted may have left this one core to whatever starts now.
+        both.set(RELAY_CORE)
+            .and(both.set(OTHER_CORE))
+            .expect("a set can hold two cores");
+        // An earlier run that was killed may have left this process only one core.
         if sched_setaffinity(this, &both).is_err()
             || !sched_getaffinity(this).is_ok_and(|found| found == both)
         {
-            eprintln!("there are no two cores: the relay shares one with its attackers");
+            eprintln!("this machine has no two cores: the relay shares a core with its attackers");
             return None;
         }
-        // The pair goes before all attackers, or the kernel puts two messages that wait for the reader into
-        // one packet, which has one stamp.
+        // The pair has priority over all attackers. Otherwise two messages could wait for the reader, and the kernel
+        // would merge them into one packet with one timestamp.
         prefer(&["--fifo", "--reset-on-fork"], 1, this);
-        // So do the packets on their core, whoever they are from: the pair's to the relay wait behind the
-        // attackers' there, where on their way through a network they would not.
+        // The thread that processes the packets of this core has priority, too. Otherwise packets of the pair would
+        // wait behind the attackers' packets, which they would not do in a network.
         let softirqs = threads()
             .into_iter()
-            .find(|thread| is_called(*thread, &format!("ksoftirqd/{OTHER}")));
+            .find(|thread| has_name(*thread, &format!("ksoftirqd/{OTHER_CORE}")));
         if let Some(softirqs) = softirqs {
             prefer(&["--fifo"], 2, softirqs);
         }
@@ -51,9 +51,9 @@ impl Cores {
             softirqs,
         };
         let mut other = CpuSet::new();
-        other.set(OTHER).expect("a second core");
+        other.set(OTHER_CORE).expect("a second core");
         for thread in threads() {
-            // It may have ended, or may be the kernel's on this core.
+            // This fails for a thread that has ended, and for a kernel thread that belongs to one core.
             if let Ok(before) = sched_getaffinity(thread)
                 && sched_setaffinity(thread, &other).is_ok()
             {
@@ -62,7 +62,7 @@ impl Cores {
         }
         assert!(
             cores.moved.iter().any(|(thread, _)| *thread == this),
-            "this process has a core"
+            "this process was not moved"
         );
         Some(cores)
     }
@@ -71,7 +71,7 @@ impl Cores {
 impl Drop for Cores {
     fn drop(&mut self) {
         for (thread, before) in &self.moved {
-            // It may have ended.
+            // This fails for a thread that has ended.
             let _moved = sched_setaffinity(*thread, before);
         }
         if let Some(softirqs) = self.softirqs {
@@ -87,11 +87,14 @@ fn prefer(policy: &[&str], priority: u32, thread: Pid) {
     let done = command
         .stdout(Stdio::null())
         .status()
-        .expect("chrt is there");
-    assert!(done.success(), "the priority of {thread} may be set");
+        .expect("chrt is not installed");
+    assert!(
+        done.success(),
+        "chrt could not set the priority of thread {thread}"
+    );
 }
 
-/// All threads of the machine, the kernel's included.
+/// All threads of the machine, including kernel threads.
 fn threads() -> Vec<Pid> {
     let numbers = |folder: &str| {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -104,7 +107,7 @@ fn threads() -> Vec<Pid> {
     threads.map(Pid::from_raw).collect()
 }
 
-fn is_called(thread: Pid, name: &str) -> bool {
+fn has_name(thread: Pid, name: &str) -> bool {
     let found = fs::read_to_string(format!("/proc/{thread}/comm"));
     found.is_ok_and(|found| found.trim_end() == name)
 }

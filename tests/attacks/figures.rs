@@ -1,15 +1,15 @@
-//! What attacks do to those who behave: for each, a pair talks before and meanwhile, and the relay's
-//! memory, the way it answered and its ledger are looked at.
+//! Measures the effect of attacks on well-behaved users. For each attack, a pair exchanges messages before and during
+//! it, and the program reports the relay's memory and counters and checks its ledger.
 //!
-//! `cargo build --release --bins --example attack_figures`, and then
-//! `target/release/examples/attack_figures target/release/switchboard`, or some names of attacks behind it.
+//! Build it with `cargo build --release --bins --example attack_figures`, and run
+//! `target/release/examples/attack_figures target/release/switchboard`. More arguments are names of attacks; without
+//! them, all attacks run.
 //!
-//! The relay has a core of its own, and a setting of rates as the compose file has it unless a row says
-//! otherwise. The attackers share the other core with the pair, at the lowest priority, and with all else
-//! that runs on the machine, which is moved there meanwhile; a message's time ends where the relay has
-//! written it, so that what the reader waits for that core is not in it. All are in a network of their own,
-//! where nothing tracks connections. Each figure is the median of its rounds. It needs root, to move others
-//! and for real-time priorities.
+//! The relay has a core of its own, and the rates of docker-compose.yml unless a row says otherwise. The attackers have
+//! the lowest priority and share the other core with the pair and with all other threads of the machine. The latency of
+//! a message ends when the relay has written it, so the time that the reader waits for its core is not part of it. All
+//! programs run in a network namespace of their own, without connection tracking. Each figure is the median of three
+//! rounds. The program needs root, to move threads and to set real-time priorities.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -18,7 +18,7 @@
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a program for whoever measures: it stops at the first surprise and prints what it found"
+    reason = "a measuring program: it panics on an error and prints its results"
 )]
 
 mod attack;
@@ -42,33 +42,33 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
-use cores::{Cores, RELAYS};
+use cores::{Cores, RELAY_CORE};
 use pair::{Pair, RATE, Talk};
 use server::Server;
 
-/// Rounds of a row, each without the attack and then with it.
+/// Rounds of a row, each of them without the attack and then with it.
 const ROUNDS: usize = 3;
 const BEFORE: Duration = Duration::from_secs(4);
-/// Longer than who is closed is heard out, so that its end is counted.
+/// Longer than the relay waits for a peer's close, so that the counters include it.
 const DURING: Duration = Duration::from_secs(6);
-/// Until an attack is what it is going to be.
+/// The time in which an attack reaches its full rate.
 const RAMP: Duration = Duration::from_secs(1);
-/// Until an attack's users are gone, once it has ended.
+/// The time limit for the end of an attack's connections.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Until all of an attack's users are in.
+/// The time limit for an attack's users to connect.
 const ENTRY: Duration = Duration::from_mins(1);
-/// Growth that no attack may come to, MiB: the room for all mailboxes, and 400 more.
+/// The limit of memory growth in MiB: `mailbox.total_bytes`, and 400 more.
 const GROWTH_MAX: u64 = 656;
 
 /// A row of the table.
 struct Row {
     name: &'static str,
     attack: &'static str,
-    /// Processes that attack.
+    /// The number of attacking processes.
     processes: u32,
     variables: Vec<(&'static str, &'static str)>,
     files: Option<u32>,
-    /// Users that the attack is made with: it has begun when they are in.
+    /// The number of the attack's users: the measurement begins when they are connected.
     users: i64,
 }
 
@@ -89,17 +89,17 @@ impl Row {
         self
     }
 
-    fn by(mut self, processes: u32) -> Self {
+    fn with_processes(mut self, processes: u32) -> Self {
         self.processes = processes;
         self
     }
 
-    fn files(mut self, files: u32) -> Self {
+    fn with_files(mut self, files: u32) -> Self {
         self.files = Some(files);
         self
     }
 
-    fn of_users(mut self, users: i64) -> Self {
+    fn with_users(mut self, users: i64) -> Self {
         self.users = users;
         self
     }
@@ -122,14 +122,14 @@ fn rows() -> Vec<Row> {
             .with("LIMITS__TLS_HANDSHAKE_RATE", "1000")
             .with("LIMITS__ADDRESS_TLS_HANDSHAKE_RATE", "20"),
         row("TLS hellos at full speed, rates off", "hellos").without_rates(),
-        row("1,000 frames, a byte each 100 ms", "frames").of_users(1000),
-        row("15,000 connections that never speak", "mute").by(2),
-        row("15,000 connections that never speak, rates off", "mute")
-            .by(2)
+        row("1,000 frames, a byte each 100 ms", "frames").with_users(1000),
+        row("15,000 connections that never speak", "silent").with_processes(2),
+        row("15,000 connections that never speak, rates off", "silent")
+            .with_processes(2)
             .without_rates(),
         row("15,000 users who never speak", "idle")
-            .by(2)
-            .of_users(15_000)
+            .with_processes(2)
+            .with_users(15_000)
             .with("LIMITS__HANDSHAKE_RATE", "20000"),
         row("churn", "churn"),
         row("churn, rates off", "churn").without_rates(),
@@ -138,19 +138,23 @@ fn rows() -> Vec<Row> {
         row("fragments of one byte", "fragments"),
         row("fragments of one byte, rates off", "fragments").without_rates(),
         row("lengths of 1 TiB", "giant"),
-        row("1,000 messages of 65,000 bytes that never come", "promised").of_users(1000),
-        row("reserved bits", "reserved"),
-        row("1,000 write to one who never reads", "deaf").of_users(1001),
-        row("100 who read a byte a second", "slow").of_users(200),
         row(
-            "100 who read a byte a second, all written to at once",
+            "1,000 messages of 65,000 bytes that never arrive",
+            "unfinished",
+        )
+        .with_users(1000),
+        row("reserved bits", "reserved"),
+        row("1,000 users write to one who never reads", "unread").with_users(1001),
+        row("100 users who read a byte a second", "slow").with_users(200),
+        row(
+            "100 users who read a byte a second, all written to at once",
             "slow-at-once",
         )
-        .of_users(200),
-        row("resets behind each byte", "resets"),
-        row("700 file descriptors, 15,000 who want one", "idle")
-            .by(2)
-            .files(700),
+        .with_users(200),
+        row("resets after each byte", "resets"),
+        row("700 file descriptors, 15,000 connections", "idle")
+            .with_processes(2)
+            .with_files(700),
         row("forged proxy headers", "proxies").with("LIMITS__ADDRESS_CONNECTIONS", "10"),
         row("guessed tokens", "tokens").with("LIMITS__ADDRESS_AUTH_FAILURES", "10"),
         row("a key server that hangs, unknown keys", "kids"),
@@ -169,11 +173,11 @@ async fn main() {
     let program = arguments
         .get(1)
         .expect("usage: attack_figures PROGRAM [NAME]...");
-    let program = fs::canonicalize(program).expect("the program is there");
+    let program = fs::canonicalize(program).expect("no such program");
     enter_network();
     let cores = Cores::divide();
     println!(
-        "| attack | p50, µs | p99, µs | ratio | memory, MiB: before, most, after | what was seen |"
+        "| attack | p50, µs | p99, µs | p99 ratio | memory, MiB: before, most, after | counters |"
     );
     println!("| - | - | - | -: | - | - |");
     let table = async {
@@ -183,41 +187,43 @@ async fn main() {
             }
         }
     };
-    // An interrupt leaves the machine as it was, too.
+    // An interrupt drops `cores`, too, which restores the cores of all threads.
     tokio::select! {
         () = table => {}
         interrupted = tokio::signal::ctrl_c() => interrupted.unwrap(),
     }
 }
 
-/// Leaves the machine's network for one that has only a loopback. Where the machine tracks connections, as
-/// it does for containers, the table of these is full after some of the attacks, and what it then drops is
-/// the relay's as well as the attackers'.
+/// Enters a new network namespace, which has only a loopback interface. A machine with containers tracks connections:
+/// some attacks fill its table, and the kernel then drops packets of the relay and of the attackers alike.
 fn enter_network() {
     if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-        eprintln!("it stays in the machine's network: {error}");
+        eprintln!("no network namespace of its own: {error}");
         return;
     }
     let mut command = Command::new("ip");
     let up = command.args(["link", "set", "lo", "up"]).status();
-    assert!(up.expect("ip is there").success(), "the loopback is up");
+    assert!(
+        up.expect("ip is not installed").success(),
+        "ip could not start the loopback interface"
+    );
 }
 
-/// What a row needs beside its variables: files, tokens, a key server.
-struct Stage {
+/// The settings of a row, with the files and the key server that they name.
+struct Setup {
     folder: PathBuf,
     variables: Vec<(&'static str, String)>,
     certificate: Option<CertificateDer<'static>>,
-    /// Of the pair's upgrades.
+    /// Additional header fields of the pair's upgrade requests.
     fields: String,
 }
 
-impl Stage {
-    async fn set(row: &Row) -> Self {
+impl Setup {
+    async fn new(row: &Row) -> Self {
         let folder = env::temp_dir().join(format!("attacks-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let variables = row.variables.iter();
-        let mut stage = Self {
+        let mut setup = Self {
             variables: variables
                 .map(|(key, value)| (*key, (*value).to_owned()))
                 .collect(),
@@ -226,18 +232,18 @@ impl Stage {
             fields: String::new(),
         };
         match row.attack {
-            "tls" | "hellos" => stage.set_certificate(),
-            "tokens" => stage.set_secret(),
+            "tls" | "hellos" => setup.set_certificate(),
+            "tokens" => setup.set_secret(),
             "kids" => {
-                stage.set_secret();
+                setup.set_secret();
                 let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let addr = server.local_addr().unwrap();
                 tokio::spawn(hang(server));
-                stage.put("AUTH__JWKS_URL", format!("http://{addr}/keys"));
+                setup.put("AUTH__JWKS_URL", format!("http://{addr}/keys"));
             }
             _ => {}
         }
-        stage
+        setup
     }
 
     fn put(&mut self, key: &'static str, value: String) {
@@ -272,7 +278,7 @@ impl Stage {
     }
 }
 
-/// A key server that answers once, and then takes what comes and says nothing.
+/// A key server that answers the first request, and never answers later ones.
 async fn hang(server: TcpListener) {
     let body = "{\"keys\":[]}";
     let answer = format!(
@@ -291,7 +297,7 @@ async fn hang(server: TcpListener) {
     }
 }
 
-/// Processes that attack, ended by Drop.
+/// The attacking processes; Drop kills them.
 struct Attackers(Vec<Child>);
 
 impl Attackers {
@@ -317,19 +323,19 @@ impl Drop for Attackers {
 }
 
 async fn measure(program: &Path, row: &Row, cores: Option<&Cores>) {
-    let stage = Stage::set(row).await;
-    let core = cores.map(|_| RELAYS);
-    let server = Server::start(program, &stage.variables, row.files, core).await;
+    let setup = Setup::new(row).await;
+    let core = cores.map(|_| RELAY_CORE);
+    let server = Server::start(program, &setup.variables, row.files, core).await;
     let memory = server.memory();
     let mut memory_most = memory;
     let mut talks = Vec::new();
-    let mut sightings = Vec::new();
+    let mut counters = Vec::new();
     for _ in 0..ROUNDS {
-        // A new one each time, which is gone before it would have to answer a ping.
-        let mut pair = Pair::join(&server, stage.certificate.as_ref(), &stage.fields).await;
+        // Each round has a new pair, which leaves before the relay pings it: the pair does not answer pings.
+        let mut pair = Pair::join(&server, setup.certificate.as_ref(), &setup.fields).await;
         pair.talk(RAMP).await;
         let before = pair.talk(BEFORE).await;
-        let counters = server.metrics().await;
+        let counters_before = server.metrics().await;
         let attackers = Attackers::begin(row, &server);
         ramp(row, &server, &mut pair).await;
         let watch = async {
@@ -340,21 +346,24 @@ async fn measure(program: &Path, row: &Row, cores: Option<&Cores>) {
         };
         let during = tokio::select! {
             during = pair.talk(DURING) => during,
-            () = watch => unreachable!("it watches on"),
+            () = watch => unreachable!("the loop has no end"),
         };
         talks.push((before, during));
-        sightings.push((counters, server.metrics().await));
+        counters.push((counters_before, server.metrics().await));
         drop(attackers);
         let left = until_gone(&server).await;
-        assert_eq!(gap(&left), 0, "the ledger balances");
+        assert_eq!(gap(&left), 0, "the ledger does not balance");
     }
     print_row(row, &talks, (memory, memory_most, server.memory()));
-    println!(" {} |", seen(&sightings));
-    assert!(memory_most - memory < GROWTH_MAX, "the memory is bounded");
-    fs::remove_dir_all(&stage.folder).unwrap();
+    println!(" {} |", counted(&counters));
+    assert!(
+        memory_most - memory < GROWTH_MAX,
+        "memory grew by more than the limit"
+    );
+    fs::remove_dir_all(&setup.folder).unwrap();
 }
 
-/// The pair talks on until the attack is what it is going to be.
+/// Continues the pair's messages until the attack has reached its full rate and all its users are connected.
 async fn ramp(row: &Row, server: &Server, pair: &mut Pair) {
     pair.talk(RAMP).await;
     let begin = Instant::now();
@@ -363,19 +372,23 @@ async fn ramp(row: &Row, server: &Server, pair: &mut Pair) {
         if users >= row.users {
             return;
         }
-        assert!(begin.elapsed() < ENTRY, "{users} of {} are in", row.users);
+        assert!(
+            begin.elapsed() < ENTRY,
+            "only {users} of {} users are connected",
+            row.users
+        );
         pair.talk(RAMP / 4).await;
     }
 }
 
-/// Waits until the pair is alone; the counters then.
+/// Waits until only the pair is connected. Returns the counters.
 async fn until_gone(server: &Server) -> BTreeMap<String, i64> {
     let begin = Instant::now();
     loop {
         let found = server.metrics().await;
         let alone = found["connections"] == 2 && found["mailbox_messages"] == 0;
         if alone || begin.elapsed() > PATIENCE {
-            assert!(alone, "{} are left", found["connections"]);
+            assert!(alone, "{} connections are left", found["connections"]);
             return found;
         }
         timeout(PATIENCE, sleep(Duration::from_millis(100)))
@@ -393,13 +406,12 @@ fn gap(found: &BTreeMap<String, i64>) -> i64 {
     sum("messages_received_total") - settled - sum("mailbox_messages")
 }
 
-/// Every series that is a whole number.
+/// Series with integer values.
 type Counters = BTreeMap<String, i64>;
 
-/// Counters of refusals and of closes over all rounds, and how many users and connections there were in
-/// the last.
-fn seen(sightings: &[(Counters, Counters)]) -> String {
-    let told = [
+/// Describes the refusals and closes of all rounds, and the connections of the last round.
+fn counted(counters: &[(Counters, Counters)]) -> String {
+    let shown = [
         "connections_closed_total{",
         "handshakes_rejected_total{",
         "messages_dropped_total{",
@@ -408,21 +420,21 @@ fn seen(sightings: &[(Counters, Counters)]) -> String {
         "accepts_deferred_total",
     ];
     let mut counts = BTreeMap::new();
-    for (before, held) in sightings {
-        for (name, value) in held {
-            // What ends when the attack does is its processes' end.
+    for (before, during) in counters {
+        for (name, value) in during {
+            // The values are from before the attackers are killed, so their last connections are not included.
             let count = value - before.get(name).copied().unwrap_or_default();
-            if told.iter().any(|it| name.starts_with(it)) && count > 0 {
+            if shown.iter().any(|it| name.starts_with(it)) && count > 0 {
                 *counts.entry(name).or_default() += count;
             }
         }
     }
     let mut all = Vec::new();
-    if let Some((_, held)) = sightings.last() {
-        let waiting = held.get("http_connections").copied().unwrap_or_default();
+    if let Some((_, during)) = counters.last() {
+        let pending = during.get("http_connections").copied().unwrap_or_default();
         all.push(format!(
-            "{} users, {waiting} not yet",
-            held["connections"] - 2
+            "{} users, {pending} pending connections",
+            during["connections"] - 2
         ));
     }
     for (name, count) in counts {
@@ -452,6 +464,6 @@ fn print_row(row: &Row, talks: &[(Talk, Talk)], memory: (u64, u64, u64)) {
     );
     let slowest = middle(&|it| it.1.rate);
     if slowest < f64::from(RATE) * 0.99 {
-        print!(" {slowest:.0} messages a second,");
+        print!(" {slowest:.0} messages per second,");
     }
 }

@@ -1,8 +1,8 @@
-//! Two users who behave: one writes at a steady rate, and the other says how long it took.
+//! Two well-behaved users: one writes at a steady rate, and the other measures the latency.
 //!
-//! A message's time is from before its write to when the relay has written it to the reader's socket, by
-//! the kernel's stamp on the packet (`SO_TIMESTAMPNS`): what the reader then waits for a core, which it
-//! shares with the attackers, is not the relay's.
+//! The latency of a message runs from before its write until the relay has written it to the reader's socket, by the
+//! kernel's timestamp on the packet (`SO_TIMESTAMPNS`). The time that the reader then waits for its core is not part of
+//! it, because the reader shares the core with the attackers.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::AsRawFd;
@@ -27,10 +27,10 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use crate::server::Server;
 use crate::wire::{join, message};
 
-/// Messages a second.
+/// Messages per second.
 pub(crate) const RATE: u32 = 400;
 
-/// Until the pair is in.
+/// The time limit for the pair to join.
 const PATIENCE: Duration = Duration::from_secs(10);
 const MOMENT: Duration = Duration::from_millis(100);
 
@@ -41,22 +41,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 pub(crate) struct Pair {
     sender: Box<dyn Wire>,
     reader: Box<dyn Wire>,
-    /// When what the reader read last had come to it.
-    came: Arc<AtomicU64>,
+    /// The arrival time of the last packet that the reader has read, in nanoseconds.
+    arrived: Arc<AtomicU64>,
     to: u64,
 }
 
-/// What it saw in a while.
+/// The latencies and the rate of a period. Latencies are in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Talk {
     pub(crate) p50: f64,
     pub(crate) p99: f64,
-    /// Messages that arrived, a second.
+    /// Messages that arrived, per second.
     pub(crate) rate: f64,
 }
 
 impl Pair {
-    /// Both join, over TLS where there is a certificate.
+    /// Connects both users, over TLS if there is a certificate.
     pub(crate) async fn join(
         server: &Server,
         certificate: Option<&CertificateDer<'static>>,
@@ -65,39 +65,39 @@ impl Pair {
         let enter = async || {
             let begin = Instant::now();
             loop {
-                // An attack may have used up the rate just now, of handshakes or of those of TLS.
+                // An attack may have just used up the rate of handshakes or of TLS handshakes.
                 let is_early = begin.elapsed() < PATIENCE;
-                let (mut stream, came) = match connect(server, certificate).await {
+                let (mut stream, arrived) = match connect(server, certificate).await {
                     Ok(connected) => connected,
                     Err(error) if is_early && error.kind() == io::ErrorKind::ConnectionReset => {
                         sleep(MOMENT).await;
                         continue;
                     }
-                    Err(error) => panic!("no connection: {error}"),
+                    Err(error) => panic!("the pair could not connect: {error}"),
                 };
-                match join(&mut stream, fields).await.expect("an answer") {
-                    Ok(id) => return (stream, came, id),
+                match join(&mut stream, fields).await.expect("the relay answers") {
+                    Ok(id) => return (stream, arrived, id),
                     Err(503) if is_early => sleep(MOMENT).await,
-                    Err(status) => panic!("refused with {status}"),
+                    Err(status) => panic!("the relay refused the pair with {status}"),
                 }
             }
         };
         let (sender, _, _) = enter().await;
-        let (reader, came, to) = enter().await;
+        let (reader, arrived, to) = enter().await;
         Self {
             sender,
             reader,
-            came,
+            arrived,
             to,
         }
     }
 
-    /// Talks for a while.
+    /// Exchanges messages for this time.
     pub(crate) async fn talk(&mut self, time: Duration) -> Talk {
         let Self {
             sender,
             reader,
-            came,
+            arrived,
             to,
         } = self;
         let epoch = Instant::now();
@@ -111,24 +111,32 @@ impl Pair {
                 sender
                     .write_all(&message(*to, &sent))
                     .await
-                    .expect("it stays");
+                    .expect("the pair stays connected");
             }
         };
         let read = async {
-            let mut took = Vec::with_capacity(count);
-            let mut room = Vec::new();
-            while took.len() < count {
-                assert_ne!(reader.read_buf(&mut room).await.expect("it stays"), 0);
-                for sent in take_frames(&mut room) {
-                    took.push(came.load(Relaxed).saturating_sub(sent));
+            let mut latencies = Vec::with_capacity(count);
+            let mut buffer = Vec::new();
+            while latencies.len() < count {
+                assert_ne!(
+                    reader
+                        .read_buf(&mut buffer)
+                        .await
+                        .expect("the pair stays connected"),
+                    0
+                );
+                for sent in take_frames(&mut buffer) {
+                    latencies.push(arrived.load(Relaxed).saturating_sub(sent));
                 }
             }
-            took
+            latencies
         };
-        let ((), mut took) = tokio::join!(write, read);
+        let ((), mut latencies) = tokio::join!(write, read);
         let rate = count as f64 / epoch.elapsed().as_secs_f64();
-        took.sort_unstable();
-        let at = |share: usize| took[(took.len() * share / 100).min(took.len() - 1)] as f64 / 1e3;
+        latencies.sort_unstable();
+        let at = |share: usize| {
+            latencies[(latencies.len() * share / 100).min(latencies.len() - 1)] as f64 / 1e3
+        };
         Talk {
             p50: at(50),
             p99: at(99),
@@ -137,32 +145,32 @@ impl Pair {
     }
 }
 
-/// Takes whole frames off the front; when each was sent.
-fn take_frames(room: &mut Vec<u8>) -> Vec<u64> {
+/// Removes whole frames from the buffer. Returns the time at which each message was sent, in nanoseconds.
+fn take_frames(buffer: &mut Vec<u8>) -> Vec<u64> {
     let mut found = Vec::new();
-    while let [first, length, ..] = room[..] {
+    while let [first, length, ..] = buffer[..] {
         let end = 2 + usize::from(length);
-        if room.len() < end {
+        if buffer.len() < end {
             break;
         }
         if first == 0x81 {
-            let text = String::from_utf8_lossy(&room[..end]);
-            let (_, sent) = text.rsplit_once(":\"").expect("a message");
+            let text = String::from_utf8_lossy(&buffer[..end]);
+            let (_, sent) = text.rsplit_once(":\"").expect("the frame is a message");
             let sent = sent.trim_end_matches("\"}");
-            found.push(sent.parse().expect("a time"));
+            found.push(sent.parse().expect("the text is a time"));
         }
-        room.drain(..end);
+        buffer.drain(..end);
     }
     found
 }
 
-/// Of the clock that the kernel's stamps are of.
+/// Nanoseconds of the clock that the kernel uses for its timestamps.
 fn nanos(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    since.expect("a clock that is set").as_nanos() as u64
+    since.expect("the clock is after 1970").as_nanos() as u64
 }
 
-/// A connection, and when what was read last had come to it.
+/// Connects to the relay. Returns the connection, and the arrival time of the last packet that was read from it.
 async fn connect(
     server: &Server,
     certificate: Option<&CertificateDer<'static>>,
@@ -170,13 +178,13 @@ async fn connect(
     let stream = TcpStream::connect(server.users).await?;
     stream.set_nodelay(true)?;
     setsockopt(&stream, sockopt::ReceiveTimestampns, &true)?;
-    let came = Arc::new(AtomicU64::new(0));
+    let arrived = Arc::new(AtomicU64::new(0));
     let stream = Stamped {
         stream,
-        came: came.clone(),
+        arrived: arrived.clone(),
     };
     let Some(certificate) = certificate else {
-        return Ok((Box::new(stream), came));
+        return Ok((Box::new(stream), arrived));
     };
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).map_err(io::Error::other)?;
@@ -187,25 +195,25 @@ async fn connect(
         .with_no_client_auth();
     let name = "localhost".try_into().map_err(io::Error::other)?;
     let connector = TlsConnector::from(Arc::new(config));
-    Ok((Box::new(connector.connect(name, stream).await?), came))
+    Ok((Box::new(connector.connect(name, stream).await?), arrived))
 }
 
-/// A stream that keeps the stamp of the last packet that was read from.
+/// A stream that stores the timestamp of the last packet that was read.
 struct Stamped {
     stream: TcpStream,
-    came: Arc<AtomicU64>,
+    arrived: Arc<AtomicU64>,
 }
 
 impl Stamped {
-    fn receive(&self, room: &mut [u8]) -> io::Result<usize> {
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut control = cmsg_space!(TimeSpec);
-        let mut parts = [IoSliceMut::new(room)];
+        let mut parts = [IoSliceMut::new(buffer)];
         let socket = self.stream.as_raw_fd();
         let found = recvmsg::<()>(socket, &mut parts, Some(&mut control), MsgFlags::empty())?;
         for message in found.cmsgs()? {
             if let ControlMessageOwned::ScmTimestampns(stamp) = message {
                 let stamp = SystemTime::UNIX_EPOCH + Duration::from(stamp);
-                self.came.store(nanos(stamp), Relaxed);
+                self.arrived.store(nanos(stamp), Relaxed);
             }
         }
         Ok(found.bytes)
@@ -216,15 +224,15 @@ impl AsyncRead for Stamped {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        room: &mut ReadBuf<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
-            let receive = || self.receive(room.initialize_unfilled());
+            let receive = || self.receive(buffer.initialize_unfilled());
             match self.stream.try_io(Interest::READABLE, receive) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 received => {
-                    room.advance(received?);
+                    buffer.advance(received?);
                     return Poll::Ready(Ok(()));
                 }
             }

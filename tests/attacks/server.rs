@@ -1,4 +1,4 @@
-//! A relay of its own for each attack.
+//! The relay process. Each attack has its own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-/// A running relay, ended by Drop.
+/// A running relay; Drop kills it.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
@@ -19,15 +19,16 @@ pub(crate) struct Server {
     admin: SocketAddr,
 }
 
-/// An address that is free.
+/// A free address.
 pub(crate) fn free() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("it has one")
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port exists");
+    listener
+        .local_addr()
+        .expect("a bound listener has an address")
 }
 
 impl Server {
-    /// Starts one with these variables, and with that many file descriptors and on that core where that
-    /// is said.
+    /// Starts a relay with these settings, and with a limit of file descriptors and a core if they are given.
     pub(crate) async fn start(
         program: &Path,
         variables: &[(&str, String)],
@@ -43,7 +44,7 @@ impl Server {
             .env("SWITCHBOARD__SERVER__LISTEN", users.to_string())
             .env("SWITCHBOARD__ADMIN__LISTEN", admin.to_string())
             .env("SWITCHBOARD__LOG__FILTER", "error")
-            // As in the compose file.
+            // The rates of docker-compose.yml.
             .env("SWITCHBOARD__LIMITS__MESSAGE_RATE", "1000")
             .env("SWITCHBOARD__LIMITS__BYTE_RATE", "4MiB")
             .env("SWITCHBOARD__LIMITS__ACCEPT_RATE", "5000")
@@ -78,9 +79,12 @@ impl Server {
         Some(text)
     }
 
-    /// Every series of `/metrics` that is a whole number.
+    /// The series of `/metrics` with integer values, without the prefix `switchboard_`.
     pub(crate) async fn metrics(&self) -> BTreeMap<String, i64> {
-        let text = self.get("/metrics").await.expect("metrics");
+        let text = self
+            .get("/metrics")
+            .await
+            .expect("the relay serves its metrics");
         let series = text.lines().filter_map(|line| {
             let (name, value) = line.rsplit_once(' ')?;
             Some((
@@ -91,21 +95,21 @@ impl Server {
         series.collect()
     }
 
-    /// Resident memory, MiB.
+    /// Resident memory, in MiB.
     pub(crate) fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/statm", self.child.id()));
-        let status = status.expect("it runs");
+        let status = status.expect("the relay runs");
         let pages = status
             .split(' ')
             .nth(1)
             .and_then(|pages| pages.parse::<u64>().ok());
-        pages.expect("a number of pages") / 256
+        pages.expect("statm has a number of pages") / 256
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may be gone already, which is as well.
+        // Both fail if the relay has ended already; Drop has nothing more to do then.
         let _killed = self.child.kill();
         let _waited = self.child.wait();
     }

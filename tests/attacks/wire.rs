@@ -1,4 +1,4 @@
-//! Bytes that attackers and the pair send: upgrades and frames, by hand.
+//! Upgrade requests and frames as bytes, for the attackers and the pair.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -8,13 +8,13 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// An address of the loopback network that is not the pair's.
-pub(crate) fn elsewhere(number: u64) -> IpAddr {
+/// An address of the loopback network that the pair does not use.
+pub(crate) fn attacker_address(number: u64) -> IpAddr {
     let [low, high, ..] = (number % 60_000 + 2).to_le_bytes();
     Ipv4Addr::new(127, 1, high, low).into()
 }
 
-/// A connection from there.
+/// Connects from the address `from`.
 pub(crate) async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((from, 0).into())?;
@@ -23,7 +23,7 @@ pub(crate) async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<TcpStrea
     Ok(stream)
 }
 
-/// A connection that takes next to nothing of what it does not read.
+/// Connects with a receive buffer of 4096 bytes, which is full soon if the peer does not read.
 pub(crate) async fn connect_narrow(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(4096)?;
@@ -31,7 +31,7 @@ pub(crate) async fn connect_narrow(from: IpAddr, to: SocketAddr) -> io::Result<T
     socket.connect(to).await
 }
 
-/// An upgrade request with some more fields.
+/// An upgrade request with additional header fields.
 pub(crate) fn upgrade(fields: &str) -> Vec<u8> {
     format!(
         "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -40,14 +40,14 @@ pub(crate) fn upgrade(fields: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Asks for an upgrade; the id of the user, or the status of the refusal.
+/// Requests an upgrade. Returns the id of the user, or the status of the refusal.
 pub(crate) async fn join(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     fields: &str,
 ) -> io::Result<Result<u64, u16>> {
     stream.write_all(&upgrade(fields)).await?;
     let mut head = Vec::new();
-    // A bare user is sent nothing behind the head.
+    // The relay sends a bare user no byte after the head.
     while !head.ends_with(b"\r\n\r\n") {
         if stream.read_buf(&mut head).await? == 0 || head.len() > 4096 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -65,10 +65,10 @@ pub(crate) async fn join(
     Ok(id.ok_or(status.unwrap_or(0)))
 }
 
-/// A frame by a mask of zeros.
+/// A frame with a mask of zeros.
 pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
-    match u16::try_from(payload.len()).expect("a short payload") {
+    match u16::try_from(payload.len()).expect("the payload is shorter than 64 KiB") {
         long @ 126.. => {
             bytes.push(0xfe);
             bytes.extend_from_slice(&long.to_be_bytes());
@@ -86,9 +86,9 @@ pub(crate) fn message(to: u64, text: &str) -> Vec<u8> {
     frame(0x81, json.as_bytes())
 }
 
-/// Has the kernel say a reset.
+/// Closes a connection with a reset.
 pub(crate) fn reset(stream: TcpStream) {
     let lingers = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    lingers.expect("an option of our own socket");
+    lingers.expect("a TCP socket has this option");
     drop(stream);
 }
