@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::admission::token_bucket::Rate;
 use crate::admission::{AcceptLimiter, AddressLimiter, HandshakeThrottle};
-use crate::api::{self, Api};
+use crate::api::{Api, ApiDependencies};
 use crate::auth::{Auth, KeyRefresher};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Settings};
@@ -92,12 +92,12 @@ impl App {
         let tls = Tls::load(&settings.server.tls).context(SERVER_TLS)?;
         let admin_tls = Tls::load(&settings.admin.tls).context(ADMIN_TLS)?;
         let operator_token = settings.admin.operator_token()?;
-        let listeners = bind_all(&settings.server.listen)?;
+        let listeners = net::bind_server(&settings.server.listen)?;
         let addrs = listeners
             .iter()
             .map(TcpListener::local_addr)
             .collect::<io::Result<Vec<_>>>()?;
-        let admin = settings.admin.listen.map(bind_admin).transpose()?;
+        let admin = settings.admin.listen.map(net::bind_admin).transpose()?;
 
         let workers = tokio::runtime::Handle::current().metrics().num_workers();
         let metrics = Arc::new(Metrics::new(workers).with_spans_of(&traces));
@@ -111,9 +111,13 @@ impl App {
         let (relay, relay_tasks) =
             build_relay(&settings, users_max, metrics, traces, sessions.epoch())?;
         let api = settings.admin.token_file.as_ref().map(|_| {
-            let port = addrs.first().map_or(0, SocketAddr::port);
-            let parts = (relay.clone(), shutdown.clone(), logs);
-            Api::new(parts, port, sessions.epoch(), api_bounds(&settings))
+            let dependencies = ApiDependencies {
+                relay: relay.clone(),
+                shutdown: shutdown.clone(),
+                logs,
+                epoch: sessions.epoch(),
+            };
+            Api::new(&settings, addrs[0].port(), dependencies)
         });
         let server = &settings.server;
         let state = Arc::new(HttpState {
@@ -157,9 +161,7 @@ impl App {
 
     /// The address of `admin.listen`, with the port that the kernel chose for port 0.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
-        self.admin
-            .as_ref()
-            .and_then(|listener| listener.local_addr().ok())
+        self.admin.as_ref()?.local_addr().ok()
     }
 
     /// Serves until `stop` completes or the API requests a drain, then drains. Returns at the latest
@@ -344,41 +346,6 @@ fn tickets(settings: &config::TicketSettings) -> anyhow::Result<Tickets> {
     let secret = settings.secret()?;
     Tickets::new(secret.as_ref().map(config::Secret::expose), settings.ttl)
         .context("the system has no randomness")
-}
-
-fn bind_all(addrs: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
-    let is_default = addrs == Settings::default().server.listen;
-    let mut listeners = Vec::new();
-    for addr in addrs {
-        match net::bind(*addr) {
-            Ok(listener) => listeners.push(listener),
-            Err(error) if is_default && net::lacks_address_family(&error) => {
-                warn!(%addr, %error, "default address skipped: the machine lacks its family");
-            }
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("cannot listen on {addr} (server.listen)"));
-            }
-        }
-    }
-    anyhow::ensure!(
-        !listeners.is_empty(),
-        "cannot listen on any address of server.listen"
-    );
-    Ok(listeners)
-}
-
-fn bind_admin(addr: SocketAddr) -> anyhow::Result<TcpListener> {
-    net::bind(addr).with_context(|| format!("cannot listen on {addr} (admin.listen)"))
-}
-
-fn api_bounds(settings: &Settings) -> api::Bounds {
-    api::Bounds {
-        message_bytes: settings.limits.message_bytes,
-        body_timeout: settings.limits.header_timeout,
-        outcome_timeout: settings.admin.outcome_timeout,
-        drain: settings.drain.clone(),
-    }
 }
 
 fn mailbox_bounds(settings: &config::MailboxSettings) -> Bounds {

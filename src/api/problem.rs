@@ -1,5 +1,5 @@
-//! What is wrong with a request, as problem details (RFC 9457): a type for programs, words for people,
-//! and where they apply the field at fault and its limit.
+//! Errors of the API as problem details (RFC 9457): a type for programs, a text for people and, where they
+//! apply, the field at fault and its limit.
 
 use std::borrow::Cow;
 
@@ -7,17 +7,17 @@ use hyper::StatusCode;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use serde::Serialize;
 
-use super::{Answer, json};
+use super::response::{ApiResponse, json};
 
-/// Where a type is described: an object in the document at that path, by its JSON Pointer.
+/// The address of a type: a JSON Pointer into the description of the API.
 const TYPES: &str = "/api/openapi.yaml#/x-problems/";
 
-/// Of a name that somebody else chose, as much is said back, characters.
+/// The most characters of an unknown field's name that a response repeats.
 const QUOTED_MAX: usize = 64;
 
-/// The kinds of problems.
+/// The types of problems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ProblemType {
     NotJson,
     MissingField,
     UnknownField,
@@ -33,7 +33,7 @@ enum Kind {
     Unavailable,
 }
 
-impl Kind {
+impl ProblemType {
     fn name(self) -> &'static str {
         match self {
             Self::NotJson => "not_json",
@@ -89,38 +89,38 @@ impl Kind {
     }
 }
 
-/// Why a request is not done.
+/// Why a request is refused or has failed.
 #[derive(Clone, Debug)]
-pub(crate) struct Problem {
-    kind: Kind,
+pub(crate) struct ProblemDetails {
+    kind: ProblemType,
     detail: String,
     field: Option<Cow<'static, str>>,
-    limit: Option<Limit>,
+    limit: Option<ValueLimit>,
     allow: Option<&'static str>,
 }
 
-/// The bound that a value is over.
+/// The limit that a value exceeds.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
-pub(super) enum Limit {
+pub(super) enum ValueLimit {
     Number(u64),
     Text(String),
 }
 
-impl From<u64> for Limit {
+impl From<u64> for ValueLimit {
     fn from(number: u64) -> Self {
         Self::Number(number)
     }
 }
 
-impl From<String> for Limit {
+impl From<String> for ValueLimit {
     fn from(text: String) -> Self {
         Self::Text(text)
     }
 }
 
-impl Problem {
-    fn new(kind: Kind, detail: impl Into<String>) -> Self {
+impl ProblemDetails {
+    fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
         Self {
             kind,
             detail: detail.into(),
@@ -130,64 +130,67 @@ impl Problem {
         }
     }
 
-    fn of(mut self, field: impl Into<Cow<'static, str>>) -> Self {
+    fn with_field(mut self, field: impl Into<Cow<'static, str>>) -> Self {
         self.field = Some(field.into());
         self
     }
 
-    fn beyond(mut self, limit: impl Into<Limit>) -> Self {
+    fn with_limit(mut self, limit: impl Into<ValueLimit>) -> Self {
         self.limit = Some(limit.into());
         self
     }
 
-    /// No token, or another.
+    /// The request has no token, or not the right one.
     pub(crate) fn unauthorized() -> Self {
-        let detail = "the token of admin.token_file is asked for, as \"Authorization: Bearer\"";
-        Self::new(Kind::Unauthorized, detail)
+        let detail = "the token of admin.token_file is required, as \"Authorization: Bearer\"";
+        Self::new(ProblemType::Unauthorized, detail)
     }
 
     pub(super) fn not_found() -> Self {
-        let detail = "nothing is here: /api/openapi.yaml lists what there is";
-        Self::new(Kind::NotFound, detail)
+        let detail = "unknown path: /api/openapi.yaml lists the paths";
+        Self::new(ProblemType::NotFound, detail)
     }
 
-    /// Another method than the allowed ones, which are listed as in a header.
+    /// The path does not support the method. `allow` lists those that it supports, as a header does.
     pub(super) fn method(allow: &'static str) -> Self {
-        let mut problem = Self::new(Kind::MethodNotAllowed, format!("only {allow}"));
+        let mut problem = Self::new(
+            ProblemType::MethodNotAllowed,
+            format!("only {allow} can be used here"),
+        );
         problem.allow = Some(allow);
         problem
     }
 
     pub(super) fn not_json() -> Self {
-        Self::new(Kind::NotJson, "the body is not a JSON object")
+        Self::new(ProblemType::NotJson, "the body is not a JSON object")
     }
 
     pub(super) fn media_type() -> Self {
-        let detail = "a body is application/json, in UTF-8";
-        Self::new(Kind::UnsupportedMediaType, detail).of("Content-Type")
+        let detail = "the body must be application/json in UTF-8";
+        Self::new(ProblemType::UnsupportedMediaType, detail).with_field("Content-Type")
     }
 
-    /// The body did not come in this time.
+    /// The body did not arrive in time.
     pub(super) fn late(seconds: f64) -> Self {
         Self::new(
-            Kind::Late,
-            format!("the body did not come within {seconds} s"),
+            ProblemType::Late,
+            format!("the body did not arrive within {seconds} s (limits.header_timeout)"),
         )
     }
 
-    /// The body has more bytes than this setting allows, or than a body ever needs.
+    /// The body has more than `bytes`. `setting` is the setting that changes this limit, if one does.
     pub(super) fn too_large(bytes: usize, setting: Option<&'static str>) -> Self {
         let by = setting.map_or_else(String::new, |setting| format!(" ({setting})"));
         let detail = format!("the body has more than {bytes} bytes{by}");
-        let problem = Self::new(Kind::TooLarge, detail).beyond(bytes as u64);
+        let problem = Self::new(ProblemType::TooLarge, detail).with_limit(bytes as u64);
         match setting {
-            Some(setting) => problem.of(setting),
+            Some(setting) => problem.with_field(setting),
             None => problem,
         }
     }
 
     pub(super) fn missing(field: &'static str) -> Self {
-        Self::new(Kind::MissingField, format!("{field} is missing")).of(field)
+        Self::new(ProblemType::MissingField, format!("{field} is missing")).with_field(field)
     }
 
     pub(super) fn unknown(field: &str, known: &[&str]) -> Self {
@@ -196,37 +199,52 @@ impl Problem {
             [] => "there are none".to_owned(),
             known => format!("there are {}", known.join(", ")),
         };
-        Self::new(Kind::UnknownField, format!("{field} is not known: {known}")).of(field)
+        Self::new(
+            ProblemType::UnknownField,
+            format!("{field} is not known: {known}"),
+        )
+        .with_field(field)
     }
 
     pub(super) fn duplicate(field: &str) -> Self {
         let field: String = field.chars().take(QUOTED_MAX).collect();
-        Self::new(Kind::DuplicateField, format!("{field} is given twice")).of(field)
+        Self::new(
+            ProblemType::DuplicateField,
+            format!("{field} is given twice"),
+        )
+        .with_field(field)
     }
 
     /// A value that the field cannot have.
     pub(super) fn invalid(field: &'static str, expected: &str) -> Self {
-        Self::new(Kind::InvalidField, format!("{field} must be {expected}")).of(field)
+        Self::new(
+            ProblemType::InvalidField,
+            format!("{field} must be {expected}"),
+        )
+        .with_field(field)
     }
 
-    /// The same, where a bound is what it is about.
-    pub(super) fn over(field: &'static str, expected: &str, limit: impl Into<Limit>) -> Self {
-        Self::invalid(field, expected).beyond(limit)
+    /// A value that exceeds a limit of the field.
+    pub(super) fn over(field: &'static str, expected: &str, limit: impl Into<ValueLimit>) -> Self {
+        Self::invalid(field, expected).with_limit(limit)
     }
 
-    /// It cannot be done here, and why.
+    /// The request cannot be done here, or not now.
     pub(super) fn unavailable(why: &impl std::fmt::Display) -> Self {
-        Self::new(Kind::Unavailable, why.to_string())
+        Self::new(ProblemType::Unavailable, why.to_string())
     }
 
     pub(super) fn internal() -> Self {
-        Self::new(Kind::Internal, "a fault of ours, which is in the log")
+        Self::new(
+            ProblemType::Internal,
+            "internal error: see the log of the relay",
+        )
     }
 
-    /// The answer that says so.
-    pub(crate) fn answer(&self) -> Answer {
+    /// The response with this problem.
+    pub(crate) fn response(&self) -> ApiResponse {
         #[derive(Serialize)]
-        struct Details<'a> {
+        struct ProblemBody<'a> {
             r#type: String,
             title: &'static str,
             status: u16,
@@ -234,10 +252,10 @@ impl Problem {
             #[serde(skip_serializing_if = "Option::is_none")]
             field: Option<&'a str>,
             #[serde(skip_serializing_if = "Option::is_none")]
-            limit: Option<&'a Limit>,
+            limit: Option<&'a ValueLimit>,
         }
         let status = self.kind.status();
-        let details = Details {
+        let body = ProblemBody {
             r#type: format!("{TYPES}{}", self.kind.name()),
             title: self.kind.title(),
             status: status.as_u16(),
@@ -245,18 +263,18 @@ impl Problem {
             field: self.field.as_deref(),
             limit: self.limit.as_ref(),
         };
-        let mut answer = json(status, &details);
-        let headers = answer.headers_mut();
+        let mut response = json(status, &body);
+        let headers = response.headers_mut();
         headers.insert(
             CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        if self.kind == Kind::Unauthorized {
+        if self.kind == ProblemType::Unauthorized {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
-        answer
+        response
     }
 }

@@ -1,5 +1,4 @@
-//! The state of the node: what it is, what it has done, whether it drains, and how it stands with the
-//! others.
+//! `GET /api/status`: the node, its ledger, its drain and its link to other nodes.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -8,28 +7,29 @@ use hyper::StatusCode;
 use serde::Serialize;
 use tracing::error;
 
-use super::problem::Problem;
-use super::{Answer, Api, json, time_text};
+use super::problem::ProblemDetails;
+use super::response::{ApiResponse, json, time_text};
+use super::state::ApiState;
 use crate::ledger::LedgerTotals;
 use crate::lifecycle::Stage;
-use crate::telemetry::metrics::DropReason;
+use crate::telemetry::metrics::{ClusterStats, DropReason, Metrics};
 
 #[derive(Serialize)]
-struct Status {
+struct NodeStatus {
     version: &'static str,
     node: String,
     started: String,
     ready: bool,
     users: u64,
-    messages: Messages,
-    queue: Queue,
-    drain: Option<Drain>,
-    cluster: Option<Cluster>,
+    messages: MessageTotals,
+    queue: QueueTotals,
+    drain: Option<DrainStatus>,
+    cluster: Option<ClusterStatus>,
 }
 
 /// The ledger.
 #[derive(Serialize)]
-struct Messages {
+struct MessageTotals {
     received: u64,
     delivered: u64,
     dropped: BTreeMap<&'static str, u64>,
@@ -39,86 +39,93 @@ struct Messages {
 }
 
 #[derive(Serialize)]
-struct Queue {
+struct QueueTotals {
     messages: u64,
     bytes: u64,
 }
 
 #[derive(Serialize)]
-struct Drain {
+struct DrainStatus {
     stage: &'static str,
     until: String,
 }
 
 #[derive(Serialize)]
-struct Cluster {
+struct ClusterStatus {
     up: bool,
     blocks: u64,
     ids_left: u64,
     outcomes_pending: u64,
-    queue: Queue,
+    queue: QueueTotals,
 }
 
-impl Api {
-    /// `GET /api/status`
-    pub(super) async fn status(&self) -> Result<Answer, Problem> {
-        let relay = self.relay.clone();
-        // It walks all users.
-        let counted = tokio::task::spawn_blocking(move || {
-            let stats = relay.stats();
-            (
-                stats,
-                LedgerTotals::read(relay.metrics(), stats.mailbox_messages),
-            )
-        });
-        let (stats, figures) = counted.await.map_err(|error| {
-            error!(%error, "cannot count users");
-            Problem::internal()
-        })?;
-        let metrics = self.relay.metrics();
+pub(super) async fn get(state: &ApiState) -> Result<ApiResponse, ProblemDetails> {
+    let relay = state.relay.clone();
+    // On a thread for blocking work, because it walks all users.
+    let counted = tokio::task::spawn_blocking(move || {
+        let users = relay.stats();
+        let totals = LedgerTotals::read(relay.metrics(), users.mailbox_messages);
+        (users, totals)
+    });
+    let (users, totals) = counted.await.map_err(|error| {
+        error!(%error, "cannot count users");
+        ProblemDetails::internal()
+    })?;
+    let metrics = state.relay.metrics();
+    let reached = state.shutdown.stage();
+    let body = NodeStatus {
+        version: env!("CARGO_PKG_VERSION"),
+        node: state.node.clone(),
+        started: time_text(state.started),
+        ready: reached == Stage::Ready && state.relay.ready().is_ok(),
+        users: users.connections,
+        messages: MessageTotals::new(&totals, metrics),
+        queue: QueueTotals {
+            messages: users.mailbox_messages,
+            bytes: users.mailbox_bytes,
+        },
+        drain: drain_status(reached, metrics.drain_deadline()),
+        cluster: users.link.map(ClusterStatus::from),
+    };
+    Ok(json(StatusCode::OK, &body))
+}
+
+impl MessageTotals {
+    fn new(totals: &LedgerTotals, metrics: &Metrics) -> Self {
         let dropped = DropReason::ALL.iter();
         let dropped = dropped.map(|reason| (reason.as_str(), metrics.dropped(*reason)));
-        let stage = self.shutdown.stage();
-        let status = Status {
-            version: env!("CARGO_PKG_VERSION"),
-            node: self.node.clone(),
-            started: time_text(self.started),
-            ready: stage == Stage::Ready && self.relay.ready().is_ok(),
-            users: stats.connections,
-            messages: Messages {
-                received: figures.received,
-                delivered: figures.delivered,
-                dropped: dropped.collect(),
-                mailbox: figures.mailbox,
-                cluster_received: figures.cluster_received,
-                cluster_sent: figures.cluster_sent,
-            },
-            queue: Queue {
-                messages: stats.mailbox_messages,
-                bytes: stats.mailbox_bytes,
-            },
-            drain: drain(stage, metrics.drain_deadline()),
-            cluster: stats.link.map(|link| Cluster {
-                up: link.up,
-                blocks: link.blocks,
-                ids_left: link.ids_left,
-                outcomes_pending: link.outcomes_pending,
-                queue: Queue {
-                    messages: link.queue_messages,
-                    bytes: link.queue_bytes,
-                },
-            }),
-        };
-        Ok(json(StatusCode::OK, &status))
+        Self {
+            received: totals.received,
+            delivered: totals.delivered,
+            dropped: dropped.collect(),
+            mailbox: totals.mailbox,
+            cluster_received: totals.cluster_received,
+            cluster_sent: totals.cluster_sent,
+        }
     }
 }
 
-fn drain(stage: Stage, deadline: Option<Duration>) -> Option<Drain> {
+impl From<ClusterStats> for ClusterStatus {
+    fn from(stats: ClusterStats) -> Self {
+        Self {
+            up: stats.up,
+            blocks: stats.blocks,
+            ids_left: stats.ids_left,
+            outcomes_pending: stats.outcomes_pending,
+            queue: QueueTotals {
+                messages: stats.queue_messages,
+                bytes: stats.queue_bytes,
+            },
+        }
+    }
+}
+
+fn drain_status(stage: Stage, deadline: Option<Duration>) -> Option<DrainStatus> {
     let stage = match stage {
         Stage::Ready => return None,
         Stage::Unready => "delay",
         Stage::Draining => "spread",
     };
     let until = time_text(SystemTime::UNIX_EPOCH + deadline?);
-    Some(Drain { stage, until })
+    Some(DrainStatus { stage, until })
 }

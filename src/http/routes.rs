@@ -12,7 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use super::handshake::{self, Handshake};
 use super::refusal::Refusal;
 use super::{HttpState, ListenerRole, assets};
-use crate::api::{Api, Problem};
+use crate::api::{Api, ProblemDetails};
 use crate::lifecycle::Stage;
 
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -43,9 +43,9 @@ pub(super) async fn answer(
             && Api::has(path) =>
         {
             if state.is_operators(request.headers()) {
-                api.answer(request).await
+                api.respond(request).await
             } else {
-                Problem::unauthorized().answer()
+                ProblemDetails::unauthorized().response()
             }
         }
         path if users

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
+use tracing::warn;
+
+use crate::config::Settings;
 
 /// Connections that the kernel holds until they are accepted. tokio's own default is 128 here: a
 /// storm of reconnects would lose SYNs, each retried only after a second.
@@ -22,8 +25,62 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Linux's number on all architectures that have a target.
 const EAFNOSUPPORT: i32 = 97;
 
-/// Binds a listener. Needs a tokio runtime.
-pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+/// Why a listener cannot be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The kernel refuses an address.
+    #[error("cannot listen on {addr} ({setting})")]
+    Address {
+        /// The address.
+        addr: SocketAddr,
+        /// The setting that names it.
+        setting: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The machine lacks the families of all default addresses.
+    #[error("cannot listen on any address of server.listen")]
+    NoAddress,
+}
+
+/// Binds `server.listen`. If it has its default value, addresses whose family the machine lacks are skipped.
+/// Needs a tokio runtime.
+pub(crate) fn bind_server(addrs: &[SocketAddr]) -> Result<Vec<TcpListener>, BindError> {
+    let is_default = addrs == Settings::default().server.listen;
+    let mut listeners = Vec::new();
+    for &addr in addrs {
+        match bind(addr) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if is_default && lacks_address_family(&error) => {
+                warn!(%addr, %error, "default address skipped: the machine lacks its family");
+            }
+            Err(source) => {
+                let setting = "server.listen";
+                return Err(BindError::Address {
+                    addr,
+                    setting,
+                    source,
+                });
+            }
+        }
+    }
+    if listeners.is_empty() {
+        return Err(BindError::NoAddress);
+    }
+    Ok(listeners)
+}
+
+/// Binds `admin.listen`. Needs a tokio runtime.
+pub(crate) fn bind_admin(addr: SocketAddr) -> Result<TcpListener, BindError> {
+    let setting = "admin.listen";
+    bind(addr).map_err(|source| BindError::Address {
+        addr,
+        setting,
+        source,
+    })
+}
+
+fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
@@ -46,7 +103,7 @@ pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Whether binding failed because the kernel lacks the address family, or no interface has an address of it.
-pub(crate) fn lacks_address_family(error: &io::Error) -> bool {
+fn lacks_address_family(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported

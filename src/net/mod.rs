@@ -9,6 +9,6 @@ pub mod proxy_protocol;
 mod stream;
 pub mod tls;
 
-pub use listen::bind;
-pub(crate) use listen::lacks_address_family;
+pub use listen::BindError;
+pub(crate) use listen::{bind_admin, bind_server};
 pub(crate) use stream::Io;

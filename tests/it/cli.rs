@@ -814,17 +814,17 @@ fn what_is_logged_is_changed_by_the_api_and_sighup_takes_the_files_filter_again(
 
     refused();
     set_filter("debug");
-    let seen = up_to("has changed what is logged");
+    let seen = up_to("has changed the log filter");
     assert!(!seen.contains(line), "{seen}");
 
     refused();
     up_to(line);
 
     set_filter("info,switchboard::http=warn");
-    up_to("has changed what is logged");
+    up_to("has changed the log filter");
     refused();
     set_filter("info,switchboard=debug");
-    let seen = up_to("has changed what is logged");
+    let seen = up_to("has changed the log filter");
     assert!(!seen.contains(line), "{seen}");
     refused();
     up_to(line);

@@ -1,5 +1,5 @@
-//! What a request says: its body, bounded in bytes and in time, and the fields in it and in its query.
-//! What is not known is refused, so that a slip is not taken for a default.
+//! Reads a request: its body, limited in bytes and in time, and the fields of body and query. Unknown fields
+//! are refused, so that a misspelt field does not silently get its default.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,16 +15,19 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use super::problem::Problem;
+use super::problem::ProblemDetails;
 use crate::config;
 use crate::identity::UserId;
 use crate::protocol::JsonString;
 
-/// The most that a body may have, and the setting that says so, if one does.
+/// The limits of a body.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BodyMax {
+pub(super) struct BodyLimits {
+    /// The most bytes.
     pub(super) bytes: usize,
+    /// The setting that changes `bytes`, if one does.
     pub(super) setting: Option<&'static str>,
+    /// How long the body may take.
     pub(super) time: Duration,
 }
 
@@ -32,25 +35,27 @@ pub(super) struct BodyMax {
 pub(super) async fn body(
     headers: &HeaderMap,
     body: Incoming,
-    max: BodyMax,
-) -> Result<Bytes, Problem> {
-    let BodyMax {
+    limits: BodyLimits,
+) -> Result<Bytes, ProblemDetails> {
+    let BodyLimits {
         bytes,
         setting,
         time,
-    } = max;
+    } = limits;
     if body.size_hint().lower() > bytes as u64 {
-        return Err(Problem::too_large(bytes, setting));
+        return Err(ProblemDetails::too_large(bytes, setting));
     }
     if !body.is_end_stream() && !is_json(headers) {
-        return Err(Problem::media_type());
+        return Err(ProblemDetails::media_type());
     }
     match timeout(time, Limited::new(body, bytes).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::too_large(bytes, setting)),
-        // The connection has failed, and nobody will read the answer.
-        Ok(Err(_)) => Err(Problem::not_json()),
-        Err(_) => Err(Problem::late(time.as_secs_f64())),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(ProblemDetails::too_large(bytes, setting))
+        }
+        // The connection has failed, so any response will do: no client reads it.
+        Ok(Err(_)) => Err(ProblemDetails::not_json()),
+        Err(_) => Err(ProblemDetails::late(time.as_secs_f64())),
     }
 }
 
@@ -73,133 +78,138 @@ fn is_json(headers: &HeaderMap) -> bool {
             .all(|(_, charset)| charset.trim_matches('"').eq_ignore_ascii_case("utf-8"))
 }
 
-/// The values of these fields of a JSON object, as they came; each at most once, and no others.
+/// The raw JSON values of these fields of a JSON object. Refuses other fields, and a field that comes twice.
 pub(super) fn fields<'a, const N: usize>(
     body: &'a [u8],
     names: [&'static str; N],
-) -> Result<[Option<&'a str>; N], Problem> {
-    let Members(members) = serde_json::from_slice(body).map_err(|_| Problem::not_json())?;
+) -> Result<[Option<&'a str>; N], ProblemDetails> {
+    let RawFields(fields) = serde_json::from_slice(body).map_err(|_| ProblemDetails::not_json())?;
     let mut values = [None; N];
-    for (name, value) in members {
+    for (name, value) in fields {
         let Some(index) = names.iter().position(|known| *known == name) else {
-            return Err(Problem::unknown(&name, &names));
+            return Err(ProblemDetails::unknown(&name, &names));
         };
         if values[index].replace(value.get()).is_some() {
-            return Err(Problem::duplicate(&name));
+            return Err(ProblemDetails::duplicate(&name));
         }
     }
     Ok(values)
 }
 
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+/// The fields of a JSON object in their order, which a map would not keep apart if a name comes twice.
+struct RawFields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for RawFields<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Members<'de>;
+        struct RawFieldsVisitor;
+        impl<'de> Visitor<'de> for RawFieldsVisitor {
+            type Value = RawFields<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Vec::new();
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawFields<'de>, A::Error> {
+                let mut fields = Vec::new();
                 while let Some(name) = map.next_key::<JsonString<'_>>()? {
-                    members.push((name.0, map.next_value()?));
+                    fields.push((name.0, map.next_value()?));
                 }
-                Ok(Members(members))
+                Ok(RawFields(fields))
             }
         }
-        deserializer.deserialize_map(Object)
+        deserializer.deserialize_map(RawFieldsVisitor)
     }
 }
 
-/// The parameters of a query by their names; each at most once, and no others.
+/// The values of these parameters of a query. Refuses other parameters, and a parameter that comes twice.
 pub(super) fn query<'a, const N: usize>(
     query: Option<&'a str>,
     names: [&'static str; N],
-) -> Result<[Option<Cow<'a, str>>; N], Problem> {
+) -> Result<[Option<Cow<'a, str>>; N], ProblemDetails> {
     let mut values = [const { None }; N];
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         let Some(index) = names.iter().position(|known| *known == name) else {
-            return Err(Problem::unknown(&name, &names));
+            return Err(ProblemDetails::unknown(&name, &names));
         };
         if values[index].replace(value).is_some() {
-            return Err(Problem::duplicate(&name));
+            return Err(ProblemDetails::duplicate(&name));
         }
     }
     Ok(values)
 }
 
-/// A whole number within a range.
+/// An integer within a range.
 pub(super) fn number(
     text: &str,
     field: &'static str,
     range: RangeInclusive<u64>,
-) -> Result<u64, Problem> {
+) -> Result<u64, ProblemDetails> {
     let (min, max) = (range.start(), range.end());
-    // One sign and leading zeros are Rust's, not JSON's.
+    // Rust parses `+1` and `01`, which JSON does not allow.
     let is_plain = text == "0" || !text.starts_with(['+', '0']);
     text.parse()
         .ok()
         .filter(|number| is_plain && range.contains(number))
         .ok_or_else(|| {
             let expected = format!("an integer from {min} to {max}");
-            Problem::over(field, &expected, *max)
+            ProblemDetails::over(field, &expected, *max)
         })
 }
 
-/// A JSON number that is whole, such as `1`, `1.0` or `1e0`, within a range that ends at 2^53 - 1 at most,
-/// so that it has been read exactly.
+/// An integer within a range, as a JSON number such as `1`, `1.0` or `1e0`. The range must end at 2^53 - 1 at
+/// most, because a float holds no larger integers exactly.
 pub(super) fn json_number(
     raw: &str,
     field: &'static str,
     range: RangeInclusive<u64>,
-) -> Result<u64, Problem> {
+) -> Result<u64, ProblemDetails> {
     let float = raw.parse::<f64>();
     let is_number = raw.starts_with(|c: char| c.is_ascii_digit() || c == '-');
     let whole = float.ok().filter(|float| is_number && float.fract() == 0.0);
-    // Of the two zeros the one without a sign. What is not whole is refused there, in the same words.
+    // Adding 0.0 makes 0 of -0. Without an integer, the empty text makes `number` refuse.
     let text = whole.map_or(String::new(), |whole| (whole + 0.0).to_string());
     number(&text, field, range)
 }
 
 /// The id of a user.
-pub(super) fn user(text: &str, field: &'static str) -> Result<UserId, Problem> {
+pub(super) fn user(text: &str, field: &'static str) -> Result<UserId, ProblemDetails> {
     number(text, field, ID_RANGE).map(id)
 }
 
 /// The id of a user, as a JSON number.
-pub(super) fn json_user(raw: &str, field: &'static str) -> Result<UserId, Problem> {
+pub(super) fn json_user(raw: &str, field: &'static str) -> Result<UserId, ProblemDetails> {
     json_number(raw, field, ID_RANGE).map(id)
 }
 
 const ID_RANGE: RangeInclusive<u64> = 1..=UserId::MAX;
 
 fn id(number: u64) -> UserId {
-    UserId::new(number).expect("within its range")
+    UserId::new(number).expect("number has checked the range")
 }
 
 /// A JSON string.
-pub(super) fn text(raw: &str, field: &'static str, expected: &str) -> Result<String, Problem> {
-    serde_json::from_str(raw).map_err(|_| Problem::invalid(field, expected))
+pub(super) fn text(
+    raw: &str,
+    field: &'static str,
+    expected: &str,
+) -> Result<String, ProblemDetails> {
+    serde_json::from_str(raw).map_err(|_| ProblemDetails::invalid(field, expected))
 }
 
-/// A filter of logs: levels, and targets with levels. The settings take more, such as a pattern for a
-/// span's field, which is nothing to be sent to a process that runs.
-pub(super) fn log_filter(raw: &str, field: &'static str) -> Result<String, Problem> {
+/// A log filter: levels, and targets with levels. Refuses the rest of the syntax that `log.filter` allows,
+/// such as patterns for the fields of a span.
+pub(super) fn log_filter(raw: &str, field: &'static str) -> Result<String, ProblemDetails> {
     let expected = "off, error, warn, info, debug, trace, or targets with one of these, such as \
         \"info,switchboard=debug\", at most 1024 bytes";
     let text = text(raw, field, expected)?;
     if text.len() > FILTER_BYTES_MAX {
         let limit = FILTER_BYTES_MAX as u64;
-        return Err(Problem::over(field, expected, limit));
+        return Err(ProblemDetails::over(field, expected, limit));
     }
     if text.split(',').all(is_directive) {
         Ok(text)
     } else {
-        Err(Problem::invalid(field, expected))
+        Err(ProblemDetails::invalid(field, expected))
     }
 }
 
@@ -218,12 +228,16 @@ fn is_directive(text: &str) -> bool {
         && target.is_none_or(|target| target.split("::").all(is_name))
 }
 
-/// A duration as in the settings.
-pub(super) fn duration(raw: &str, field: &'static str, max: Duration) -> Result<Duration, Problem> {
+/// A duration as the settings write it, such as `"30s"`.
+pub(super) fn duration(
+    raw: &str,
+    field: &'static str,
+    max: Duration,
+) -> Result<Duration, ProblemDetails> {
     let max_text = config::duration_text(max);
     let expected = format!("a duration such as \"30s\", at most \"{max_text}\"");
     let text = text(raw, field, &expected)?;
     config::parse_duration(&text)
         .filter(|duration| *duration <= max)
-        .ok_or_else(|| Problem::over(field, &expected, max_text))
+        .ok_or_else(|| ProblemDetails::over(field, &expected, max_text))
 }
