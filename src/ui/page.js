@@ -157,8 +157,8 @@ function onId(id) {
 /** @param {string} content */
 function onFrame(/** @type {"in" | "out"} */ direction, content) {
   const entry = document.createElement("li");
-  const cut = content.length - FRAME_CHARACTERS_MAX;
-  const shown = cut > 0 ? `${content.slice(0, FRAME_CHARACTERS_MAX)}… (${cut} more)` : content;
+  const hidden = content.length - FRAME_CHARACTERS_MAX;
+  const shown = hidden > 0 ? `${content.slice(0, FRAME_CHARACTERS_MAX)}… (${hidden} more)` : content;
   entry.append(make("span", "arrow", direction === "in" ? "← " : "→ "), shown);
   append(frames, entry, FRAMES_MAX);
 }

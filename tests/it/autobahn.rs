@@ -404,30 +404,30 @@ fn utf8_fragments() -> Vec<Case> {
     ];
     // The pong shows that the server has accepted the first fragment, which is valid so far. The server refuses the
     // second fragment, so the third one is never sent.
-    for (number, cut) in [
+    for (number, split) in [
         ("6.4.1", (KOSME.len(), beyond.len() - 6)),
         ("6.4.2", (12, 13)),
     ] {
         let steps = [
-            Send(frame(TEXT, &beyond[..cut.0]).more()),
+            Send(frame(TEXT, &beyond[..split.0]).more()),
             Send(frame(PING, "A")),
             Hear(PONG, b"A".to_vec()),
-            Send(frame(CONTINUATION, &beyond[cut.0..cut.1]).more()),
+            Send(frame(CONTINUATION, &beyond[split.0..split.1]).more()),
             Closed(1007),
         ];
         cases.push(case(number, steps));
     }
     // The exception: the text is in one frame, so the server refuses it when the whole frame has arrived.
-    for (number, cut) in [
+    for (number, split) in [
         ("6.4.3", (KOSME.len(), beyond.len() - 6)),
         ("6.4.4", (12, 13)),
     ] {
         let bytes = frame(TEXT, &beyond).bytes();
         let head = bytes.len() - beyond.len();
         let steps = [
-            Bytes(bytes[..head + cut.0].to_vec()),
-            Bytes(bytes[head + cut.0..head + cut.1].to_vec()),
-            Bytes(bytes[head + cut.1..].to_vec()),
+            Bytes(bytes[..head + split.0].to_vec()),
+            Bytes(bytes[head + split.0..head + split.1].to_vec()),
+            Bytes(bytes[head + split.1..].to_vec()),
             Closed(1007),
         ];
         cases.push(case(number, steps));

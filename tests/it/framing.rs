@@ -186,17 +186,17 @@ async fn a_malformed_frame_leaves_no_byte_for_other_sessions() {
     let relay = Relay::plain().await;
     let header = &Wire::text("").length16().bytes();
     let mut bystander = relay.raw_user(Dialect::V1).await;
-    for cut in 1..8 {
+    for split in 1..8 {
         let mut peer = relay.raw_user(Dialect::V1).await;
-        peer.write(&header[..cut]).await;
+        peer.write(&header[..split]).await;
         // The message of another user shows that the relay has read these bytes.
         bystander.say(bystander.id, "still here").await;
         let still_here = Dialect::V1.message(bystander.id, "still here");
-        assert_eq!(bystander.json().await, still_here, "cut at {cut}");
-        peer.write(&header[cut..]).await;
-        assert_eq!(peer.until_close().await.1, 1002, "cut at {cut}");
+        assert_eq!(bystander.json().await, still_here, "split at {split}");
+        peer.write(&header[split..]).await;
+        assert_eq!(peer.until_close().await.1, 1002, "split at {split}");
         bystander.say(bystander.id, "still here").await;
-        assert_eq!(bystander.json().await, still_here, "cut at {cut}");
+        assert_eq!(bystander.json().await, still_here, "split at {split}");
     }
     relay.stop().await;
 }
@@ -235,7 +235,7 @@ async fn fragmented_text_that_is_not_utf8_is_invalid_data() {
         for at in [28, 29, 30, payload.len() - 1] {
             let (head, tail) = payload.split_at(at);
             let frames = [Wire::text(head).more(), Wire::new(CONTINUATION, tail)];
-            check_closes(&format!("{what}, cut at {at}"), &frames, 1007).await;
+            check_closes(&format!("{what}, split at {at}"), &frames, 1007).await;
         }
     }
 }
@@ -254,7 +254,7 @@ async fn a_fragment_may_end_within_a_character() {
             assert_eq!(
                 peer.json().await,
                 dialect.message(peer.id, text),
-                "cut at {at}"
+                "split at {at}"
             );
         }
         let bytes = payload.as_bytes();
@@ -603,10 +603,10 @@ both_strategies! {
     async fn a_reset_within_a_frame_delivers_nothing(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut friend = relay.bare().await;
-        for cut in [1, 3, 6, 20, 40] {
+        for split in [1, 3, 6, 20, 40] {
             let mut peer = relay.raw_user(Dialect::V1).await;
             let bytes = question(friend.id, "never said", 1).bytes();
-            peer.write(&bytes[..cut]).await;
+            peer.write(&bytes[..split]).await;
             peer.reset();
         }
         relay.until_closed("client", "reset", 5).await;
