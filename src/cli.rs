@@ -16,7 +16,7 @@ use crate::auth::{self, Auth, AuthError, Authenticated, Denied, IssueError};
 use crate::config::{self, ConfigError, Settings};
 use crate::identity::Subject;
 use crate::net::http_client::{HttpClient, HttpError, Limits};
-use crate::net::tls::{Trust, TrustError};
+use crate::net::trust::{Trust, TrustError};
 
 /// How long a health check may take, because containers ask every few seconds; and more than the body of
 /// `/livez` has.

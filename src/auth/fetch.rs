@@ -7,7 +7,7 @@ use hyper::Uri;
 use tokio_rustls::rustls::pki_types::{InvalidDnsNameError, ServerName};
 
 use crate::net::http_client::{HttpClient, HttpError, Limits};
-use crate::net::tls::{Trust, TrustError};
+use crate::net::trust::{Trust, TrustError};
 
 /// The largest key set that is read, bytes. A key takes half a kilobyte.
 const BODY_BYTES_MAX: usize = 256 * 1024;
@@ -20,14 +20,14 @@ pub(super) struct Source {
     client: HttpClient,
 }
 
-/// Why no key set can be fetched from an address.
+/// Why no key set can be fetched from `auth.jwks_url`.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The address is not a URL of HTTP.
-    #[error("auth.jwks_url is no http or https address")]
+    /// It is not a URL of HTTP.
+    #[error("auth.jwks_url is not an http or https URL")]
     NoUrl,
     /// No certificate can have the name of its host.
-    #[error("the host of auth.jwks_url is no name")]
+    #[error("the host of auth.jwks_url is not a name that a certificate can have")]
     NoName(#[from] InvalidDnsNameError),
     /// Its server's certificate cannot be checked.
     #[error("cannot check the server of auth.jwks_url")]
@@ -44,7 +44,7 @@ impl Source {
         };
         let client = match url.scheme_str() {
             Some("https") => {
-                // The client would say so, too, but only when it asks.
+                // Checked here so that `switchboard check` finds it: the client checks it when it asks.
                 ServerName::try_from(host.trim_matches(['[', ']']))?;
                 HttpClient::new(Trust::System, limits)?
             }

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::time::timeout;
 use tokio_rustls::rustls::ClientConfig;
 
-use crate::net::tls::{self, Trust, TrustError};
+use crate::net::trust::{self, Trust, TrustError};
 
 /// Asks servers, within limits.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ impl HttpClient {
 
     /// A client for `http` URLs.
     pub fn plain(limits: Limits) -> Self {
-        Self::with(tls::no_trust(), limits)
+        Self::with(trust::no_server(), limits)
     }
 
     fn with(tls: ClientConfig, limits: Limits) -> Self {

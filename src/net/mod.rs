@@ -8,6 +8,7 @@ mod listen;
 pub mod proxy_protocol;
 mod stream;
 pub mod tls;
+pub mod trust;
 
 pub use listen::BindError;
 pub(crate) use listen::{bind_admin, bind_server};

@@ -3,28 +3,20 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hyper_rustls::ConfigBuilderExt;
 use ring::digest::{SHA256, digest};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
-use tokio_rustls::rustls::client::danger::{
-    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
-};
-use tokio_rustls::rustls::crypto::WebPkiSupportedAlgorithms;
 use tokio_rustls::rustls::crypto::ring::sign::any_supported_type;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
-use tokio_rustls::rustls::{
-    self, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, ServerConfig,
-    SignatureScheme, WantsVerifier, crypto, version,
-};
+use tokio_rustls::rustls::{self, ServerConfig, crypto, version};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tracing::{info, warn};
@@ -194,114 +186,6 @@ impl Tls {
         ));
         info!(cert_file = %cert_file.display(), "certificate read again");
         Ok(())
-    }
-}
-
-/// Which servers a client of this process trusts.
-#[derive(Clone, Copy, Debug)]
-pub enum Trust<'a> {
-    /// Servers with a certificate that the system's authorities signed.
-    System,
-    /// The server that has the certificate in this file. The names in the certificate do not matter,
-    /// because the server is asked by an address that they need not include.
-    Certificate(&'a Path),
-}
-
-/// Why a client cannot check servers.
-#[derive(Debug, thiserror::Error)]
-pub enum TrustError {
-    /// The certificate's file has none.
-    #[error("{path}: has no certificate in PEM")]
-    Certificate {
-        /// The file's name.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: pem::Error,
-    },
-    /// The system has no certificates of authorities.
-    #[error("the system has no certificates to check a server by")]
-    NoRoots(#[source] io::Error),
-}
-
-impl Trust<'_> {
-    /// The TLS settings of a client that trusts these servers.
-    pub(super) fn client_config(self) -> Result<ClientConfig, TrustError> {
-        let config = client_config();
-        let algorithms = config.crypto_provider().signature_verification_algorithms;
-        let config = match self {
-            Self::System => config.with_native_roots().map_err(TrustError::NoRoots)?,
-            Self::Certificate(path) => {
-                let certificate = CertificateDer::from_pem_file(path).map_err(|source| {
-                    let path = path.to_owned();
-                    TrustError::Certificate { path, source }
-                })?;
-                let same = Arc::new(Same {
-                    certificate,
-                    algorithms,
-                });
-                config.dangerous().with_custom_certificate_verifier(same)
-            }
-        };
-        Ok(config.with_no_client_auth())
-    }
-}
-
-/// The TLS settings of a client that trusts no server.
-pub(super) fn no_trust() -> ClientConfig {
-    client_config()
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth()
-}
-
-fn client_config() -> ConfigBuilder<ClientConfig, WantsVerifier> {
-    ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("ring has suites for TLS 1.2 and 1.3")
-}
-
-/// Takes one certificate and no other.
-#[derive(Debug)]
-struct Same {
-    certificate: CertificateDer<'static>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for Same {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if *end_entity == self.certificate {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(rustls::CertificateError::UnknownIssuer.into())
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
     }
 }
 
