@@ -20,7 +20,7 @@ use crate::cluster::{self, Cluster};
 use crate::config::{self, Settings};
 use crate::directory::{Bounds, Budget, Directory};
 use crate::drain;
-use crate::http::{self, HttpState, ListenerRole, Proxies};
+use crate::http::{self, HttpState, ListenerRole, TrustedProxies};
 use crate::ledger::LedgerTotals;
 use crate::lifecycle::Shutdown;
 pub use crate::lifecycle::Stop;
@@ -128,7 +128,7 @@ impl App {
             header_bytes: settings.limits.header_bytes,
             allowed_origins: server.allowed_origins.clone(),
             allowed_hosts: server.allowed_hosts.clone(),
-            proxies: Proxies::new(server.trusted_proxies.clone(), server.forwarded_header),
+            proxies: TrustedProxies::new(server.trusted_proxies.clone(), server.forwarded_header),
             proxy_protocol: server.proxy_protocol,
             tickets: tickets(&settings.tickets)?,
             page: settings.ui.enabled,

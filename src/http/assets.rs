@@ -1,5 +1,5 @@
-//! The page that browsers get, the client that it is written with and the description of the wire: small
-//! files that are compiled in. Nothing on the page comes from another host, and its policy lets nothing come.
+//! The files that browsers get: the page, the client library that it uses and the description of the wire. They
+//! are small and compiled in. The page loads nothing from another host, and its policy forbids it.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -9,23 +9,23 @@ use hyper::header::{
 };
 use hyper::{HeaderMap, Response};
 
-use super::routes::Answer;
+use super::response::HttpResponse;
 
 /// A file that is compiled in.
 #[derive(Debug)]
-pub(super) struct File {
+pub(super) struct Asset {
     content_type: &'static str,
     text: &'static str,
 }
 
 /// `GET /`, for browsers.
-pub(super) const PAGE: File = File {
+pub(super) const PAGE: Asset = Asset {
     content_type: "text/html; charset=utf-8",
     text: include_str!("../ui/page.html"),
 };
 
-/// The file of a path.
-pub(super) fn file(path: &str) -> Option<File> {
+/// The file at a path.
+pub(super) fn find(path: &str) -> Option<Asset> {
     let (content_type, text) = match path {
         "/switchboard.js" => (SCRIPT, include_str!("../ui/switchboard.js")),
         "/page.js" => (SCRIPT, include_str!("../ui/page.js")),
@@ -37,60 +37,61 @@ pub(super) fn file(path: &str) -> Option<File> {
         "/icon.svg" => ("image/svg+xml", include_str!("../ui/icon.svg")),
         _ => return None,
     };
-    Some(File { content_type, text })
+    Some(Asset { content_type, text })
 }
 
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// What the page may do: load these files, talk to this relay, and never make markup of a text.
+/// Lets the page load these files and talk to this relay, and never use a text as markup.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 
-impl File {
-    pub(super) fn answer(self) -> Answer {
-        let mut answer = Response::new(Full::new(Bytes::from_static(self.text.as_bytes())));
-        let headers = answer.headers_mut();
+impl Asset {
+    pub(super) fn response(self) -> HttpResponse {
+        let mut response = Response::new(Full::new(Bytes::from_static(self.text.as_bytes())));
+        let headers = response.headers_mut();
         for (name, value) in [
             (CONTENT_TYPE, self.content_type),
             (CONTENT_SECURITY_POLICY, POLICY),
             (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            // An upgraded relay speaks through an upgraded client.
+            // After an upgrade of the relay, the page must use the new client library.
             (CACHE_CONTROL, "no-store"),
             (REFERRER_POLICY, "no-referrer"),
-            // The answer to `/` depends on it.
+            // The response to `/` depends on it.
             (VARY, "accept"),
-            // Anybody's page may import the client; what it may connect to is another question.
+            // Any page may import the client library. `server.allowed_origins` decides whether it may connect.
             (ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
         ] {
             headers.insert(name, HeaderValue::from_static(value));
         }
-        answer
+        response
     }
 }
 
-/// Whether the client says that it takes HTML, as browsers do and `*/*` does not (RFC 9110 section
-/// 12.5.1).
-pub(super) fn is_asked_for(headers: &HeaderMap) -> bool {
+/// Whether the client names HTML among the media types that it accepts (RFC 9110 section 12.5.1). Browsers do,
+/// and tools that send `*/*` do not.
+pub(super) fn accepts_html(headers: &HeaderMap) -> bool {
     headers
         .get_all(ACCEPT)
         .into_iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .any(takes_html)
+        .any(is_html)
 }
 
-fn takes_html(range: &str) -> bool {
+fn is_html(range: &str) -> bool {
     let mut parts = range.split(';').map(str::trim);
-    let is_html = parts
+    let names_html = parts
         .next()
         .is_some_and(|range| range.eq_ignore_ascii_case("text/html"));
-    let refused = parts
-        .filter_map(|parameter| parameter.split_once('='))
-        .any(|(name, weight)| {
-            name.trim().eq_ignore_ascii_case("q") && weight.trim().parse() == Ok(0.0)
-        });
-    is_html && !refused
+    let is_refused =
+        parts
+            .filter_map(|parameter| parameter.split_once('='))
+            .any(|(name, weight)| {
+                name.trim().eq_ignore_ascii_case("q") && weight.trim().parse() == Ok(0.0)
+            });
+    names_html && !is_refused
 }
 
 #[cfg(test)]
@@ -99,7 +100,7 @@ mod tests {
 
     fn check(accept: &str, expected: bool) {
         let headers = [(ACCEPT, HeaderValue::from_str(accept).unwrap())];
-        let found = is_asked_for(&headers.into_iter().collect());
+        let found = accepts_html(&headers.into_iter().collect());
         assert_eq!(found, expected, "{accept}");
     }
 
@@ -118,9 +119,9 @@ mod tests {
     }
 
     #[test]
-    fn the_page_names_no_other_host_and_holds_no_script() {
+    fn the_page_names_no_other_host_and_has_no_inline_script() {
         for path in ["/switchboard.js", "/page.js", "/page.css"] {
-            let File { text, .. } = file(path).unwrap();
+            let Asset { text, .. } = find(path).unwrap();
             assert!(!text.contains("innerHTML"), "{path}");
         }
         assert!(!PAGE.text.contains("://"));

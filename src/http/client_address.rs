@@ -1,5 +1,5 @@
-//! Whose connection it is: the address of the client, which proxies say for theirs. Only what a
-//! trusted proxy has said counts, and of a list only the part that trusted proxies have written.
+//! The client's address of a request that came through proxies. Believes only trusted proxies, and of a list of
+//! addresses only the part that trusted proxies wrote.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -13,39 +13,39 @@ use crate::config::ForwardedHeader;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Which proxies are believed, and which of their headers.
+/// The proxies that are believed, and the header that they write.
 #[derive(Debug)]
-pub struct Proxies {
-    trusted: Vec<IpNet>,
+pub struct TrustedProxies {
+    networks: Vec<IpNet>,
     header: ForwardedHeader,
-    /// Somebody else's header was seen, and that was said.
+    /// A header from an address that is not trusted was seen and logged.
     warned: AtomicBool,
 }
 
-impl Proxies {
-    /// Believes these, where they write this header.
-    pub fn new(trusted: Vec<IpNet>, header: ForwardedHeader) -> Self {
+impl TrustedProxies {
+    /// Believes proxies in these networks, which write this header.
+    pub fn new(networks: Vec<IpNet>, header: ForwardedHeader) -> Self {
         Self {
-            trusted,
+            networks,
             header,
             warned: AtomicBool::new(false),
         }
     }
 
-    /// Whether this is one of them.
-    pub fn trusts(&self, address: IpAddr) -> bool {
+    /// Whether the address is of a trusted proxy.
+    pub(crate) fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        self.trusted
+        self.networks
             .iter()
             .any(|network| network.contains(&address))
     }
 
-    /// The client's address, for a request that came from `peer`.
+    /// The client's address of a request with these headers that came from `peer`.
     pub fn client_addr(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
         if !self.trusts(peer) {
             if headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED) {
-                self.warn_of(peer, "a forwarding header");
+                self.warn_once(peer, "a forwarding header");
             }
             return peer;
         }
@@ -53,9 +53,9 @@ impl Proxies {
             ForwardedHeader::XForwardedFor => &X_FORWARDED_FOR,
             ForwardedHeader::Forwarded => &FORWARDED,
         };
-        // Each proxy adds its peer at the end, so what the client itself has sent stands at the
-        // front: from the back, the first that is no proxy of ours is the client, and whatever
-        // stands before an entry that names nobody was not written by one of ours for sure.
+        // Each proxy appends the address of its peer, so entries of the client itself are at the front. From
+        // the back, the first address that is no trusted proxy is the client. The search ends at an entry
+        // that is no address, because the client may have written everything in front of it.
         let mut client_addr = peer;
         for value in headers.get_all(name).iter().rev() {
             for entry in value.as_bytes().rsplit(|byte| *byte == b',') {
@@ -76,18 +76,18 @@ impl Proxies {
         client_addr
     }
 
-    /// Says once that a proxy was played which is none.
-    pub fn warn_of(&self, peer: IpAddr, what: &str) {
+    /// Logs once that a header of a proxy came from an address that is not trusted.
+    pub(super) fn warn_once(&self, peer: IpAddr, what: &str) {
         if !self.warned.swap(true, Relaxed) {
             warn!(
                 peer.addr = %peer,
-                "{what} from an address that is not in server.trusted_proxies is ignored; this is said once"
+                "{what} from an address that is not in server.trusted_proxies is ignored; this is logged once"
             );
         }
     }
 }
 
-/// An address with or without a port, in brackets where it is IPv6 with one.
+/// An address with or without a port. An IPv6 address with a port is in brackets.
 fn address(text: &str) -> Option<IpAddr> {
     let address = text
         .parse::<IpAddr>()
@@ -97,8 +97,8 @@ fn address(text: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// The address in `for=` of one element of a `Forwarded` header (RFC 7239 section 4). A comma within
-/// quotes has split the element, which then has none: no address has a comma.
+/// The address in `for=` of one element of a `Forwarded` header (RFC 7239 section 4). A comma within quotes splits
+/// an element in two; the parts are no address then, because an address has no comma.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
     let mut pairs = element.split(';').filter_map(|pair| {
         let (name, value) = pair.split_once('=')?;
@@ -122,7 +122,7 @@ mod tests {
 
     fn client(header: ForwardedHeader, peer: &str, values: &[&'static str]) -> String {
         let trusted = ["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().unwrap());
-        let proxies = Proxies::new(trusted.to_vec(), header);
+        let proxies = TrustedProxies::new(trusted.to_vec(), header);
         let mut headers = HeaderMap::new();
         for value in values {
             let name = match header {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_the_last_that_no_trusted_proxy_is() {
+    fn the_client_is_the_last_address_that_is_no_trusted_proxy() {
         for (peer, values, expected) in [
             ("192.0.2.1", &["1.1.1.1"][..], "192.0.2.1"),
             ("10.0.0.1", &[], "10.0.0.1"),
@@ -160,7 +160,7 @@ mod tests {
             ("10.0.0.1", &["6.6.6.6, "], "10.0.0.1"),
             ("10.0.0.1", &["1.1.1.1 2.2.2.2"], "10.0.0.1"),
             ("10.0.0.1", &[""], "10.0.0.1"),
-            // What the client has sent may be anything; the proxy's part is behind it all the same.
+            // The client's part may be any bytes; the proxy's part is behind it.
             ("10.0.0.1", &["ü, 1.1.1.1"], "1.1.1.1"),
             ("10.0.0.1", &["6.6.6.6, ü, 10.0.0.2"], "10.0.0.2"),
             ("10.0.0.1", &["ü", "1.1.1.1"], "1.1.1.1"),
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_says_the_same_in_its_own_words() {
+    fn forwarded_is_read_like_x_forwarded_for() {
         for (peer, values, expected) in [
             ("192.0.2.1", &["for=1.1.1.1"][..], "192.0.2.1"),
             (
@@ -207,9 +207,9 @@ mod tests {
     }
 
     #[test]
-    fn only_the_header_that_was_chosen_counts() {
+    fn only_the_configured_header_counts() {
         let trusted = vec!["10.0.0.0/8".parse().unwrap()];
-        let proxies = Proxies::new(trusted, ForwardedHeader::Forwarded);
+        let proxies = TrustedProxies::new(trusted, ForwardedHeader::Forwarded);
         let mut headers = HeaderMap::new();
         headers.append(X_FORWARDED_FOR, "6.6.6.6".parse().unwrap());
         let peer: IpAddr = "10.0.0.1".parse().unwrap();

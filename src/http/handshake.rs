@@ -1,26 +1,20 @@
-//! The opening handshake (RFC 6455 section 4.2): every check that tungstenite's upgrade leaves out,
-//! the client, which is taken before the 101 is written, and the answer.
+//! The opening handshake (RFC 6455 section 4.2): asks whether the peer may connect, takes a client for its user
+//! before the 101 is written, and answers.
 
 use std::net::IpAddr;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use hyper::body::{Body, Incoming};
-use hyper::header::{
-    CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
-};
-use hyper::{HeaderMap, Request, StatusCode, Version};
-use tokio::sync::Notify;
+use hyper::body::Incoming;
+use hyper::header::{HOST, HeaderName, HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
+use hyper::{HeaderMap, Request, StatusCode};
 use tracing::{Instrument, debug, error};
 
-use super::HttpState;
-use super::refusal::Refusal;
-use super::routes::{Answer, text};
-use crate::admission::AddressPermit;
-use crate::auth::{self, Authenticated, Denied};
+use super::opening;
+use super::refusal::HandshakeRefusal;
+use super::response::{HttpResponse, text};
+use super::state::HttpState;
+use super::upgrade::{JoinedUser, PendingUpgrade, Source};
+use crate::auth::{Authenticated, Denied};
 use crate::config::{Origin, Served};
 use crate::identity::Subject;
 use crate::lifecycle::Stage;
@@ -30,109 +24,25 @@ use crate::session::Welcome;
 use crate::telemetry::traces;
 use crate::ticket::{Claim, Invalid, Tickets};
 
-/// The response header that tells a user its id.
+/// The response header with the user's id.
 const USER_ID: HeaderName = HeaderName::from_static("x-user-id");
 
-/// What a ticket's entry in the list of subprotocols starts with: the one list that a browser's page
-/// may write.
+/// The prefix of a ticket among the subprotocols: a page in a browser can set no other header.
 const TICKET_ENTRY: &str = "ticket.";
 
-/// The request header for everybody else's.
+/// The request header with a ticket, for clients that are not a page.
 const TICKET: HeaderName = HeaderName::from_static("x-ticket");
 
-/// The request header that names the trace of whoever asks (W3C Trace Context section 3.2).
+/// The request header with the caller's trace (W3C Trace Context section 3.2).
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// A user who has a client.
-#[derive(Debug)]
-pub(super) struct Joined {
-    pub(super) membership: Membership,
-    /// What its user is told.
-    pub(super) welcome: Welcome,
-    /// What counts it as one of its network's.
-    pub(super) permit: Option<AddressPermit>,
-    /// How long its pass is good for.
-    pub(super) remaining: Option<Duration>,
-}
-
-/// Where a connection's client is from the upgrade request until the 101 has left.
-#[derive(Debug)]
-pub(super) struct Handshake {
-    /// Whom the connection is from: the socket's peer, or whom a proxy named at its beginning.
-    peer: IpAddr,
-    /// A proxy that passes bytes on has named nobody: what headers name is the client's own word.
-    is_nobodys: bool,
-    joined: Mutex<Option<Joined>>,
-    told: Notify,
-    /// A request has come over it.
-    asked: AtomicBool,
-}
-
-impl Handshake {
-    pub(super) fn new(peer: IpAddr, is_nobodys: bool) -> Self {
-        Self {
-            peer,
-            is_nobodys,
-            joined: Mutex::new(None),
-            told: Notify::new(),
-            asked: AtomicBool::new(false),
-        }
-    }
-
-    /// A request has come.
-    pub(super) fn asked(&self) {
-        self.asked.store(true, Relaxed);
-    }
-
-    pub(super) fn was_asked(&self) -> bool {
-        self.asked.load(Relaxed)
-    }
-
-    fn put(&self, joined: Joined) {
-        *self.joined.lock().unwrap_or_else(PoisonError::into_inner) = Some(joined);
-        self.told.notify_one();
-    }
-
-    pub(super) fn take(&self) -> Option<Joined> {
-        self.joined
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-    }
-
-    /// Completes if a client was taken and the upgrade is not complete within `timeout` of that.
-    pub(super) async fn is_late(&self, timeout: Duration) {
-        self.told.notified().await;
-        tokio::time::sleep(timeout).await;
-    }
-}
-
-/// Whether the request is meant as a WebSocket handshake, well formed or not.
-pub(super) fn is_asked_for(request: &Request<Incoming>) -> bool {
-    lists(request.headers(), &UPGRADE, "websocket")
-}
-
-/// Whether one of a header's comma-separated values is `value`, in any case.
-fn lists(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
-    values(headers, name).any(|listed| listed.eq_ignore_ascii_case(value))
-}
-
-fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    headers
-        .get_all(name)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-}
-
-/// Answers a handshake, in a span where it is traced.
+/// Answers a handshake, within a span if it is traced. If it is accepted, `pending` has the user.
 pub(super) async fn upgrade(
     request: Request<Incoming>,
     state: &HttpState,
-    handshake: &Handshake,
-) -> Answer {
-    let traceparent = the_only(request.headers(), &TRACEPARENT);
+    pending: &PendingUpgrade,
+) -> HttpResponse {
+    let traceparent = opening::single(request.headers(), &TRACEPARENT);
     let span = state.relay.traces().handshake(
         request.method().as_str(),
         if state.tls.is_some() { "https" } else { "http" },
@@ -140,42 +50,37 @@ pub(super) async fn upgrade(
         traceparent.and_then(|value| value.to_str().ok()),
     );
     let Some(span) = span else {
-        return answer(request, state, handshake).await;
+        return respond(request, state, pending).await;
     };
-    let answer = answer(request, state, handshake)
+    let response = respond(request, state, pending)
         .instrument(span.clone())
         .await;
-    traces::answered(&span, answer.status().as_u16());
-    answer
+    traces::answered(&span, response.status().as_u16());
+    response
 }
 
-async fn answer(
+async fn respond(
     mut request: Request<Incoming>,
     state: &HttpState,
-    handshake: &Handshake,
-) -> Answer {
-    let peer = handshake.peer;
-    let client_addr = if handshake.is_nobodys && state.proxies.trusts(peer) {
-        peer
-    } else {
-        state.proxies.client_addr(peer, request.headers())
-    };
+    pending: &PendingUpgrade,
+) -> HttpResponse {
+    let client_addr = client_addr(pending.source(), request.headers(), state);
     let joined = match join(&request, state, client_addr).await {
         Ok(joined) => joined,
         Err(refusal) => {
             debug!(client.addr = %client_addr, ?refusal, "upgrade refused");
             state.relay.metrics().handshake_rejected(refusal.reason());
-            return refusal.answer();
+            return refusal.response();
         }
     };
-    // The stream comes from the connection itself once the 101 has left; hyper's way through a
-    // boxed trait object would cost memory and a call for each read.
-    let Ok((mut answer, _never)) = hyper_tungstenite::upgrade(&mut request, None) else {
-        error!("a checked handshake was refused");
+    // The library's future of the upgraded stream is not used: it gives the stream as a boxed trait object, which
+    // costs memory for each user and a call for each read. The connection takes its stream back instead.
+    let Ok((mut response, _upgraded)) = hyper_tungstenite::upgrade(&mut request, None) else {
+        error!("the library refused a handshake that was checked");
         return text(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n");
     };
     let client = joined.membership.client();
-    let headers = answer.headers_mut();
+    let headers = response.headers_mut();
     headers.insert(USER_ID, HeaderValue::from(client.id().get()));
     if client.dialect() == Dialect::V1 {
         headers.insert(
@@ -184,44 +89,47 @@ async fn answer(
         );
     }
     debug!(client.addr = %client_addr, user = %client.id(), "upgrade accepted");
-    handshake.put(joined);
-    answer
+    pending.put(joined);
+    response
 }
 
-/// Asks everything that a handshake is asked, the cheap questions first, and gives it a client.
+/// The client's address, from the forwarding headers where the proxy that wrote them is trusted.
+fn client_addr(source: Source, headers: &HeaderMap, state: &HttpState) -> IpAddr {
+    if source.is_unnamed_proxy {
+        source.addr
+    } else {
+        state.proxies.client_addr(source.addr, headers)
+    }
+}
+
+/// Makes all checks of a handshake, cheap checks first, and takes a client for its user.
 async fn join(
     request: &Request<Incoming>,
     state: &HttpState,
     client_addr: IpAddr,
-) -> Result<Joined, Refusal> {
+) -> Result<JoinedUser, HandshakeRefusal> {
     let headers = request.headers();
     let address_limiter = state.address_limiter.as_ref();
     if let Some(address_limiter) = address_limiter {
-        address_limiter
-            .count_upgrade(client_addr)
-            .map_err(Refusal::LimitExceeded)?;
+        address_limiter.count_upgrade(client_addr)?;
     }
-    if !is_version_13(headers) {
-        return Err(Refusal::Version);
+    if !opening::is_version_13(headers) {
+        return Err(HandshakeRefusal::Version);
     }
-    check(request).map_err(Refusal::Malformed)?;
-    let v1 = values(headers, &SEC_WEBSOCKET_PROTOCOL).any(|protocol| protocol == SUBPROTOCOL);
-    check_bearer(headers, v1).map_err(Refusal::Malformed)?;
+    opening::check(request).map_err(HandshakeRefusal::Malformed)?;
     if !is_origin_allowed(headers, state, client_addr) {
-        return Err(Refusal::Origin);
+        return Err(HandshakeRefusal::Origin);
     }
     if state.shutdown.stage() == Stage::Draining {
-        return Err(Refusal::Draining);
+        return Err(HandshakeRefusal::Draining);
     }
     if let Some(address_limiter) = address_limiter {
-        address_limiter
-            .check_may_authenticate(client_addr)
-            .map_err(Refusal::LimitExceeded)?;
+        address_limiter.check_may_authenticate(client_addr)?;
     }
-    // Who will find no place costs no look at its token. It is taken behind that, since a key may have to
-    // be asked for.
+    // Checked before the token, because a token costs a signature. The client itself is taken after the token,
+    // because the token's key may have to be fetched first.
     if state.relay.is_full() {
-        return Err(Refusal::NotJoined(Refused::Full));
+        return Err(HandshakeRefusal::NotJoined(Refused::Full));
     }
     let authenticated = state
         .auth
@@ -231,25 +139,25 @@ async fn join(
         if let Some(address_limiter) = address_limiter {
             address_limiter.count_auth_failure(client_addr);
         }
-        Refusal::Unauthorized
+        HandshakeRefusal::Unauthorized
     })?;
     let permit = match address_limiter {
-        Some(address_limiter) => address_limiter
-            .connect(client_addr)
-            .map_err(Refusal::LimitExceeded)?,
+        Some(address_limiter) => address_limiter.connect(client_addr)?,
         None => None,
     };
-    let dialect = if v1 { Dialect::V1 } else { Dialect::Bare };
     let claim = shown_ticket(headers).map(|ticket| {
         let subject = subject.as_ref().map(Subject::as_str);
         state.tickets.read(ticket, subject, SystemTime::now())
     });
     let identity = claim
         .and_then(Result::ok)
-        .map(|it| (it.id, it.resumption_id));
-    let membership = state.relay.join(dialect, subject, identity).await;
-    let membership = membership.map_err(Refusal::NotJoined)?;
-    Ok(Joined {
+        .map(|claim| (claim.id, claim.resumption_id));
+    let membership = state
+        .relay
+        .join(opening::dialect(headers), subject, identity)
+        .await
+        .map_err(HandshakeRefusal::NotJoined)?;
+    Ok(JoinedUser {
         welcome: welcome(&membership, claim, &state.tickets),
         membership,
         permit,
@@ -257,35 +165,21 @@ async fn join(
     })
 }
 
-/// A token among the subprotocols is never echoed, and a browser refuses an answer that selects none
-/// of them: so it needs company, and is alone of its kind.
-fn check_bearer(headers: &HeaderMap, v1: bool) -> Result<(), &'static str> {
-    let mut tokens = auth::bearer_entries(headers);
-    match (tokens.next(), tokens.next()) {
-        (None, _) => Ok(()),
-        (Some(_), None) if v1 => Ok(()),
-        (Some(_), None) => {
-            Err("Sec-WebSocket-Protocol: a bearer entry stands beside switchboard.v1 only")
-        }
-        (Some(_), Some(_)) => Err("Sec-WebSocket-Protocol: a bearer entry is given twice"),
-    }
-}
-
 /// The ticket of an earlier connection, among the subprotocols or in a header of its own.
 fn shown_ticket(headers: &HeaderMap) -> Option<&str> {
-    values(headers, &SEC_WEBSOCKET_PROTOCOL)
+    opening::values(headers, &SEC_WEBSOCKET_PROTOCOL)
         .find_map(|protocol| protocol.strip_prefix(TICKET_ENTRY))
-        .or_else(|| the_only(headers, &TICKET)?.to_str().ok())
+        .or_else(|| opening::single(headers, &TICKET)?.to_str().ok())
 }
 
-/// What becomes of a ticket that was shown, and the one for the next time.
+/// What the welcome says: the next ticket, and whether the shown ticket was good for the same id.
 fn welcome(
     membership: &Membership,
     claim: Option<Result<Claim, Invalid>>,
     tickets: &Tickets,
 ) -> Welcome {
     let client = membership.client();
-    // A bare connection is told nothing.
+    // The bare dialect has no welcome.
     if client.dialect() == Dialect::Bare {
         return Welcome::default();
     }
@@ -307,9 +201,9 @@ fn welcome(
     }
 }
 
-/// Whether a page of the request's origin may connect: one that was served from here, or from an
-/// allowed origin. Browsers send an origin with every handshake; what sends none is no browser, and
-/// has no page's cookies or address to lend.
+/// Whether a page of the request's origin may connect: a page that this relay served, or of an allowed origin.
+/// A browser sends the origin with every handshake. A request without an origin is not from a browser, so no
+/// page can misuse a user's cookies or address by it.
 fn is_origin_allowed(headers: &HeaderMap, state: &HttpState, client_addr: IpAddr) -> bool {
     let mut origins = headers.get_all(ORIGIN).into_iter();
     let origin = match (origins.next(), origins.next()) {
@@ -317,11 +211,11 @@ fn is_origin_allowed(headers: &HeaderMap, state: &HttpState, client_addr: IpAddr
         (Some(origin), None) => origin.to_str().ok().and_then(Origin::parse),
         (Some(_), Some(_)) => None,
     };
-    let asked = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     origin.is_some_and(|origin| {
-        let is_ours = asked.is_some_and(|asked| {
+        let is_ours = host.is_some_and(|host| {
             origin.is_of(&Served {
-                host: asked,
+                host,
                 client_addr,
                 is_tls: state.tls.is_some(),
                 names: &state.allowed_hosts,
@@ -333,61 +227,4 @@ fn is_origin_allowed(headers: &HeaderMap, state: &HttpState, client_addr: IpAddr
                 .iter()
                 .any(|pattern| pattern.allows(&origin))
     })
-}
-
-fn is_version_13(headers: &HeaderMap) -> bool {
-    the_only(headers, &SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13")
-}
-
-/// The value of a header that is given once.
-fn the_only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    let mut values = headers.get_all(name).into_iter();
-    match (values.next(), values.next()) {
-        (value, None) => value,
-        _ => None,
-    }
-}
-
-/// The first thing wrong with a handshake (RFC 6455 section 4.2.1), naming the header.
-fn check(request: &Request<Incoming>) -> Result<(), &'static str> {
-    let headers = request.headers();
-    if request.version() != Version::HTTP_11 {
-        return Err("a WebSocket handshake needs HTTP/1.1");
-    }
-    if request.method() != hyper::Method::GET {
-        return Err("a WebSocket handshake is a GET request");
-    }
-    let mut hosts = headers.get_all(HOST).into_iter();
-    match (hosts.next(), hosts.next()) {
-        (None, _) => return Err("Host is missing"),
-        // Of two, those in front may have looked at the other (RFC 9112 section 3.2).
-        (Some(_), Some(_)) => return Err("Host is given twice"),
-        _ => {}
-    }
-    if !lists(headers, &CONNECTION, "upgrade") {
-        return Err("Connection must list Upgrade");
-    }
-    let mut keys = headers.get_all(SEC_WEBSOCKET_KEY).into_iter();
-    match (keys.next(), keys.next()) {
-        (None, _) => return Err("Sec-WebSocket-Key is missing"),
-        (Some(_), Some(_)) => return Err("Sec-WebSocket-Key is given twice"),
-        (Some(key), None) if !is_key(key.as_bytes()) => {
-            return Err("Sec-WebSocket-Key must be 16 bytes in base64");
-        }
-        _ => {}
-    }
-    if !request.body().is_end_stream() {
-        return Err("Content-Length and Transfer-Encoding have no place in a WebSocket handshake");
-    }
-    Ok(())
-}
-
-/// Whether these are 16 bytes in base64: 22 digits and two signs of padding (RFC 4648 section 4).
-/// The four bits that the last digit has to spare are not looked at.
-fn is_key(key: &[u8]) -> bool {
-    let digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
-    match key.strip_suffix(b"==") {
-        Some(digits) => digits.len() == 22 && digits.iter().all(digit),
-        None => false,
-    }
 }

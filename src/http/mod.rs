@@ -1,13 +1,17 @@
-//! The HTTP edge: listeners, routes, and the upgrade that makes a session of a connection.
+//! The HTTP edge: the accept loop, the routes, and the upgrade that makes a session of a connection.
 
 mod assets;
 mod client_address;
+mod connection;
 mod handshake;
+mod opening;
 mod refusal;
+mod response;
 mod routes;
 mod server;
 mod state;
+mod upgrade;
 
-pub use client_address::Proxies;
+pub use client_address::TrustedProxies;
 pub(crate) use server::serve;
 pub(crate) use state::{HttpState, ListenerRole};

@@ -1,5 +1,5 @@
-//! Why a handshake is refused, and the answer to it. An answer says what whoever may come in could do
-//! better, and to others nothing.
+//! Why a handshake is refused, and the response to it. The response tells a peer that may connect what it could do
+//! better; a peer without a valid token learns nothing.
 
 use std::time::Duration;
 
@@ -9,36 +9,36 @@ use hyper::header::{
     WWW_AUTHENTICATE,
 };
 
-use super::routes::{Answer, text};
+use super::response::{HttpResponse, text};
 use crate::admission::LimitExceeded;
 use crate::relay::Refused;
 use crate::telemetry::metrics::Rejection;
 
-/// The seconds of a `Retry-After` that nothing is known about. They differ, so that those refused do
-/// not come back in step.
+/// The seconds that `Retry-After` adds to the known wait. They are random, so that refused peers do not all come
+/// back at the same moment.
 const RETRY_AFTER_SECONDS: std::ops::RangeInclusive<u16> = 1..=10;
 
 /// Why a handshake is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// Another version of the protocol than 13.
+pub(super) enum HandshakeRefusal {
+    /// The version of the protocol is not 13.
     Version,
-    /// What is wrong with it, naming the header.
+    /// The request is no handshake. The text names the header.
     Malformed(&'static str),
-    /// A page that may not connect.
+    /// The page's origin may not connect.
     Origin,
-    /// No token, or none that holds.
+    /// No token, or an invalid one.
     Unauthorized,
-    /// Too many come.
+    /// Too many handshakes, failures or users.
     LimitExceeded(LimitExceeded),
-    /// The server is about to end.
+    /// The server drains.
     Draining,
-    /// There is no client.
+    /// The relay has no client for the user.
     NotJoined(Refused),
 }
 
-impl Refusal {
-    /// How it counts.
+impl HandshakeRefusal {
+    /// The reason by which metrics count the refusal.
     pub(super) fn reason(self) -> Rejection {
         match self {
             Self::Version => Rejection::Version,
@@ -52,8 +52,8 @@ impl Refusal {
         }
     }
 
-    /// What the client is told.
-    pub(super) fn answer(self) -> Answer {
+    /// The response to the peer.
+    pub(super) fn response(self) -> HttpResponse {
         match self {
             Self::Version => with(
                 StatusCode::UPGRADE_REQUIRED,
@@ -81,7 +81,7 @@ impl Refusal {
                     Rejection::Rate => (StatusCode::SERVICE_UNAVAILABLE, "too many handshakes"),
                     _ => (StatusCode::TOO_MANY_REQUESTS, "too many from this address"),
                 };
-                again_after(wait, with(status, message, &[]))
+                retry_after(wait, with(status, message, &[]))
             }
             Self::Draining => unavailable("the server is draining"),
             Self::NotJoined(refused) => unavailable(&refused.to_string()),
@@ -89,26 +89,32 @@ impl Refusal {
     }
 }
 
-fn with(status: StatusCode, message: &str, fields: &[(HeaderName, &'static str)]) -> Answer {
-    let mut answer = text(status, format!("{message}\n"));
+fn with(status: StatusCode, message: &str, fields: &[(HeaderName, &'static str)]) -> HttpResponse {
+    let mut response = text(status, format!("{message}\n"));
     for (name, value) in fields {
-        answer
+        response
             .headers_mut()
             .insert(name, HeaderValue::from_static(value));
     }
-    answer
+    response
 }
 
-fn unavailable(message: &str) -> Answer {
-    let answer = with(StatusCode::SERVICE_UNAVAILABLE, message, &[]);
-    again_after(Duration::ZERO, answer)
+fn unavailable(message: &str) -> HttpResponse {
+    let response = with(StatusCode::SERVICE_UNAVAILABLE, message, &[]);
+    retry_after(Duration::ZERO, response)
 }
 
-/// To be tried again after the wait, and a while that differs.
-fn again_after(wait: Duration, mut answer: Answer) -> Answer {
+/// Adds `Retry-After`: the wait and a random number of seconds.
+fn retry_after(wait: Duration, mut response: HttpResponse) -> HttpResponse {
     let seconds = wait.as_secs() + u64::from(fastrand::u16(RETRY_AFTER_SECONDS));
-    answer
+    response
         .headers_mut()
         .insert(RETRY_AFTER, HeaderValue::from(seconds));
-    answer
+    response
+}
+
+impl From<LimitExceeded> for HandshakeRefusal {
+    fn from(exceeded: LimitExceeded) -> Self {
+        Self::LimitExceeded(exceeded)
+    }
 }

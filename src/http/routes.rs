@@ -1,44 +1,42 @@
-//! One match on the path. Everything that is answered has a small body in memory; a request's body
-//! is never read, but by the API.
+//! The routes: one match on the path. Responses are small and in memory. Only the API reads the body of
+//! a request.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE, VARY};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE, VARY};
+use hyper::{Method, Request, StatusCode};
 
-use super::handshake::{self, Handshake};
-use super::refusal::Refusal;
-use super::{HttpState, ListenerRole, assets};
+use super::refusal::HandshakeRefusal;
+use super::response::{HttpResponse, text};
+use super::state::{HttpState, ListenerRole};
+use super::upgrade::PendingUpgrade;
+use super::{assets, handshake, opening};
 use crate::api::{Api, ProblemDetails};
 use crate::lifecycle::Stage;
 
-pub(super) type Answer = Response<Full<Bytes>>;
-
-pub(super) async fn answer(
+pub(super) async fn respond(
     request: Request<Incoming>,
     role: ListenerRole,
     state: &Arc<HttpState>,
-    handshake: &Handshake,
-) -> Answer {
-    let users = role != ListenerRole::Admin;
-    let admin = role != ListenerRole::Users;
+    pending: &PendingUpgrade,
+) -> HttpResponse {
+    let (users, operators) = (role.serves_users(), role.serves_operators());
     match request.uri().path() {
-        "/" if users => root(request, state, handshake).await,
-        "/metrics" if admin => match read_only(request.method()) {
+        "/" if users => root(request, state, pending).await,
+        "/metrics" if operators => match read_only(request.method()) {
             Some(refusal) => refusal,
-            None if role == ListenerRole::Admin && !state.is_operators(request.headers()) => {
-                Refusal::Unauthorized.answer()
+            // A listener that serves users as well asks for no token.
+            None if !users && !state.is_operators(request.headers()) => {
+                HandshakeRefusal::Unauthorized.response()
             }
             None => metrics(state).await,
         },
-        "/healthz" | "/livez" if admin => {
+        "/healthz" | "/livez" if operators => {
             read_only(request.method()).unwrap_or_else(|| text(StatusCode::OK, "ok\n"))
         }
-        "/readyz" if admin => read_only(request.method()).unwrap_or_else(|| ready(state)),
-        path if role == ListenerRole::Admin
+        "/readyz" if operators => read_only(request.method()).unwrap_or_else(|| readiness(state)),
+        path if !users
             && let Some(api) = &state.api
             && Api::has(path) =>
         {
@@ -50,61 +48,65 @@ pub(super) async fn answer(
         }
         path if users
             && state.page
-            && let Some(file) = assets::file(path) =>
+            && let Some(asset) = assets::find(path) =>
         {
-            read_only(request.method()).unwrap_or_else(|| file.answer())
+            read_only(request.method()).unwrap_or_else(|| asset.response())
         }
         _ => text(StatusCode::NOT_FOUND, "not found\n"),
     }
 }
 
-/// The answer to a method that reads nothing.
-fn read_only(method: &Method) -> Option<Answer> {
+/// The response to a method that is not GET or HEAD.
+fn read_only(method: &Method) -> Option<HttpResponse> {
     if matches!(*method, Method::GET | Method::HEAD) {
         return None;
     }
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-    answer
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+    response
         .headers_mut()
         .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-    Some(answer)
+    Some(response)
 }
 
-async fn root(request: Request<Incoming>, state: &Arc<HttpState>, handshake: &Handshake) -> Answer {
-    if let Some(answer) = read_only(request.method()) {
-        return answer;
+async fn root(
+    request: Request<Incoming>,
+    state: &Arc<HttpState>,
+    pending: &PendingUpgrade,
+) -> HttpResponse {
+    if let Some(response) = read_only(request.method()) {
+        return response;
     }
-    if handshake::is_asked_for(&request) {
-        return handshake::upgrade(request, state, handshake).await;
+    if opening::asks_for_websocket(&request) {
+        return handshake::upgrade(request, state, pending).await;
     }
-    if state.page && assets::is_asked_for(request.headers()) {
-        return assets::PAGE.answer();
+    if state.page && assets::accepts_html(request.headers()) {
+        return assets::PAGE.response();
     }
-    let mut answer = text(
+    let mut response = text(
         StatusCode::UPGRADE_REQUIRED,
         "this is a WebSocket relay: connect to this address with a WebSocket client, for example websocat ws://HOST:PORT/\n",
     );
-    let headers = answer.headers_mut();
+    let headers = response.headers_mut();
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    // RFC 9110 section 7.8 asks for the option wherever Upgrade is sent.
+    // RFC 9110 section 7.8 requires this option wherever Upgrade is sent.
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(VARY, HeaderValue::from_static("accept"));
-    answer
+    response
 }
 
-async fn metrics(state: &Arc<HttpState>) -> Answer {
+async fn metrics(state: &Arc<HttpState>) -> HttpResponse {
     let relay = state.relay.clone();
-    // It walks all users and reads /proc: not on a thread that relays.
+    // A scrape walks all users and reads /proc, which must not delay messages on a worker thread.
     let scraped =
         tokio::task::spawn_blocking(move || relay.metrics().scrape(|| relay.stats())).await;
     match scraped {
         Ok(body) => {
-            let mut answer = text(StatusCode::OK, body);
-            answer.headers_mut().insert(
+            let mut response = text(StatusCode::OK, body);
+            response.headers_mut().insert(
                 CONTENT_TYPE,
                 HeaderValue::from_static(prometheus::TEXT_FORMAT),
             );
-            answer
+            response
         }
         Err(error) => {
             tracing::error!(%error, "scrape failed");
@@ -113,7 +115,7 @@ async fn metrics(state: &Arc<HttpState>) -> Answer {
     }
 }
 
-fn ready(state: &HttpState) -> Answer {
+fn readiness(state: &HttpState) -> HttpResponse {
     match state.shutdown.stage() {
         Stage::Ready => match state.relay.ready() {
             Ok(()) => text(StatusCode::OK, "ready\n"),
@@ -121,16 +123,4 @@ fn ready(state: &HttpState) -> Answer {
         },
         Stage::Unready | Stage::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
     }
-}
-
-pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer
 }

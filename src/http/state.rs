@@ -1,11 +1,11 @@
-//! What the HTTP connections of an app share, and what a listener is for.
+//! What the HTTP connections of an app share, and what a listener serves.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::HeaderMap;
 
-use super::Proxies;
+use super::client_address::TrustedProxies;
 use crate::admission::{AcceptLimiter, AddressLimiter, HandshakeThrottle};
 use crate::api::Api;
 use crate::auth::{self, Auth};
@@ -17,25 +17,25 @@ use crate::relay::Relay;
 use crate::session::SessionContext;
 use crate::ticket::Tickets;
 
-/// What a listener's connections may ask for.
+/// What a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ListenerRole {
     /// Upgrades, metrics and health.
     All,
-    /// Upgrades only: metrics and health have a listener of their own.
+    /// Upgrades only, because metrics and health have a listener of their own.
     Users,
     /// Metrics, health and the API only.
     Admin,
 }
 
-/// What every HTTP connection of an app shares.
+/// What all HTTP connections of an app share.
 #[derive(Debug)]
 pub(crate) struct HttpState {
-    /// The relay that upgrades join.
+    /// The relay that upgraded users join.
     pub(crate) relay: Relay,
     /// What sessions share.
     pub(crate) sessions: Arc<SessionContext>,
-    /// The stage, and where tasks are spawned.
+    /// The stage of the process and its tasks.
     pub(crate) shutdown: Shutdown,
     /// `limits.header_timeout`.
     pub(crate) header_timeout: Duration,
@@ -45,46 +45,58 @@ pub(crate) struct HttpState {
     pub(crate) allowed_origins: Vec<OriginPattern>,
     /// `server.allowed_hosts`.
     pub(crate) allowed_hosts: Vec<String>,
-    /// Whose word on a client's address is taken.
-    pub(crate) proxies: Proxies,
+    /// `server.trusted_proxies` and `server.forwarded_header`.
+    pub(crate) proxies: TrustedProxies,
     /// `server.proxy_protocol`.
     pub(crate) proxy_protocol: bool,
-    /// What lets a user come back with its id.
+    /// Issues and reads the tickets by which users come back with their ids.
     pub(crate) tickets: Tickets,
     /// `ui.enabled`.
     pub(crate) page: bool,
-    /// Who may come in.
+    /// Checks the tokens of users.
     pub(crate) auth: Auth,
     /// `server.tls`.
     pub(crate) tls: Option<Tls>,
     /// `admin.tls`.
     pub(crate) admin_tls: Option<Tls>,
-    /// Where TLS handshakes are computed.
+    /// Computes TLS handshakes.
     pub(crate) background: BackgroundPool,
-    /// What operators show on the admin listener; nothing if they need not.
+    /// `admin.token_file`: the token of operators on the admin listener. None if they need none.
     pub(crate) operator_token: Option<Secret>,
-    /// The operator's API, on the admin listener; nothing without a token.
+    /// The operators' API on the admin listener. None without a token.
     pub(crate) api: Option<Api>,
-    /// What keeps those who are not users yet from taking the time of those who are.
+    /// Shares the worker threads between users and pending connections.
     pub(crate) throttle: HandshakeThrottle,
-    /// How fast users' connections are accepted, where that is bounded.
+    /// `limits.accept_rate`, where it is set.
     pub(crate) accept_limiter: Option<AcceptLimiter>,
-    /// How often one address may come, where that is bounded.
+    /// The limits of addresses, where any is set.
     pub(crate) address_limiter: Option<AddressLimiter>,
 }
 
+impl ListenerRole {
+    pub(super) fn serves_users(self) -> bool {
+        self != Self::Admin
+    }
+
+    pub(super) fn serves_operators(self) -> bool {
+        self != Self::Users
+    }
+}
+
 impl HttpState {
-    /// Whether the request is an operator's, by the token of the admin listener.
+    /// Whether the request has the operators' token. True where there is no token.
     pub(super) fn is_operators(&self, headers: &HeaderMap) -> bool {
         self.operator_token.as_ref().is_none_or(|expected| {
             auth::authorization(headers).is_some_and(|token| expected.is(token.as_bytes()))
         })
     }
 
+    /// The certificate of a listener that speaks TLS.
     pub(super) fn tls(&self, role: ListenerRole) -> Option<&Tls> {
-        match role {
-            ListenerRole::Admin => self.admin_tls.as_ref(),
-            ListenerRole::All | ListenerRole::Users => self.tls.as_ref(),
+        if role.serves_users() {
+            self.tls.as_ref()
+        } else {
+            self.admin_tls.as_ref()
         }
     }
 }

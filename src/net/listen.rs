@@ -1,5 +1,5 @@
-//! Listening sockets. What is set here is inherited by every accepted socket on Linux, so that an
-//! accept costs no further system call.
+//! Listening sockets. On Linux every accepted socket inherits the options that are set here, so an accept needs no
+//! more system calls.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,15 +11,15 @@ use tracing::warn;
 
 use crate::config::Settings;
 
-/// Connections that the kernel holds until they are accepted. tokio's own default is 128 here: a
-/// storm of reconnects would lose SYNs, each retried only after a second.
+/// Connections that the kernel holds until they are accepted. With tokio's default of 128, many peers that reconnect
+/// at once would lose SYN packets, and each lost SYN is sent again only after a second.
 const BACKLOG: i32 = 4096;
 
-/// Unsent bytes that the kernel holds for a socket before it is not writable: with the default a
-/// peer that never reads swallows 4.27 MB before its mailbox notices, with this 173 KB (measured).
+/// Unsent bytes in the kernel from which a socket is not writable. With the default, a peer that never reads takes
+/// 4.27 MB before its mailbox fills, and with this 173 KB (measured).
 const NOT_SENT_BYTES: u32 = 16 * 1024;
 
-/// How long the kernel waits for a peer to acknowledge what was sent.
+/// How long the kernel waits until a peer acknowledges sent bytes.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Linux's number on all architectures that have a target.
@@ -85,10 +85,10 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     if addr.is_ipv6() {
-        // So that [::] and 0.0.0.0 can be listened on side by side.
+        // Lets the process listen on [::] and 0.0.0.0 at the same time.
         socket.set_only_v6(true)?;
     }
-    // Frames are gathered before they are written, so Nagle's algorithm could only delay them.
+    // The session gathers frames before it writes, so Nagle's algorithm could only delay them.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(NOT_SENT_BYTES)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;

@@ -1,15 +1,15 @@
-//! Bytes and the kernel: listening sockets, a connection's stream, TLS, the PROXY protocol, the client for
-//! what the process asks of other servers, and threads for work that must not delay users. Must not know of
-//! users or messages.
+//! Bytes and the kernel: listening sockets, a connection's byte stream, TLS, the PROXY protocol, the HTTP client
+//! for requests to other servers, and threads for work that must not delay users. Must not know of users or
+//! messages.
 
-pub mod background;
+pub(crate) mod background;
 pub mod http_client;
 mod listen;
 pub mod proxy_protocol;
 mod stream;
-pub mod tls;
+pub(crate) mod tls;
 pub mod trust;
 
 pub use listen::BindError;
 pub(crate) use listen::{bind_admin, bind_server};
-pub(crate) use stream::Io;
+pub(crate) use stream::ByteStream;

@@ -1,5 +1,5 @@
-//! The PROXY protocol, versions 1 and 2: a proxy's first bytes on a connection say whose it is. They
-//! are taken off it before anything else is read, and not a byte more.
+//! The PROXY protocol, versions 1 and 2: the first bytes of a proxy on a connection give the client's address. The
+//! header is read off the connection before anything else, and not one byte more.
 
 use std::io;
 use std::net::IpAddr;
@@ -7,23 +7,27 @@ use std::net::IpAddr;
 use proxy_header::{Error, ParseConfig, ProxyHeader};
 use tokio::net::TcpStream;
 
-/// The longest header that is taken, bytes: the addresses take 232 at most, what proxies add to them
-/// is far below this.
+/// The longest header that is accepted, bytes. The addresses take at most 232, and the extensions that proxies add
+/// are far below the rest.
 const HEADER_BYTES_MAX: usize = 4096;
 
-/// The longest header of version 1 with its end of line, bytes, by its specification.
+/// The longest header of version 1 with its end of line, bytes (section 2.1 of the specification).
 const VERSION_1_BYTES_MAX: usize = 107;
 
 /// The first bytes of version 1, and those of version 2.
 const SIGNATURES: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
 
-/// What stands at the front of a connection.
+/// What the first bytes of a connection are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// A header of so many bytes, with the address of the client; none where the proxy speaks for
-    /// itself.
-    Header(Option<IpAddr>, usize),
-    /// The beginning of one, so far.
+    /// A whole header.
+    Header {
+        /// The client's address. None if the proxy opened the connection for itself.
+        client_addr: Option<IpAddr>,
+        /// The length of the header, bytes.
+        length: usize,
+    },
+    /// The beginning of a header.
     Incomplete,
 }
 
@@ -33,8 +37,8 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
         include_tlvs: false,
         ..ParseConfig::default()
     };
-    // The library does not look at what stands behind the first word.
-    if !begins_like_one(bytes) {
+    // The library does not check the byte behind the first word.
+    if !may_be_header(bytes) {
         return Err(Error::Invalid);
     }
     let bytes_max = if bytes.starts_with(SIGNATURES[0]) {
@@ -43,13 +47,16 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
         HEADER_BYTES_MAX
     };
     match ProxyHeader::parse(bytes, config) {
-        // The library finds an end of line wherever it is, so it would depend on the pieces in which a
-        // long header comes whether it is one.
+        // The library accepts an end of line anywhere. Without this limit, a long header would be valid or not
+        // depending on how many of its bytes arrive at once.
         Ok((_, length)) if length > bytes_max => Err(Error::Invalid),
         Ok((header, length)) => {
             let address = header.proxied_address();
             let client_addr = address.map(|address| address.source.ip().to_canonical());
-            Ok(Parsed::Header(client_addr, length))
+            Ok(Parsed::Header {
+                client_addr,
+                length,
+            })
         }
         Err(Error::BufferTooShort) if bytes.len() < HEADER_BYTES_MAX => Ok(Parsed::Incomplete),
         Err(Error::BufferTooShort) => Err(Error::Invalid),
@@ -57,16 +64,17 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
     }
 }
 
-/// Whether these may be the first bytes of a header.
-pub(crate) fn begins_like_one(bytes: &[u8]) -> bool {
+/// Whether these bytes may be the beginning of a header.
+pub(crate) fn may_be_header(bytes: &[u8]) -> bool {
     SIGNATURES.iter().any(|signature| {
         let compared = signature.len().min(bytes.len());
         signature[..compared] == bytes[..compared]
     })
 }
 
-/// Takes the header off a connection. The client's address; none where the proxy speaks for itself.
-pub(crate) async fn take(stream: &TcpStream) -> io::Result<Option<IpAddr>> {
+/// Reads the header off a connection. Returns the client's address, or none if the proxy opened the connection
+/// for itself.
+pub(crate) async fn read(stream: &TcpStream) -> io::Result<Option<IpAddr>> {
     let mut header = vec![0; HEADER_BYTES_MAX];
     let mut have = 0;
     loop {
@@ -76,9 +84,9 @@ pub(crate) async fn take(stream: &TcpStream) -> io::Result<Option<IpAddr>> {
         }
         let parsed = parse(&header[..have + count])
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        // What belongs to the header is read for good; so the next look waits for more.
+        // Reads the part that belongs to the header, because the next peek would return the same bytes at once.
         let wanted = match parsed {
-            Parsed::Header(_, length) => length - have,
+            Parsed::Header { length, .. } => length - have,
             Parsed::Incomplete => count,
         };
         let mut taken = 0;
@@ -92,7 +100,7 @@ pub(crate) async fn take(stream: &TcpStream) -> io::Result<Option<IpAddr>> {
             }
         }
         have += wanted;
-        if let Parsed::Header(client_addr, _) = parsed {
+        if let Parsed::Header { client_addr, .. } = parsed {
             return Ok(client_addr);
         }
     }
@@ -122,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_says_the_client_and_its_own_length() {
+    fn a_header_gives_the_client_and_its_own_length() {
         let local = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
         let version_1 = |rest: &str| format!("PROXY {rest}\r\n").into_bytes();
         for (header, expected) in [
@@ -147,7 +155,10 @@ mod tests {
             let found = parse(&bytes).unwrap();
             assert_eq!(
                 found,
-                Parsed::Header(client_addr, header.len()),
+                Parsed::Header {
+                    client_addr,
+                    length: header.len(),
+                },
                 "{header:?}"
             );
             for end in 1..header.len() {
@@ -158,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_refused_and_never_waited_for() {
+    fn bytes_that_are_no_header_are_refused_at_once() {
         let long = [b"PROXY TCP4 ".as_slice(), &[b'1'; 200]].concat();
         let long_and_whole = [b"PROXY UNKNOWN ".as_slice(), &[b'1'; 92], b"\r\n"].concat();
         let endless = [SIGNATURES[1], &[0x21, 0x11, 0xff, 0xff], &[0; 5000]].concat();
@@ -181,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn not_a_byte_behind_the_header_is_taken() {
+    async fn no_byte_behind_the_header_is_read() {
         for header in [
             b"PROXY TCP4 1.1.1.1 10.0.0.1 4711 80\r\n".to_vec(),
             version_2("1.1.1.1"),
@@ -192,9 +203,9 @@ mod tests {
                 .unwrap();
             proxy.set_nodelay(true).unwrap();
             let (mut stream, _) = listener.accept().await.unwrap();
-            // In two pieces, the second with what follows.
+            // In two parts, the second with the bytes behind the header.
             proxy.write_all(&header[..9]).await.unwrap();
-            let (client_addr, ()) = tokio::join!(take(&stream), async {
+            let (client_addr, ()) = tokio::join!(read(&stream), async {
                 tokio::task::yield_now().await;
                 proxy.write_all(&header[9..]).await.unwrap();
                 proxy.write_all(b"GET").await.unwrap();

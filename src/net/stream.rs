@@ -1,5 +1,5 @@
-//! A connection's bytes, by TLS or as they are. The session is written once for both, and is no larger
-//! for the one that it is not.
+//! The byte stream of a connection, plain or TLS. The session is written once for both, and a plain connection is
+//! no larger for it.
 
 use std::io;
 use std::pin::Pin;
@@ -9,32 +9,32 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-/// What is encrypted at once, bytes. The next piece is taken when the last one has left, so that a
-/// write that makes progress shows it, and what waits inside is small.
-const PIECE_BYTES: usize = 8 * 1024;
+/// The most that one write encrypts, bytes. A write encrypts the next bytes only when the last ones have left: so
+/// the session sees whether a write makes progress, and little is buffered inside.
+const TLS_WRITE_BYTES_MAX: usize = 8 * 1024;
 
-/// The stream of a connection.
+/// The byte stream of a connection.
 #[derive(Debug)]
-pub(crate) enum Io {
+pub(crate) enum ByteStream {
     Plain(TcpStream),
-    // Apart, since a TLS stream is some thirty times as large.
+    // Boxed, because a TLS stream is about 30 times as large.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Io {
-    /// Ends the connection by a reset: one packet, of which neither kernel keeps anything. By FIN it
-    /// would be four, and this one would remember the connection for a minute (RFC 9293 section 3.6.1).
+impl ByteStream {
+    /// Ends the connection with a reset: one packet, after which neither kernel keeps any state. An orderly end
+    /// takes four packets, and this kernel would remember the connection for a minute (RFC 9293 section 3.6.1).
     pub(crate) fn reset(self) {
         let stream = match &self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => stream.get_ref().0,
         };
-        // Without the option it ends as any other does.
+        // If the option cannot be set, the connection ends in order.
         let _reset = stream.set_zero_linger();
     }
 }
 
-impl AsyncRead for Io {
+impl AsyncRead for ByteStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -47,7 +47,7 @@ impl AsyncRead for Io {
     }
 }
 
-impl AsyncWrite for Io {
+impl AsyncWrite for ByteStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -57,8 +57,8 @@ impl AsyncWrite for Io {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(stream) => {
                 ready!(Pin::new(&mut *stream).poll_flush(cx))?;
-                let piece = &bytes[..bytes.len().min(PIECE_BYTES)];
-                Pin::new(stream).poll_write(cx, piece)
+                let bytes = &bytes[..bytes.len().min(TLS_WRITE_BYTES_MAX)];
+                Pin::new(stream).poll_write(cx, bytes)
             }
         }
     }
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plain_connection_pays_nothing_for_tls() {
-        assert_eq!(size_of::<Io>(), size_of::<TcpStream>());
+    fn a_plain_connection_is_no_larger_for_tls() {
+        assert_eq!(size_of::<ByteStream>(), size_of::<TcpStream>());
     }
 }

@@ -1,5 +1,5 @@
-//! TLS by rustls with *ring*, 1.2 and 1.3: a certificate and its key from files, read again when they
-//! change. Must not know what is spoken inside.
+//! TLS 1.2 and 1.3 by rustls with *ring*. A listener's certificate and key come from files, which are read again when
+//! they change. Must not know the protocol inside.
 
 use std::fmt;
 use std::io;
@@ -24,216 +24,199 @@ use tracing::{info, warn};
 use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
 use crate::net::background::BackgroundPool;
 
-/// How often the files are looked at. Whoever renews a certificate does so days ahead.
-const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the files are read again. Certificates are renewed days before they expire.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Looks in a row at files that cannot be read before that is said. Between the renewal of one file and
-/// that of the other there is nothing to say, and behind a minute there is.
-const UNREADABLE_MAX: u32 = 6;
+/// Failed reads in a row after which the failure is logged. While one file is renewed and the other is not yet,
+/// reading may fail; after a minute, that is no explanation.
+const FAILED_READS_LOGGED: u32 = 6;
 
-/// A certificate and its key: a cheap handle.
+/// The TLS of a listener, with its current certificate: a cheap handle.
 #[derive(Clone)]
-pub struct Tls {
-    shared: Arc<Shared>,
+pub(crate) struct Tls {
+    certificate: Arc<ReloadedCertificate>,
 }
 
-struct Shared {
+struct ReloadedCertificate {
+    files: CertificateFiles,
+    current: ArcSwap<LoadedCertificate>,
+}
+
+/// The files of a certificate and its key, in PEM.
+#[derive(Clone, Debug)]
+struct CertificateFiles {
     cert_file: PathBuf,
     key_file: PathBuf,
-    current: ArcSwap<Loaded>,
 }
 
-struct Loaded {
+/// The bytes of the two files.
+struct CertificatePem {
+    cert: Secret,
+    key: Secret,
+}
+
+struct LoadedCertificate {
     config: Arc<ServerConfig>,
-    /// Of what was read.
+    /// SHA-256 of the files' bytes.
     digest: [u8; 32],
 }
 
-/// What was found when the files were looked at.
+/// What earlier reads of the files found.
 #[derive(Debug, Default)]
-struct Seen {
-    /// What could not be used, and was told.
+struct ReloadHistory {
+    /// The digest of files that could not be used and that was logged.
     refused: Option<[u8; 32]>,
-    /// Looks in a row that found files which cannot be read.
-    unreadable: u32,
+    /// Failed reads in a row.
+    failed_reads: u32,
 }
 
-/// All that a client says first. It was read and nothing was computed for it.
+/// The whole `ClientHello` of a connection. It was read, and nothing was computed for it.
 #[derive(Debug)]
-pub struct Hello(StartHandshake<TcpStream>);
+pub(crate) struct ClientHello(StartHandshake<TcpStream>);
 
-impl Hello {
-    /// Waits until it is whole, or until it cannot be one.
-    pub async fn of(stream: TcpStream) -> io::Result<Self> {
+impl ClientHello {
+    /// Reads until the hello is whole. Fails as soon as the bytes cannot be one.
+    pub(crate) async fn read(stream: TcpStream) -> io::Result<Self> {
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
         Ok(Self(hello.await?))
     }
 
-    /// Cuts the connection off. A reset is one packet, and leaves the kernel no connection to remember;
-    /// to a client it is a network that failed, which is tried again. An alert would be one more write
-    /// for each, and none of them says "later" (RFC 8446 section 6.2): clients take `internal_error` for
-    /// a server that is broken for good.
-    pub fn refuse(self) {
+    /// Resets the connection. A reset is one packet, and the kernel keeps no state of the connection. The client
+    /// takes it for a failed network, and tries again. A TLS alert would cost one more write, and no alert means
+    /// "later" (RFC 8446 section 6.2): clients take `internal_error` for a server that stays broken.
+    pub(crate) fn refuse(self) {
         let Self(StartHandshake { io: stream, .. }) = self;
-        // Without the option it ends as any other does.
+        // If the option cannot be set, the connection ends in order.
         let _reset = stream.set_zero_linger();
     }
 }
 
-/// Why there is no TLS with these files.
+/// Why the files of a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum TlsError {
+pub(crate) enum TlsError {
     /// A file cannot be read.
     #[error("{path}")]
-    Unreadable {
-        /// Its name.
-        path: PathBuf,
-        /// What is wrong.
-        source: SecretError,
-    },
-    /// A file has nothing in PEM of the kind that it should have.
+    Unreadable { path: PathBuf, source: SecretError },
+    /// A file has no PEM section of the expected kind.
     #[error("{path}: has no {what} in PEM")]
     NoPem {
-        /// Its name.
         path: PathBuf,
-        /// What it should have.
         what: &'static str,
-        /// What is wrong, where it says so.
         source: Option<pem::Error>,
     },
-    /// Certificate and key cannot be used, or not together.
+    /// The certificate or the key cannot be used, or they do not belong together.
     #[error("{cert_file} and {key_file} cannot be used")]
     Unusable {
-        /// The certificate's file.
         cert_file: PathBuf,
-        /// The key's file.
         key_file: PathBuf,
-        /// What is wrong.
         source: rustls::Error,
     },
 }
 
 impl Tls {
-    /// Loads what the settings name; nothing where they name nothing.
-    pub fn load(settings: &config::TlsSettings) -> Result<Option<Self>, TlsError> {
+    /// Loads the files that the settings name; none if they name none.
+    pub(crate) fn load(settings: &config::TlsSettings) -> Result<Option<Self>, TlsError> {
         let (Some(cert_file), Some(key_file)) = (&settings.cert_file, &settings.key_file) else {
             return Ok(None);
         };
-        let (cert_file, key_file) = (cert_file.clone(), key_file.clone());
-        let read = Read::files(&cert_file, &key_file)?;
-        let loaded = read.load(&cert_file, &key_file)?;
+        let files = CertificateFiles {
+            cert_file: cert_file.clone(),
+            key_file: key_file.clone(),
+        };
+        let loaded = files.parse(&files.read()?)?;
         Ok(Some(Self {
-            shared: Arc::new(Shared {
-                cert_file,
-                key_file,
+            certificate: Arc::new(ReloadedCertificate {
+                files,
                 current: ArcSwap::from_pointee(loaded),
             }),
         }))
     }
 
-    /// Speaks TLS with a client that has said hello. This is what costs: keys are agreed on and a
-    /// signature is made, which takes an RSA key more than ten times as long as an ECDSA key. It is done
-    /// aside, so that no user waits for it.
-    pub async fn accept(
+    /// Completes the handshake of a client. Runs in the background, because it agrees on keys and makes a signature,
+    /// and must not delay users. An RSA key takes more than ten times as long as an ECDSA key.
+    pub(crate) async fn accept(
         &self,
-        Hello(hello): Hello,
+        ClientHello(hello): ClientHello,
         background: &BackgroundPool,
     ) -> io::Result<TlsStream<TcpStream>> {
-        let config = self.shared.current.load().config.clone();
-        // The answer is computed before the first poll.
+        let config = self.certificate.current.load().config.clone();
+        // rustls computes the server's answer in this call, before the first poll of the returned future.
         let answered = background.run(move || hello.into_stream(config)).await?;
         answered.await
     }
 
-    /// Takes a new certificate when the files have one, for ever. What cannot be used leaves the last
-    /// that could.
-    pub async fn refresh(self) {
-        let mut seen = Seen::default();
+    /// Takes a new certificate when the files have one. Runs until it is dropped. Files that cannot be used leave
+    /// the last good certificate in place.
+    pub(crate) async fn refresh(self) {
+        let mut history = ReloadHistory::default();
         loop {
-            sleep(LOOK_INTERVAL).await;
-            if let Err(error) = self.look(&mut seen) {
+            sleep(RELOAD_INTERVAL).await;
+            if let Err(error) = self.reload_if_changed(&mut history) {
                 warn!(
                     error = &error as &dyn std::error::Error,
-                    "certificate cannot be read again: the last one stays"
+                    "cannot reload the certificate: the last one stays in use"
                 );
             }
         }
     }
 
-    /// Looks at the files; an error is said once.
-    fn look(&self, seen: &mut Seen) -> Result<(), TlsError> {
-        let Shared {
-            cert_file,
-            key_file,
-            current,
-        } = &*self.shared;
-        let read = match Read::files(cert_file, key_file) {
-            Ok(read) => read,
+    /// Reads the files again. Returns an error only when it is new, so that each failure is logged once.
+    fn reload_if_changed(&self, history: &mut ReloadHistory) -> Result<(), TlsError> {
+        let ReloadedCertificate { files, current } = &*self.certificate;
+        let pem = match files.read() {
+            Ok(pem) => pem,
             Err(error) => {
-                seen.unreadable = seen.unreadable.saturating_add(1);
-                let is_news = seen.unreadable == UNREADABLE_MAX;
-                return if is_news { Err(error) } else { Ok(()) };
+                history.failed_reads = history.failed_reads.saturating_add(1);
+                let is_logged = history.failed_reads == FAILED_READS_LOGGED;
+                return if is_logged { Err(error) } else { Ok(()) };
             }
         };
-        seen.unreadable = 0;
-        let digest = read.digest();
-        if digest == current.load().digest || seen.refused == Some(digest) {
+        history.failed_reads = 0;
+        let digest = pem.digest();
+        if digest == current.load().digest || history.refused == Some(digest) {
             return Ok(());
         }
-        let loaded = read.load(cert_file, key_file);
+        let loaded = files.parse(&pem);
         current.store(Arc::new(
-            loaded.inspect_err(|_| seen.refused = Some(digest))?,
+            loaded.inspect_err(|_| history.refused = Some(digest))?,
         ));
-        info!(cert_file = %cert_file.display(), "certificate read again");
+        info!(cert_file = %files.cert_file.display(), "certificate reloaded");
         Ok(())
     }
 }
 
-/// What is in the two files.
-struct Read {
-    cert: Secret,
-    key: Secret,
-}
-
-impl Read {
-    fn files(cert_file: &PathBuf, key_file: &PathBuf) -> Result<Self, TlsError> {
+impl CertificateFiles {
+    fn read(&self) -> Result<CertificatePem, TlsError> {
         let read = |path: &PathBuf| {
             Secret::read(path).map_err(|source| TlsError::Unreadable {
                 path: path.clone(),
                 source,
             })
         };
-        Ok(Self {
-            cert: read(cert_file)?,
-            key: read(key_file)?,
+        Ok(CertificatePem {
+            cert: read(&self.cert_file)?,
+            key: read(&self.key_file)?,
         })
     }
 
-    fn digest(&self) -> [u8; 32] {
-        let both = [&self.cert, &self.key].map(|secret| digest(&SHA256, secret.expose()));
-        let both = both.each_ref().map(AsRef::as_ref).concat();
-        let digest = digest(&SHA256, &both);
-        digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
-    }
-
-    fn load(&self, cert_file: &PathBuf, key_file: &PathBuf) -> Result<Loaded, TlsError> {
+    fn parse(&self, pem: &CertificatePem) -> Result<LoadedCertificate, TlsError> {
         let no_pem = |path: &PathBuf, what, source| {
             let path = path.clone();
             TlsError::NoPem { path, what, source }
         };
         let unusable = |source| TlsError::Unusable {
-            cert_file: cert_file.clone(),
-            key_file: key_file.clone(),
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
             source,
         };
-        let chain = CertificateDer::pem_slice_iter(self.cert.expose())
+        let chain = CertificateDer::pem_slice_iter(pem.cert.expose())
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| no_pem(cert_file, "certificate", Some(error)))?;
-        // Not by the library, which would leave copies of it behind.
-        let (label, key) = self
+            .map_err(|error| no_pem(&self.cert_file, "certificate", Some(error)))?;
+        // Not parsed by the library, which would leave copies of the key in memory.
+        let (label, key) = pem
             .key
             .pem(&PRIVATE_KEYS)
-            .ok_or_else(|| no_pem(key_file, "private key", None))?;
+            .ok_or_else(|| no_pem(&self.key_file, "private key", None))?;
         let key = match label {
             "PRIVATE KEY" => PrivateKeyDer::Pkcs8(key.expose().into()),
             "RSA PRIVATE KEY" => PrivateKeyDer::Pkcs1(key.expose().into()),
@@ -249,18 +232,26 @@ impl Read {
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Loaded {
+        Ok(LoadedCertificate {
             config: Arc::new(config),
-            digest: self.digest(),
+            digest: pem.digest(),
         })
+    }
+}
+
+impl CertificatePem {
+    fn digest(&self) -> [u8; 32] {
+        let both = [&self.cert, &self.key].map(|secret| digest(&SHA256, secret.expose()));
+        let both = both.each_ref().map(AsRef::as_ref).concat();
+        let digest = digest(&SHA256, &both);
+        digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
     }
 }
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tls")
-            .field("cert_file", &self.shared.cert_file)
-            .field("key_file", &self.shared.key_file)
+            .field("files", &self.certificate.files)
             .finish_non_exhaustive()
     }
 }
@@ -276,9 +267,9 @@ mod tests {
 
     use super::*;
 
-    struct Files(PathBuf, config::TlsSettings);
+    struct TestFiles(PathBuf, config::TlsSettings);
 
-    impl Files {
+    impl TestFiles {
         fn new(name: &str) -> Self {
             let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
             fs::create_dir_all(&folder).unwrap();
@@ -295,7 +286,7 @@ mod tests {
         }
     }
 
-    impl Drop for Files {
+    impl Drop for TestFiles {
         fn drop(&mut self) {
             fs::remove_dir_all(&self.0).unwrap();
         }
@@ -308,47 +299,50 @@ mod tests {
     }
 
     #[test]
-    fn a_new_certificate_is_taken_and_a_broken_one_is_not() {
-        let files = Files::new("switchboard-tls");
+    fn a_new_certificate_replaces_the_last_and_a_broken_one_does_not() {
+        let files = TestFiles::new("switchboard-tls");
         let ((old, old_key), (new, new_key)) = (pair(), pair());
         files.write(&old, &old_key);
         let tls = Tls::load(&files.1).unwrap().unwrap();
-        let digest = || tls.shared.current.load().digest;
+        let digest = || tls.certificate.current.load().digest;
         let first = digest();
-        let mut seen = Seen::default();
-        let mut look = || tls.look(&mut seen).map_err(|error| error.to_string());
-        assert_eq!((look(), digest()), (Ok(()), first));
+        let mut history = ReloadHistory::default();
+        let mut reload = || {
+            tls.reload_if_changed(&mut history)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!((reload(), digest()), (Ok(()), first));
 
         files.write(&new, &old_key);
-        assert!(look().unwrap_err().ends_with("cannot be used"));
-        assert_eq!((look(), digest()), (Ok(()), first), "it is said once");
+        assert!(reload().unwrap_err().ends_with("cannot be used"));
+        assert_eq!((reload(), digest()), (Ok(()), first), "it is logged once");
         files.write(&new, &new_key);
-        assert_eq!(look(), Ok(()));
+        assert_eq!(reload(), Ok(()));
         let second = digest();
         assert_ne!(second, first);
 
         let key = files.0.join("key.pem");
         fs::remove_file(&key).unwrap();
-        let mut said: Vec<_> = (0..20).filter_map(|_| look().err()).collect();
+        let mut errors: Vec<_> = (0..20).filter_map(|_| reload().err()).collect();
         assert_eq!(
-            (said.pop(), said.len()),
+            (errors.pop(), errors.len()),
             (Some(key.display().to_string()), 0)
         );
         assert_eq!(digest(), second);
-        // Once they were there again, it is news again.
+        // After a successful read, the next failure is new again.
         fs::write(&key, &new_key).unwrap();
-        assert_eq!(look(), Ok(()));
+        assert_eq!(reload(), Ok(()));
         fs::remove_file(&key).unwrap();
-        assert_eq!((0..20).filter_map(|_| look().err()).count(), 1);
+        assert_eq!((0..20).filter_map(|_| reload().err()).count(), 1);
     }
 
     #[test]
-    fn a_key_may_stand_in_pem_in_any_of_its_three_forms() {
-        let files = Files::new("switchboard-tls-forms");
+    fn a_key_is_read_in_each_of_its_three_pem_forms() {
+        let files = TestFiles::new("switchboard-tls-forms");
         let rsa = include_str!("../../tests/keys/rsa.pem");
         let rsa = KeyPair::from_pkcs8_pem_and_sign_algo(rsa, &PKCS_RSA_SHA256).unwrap();
         let ec = KeyPair::generate().unwrap();
-        // Behind as many bytes PKCS #8 has the other form.
+        // PKCS #8 contains the other form behind this number of bytes.
         for (pair, label, behind) in [
             (&rsa, "PRIVATE KEY", 0),
             (&rsa, "RSA PRIVATE KEY", 26),
@@ -365,8 +359,8 @@ mod tests {
     }
 
     #[test]
-    fn files_that_cannot_be_used_are_named() {
-        let files = Files::new("switchboard-tls-refused");
+    fn an_error_names_the_files_that_cannot_be_used() {
+        let files = TestFiles::new("switchboard-tls-refused");
         let ((cert, key), (_, other)) = (pair(), pair());
         let refusal = |cert: &str, key: &str| {
             files.write(cert, key);

@@ -14,7 +14,7 @@ use switchboard::auth::{self, Auth};
 use switchboard::config::Overflow;
 use switchboard::config::{AuthMode, ForwardedHeader, Settings, Sources};
 use switchboard::directory::{Bounds, Budget, Command};
-use switchboard::http::Proxies;
+use switchboard::http::TrustedProxies;
 use switchboard::ledger::LedgerTotals;
 use switchboard::net::proxy_protocol::{self, Parsed};
 use switchboard::protocol::{Dialect, decode as decode_message};
@@ -86,7 +86,7 @@ pub(crate) fn configuration(bytes: &[u8]) {
 
 /// A PROXY protocol header: its length is within what came, and any part of it is the beginning of one.
 pub(crate) fn proxy_header(bytes: &[u8]) {
-    if let Ok(Parsed::Header(_, length)) = proxy_protocol::parse(bytes) {
+    if let Ok(Parsed::Header { length, .. }) = proxy_protocol::parse(bytes) {
         assert!(length <= bytes.len());
         for end in 1..length {
             assert_eq!(
@@ -110,7 +110,7 @@ pub(crate) fn forwarded_for(bytes: &[u8]) {
         ),
         (ForwardedHeader::Forwarded, FORWARDED),
     ] {
-        let proxies = Proxies::new(vec!["10.0.0.0/8".parse().expect("a network")], header);
+        let proxies = TrustedProxies::new(vec!["10.0.0.0/8".parse().expect("a network")], header);
         let mut headers = HeaderMap::new();
         for line in bytes.split(|byte| *byte == b'\n') {
             if let Ok(value) = HeaderValue::from_bytes(line) {
