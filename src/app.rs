@@ -18,7 +18,7 @@ use crate::api::{Api, ApiDependencies};
 use crate::auth::{Auth, KeyRefresher};
 use crate::cluster::{self, Cluster};
 use crate::config::{self, Settings};
-use crate::directory::{Bounds, Budget, Directory};
+use crate::directory::{Budget, Directory, MailboxBounds};
 use crate::drain;
 use crate::http::{self, HttpState, ListenerRole, TrustedProxies};
 use crate::ledger::LedgerTotals;
@@ -348,8 +348,8 @@ fn tickets(settings: &config::TicketSettings) -> anyhow::Result<Tickets> {
         .context("the system has no randomness")
 }
 
-fn mailbox_bounds(settings: &config::MailboxSettings) -> Bounds {
-    Bounds {
+fn mailbox_bounds(settings: &config::MailboxSettings) -> MailboxBounds {
+    MailboxBounds {
         messages: settings.messages,
         bytes: settings.bytes,
         overflow: settings.overflow,

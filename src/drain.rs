@@ -43,7 +43,7 @@ pub(crate) async fn drain(
         () = async { restart_all(relay, settings.spread).await; relay.emptied().await } => return 0,
         () = sleep_until(deadline - margin) => {}
     }
-    let mut aborted = abort(relay, |client| client.held().0 > 0);
+    let mut aborted = abort(relay, |client| client.stats().queue_messages > 0);
     tokio::select! {
         () = relay.emptied() => {}
         () = sleep_until(deadline) => aborted += abort(relay, |_| true),

@@ -114,6 +114,15 @@ impl From<u64> for ResumptionId {
     }
 }
 
+/// A user's id with the resumption id of its owner: proves that a connection may have the id again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserIdentity {
+    /// The id.
+    pub id: UserId,
+    /// Tells this owner of the id from others.
+    pub resumption_id: ResumptionId,
+}
+
 /// Ids in blocks of one size: block n holds (n - 1) * size + 1 to n * size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocks(NonZeroU64);

@@ -1,8 +1,8 @@
-//! Tickets: signed statements that somebody has had an id, so that a connection can come back with
-//! it, with nothing stored here. Text in, a claim out and back; no I/O, no settings.
+//! Tickets: signed statements that a user has had an id. With its ticket a user gets the same id on its
+//! next connection, and the relay stores nothing for that. Must not know of I/O or settings.
 //!
-//! A ticket is 64 bytes in base64url: the id, when it expires, the resumption id, and an HMAC-SHA256 over
-//! these and over whoever it was given to, who is not in it.
+//! A ticket is 56 bytes in base64url: the id, the expiry and the resumption id (8 bytes each), and an
+//! HMAC-SHA256 (32 bytes) over these and over the subject of the user's token, which is not in the ticket.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,42 +11,33 @@ use data_encoding::BASE64URL_NOPAD;
 use ring::hmac::{self, HMAC_SHA256};
 use ring::rand::SystemRandom;
 
-use crate::identity::{ResumptionId, UserId};
+use crate::identity::{ResumptionId, UserId, UserIdentity};
 
-/// Keeps what is signed here apart from whatever else the same secret may sign.
+/// Part of each signed text, so that another use of the same secret never signs a ticket.
 const CONTEXT: &[u8] = b"switchboard ticket 1";
 
-/// Id, expiry and resumption_id, eight bytes each.
-const CLAIM_BYTES: usize = 24;
+/// Id, expiry and resumption id, eight bytes each.
+const SIGNED_BYTES: usize = 24;
 const TAG_BYTES: usize = 32;
 
-/// What a ticket says once it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// The id that its bearer has had.
-    pub id: UserId,
-    /// Since when, in a manner: nobody who was given the id at another time has the same.
-    pub resumption_id: ResumptionId,
-}
-
-/// Why a ticket does not hold.
+/// Why a ticket is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalid {
-    /// It was not signed with this secret for this subject, or is no ticket at all.
+    /// It was not signed with this secret for this subject, or it is no ticket at all.
     Forged,
-    /// Its time is over.
+    /// Its expiry has passed.
     Expired,
 }
 
-/// Signs tickets, and reads them.
+/// Signs and verifies tickets.
 pub struct Tickets {
     key: hmac::Key,
     ttl: Duration,
 }
 
 impl Tickets {
-    /// Tickets that hold for `ttl`, signed with `secret`; with a random one if there is none, and
-    /// then they hold in this process only. Nothing where the system has no randomness.
+    /// Tickets that are valid for `ttl`, signed with `secret`. Without a secret, one is generated, and
+    /// tickets are valid in this process only. Returns `None` where the system has no randomness.
     pub fn new(secret: Option<&[u8]>, ttl: Duration) -> Option<Self> {
         let key = match secret {
             Some(secret) => hmac::Key::new(HMAC_SHA256, secret),
@@ -55,31 +46,30 @@ impl Tickets {
         Some(Self { key, ttl })
     }
 
-    /// A ticket for an id, which only that subject can use; nobody has a subject without
-    /// authentication.
-    pub fn issue(&self, claim: Claim, subject: Option<&str>, now: SystemTime) -> String {
+    /// Signs a ticket that only this subject can use. There are no subjects without authentication.
+    pub fn issue(&self, identity: UserIdentity, subject: Option<&str>, now: SystemTime) -> String {
         let expires = seconds(now).saturating_add(self.ttl.as_secs());
-        let mut ticket = [0; CLAIM_BYTES + TAG_BYTES];
-        let (signed, tag) = ticket.split_at_mut(CLAIM_BYTES);
-        signed[..8].copy_from_slice(&claim.id.get().to_be_bytes());
+        let mut ticket = [0; SIGNED_BYTES + TAG_BYTES];
+        let (signed, tag) = ticket.split_at_mut(SIGNED_BYTES);
+        signed[..8].copy_from_slice(&identity.id.get().to_be_bytes());
         signed[8..16].copy_from_slice(&expires.to_be_bytes());
-        signed[16..].copy_from_slice(&claim.resumption_id.get().to_be_bytes());
+        signed[16..].copy_from_slice(&identity.resumption_id.get().to_be_bytes());
         tag.copy_from_slice(hmac::sign(&self.key, &statement(signed, subject)).as_ref());
         BASE64URL_NOPAD.encode(&ticket)
     }
 
-    /// What a ticket says, shown by that subject.
+    /// Verifies a ticket that this subject shows.
     pub fn read(
         &self,
         ticket: &str,
         subject: Option<&str>,
         now: SystemTime,
-    ) -> Result<Claim, Invalid> {
+    ) -> Result<UserIdentity, Invalid> {
         let ticket = BASE64URL_NOPAD
             .decode(ticket.as_bytes())
             .map_err(|_| Invalid::Forged)?;
         let (signed, tag) = ticket
-            .split_at_checked(CLAIM_BYTES)
+            .split_at_checked(SIGNED_BYTES)
             .ok_or(Invalid::Forged)?;
         hmac::verify(&self.key, &statement(signed, subject), tag).map_err(|_| Invalid::Forged)?;
         let mut numbers = signed.chunks_exact(8).map(|bytes| {
@@ -93,18 +83,19 @@ impl Tickets {
         if expires <= seconds(now) {
             return Err(Invalid::Expired);
         }
-        Ok(Claim {
+        Ok(UserIdentity {
             id: UserId::new(id).ok_or(Invalid::Forged)?,
             resumption_id: ResumptionId::from(resumption_id),
         })
     }
 }
 
-/// What is signed. The claim's length is fixed, so no two statements are spelt alike.
-fn statement(claim: &[u8], subject: Option<&str>) -> Vec<u8> {
+/// The bytes that are signed. All parts but the last have a fixed length, so that no two statements have
+/// the same bytes.
+fn statement(signed: &[u8], subject: Option<&str>) -> Vec<u8> {
     let has_subject = [u8::from(subject.is_some())];
     let subject = subject.unwrap_or_default().as_bytes();
-    [CONTEXT, claim, &has_subject, subject].concat()
+    [CONTEXT, signed, &has_subject, subject].concat()
 }
 
 fn seconds(now: SystemTime) -> u64 {
@@ -127,8 +118,8 @@ mod tests {
     const SECRET: Option<&[u8]> = Some(b"a secret of at least 32 bytes, yes");
     const TTL: Duration = Duration::from_mins(1);
 
-    fn claim() -> Claim {
-        Claim {
+    fn identity() -> UserIdentity {
+        UserIdentity {
             id: UserId::new(7).unwrap(),
             resumption_id: ResumptionId::from(u64::MAX - 3),
         }
@@ -139,29 +130,29 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_holds_until_it_expires_wherever_the_secret_is() {
+    fn a_ticket_is_valid_until_it_expires_on_each_node_with_the_secret() {
         let ticket = Tickets::new(SECRET, TTL)
             .unwrap()
-            .issue(claim(), None, at(1000));
-        let elsewhere = Tickets::new(SECRET, Duration::ZERO).unwrap();
-        assert_eq!(elsewhere.read(&ticket, None, at(1000)), Ok(claim()));
-        assert_eq!(elsewhere.read(&ticket, None, at(1059)), Ok(claim()));
+            .issue(identity(), None, at(1000));
+        let other_node = Tickets::new(SECRET, Duration::ZERO).unwrap();
+        assert_eq!(other_node.read(&ticket, None, at(1000)), Ok(identity()));
+        assert_eq!(other_node.read(&ticket, None, at(1059)), Ok(identity()));
         assert_eq!(
-            elsewhere.read(&ticket, None, at(1060)),
+            other_node.read(&ticket, None, at(1060)),
             Err(Invalid::Expired)
         );
-        // A clock that was set back.
-        assert_eq!(elsewhere.read(&ticket, None, at(0)), Ok(claim()));
+        // The clock was set back.
+        assert_eq!(other_node.read(&ticket, None, at(0)), Ok(identity()));
     }
 
     #[test]
-    fn a_ticket_is_its_subjects_alone() {
+    fn only_its_subject_can_use_a_ticket() {
         let tickets = Tickets::new(SECRET, TTL).unwrap();
-        for holder in [None, Some(""), Some("ann"), Some("anna")] {
-            let ticket = tickets.issue(claim(), holder, at(0));
+        for owner in [None, Some(""), Some("ann"), Some("anna")] {
+            let ticket = tickets.issue(identity(), owner, at(0));
             for bearer in [None, Some(""), Some("ann"), Some("anna")] {
-                let expected = if bearer == holder {
-                    Ok(claim())
+                let expected = if bearer == owner {
+                    Ok(identity())
                 } else {
                     Err(Invalid::Forged)
                 };
@@ -171,9 +162,9 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_changed_is_noticed() {
+    fn a_changed_ticket_is_forged() {
         let tickets = Tickets::new(SECRET, TTL).unwrap();
-        let ticket = tickets.issue(claim(), None, at(0));
+        let ticket = tickets.issue(identity(), None, at(0));
         assert_eq!(ticket.len(), 75);
         // A token of RFC 9110 section 5.6.2, as a subprotocol has to be.
         assert!(
@@ -189,8 +180,8 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
         for length in 0..ticket.len() {
-            let cut = ticket.get(..length).unwrap();
-            assert_eq!(tickets.read(cut, None, at(0)), Err(Invalid::Forged));
+            let shortened = ticket.get(..length).unwrap();
+            assert_eq!(tickets.read(shortened, None, at(0)), Err(Invalid::Forged));
         }
         for no_ticket in ["", "=", "%", "ticket", &format!("{ticket}AAAA")] {
             assert_eq!(tickets.read(no_ticket, None, at(0)), Err(Invalid::Forged));
@@ -198,16 +189,16 @@ mod tests {
     }
 
     #[test]
-    fn another_secret_and_no_secret_know_nothing_of_it() {
+    fn another_secret_or_none_does_not_verify_a_ticket() {
         let ticket = Tickets::new(SECRET, TTL)
             .unwrap()
-            .issue(claim(), None, at(0));
+            .issue(identity(), None, at(0));
         for secret in [Some(b"another".as_slice()), None] {
             let tickets = Tickets::new(secret, TTL).unwrap();
             assert_eq!(tickets.read(&ticket, None, at(0)), Err(Invalid::Forged));
         }
         let own = Tickets::new(None, TTL).unwrap();
-        let ticket = own.issue(claim(), None, at(0));
-        assert_eq!(own.read(&ticket, None, at(0)), Ok(claim()));
+        let ticket = own.issue(identity(), None, at(0));
+        assert_eq!(own.read(&ticket, None, at(0)), Ok(identity()));
     }
 }

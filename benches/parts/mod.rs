@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use switchboard::config::Overflow;
 use switchboard::directory::{
-    Bounds, Budget, Client, Flushed, Message, QueuedMessage, Wakes, give_back,
+    Budget, Client, Flushed, MailboxBounds, Message, QueuedMessage, Wakes, give_back,
 };
-use switchboard::identity::{ResumptionId, UserId};
+use switchboard::identity::{ResumptionId, UserId, UserIdentity};
 use switchboard::ledger::InHand;
 use switchboard::protocol::Dialect;
 use switchboard::relay::Relay;
@@ -88,8 +88,8 @@ pub(crate) fn frames(text: &str, count: usize) -> Vec<u8> {
     frame.repeat(count)
 }
 
-fn bounds() -> Bounds {
-    Bounds {
+fn bounds() -> MailboxBounds {
+    MailboxBounds {
         messages: 256,
         bytes: 1 << 20,
         overflow: Overflow::DropNewest,
@@ -99,7 +99,7 @@ fn bounds() -> Bounds {
 
 /// Makes clients.
 pub(crate) struct Joiner {
-    bounds: Arc<Bounds>,
+    bounds: Arc<MailboxBounds>,
     metrics: Arc<Metrics>,
 }
 
@@ -113,8 +113,11 @@ impl Joiner {
 
     pub(crate) fn client(&self, id: u64) -> Arc<Client> {
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
-        let id = (user(id), ResumptionId::from(0));
-        Arc::new(Client::new(id, Dialect::Bare, None, bounds, metrics))
+        let identity = UserIdentity {
+            id: user(id),
+            resumption_id: ResumptionId::from(0),
+        };
+        Arc::new(Client::new(identity, Dialect::Bare, None, bounds, metrics))
     }
 }
 
@@ -154,23 +157,22 @@ impl Mail {
             self.client.push(message, in_hand, &mut self.wakes);
         }
         self.wakes.wake();
-        let (frames, entries) = self.visit();
+        let (frames, messages) = self.take();
         self.flushed.messages = count;
         self.flushed.bytes = frames.len();
         let bytes = frames.len();
-        give_back(frames, entries);
+        give_back(frames, messages);
         // The session comes once more, finds nothing, and waits.
-        self.visit();
+        self.take();
         bytes
     }
 
-    fn visit(&mut self) -> (Vec<u8>, VecDeque<QueuedMessage>) {
-        let (mut frames, mut entries) = (Vec::new(), VecDeque::new());
+    fn take(&mut self) -> (Vec<u8>, VecDeque<QueuedMessage>) {
+        let (mut frames, mut messages) = (Vec::new(), VecDeque::new());
         let flushed = std::mem::take(&mut self.flushed);
         let cx = Context::from_waker(Waker::noop());
-        self.client
-            .visit(flushed, (&mut frames, &mut entries), 64 * 1024, &cx);
-        (frames, entries)
+        self.client.take(flushed, &mut frames, &mut messages, &cx);
+        (frames, messages)
     }
 }
 

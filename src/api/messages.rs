@@ -12,7 +12,7 @@ use super::response::{ApiResponse, json};
 use super::state::ApiState;
 use crate::identity::{Sender, UserId};
 use crate::protocol::is_sound_string;
-use crate::relay::Post;
+use crate::relay::Submission;
 
 /// Why a message was not sent. Only the router strategy has a queue in which a message can find no room.
 const NOT_SENT: &str = "not sent: the router took no message within admin.outcome_timeout (routing.router_queue is full)";
@@ -40,18 +40,18 @@ pub(super) async fn post(
             Sender::new(number).expect("json_number has checked the range")
         }
     };
-    let post = Post {
+    let submission = Submission {
         sender,
         recipient,
-        message,
+        body: message,
         read_at: u64::try_from(state.epoch.elapsed().as_micros()).unwrap_or(u64::MAX),
     };
-    send(state, post).await
+    send(state, submission).await
 }
 
 /// Sends a message once the relay has room for it, and waits for its outcome. A message that finds no room in
 /// time was not received: the operator can send it again.
-async fn send(state: &ApiState, post: Post<'_>) -> Result<ApiResponse, ProblemDetails> {
+async fn send(state: &ApiState, submission: Submission<'_>) -> Result<ApiResponse, ProblemDetails> {
     #[derive(Serialize)]
     struct SendResult {
         sender_id: u64,
@@ -59,11 +59,11 @@ async fn send(state: &ApiState, post: Post<'_>) -> Result<ApiResponse, ProblemDe
         status: &'static str,
     }
     let deadline = Instant::now() + state.config.outcome_timeout;
-    let (sender_id, recipient_id) = (post.sender.get(), post.recipient.get());
+    let (sender_id, recipient_id) = (submission.sender.get(), submission.recipient.get());
     let outcome = tokio::select! {
         // In this order, so that a message that finds room at once is sent even while the process ends.
         biased;
-        outcome = timeout_at(deadline, state.relay.post(post)) => outcome.ok(),
+        outcome = timeout_at(deadline, state.relay.submit(submission)) => outcome.ok(),
         () = state.shutdown.stopped() => None,
     };
     let outcome = outcome.ok_or_else(|| ProblemDetails::unavailable(&NOT_SENT))?;
@@ -95,7 +95,7 @@ mod tests {
     use super::super::state::ApiDependencies;
     use super::*;
     use crate::config::{Overflow, Settings};
-    use crate::directory::{Bounds, Budget};
+    use crate::directory::{Budget, MailboxBounds};
     use crate::ledger::LedgerTotals;
     use crate::lifecycle::Shutdown;
     use crate::relay::{Dependencies, Relay};
@@ -104,7 +104,7 @@ mod tests {
     use crate::telemetry::traces::Traces;
 
     fn dependencies() -> Dependencies {
-        let bounds = Bounds {
+        let bounds = MailboxBounds {
             messages: 8,
             bytes: 1024,
             overflow: Overflow::DropNewest,
@@ -131,13 +131,13 @@ mod tests {
     }
 
     async fn send_one(state: &ApiState) -> (u16, Value) {
-        let post = Post {
+        let submission = Submission {
             sender: Sender::SYSTEM,
             recipient: UserId::new(99).unwrap(),
-            message: "\"Anybody?\"",
+            body: "\"Anybody?\"",
             read_at: 0,
         };
-        let response = send(state, post).await;
+        let response = send(state, submission).await;
         let response = response.unwrap_or_else(|problem| problem.response());
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.unwrap().to_bytes();

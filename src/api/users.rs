@@ -176,7 +176,8 @@ fn connection(
     rate: Option<u32>,
 ) -> UserConnection {
     let ClientStats {
-        queue: (messages, bytes),
+        queue_messages: messages,
+        queue_bytes: bytes,
         received,
         delivered,
     } = stats;
@@ -259,7 +260,7 @@ fn rank_by_queue(relay: &Relay, limit: usize) -> Vec<RankedUser> {
     relay.directory().for_each(|client| {
         let stats = client.stats();
         ranking.offer(RankedUser {
-            value: stats.queue.1 as u64,
+            value: stats.queue_bytes as u64,
             client: client.clone(),
             stats,
             rate: None,

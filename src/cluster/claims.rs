@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::envelope::{Node, ReplyTo};
 use super::handover::{Claimant, Cut, Grant, Refusal, Reply};
 use super::{Shared, micros};
-use crate::identity::{ResumptionId, UserId};
+use crate::identity::{ResumptionId, UserId, UserIdentity};
 
 /// The claims, at most `cluster.claims`.
 #[derive(Debug)]
@@ -151,7 +151,7 @@ impl Shared {
             None => {
                 let here = self
                     .directory
-                    .with(id, |client| Some(client?.resumption_id()));
+                    .with(id, |client| Some(client?.identity().resumption_id));
                 if here.is_some_and(|here| here != resumption_id || again) {
                     return Reply::Refused(Refusal::InUse);
                 }
@@ -167,7 +167,7 @@ impl Shared {
                 };
                 self.claims.add(&mut table, id, claim);
                 drop(table);
-                self.directory.evict(id, resumption_id);
+                self.directory.revoke(UserIdentity { id, resumption_id });
                 // Not what this node has sent: that is for whoever has the id now, but for what went to the
                 // one before.
                 grant.cut = cut.clone();

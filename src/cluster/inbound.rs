@@ -366,10 +366,7 @@ impl Intake {
             if let Some(client) = client {
                 return client.push(message, in_hand, wakes);
             }
-            in_hand.dropped(DropReason::Offline);
-            if let Some(receipt) = message.receipt {
-                receipt.settle(Status::Offline, wakes);
-            }
+            directory::settle_offline(in_hand, message.receipt, wakes);
         });
     }
 

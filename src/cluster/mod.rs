@@ -39,7 +39,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config;
-use crate::directory::{Directory, Message, Notifier, PendingOutcomes, Wakes};
+use crate::directory::{Directory, Message, Notifier, PendingOutcomes, Wakes, settle_offline};
 use crate::identity::{Blocks, Leases, Sequence, UserId};
 use crate::ledger::InHand;
 use crate::lifecycle::Shutdown;
@@ -182,11 +182,7 @@ impl Cluster {
     ) {
         let shared = &self.shared;
         if shared.is_here(recipient) {
-            in_hand.dropped(DropReason::Offline);
-            if let Some(receipt) = message.receipt {
-                receipt.settle(Status::Offline, wakes);
-            }
-            return;
+            return settle_offline(in_hand, message.receipt, wakes);
         }
         let (receipt, trace) = match message.receipt {
             Some(receipt) => receipt.without_trace(),
@@ -483,8 +479,8 @@ fn micros(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::config::Overflow;
-    use crate::directory::{Bounds, Budget, Client};
-    use crate::identity::ResumptionId;
+    use crate::directory::{Budget, Client, MailboxBounds};
+    use crate::identity::{ResumptionId, UserIdentity};
     use crate::protocol::Dialect;
 
     /// A node without a link, which holds block 1.
@@ -500,14 +496,15 @@ mod tests {
 
     /// Seats a user of a node.
     pub(super) fn client(shared: &Shared, id: UserId, resumption_id: ResumptionId) -> Arc<Client> {
-        let bounds = Arc::new(Bounds {
+        let bounds = Arc::new(MailboxBounds {
             messages: 8,
             bytes: 1024,
             overflow: Overflow::DropNewest,
             budget: Budget::new(4096),
         });
         let metrics = shared.metrics.clone();
-        let client = Client::new((id, resumption_id), Dialect::V1, None, bounds, metrics);
+        let identity = UserIdentity { id, resumption_id };
+        let client = Client::new(identity, Dialect::V1, None, bounds, metrics);
         let client = Arc::new(client);
         assert!(shared.directory.join(&client));
         client

@@ -1,30 +1,34 @@
-//! Frames that wait, end to end in chunks of what one write may bring. A buffer in one piece would be
-//! copied whole whenever it doubles, and mailboxes that fill alike do so at the same moment: a hundred of
-//! a megabyte each kept others waiting for up to 14 ms. Must not know what a frame is.
+//! Frames that wait, end to end in chunks of one write each. A buffer in one piece is copied whole when
+//! it doubles, and mailboxes that fill alike double at the same moment: a hundred mailboxes of a megabyte
+//! each delayed other users by up to 14 ms. Must not know what a frame is.
 
 use std::collections::VecDeque;
 
-/// What is written at once, bytes: so that the rest can still make room for newer messages.
-pub(crate) const WRITE_BYTES: usize = 64 * 1024;
+/// The most bytes of one write. Messages beyond it stay in the mailbox, where they can still make room
+/// for newer ones.
+pub(super) const WRITE_BYTES: usize = 64 * 1024;
 
-/// Whole frames, none of which is in two chunks. A chunk has [`WRITE_BYTES`], or one frame.
+/// Whole frames, none of which is in two chunks. A chunk has at most [`WRITE_BYTES`], or one frame.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    /// What is taken next, behind `start`.
+    /// The chunk that is taken next. Its frames begin at `start`.
     first: Vec<u8>,
     start: usize,
-    /// The chunks behind it if there are any, none of them empty.
+    /// The chunks behind it, none of them empty; `None` if there are none.
     #[expect(
         clippy::box_collection,
-        reason = "24 bytes less of every user for whom no more than a write waits"
+        reason = "saves 24 bytes of every user whose frames fit into one write"
     )]
     more: Option<Box<VecDeque<Vec<u8>>>>,
 }
 
 impl Frames {
-    /// Takes a buffer that is empty, where there is none.
+    /// Takes an empty buffer. There must be none yet.
     pub(super) fn reuse(&mut self, buffer: Vec<u8>) {
-        debug_assert!(!self.has_buffer() && self.more.is_none(), "there is none");
+        debug_assert!(
+            !self.has_buffer() && self.more.is_none(),
+            "there is a buffer already"
+        );
         self.first = buffer;
     }
 
@@ -44,7 +48,7 @@ impl Frames {
         self.first.len() - self.start
     }
 
-    /// Where the next frame of so many bytes goes, which has to be put there.
+    /// The buffer for the next frame. The caller must append exactly `bytes` bytes to it.
     pub(super) fn room_for(&mut self, bytes: usize) -> &mut Vec<u8> {
         let needed = self.first.len() + bytes;
         if self.more.is_none() && needed <= self.first.capacity().min(WRITE_BYTES) {
@@ -56,7 +60,8 @@ impl Frames {
     fn grow(&mut self, bytes: usize) -> &mut Vec<u8> {
         let last = self.last();
         if !last.is_empty() && last.len() + bytes > WRITE_BYTES {
-            // What is beyond one write may be the end of a burst; beyond two it will be filled.
+            // A second chunk may hold only the end of a burst, so it grows as needed. Later ones will
+            // be filled, so they get their full size at once.
             let capacity = self.more.as_ref().map_or(0, |_| WRITE_BYTES);
             let more = self.more.get_or_insert_default();
             more.push_back(Vec::with_capacity(capacity));
@@ -70,15 +75,15 @@ impl Frames {
         last
     }
 
-    /// The chunk in which the last frame is.
+    /// The chunk of the last frame.
     fn last(&mut self) -> &mut Vec<u8> {
         let more = self.more.as_mut();
         more.and_then(|more| more.back_mut())
             .unwrap_or(&mut self.first)
     }
 
-    /// Goes on to the next chunk, if there is one.
-    fn go_on(&mut self) -> bool {
+    /// Makes the next chunk the first one, if there is one.
+    fn advance(&mut self) -> bool {
         let Some(more) = &mut self.more else {
             return false;
         };
@@ -92,7 +97,7 @@ impl Frames {
         true
     }
 
-    /// Drops the last frame, of so many bytes.
+    /// Drops the last frame, which has so many bytes.
     pub(super) fn drop_last(&mut self, bytes: usize) {
         let last = self.last();
         last.truncate(last.len() - bytes);
@@ -107,21 +112,21 @@ impl Frames {
         }
     }
 
-    /// Drops frames at the front of the first chunk, so many bytes.
+    /// Drops so many bytes of whole frames from the front of the first chunk.
     pub(super) fn drop_first(&mut self, bytes: usize) {
         self.start += bytes;
-        if self.first_bytes() == 0 && self.go_on() {
+        if self.first_bytes() == 0 && self.advance() {
             return;
         }
         if self.more.is_none() && self.start * 2 > self.first.len() {
-            // Amortised: at most one byte moves for each byte dropped.
+            // Only when half is dropped, so that at most one byte moves for each dropped one.
             self.first.drain(..self.start);
             self.start = 0;
         }
     }
 
-    /// Moves all frames into a buffer that is empty, and takes it for theirs, if they are of so many bytes
-    /// at the most and that needs no copy. Whether they were.
+    /// Swaps buffers with `out` if that moves all frames: `out` is empty, and they are in one chunk of
+    /// at most `bytes_max` bytes. Returns whether it did.
     pub(super) fn swap_all(&mut self, out: &mut Vec<u8>, bytes_max: usize) -> bool {
         let can = out.is_empty() && self.start == 0 && self.more.is_none();
         if can && self.first.len() <= bytes_max {
@@ -131,23 +136,23 @@ impl Frames {
         false
     }
 
-    /// Moves frames at the front of the first chunk, so many bytes, to the end of `out`; all of a chunk
-    /// into what is empty without a copy.
+    /// Moves so many bytes of whole frames from the front of the first chunk to the end of `out`. A
+    /// whole chunk moves into an empty buffer without a copy.
     pub(super) fn take(&mut self, bytes: usize, out: &mut Vec<u8>) {
         if out.is_empty() && self.start == 0 && bytes == self.first.len() {
             std::mem::swap(out, &mut self.first);
-            self.go_on();
+            self.advance();
         } else {
             out.extend_from_slice(&self.first[self.start..self.start + bytes]);
             self.drop_first(bytes);
         }
     }
 
-    /// Puts frames before all others, one at least.
+    /// Puts frames in front of all others. There must be at least one.
     pub(super) fn put_back(&mut self, frames: &[u8]) {
         debug_assert!(
             !frames.is_empty(),
-            "the first chunk is the last to be empty"
+            "an empty first chunk must have none behind it"
         );
         let mut next = std::mem::replace(&mut self.first, frames.to_vec());
         let start = std::mem::take(&mut self.start);
@@ -157,9 +162,9 @@ impl Frames {
         }
     }
 
-    /// Gives the buffer away of frames that are all gone.
+    /// Returns the buffer. All frames must be gone.
     pub(super) fn into_buffer(self) -> Vec<u8> {
-        debug_assert!(self.more.is_none(), "all are gone");
+        debug_assert!(self.more.is_none(), "frames are left");
         self.first
     }
 }
@@ -175,9 +180,9 @@ mod tests {
         Push(usize),
         DropLast,
         DropFirst,
-        /// So many frames at the most, behind what is in the buffer already or not.
+        /// At most so many frames, into a buffer that already has content or not.
         Take(usize, bool),
-        /// The same, and puts them back.
+        /// Takes at most so many frames and puts them back.
         Return(usize),
     }
 
@@ -198,7 +203,7 @@ mod tests {
         ]
     }
 
-    /// Frames, and the same as one would keep them without a thought for time.
+    /// Frames, and the same frames in the simplest form.
     #[derive(Default)]
     struct Both {
         frames: Frames,
@@ -283,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_dropped_from_both_ends_leaves_nothing_behind() {
+    fn dropping_from_both_ends_leaves_nothing_behind() {
         let mut both = Both::default();
         let push = |_| Step::Push(20_000);
         let drop = [Step::DropFirst, Step::DropLast, Step::DropLast];

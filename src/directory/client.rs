@@ -1,471 +1,213 @@
-//! One user as everybody else sees it: the mailbox that others fill, the replies that it is owed,
-//! and the command to leave. One lock, held for a few lines and never across another client's.
+//! One connected user as others see it: its mailbox, the replies that it is owed, and the command to
+//! end. One lock guards all three. It is held for a few lines, and never while another client's is.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 
-use tokio::sync::oneshot;
+use parking_lot::Mutex;
 
-use super::mailbox::{Bounds, Mailbox, Message, Pushed, QueuedMessage, Starving};
-use super::memory_pressure::LARGE_BYTES;
-use super::outcomes::PendingOutcomes;
+use super::bounds::MailboxBounds;
+use super::mailbox::{Mailbox, Message, Pressure, Pushed, QueuedMessage};
+use super::memory_pressure::{Evictable, LARGE_BYTES};
+use super::receipt::{Addressee, MessageId, Receipt, settle_offline};
+use super::state::{Accepts, ClientState, Command, Flushed};
+use super::wake::Wakes;
 use crate::config::Overflow;
-use crate::identity::{ResumptionId, Subject, UserId};
+use crate::identity::{Subject, UserId, UserIdentity};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
 use crate::telemetry::traces::Traced;
 
-/// Why a session has to end, as others tell it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// The server drains: write what is queued, then close with 1012.
-    Restart {
-        /// How long the client is asked to wait before it comes back, milliseconds.
-        after_ms: u64,
-    },
-    /// Close with this code.
-    Close {
-        /// The WebSocket close code.
-        code: u16,
-        /// The close frame's reason.
-        reason: &'static str,
-    },
-    /// An operator removes the user: close with 4410.
-    Remove {
-        /// The close frame's reason.
-        reason: Arc<str>,
-    },
-    /// The drain timed out: end at once.
-    Abort,
-}
-
-/// Wakers to call when a step is done, so that one step wakes each task once and a woken task finds
-/// all that the step brought. Wakes on Drop, so that a panic on the way strands nobody.
-#[derive(Debug, Default)]
-pub struct Wakes(Vec<Waker>);
-
-impl Wakes {
-    pub(crate) fn add(&mut self, waker: Option<Waker>) {
-        self.0.extend(waker);
-    }
-
-    /// Wakes all, and keeps the room for more.
-    pub fn wake(&mut self) {
-        self.0.drain(..).for_each(Waker::wake);
-    }
-}
-
-impl Drop for Wakes {
-    fn drop(&mut self) {
-        self.wake();
-    }
-}
-
-/// What a sender named a message: a JSON integer or string, as it came.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum MessageId {
-    Number(i64),
-    Text(Box<str>),
-}
-
-impl MessageId {
-    pub(crate) fn new(literal: &str) -> Self {
-        // What does not read back as it came, "-0" for one, is kept as text.
-        match literal.parse::<i64>() {
-            Ok(number) if itoa::Buffer::new().format(number) == literal => Self::Number(number),
-            _ => Self::Text(literal.into()),
-        }
-    }
-}
-
-/// What is owed for one message once it is known what became of it: the outcome to whoever asked, and
-/// the end of its trace. Dropping it says `disconnected`.
-#[derive(Debug)]
-pub struct Receipt {
-    to: Option<Addressee>,
-    trace: Option<Box<Traced>>,
-}
-
-/// Who is told.
-#[derive(Debug)]
-enum Addressee {
-    /// A user who is here, by its own name for the message.
-    User(Arc<Client>, MessageId),
-    /// The node that a user elsewhere is on, by the node's token for the message.
-    Node(Arc<PendingOutcomes>, u64),
-    /// A task of this node's that waits for it.
-    Task(oneshot::Sender<Status>),
-}
-
-impl Receipt {
-    /// For a message of a user who is here; nothing is owed for nearly every one.
-    pub(crate) fn to_user(
-        sender: &Arc<Client>,
-        id: Option<&str>,
-        trace: Option<Box<Traced>>,
-    ) -> Option<Box<Self>> {
-        if id.is_none() && trace.is_none() {
-            return None;
-        }
-        let to = id.map(|id| Addressee::User(sender.clone(), MessageId::new(id)));
-        Some(Box::new(Self { to, trace }))
-    }
-
-    /// For a message that another node has sent here: its answers and its token where it wants one,
-    /// which is owed from `now`, microseconds.
-    pub(crate) fn to_node(
-        outcomes: Option<(Arc<PendingOutcomes>, u64)>,
-        trace: Option<Box<Traced>>,
-        now: u64,
-    ) -> Option<Box<Self>> {
-        if outcomes.is_none() && trace.is_none() {
-            return None;
-        }
-        let to = outcomes.map(|(outcomes, token)| {
-            outcomes.open(token, now);
-            Addressee::Node(outcomes, token)
-        });
-        Some(Box::new(Self { to, trace }))
-    }
-
-    /// For a message of nobody who is connected, with where its outcome comes.
-    pub(crate) fn to_task(trace: Option<Box<Traced>>) -> (Box<Self>, oneshot::Receiver<Status>) {
-        let (told, outcome) = oneshot::channel();
-        let to = Some(Addressee::Task(told));
-        (Box::new(Self { to, trace }), outcome)
-    }
-
-    /// The trace of the message.
-    pub(crate) fn trace(&self) -> Option<&Traced> {
-        self.trace.as_deref()
-    }
-
-    /// The trace of the message, to go on with.
-    pub(crate) fn trace_mut(&mut self) -> Option<&mut Traced> {
-        self.trace.as_deref_mut()
-    }
-
-    /// Takes the trace out; what is still owed then, if anything.
-    pub(crate) fn without_trace(mut self: Box<Self>) -> (Option<Box<Self>>, Option<Box<Traced>>) {
-        let trace = self.trace.take();
-        (self.to.is_some().then_some(self), trace)
-    }
-
-    pub(crate) fn settle(mut self, status: Status, wakes: &mut Wakes) {
-        wakes.add(self.tell(status));
-    }
-
-    fn tell(&mut self, status: Status) -> Option<Waker> {
-        if let Some(trace) = self.trace.take() {
-            match status {
-                Status::Delivered => trace.delivered(),
-                lost => trace.dropped(lost.as_str()),
-            }
-        }
-        match self.to.take()? {
-            Addressee::User(client, id) => client.reply(&id, status),
-            Addressee::Node(outcomes, token) => outcomes.settle(token, status),
-            Addressee::Task(told) => {
-                // Whoever waits no longer has said so to its own caller.
-                let _gone = told.send(status).is_err();
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Receipt {
-    fn drop(&mut self) {
-        if let Some(waker) = self.tell(Status::Disconnected) {
-            waker.wake();
-        }
-    }
-}
-
-/// What a session has flushed since it was last at its client.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Flushed {
-    /// Messages.
-    pub messages: u32,
-    /// Bytes of their frames.
-    pub bytes: usize,
-    /// Messages that were received from the user meanwhile.
-    pub received: u32,
-}
-
-/// A client as the operator sees it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ClientStats {
-    /// Messages queued, or taken and not flushed, and their bytes.
-    pub(crate) queue: (u32, usize),
-    /// Messages received from the user, in all; behind `u32::MAX` from 0 again.
-    pub(crate) received: u32,
-    /// Messages delivered to the user, likewise.
-    pub(crate) delivered: u32,
-}
-
-/// What a session found at its client.
-#[derive(Debug, Default)]
-pub struct Found {
-    /// Bytes were added to the buffer.
-    pub anything: bool,
-    /// Of them, messages.
-    pub messages: bool,
-    /// Outcomes among them.
-    pub outcomes: u32,
-    /// The command to end, if there is one.
-    pub command: Option<Command>,
-}
-
-/// One user who is here.
+/// One connected user. Its session owns the socket; all others reach the user through this.
 pub struct Client {
-    id: UserId,
-    resumption_id: ResumptionId,
+    identity: UserIdentity,
     dialect: Dialect,
-    /// When the user joined, seconds of the relay's clock: what fits beside the dialect.
+    /// Seconds of the relay's clock. 32 bits, because that much is free beside the dialect.
     joined_at: u32,
     subject: Option<Subject>,
     state: Mutex<ClientState>,
 }
 
-/// What the lock guards.
-struct ClientState {
-    mailbox: Mailbox,
-    /// Outcome frames that wait for the socket.
-    replies: Vec<u8>,
-    outcomes: u32,
-    /// Messages dropped for want of room since the last notice.
-    overflowed: u32,
-    /// Messages received from the user.
-    received: u32,
-    command: Option<Command>,
-    waker: Option<Waker>,
-    /// The session has seen all there was and waits to be woken.
-    parked: bool,
-    /// Among those that are asked for room when there is none.
-    noted_as_large: bool,
-    accepts: Accepts,
+/// What a session took from its client.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// Messages were added to the buffers.
+    pub messages: bool,
+    /// Outcomes that were added to the write buffer.
+    pub outcomes: u32,
+    /// The command to end, if there is one.
+    pub command: Option<Command>,
 }
 
-/// What a client still takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Accepts {
-    /// Messages and replies.
-    All,
-    /// Replies: the session is about to close.
-    Replies,
-    /// Nothing: the session is gone.
-    Nothing,
+/// A client's figures for operators.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClientStats {
+    /// Messages that are queued, or taken and not flushed.
+    pub(crate) queue_messages: u32,
+    /// The bytes of their frames.
+    pub(crate) queue_bytes: usize,
+    /// Messages received from the user; counts from 0 again after `u32::MAX`.
+    pub(crate) received: u32,
+    /// Messages delivered to the user; counts from 0 again after `u32::MAX`.
+    pub(crate) delivered: u32,
 }
 
 impl Client {
-    /// A client with nothing at it.
+    /// A client with an empty mailbox.
     pub fn new(
-        (id, resumption_id): (UserId, ResumptionId),
+        identity: UserIdentity,
         dialect: Dialect,
         subject: Option<Subject>,
-        bounds: Arc<Bounds>,
+        bounds: Arc<MailboxBounds>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            id,
-            resumption_id,
+            identity,
             dialect,
             joined_at: 0,
             subject,
-            state: Mutex::new(ClientState {
-                mailbox: Mailbox::new(bounds, metrics),
-                replies: Vec::new(),
-                outcomes: 0,
-                overflowed: 0,
-                received: 0,
-                command: None,
-                waker: None,
-                parked: false,
-                noted_as_large: false,
-                accepts: Accepts::All,
-            }),
+            state: Mutex::new(ClientState::new(Mailbox::new(bounds, metrics))),
         }
     }
 
-    /// With the time of its user's joining, seconds of the relay's clock.
-    pub(crate) fn joined_at(mut self, seconds: u32) -> Self {
+    /// Sets when its user joined, seconds of the relay's clock.
+    pub(crate) fn with_joined_at(mut self, seconds: u32) -> Self {
         self.joined_at = seconds;
         self
     }
 
     /// When its user joined, seconds of the relay's clock.
-    pub(crate) fn joined(&self) -> u32 {
+    pub(crate) fn joined_at(&self) -> u32 {
         self.joined_at
     }
 
-    /// Whose it is.
+    /// The user's id.
     pub fn id(&self) -> UserId {
-        self.id
+        self.identity.id
     }
 
-    /// Who may take it over: somebody of the same.
-    pub fn resumption_id(&self) -> ResumptionId {
-        self.resumption_id
+    /// The user's id, and what tells its owners apart. Only a client of the same identity may replace
+    /// this one.
+    pub(crate) fn identity(&self) -> UserIdentity {
+        self.identity
     }
 
-    /// What the connection speaks.
+    /// The dialect that its connection speaks.
     pub fn dialect(&self) -> Dialect {
         self.dialect
     }
 
-    /// Whom its token is about: for the operator, and never for other users.
-    pub fn subject(&self) -> Option<&Subject> {
+    /// The subject of its token. For operators only: other users never see it.
+    pub(crate) fn subject(&self) -> Option<&Subject> {
         self.subject.as_ref()
     }
 
-    /// Messages held for this user, and their bytes.
-    pub(crate) fn held(&self) -> (u32, usize) {
-        self.stats().queue
-    }
-
-    /// What an operator sees of it.
+    /// A snapshot of its figures.
     pub(crate) fn stats(&self) -> ClientStats {
-        let state = self.state();
+        let state = self.state.lock();
         ClientStats {
-            queue: (state.mailbox.messages(), state.mailbox.bytes()),
+            queue_messages: state.mailbox.messages(),
+            queue_bytes: state.mailbox.bytes(),
             received: state.received,
             delivered: state.mailbox.delivered_in_all(),
         }
     }
 
-    // A panic under the lock would be a fault of ours; the ledger's types keep their balance even
-    // then, so the client stays usable for everybody else.
-    fn state(&self) -> MutexGuard<'_, ClientState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The receipt for a message that this user sent. Nothing is owed for nearly every one: `id` is set
+    /// where the user asked for an outcome.
+    pub(crate) fn receipt(
+        self: &Arc<Self>,
+        id: Option<&str>,
+        trace: Option<Box<Traced>>,
+    ) -> Option<Box<Receipt>> {
+        let to = id.map(|id| (self.clone() as Arc<dyn Addressee>, MessageId::new(id)));
+        Receipt::new(to, trace)
     }
 
-    /// Puts a message into the mailbox, or settles it otherwise at once.
+    /// Puts a message into the mailbox, or settles it at once. Wakers go into `wakes`.
     pub fn push<M: Deref<Target = Metrics>>(
         self: &Arc<Self>,
         message: Message<'_>,
         in_hand: InHand<M>,
         wakes: &mut Wakes,
     ) {
-        if let Some((message, in_hand, needed)) =
-            self.try_push(message, in_hand, Starving::Ask, wakes)
+        if let Some((message, in_hand, bytes)) =
+            self.try_push(message, in_hand, Pressure::Evict, wakes)
         {
-            self.ask_for_room(needed, wakes);
-            self.try_push(message, in_hand, Starving::Settle, wakes);
+            self.evict_for(bytes, wakes);
+            self.try_push(message, in_hand, Pressure::Overflow, wakes);
         }
     }
 
-    /// Has the fullest mailbox make room for one more message here.
+    /// Evicts messages from the fullest mailbox, so that one of `bytes` fits here.
     #[cold]
-    fn ask_for_room(&self, needed: usize, wakes: &mut Wakes) {
+    fn evict_for(&self, bytes: usize, wakes: &mut Wakes) {
         let (bounds, fill) = {
-            let state = self.state();
+            let state = self.state.lock();
             (state.mailbox.bounds().clone(), state.mailbox.bytes())
         };
-        bounds.budget.large.relieve(needed, fill, wakes);
+        bounds.budget.candidates.evict_fullest(bytes, fill, wakes);
     }
 
-    /// Gives the message back where others have to be asked for room first, and how much.
+    /// Returns the message and the bytes that it lacks where [`Pressure::Evict`] asks for that.
     fn try_push<'a, M: Deref<Target = Metrics>>(
         self: &Arc<Self>,
         message: Message<'a>,
         in_hand: InHand<M>,
-        starving: Starving,
+        pressure: Pressure,
         wakes: &mut Wakes,
     ) -> Option<(Message<'a>, InHand<M>, usize)> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.accepts != Accepts::All {
             drop(state);
-            in_hand.dropped(DropReason::Offline);
-            if let Some(receipt) = message.receipt {
-                receipt.settle(Status::Offline, wakes);
-            }
+            settle_offline(in_hand, message.receipt, wakes);
             return None;
         }
-        let (refused, evicted) = match state.mailbox.push(self.dialect, message, in_hand, starving)
+        let (refused, dropped) = match state.mailbox.push(self.dialect, message, in_hand, pressure)
         {
-            Pushed::Starved(message, in_hand, needed) => return Some((message, in_hand, needed)),
-            Pushed::Queued(evicted) => (None, evicted),
-            Pushed::Refused(receipt, evicted) => {
+            Pushed::OverBudget {
+                message,
+                in_hand,
+                bytes,
+            } => return Some((message, in_hand, bytes)),
+            Pushed::Queued { dropped } => (None, dropped),
+            Pushed::Refused { receipt, dropped } => {
                 state.note_overflow(1);
                 state.disconnect_if_that_is_the_policy();
-                (receipt, evicted)
+                (receipt, dropped)
             }
         };
-        state.note_overflow(evicted.len());
+        state.note_overflow(dropped.len());
         wakes.add(state.unpark());
-        let grown = state.mailbox.bytes() >= LARGE_BYTES && !state.noted_as_large;
-        if grown {
-            state.noted_as_large = true;
+        if state.mailbox.bytes() >= LARGE_BYTES && !state.is_candidate {
+            state.is_candidate = true;
             let bounds = state.mailbox.bounds().clone();
             drop(state);
-            bounds.budget.large.note(self);
+            let client: Weak<Self> = Arc::downgrade(self);
+            bounds.budget.candidates.add(client);
         } else {
             drop(state);
         }
-        let evicted = evicted.into_iter().filter_map(|entry| entry.receipt);
-        for receipt in evicted.chain(refused) {
+        // Behind the lock: a receipt may lock another client.
+        let dropped = dropped.into_iter().filter_map(|message| message.receipt);
+        for receipt in dropped.chain(refused) {
             receipt.settle(Status::QueueFull, wakes);
         }
         None
     }
 
-    /// Bytes that the mailbox could give up; nothing if it is no longer large, and not noted as such
-    /// from here on.
-    pub(super) fn can_give(&self) -> Option<usize> {
-        let mut state = self.state();
-        if state.mailbox.bytes() < LARGE_BYTES / 2 {
-            state.noted_as_large = false;
-            return None;
-        }
-        Some(state.mailbox.queued_bytes())
-    }
-
-    /// Drops messages that were not taken, of so many bytes, to make room for others' mailboxes.
-    pub(super) fn give(&self, bytes: usize, wakes: &mut Wakes) {
-        let mut state = self.state();
-        let given = state.mailbox.give(bytes, DropReason::QueueFull);
-        state.note_overflow(given.len());
-        state.disconnect_if_that_is_the_policy();
-        wakes.add(state.unpark());
-        drop(state);
-        for receipt in given.into_iter().filter_map(|entry| entry.receipt) {
-            receipt.settle(Status::QueueFull, wakes);
-        }
-    }
-
-    /// Queues an outcome for this user. Its place was reserved when the message was read.
-    fn reply(&self, id: &MessageId, status: Status) -> Option<Waker> {
-        let mut state = self.state();
-        if state.accepts == Accepts::Nothing {
-            return None;
-        }
-        let mut number = itoa::Buffer::new();
-        let id = match id {
-            MessageId::Number(id) => number.format(*id),
-            MessageId::Text(id) => id,
-        };
-        push_frame(
-            &mut state.replies,
-            self.dialect,
-            Outbound::Outcome { id, status },
-        );
-        state.outcomes += 1;
-        state.unpark()
-    }
-
-    /// Tells the session to end. Of several that it has not heard yet the first stands, except that `Cut`
-    /// goes over all; of those that it hears while it ends only that one counts.
+    /// Tells the session to end. The first command stands until the session has heard it, except that
+    /// [`Command::Abort`] replaces any other. A session that already closes obeys only that one.
     pub fn command(&self, command: Command) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if command == Command::Abort || state.command.is_none() {
             state.command = Some(command);
         }
-        // Not only where it is parked: a session that waits for its socket has to hear this, too.
+        // Parked or not: a session that waits for its socket has to hear a command too.
         let waker = state.waker.clone();
         drop(state);
         if let Some(waker) = waker {
@@ -473,23 +215,22 @@ impl Client {
         }
     }
 
-    /// The session's visit: settles what it flushed, and moves replies and then messages of up to
-    /// about `bytes_max` bytes to the ends of its buffers. Where there is nothing to do, registers
-    /// to be woken.
-    pub fn visit(
+    /// Settles what the session has flushed, and moves replies and about a write's worth of messages
+    /// to the ends of its buffers. If there is nothing, the session is woken for the next.
+    pub fn take(
         &self,
         flushed: Flushed,
-        buffers: (&mut Vec<u8>, &mut VecDeque<QueuedMessage>),
-        bytes_max: usize,
+        frames: &mut Vec<u8>,
+        messages: &mut VecDeque<QueuedMessage>,
         cx: &Context<'_>,
-    ) -> Found {
-        let (frames, entries) = buffers;
-        let mut state = self.state();
-        state.note(flushed);
-        let mut found = Found {
+    ) -> Taken {
+        let mut state = self.state.lock();
+        state.note_flushed(flushed);
+        let mut taken = Taken {
             command: state.command.take(),
-            ..Found::default()
+            ..Taken::default()
         };
+        let mut is_empty = true;
         if !state.replies.is_empty() {
             if frames.capacity() == 0 {
                 std::mem::swap(frames, &mut state.replies);
@@ -497,43 +238,50 @@ impl Client {
                 frames.append(&mut state.replies);
                 state.replies = Vec::new();
             }
-            found.outcomes = std::mem::take(&mut state.outcomes);
-            found.anything = true;
+            taken.outcomes = std::mem::take(&mut state.outcomes);
+            is_empty = false;
         }
         if state.overflowed > 0 && self.dialect == Dialect::V1 {
             let count = std::mem::take(&mut state.overflowed).into();
             push_frame(frames, self.dialect, Outbound::Dropped { count });
-            found.anything = true;
+            is_empty = false;
         }
-        found.messages = state.mailbox.take(frames, entries, bytes_max);
-        found.anything |= found.messages;
-        state.parked = !found.anything;
+        taken.messages = state.mailbox.take(frames, messages);
+        // Under the lock that a push takes: a message that comes after this finds `parked` and the
+        // waker, so no wake-up is lost between the look into the mailbox and the sleep.
+        state.parked = is_empty && !taken.messages;
         match &mut state.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
         }
-        found
+        taken
     }
 
-    /// Settles what was flushed, between two visits. The command to leave, if there is one, and what
-    /// happens when the mailbox is full.
+    /// Settles what the session has flushed while it cannot write more. Returns the command to end, if
+    /// there is one, and the policy for a full mailbox.
     pub(crate) fn settle(&self, flushed: Flushed) -> (Option<Command>, Overflow) {
-        let mut state = self.state();
-        state.note(flushed);
+        let mut state = self.state.lock();
+        state.note_flushed(flushed);
         (state.command.take(), state.mailbox.overflow())
     }
 
-    /// Settles messages that were taken and not flushed, and all that is queued, as dropped; takes
-    /// no more messages.
+    /// Puts messages back that were taken and not written, not even in part, so that they can make
+    /// room for newer ones.
+    pub(crate) fn put_back(&self, frames: &[u8], messages: VecDeque<QueuedMessage>) {
+        self.state.lock().mailbox.put_back(frames, messages);
+    }
+
+    /// Settles messages that were taken and not flushed, and all queued ones, as dropped. Accepts
+    /// nothing from here on.
     pub(crate) fn leave(
         &self,
         taken: VecDeque<QueuedMessage>,
         reason: DropReason,
         wakes: &mut Wakes,
     ) {
-        let bytes = taken.iter().map(|entry| entry.bytes as usize).sum();
+        let bytes = taken.iter().map(|message| message.bytes as usize).sum();
         let count = u32::try_from(taken.len()).expect("mailbox.messages is a u32");
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.accepts = Accepts::Nothing;
         state.parked = false;
         state.waker = None;
@@ -541,13 +289,21 @@ impl Client {
         state.mailbox.dropped(count, bytes, reason);
         let queued = state.mailbox.drop_queued(reason);
         drop(state);
-        settle_all(taken.into_iter().chain(queued), reason, wakes);
+        let status = if reason == DropReason::Draining {
+            Status::Draining
+        } else {
+            Status::Disconnected
+        };
+        let dropped = taken.into_iter().chain(queued);
+        for receipt in dropped.filter_map(|message| message.receipt) {
+            receipt.settle(status, wakes);
+        }
     }
 
-    /// Somebody of the same resumption id has this client's place: it takes no more messages, and its session
-    /// is told to end.
-    pub(crate) fn give_way(&self) {
-        let mut state = self.state();
+    /// A newer connection has this client's id: it accepts no more messages, and its session is told
+    /// to end.
+    pub(crate) fn on_replaced(&self) {
+        let mut state = self.state.lock();
         if state.accepts == Accepts::All {
             state.accepts = Accepts::Replies;
         }
@@ -558,65 +314,56 @@ impl Client {
         });
     }
 
-    /// Whether messages are taken here; not from a while before the session is gone.
+    /// Whether it accepts messages. It stops before its session ends.
     pub(crate) fn is_open(&self) -> bool {
-        self.state().accepts == Accepts::All
+        self.state.lock().accepts == Accepts::All
     }
 
-    /// Takes no more messages; what is queued stays to be written.
+    /// Accepts no more messages. Queued ones stay and are written.
     pub(crate) fn shut(&self) {
-        self.state().accepts = Accepts::Replies;
-    }
-
-    /// Puts back what was taken and not begun to be written, so that it can make room.
-    pub(crate) fn put_back(&self, frames: &[u8], entries: VecDeque<QueuedMessage>) {
-        self.state().mailbox.put_back(frames, entries);
+        self.state.lock().accepts = Accepts::Replies;
     }
 }
 
-fn settle_all(entries: impl Iterator<Item = QueuedMessage>, reason: DropReason, wakes: &mut Wakes) {
-    let status = if reason == DropReason::Draining {
-        Status::Draining
-    } else {
-        Status::Disconnected
-    };
-    for receipt in entries.filter_map(|entry| entry.receipt) {
-        receipt.settle(status, wakes);
+impl Addressee for Client {
+    /// Queues the outcome frame. Its room was reserved when the message was read.
+    fn tell(&self, id: &MessageId, status: Status) -> Option<Waker> {
+        let mut state = self.state.lock();
+        if state.accepts == Accepts::Nothing {
+            return None;
+        }
+        let mut number = itoa::Buffer::new();
+        let id = match id {
+            MessageId::Number(id) => number.format(*id),
+            MessageId::Text(id) => id,
+        };
+        let outbound = Outbound::Outcome { id, status };
+        push_frame(&mut state.replies, self.dialect, outbound);
+        state.outcomes += 1;
+        state.unpark()
     }
 }
 
-impl ClientState {
-    fn note(&mut self, flushed: Flushed) {
-        let Flushed {
-            messages,
-            bytes,
-            received,
-        } = flushed;
-        if messages > 0 {
-            self.mailbox.delivered(messages, bytes);
+impl Evictable for Client {
+    fn evictable_bytes(&self) -> Option<usize> {
+        let mut state = self.state.lock();
+        // Half of what makes a candidate, so that a mailbox around the border does not come and go.
+        if state.mailbox.bytes() < LARGE_BYTES / 2 {
+            state.is_candidate = false;
+            return None;
         }
-        self.received = self.received.wrapping_add(received);
+        Some(state.mailbox.queued_bytes())
     }
 
-    fn note_overflow(&mut self, count: usize) {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        self.overflowed = self.overflowed.saturating_add(count);
-    }
-
-    fn disconnect_if_that_is_the_policy(&mut self) {
-        if self.mailbox.overflow() == Overflow::Disconnect {
-            self.command.get_or_insert(Command::Close {
-                code: close_code::TRY_AGAIN,
-                reason: "reads too slowly",
-            });
-        }
-    }
-
-    fn unpark(&mut self) -> Option<Waker> {
-        if std::mem::take(&mut self.parked) {
-            self.waker.clone()
-        } else {
-            None
+    fn evict(&self, bytes: usize, wakes: &mut Wakes) {
+        let mut state = self.state.lock();
+        let evicted = state.mailbox.evict(bytes, DropReason::QueueFull);
+        state.note_overflow(evicted.len());
+        state.disconnect_if_that_is_the_policy();
+        wakes.add(state.unpark());
+        drop(state);
+        for receipt in evicted.into_iter().filter_map(|message| message.receipt) {
+            receipt.settle(Status::QueueFull, wakes);
         }
     }
 }
@@ -624,7 +371,7 @@ impl ClientState {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("id", &self.id)
+            .field("id", &self.identity.id)
             .field("dialect", &self.dialect)
             .finish_non_exhaustive()
     }

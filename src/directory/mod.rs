@@ -1,58 +1,70 @@
-//! Who is here: from an id to the client of its user. A lookup takes no lock and waits for nobody; a
-//! join, a leave and a lookup cost the same with ten users and with a million.
+//! The user directory: from a user's id to its client. A lookup takes no lock and never waits. A join,
+//! a leave and a lookup cost the same with ten users and with a million.
 //!
-//! Ids are dense, so the directory is a table of segments of [`SLOTS`] slots each, and a slot is one
-//! atomic cell. Only one join in [`SLOTS`] changes which segments there are. A segment is retired as
-//! soon as nobody holds a claim on it: each user in it does, and the directory itself does on the
-//! segment where the next id will come, so that lone users who come and go do not make and retire it
-//! over and over. A claim cannot be had on a retired segment, so a join that comes too late makes a new
-//! one.
+//! Ids are dense, so the directory is a table of segments with [`SLOTS`] slots each, and a slot is one
+//! atomic cell. Only about one join in [`SLOTS`] changes the table of segments. A segment is retired when
+//! its last claim is released. Each user in the segment holds a claim. The directory holds one on the
+//! newest segment, where the next id will be, so that single users that come and go do not create and
+//! retire it again and again. A retired segment gives no claims, so a join that comes too late creates
+//! a new segment.
 //!
-//! Whoever comes back under an id while its earlier connection still stands takes the slot over; the
-//! earlier client stands aside, in a list of its own, until its session is gone.
+//! A user that reconnects under its id while the earlier connection still stands replaces the earlier
+//! client. The replaced client stays in a list of its own until its session is gone.
 //!
-//! The same table is the register that scrapes, the drain and the API walk.
+//! Scrapes, the drain and the API walk the same table.
 
+mod bounds;
 mod chunks;
 mod client;
+#[cfg(all(test, not(switchboard_loom)))]
+mod eviction;
 mod mailbox;
 mod memory_pressure;
 #[cfg(all(test, switchboard_loom))]
 mod model;
 mod outcomes;
+mod receipt;
+mod state;
 #[cfg(all(test, not(switchboard_loom)))]
 mod stress;
 mod sync;
 mod table;
+mod wake;
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
-pub(crate) use chunks::WRITE_BYTES;
+pub use bounds::{Budget, MailboxBounds};
 pub(crate) use client::ClientStats;
-pub use client::{Client, Command, Flushed, Found, Receipt, Wakes};
-pub use mailbox::{Bounds, Budget, Message, QueuedMessage, give_back};
-pub(crate) use outcomes::{Notifier, PendingOutcomes};
-use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard};
+pub use client::{Client, Taken};
+pub use mailbox::{Message, QueuedMessage, give_back};
+pub(crate) use outcomes::PendingOutcomes;
+pub use receipt::Receipt;
+pub(crate) use receipt::settle_offline;
+pub use state::{Command, Flushed};
+use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard, lock};
 pub use table::SLOTS;
 use table::{Segment, Segments, segment_number};
+pub(crate) use wake::Notifier;
+pub use wake::Wakes;
 
-use crate::identity::{ResumptionId, UserId};
+use crate::identity::{UserId, UserIdentity};
 use crate::telemetry::metrics::DirectoryStats;
 
 /// The user directory: a cheap handle.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
-    shared: Arc<Shared>,
+    shared: Arc<DirectoryShared>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct DirectoryShared {
     segments: ArcSwap<Segments>,
-    /// Guards changes of the map, and is the number of the segment that the directory itself claims.
+    /// The number of the newest segment, which the directory itself claims. The lock also guards
+    /// changes of `segments`.
     newest: Mutex<Option<u64>>,
-    /// Clients whose place was taken, by their addresses. Locked while a place is taken, so that whoever
-    /// finds its own gone finds itself here.
+    /// Replaced clients by their addresses. The lock is held while a client is replaced, so that a
+    /// client that no longer finds itself in its slot finds itself here.
     replaced: Mutex<HashMap<usize, Arc<Client>>>,
 }
 
@@ -62,20 +74,20 @@ impl Directory {
         Self::default()
     }
 
-    /// Runs `f` on the client of `id`, or on nothing where nobody with that id is here.
+    /// Calls `f` with the client of `id`, or with `None` where no client has that id.
     pub fn with<R>(&self, id: UserId, f: impl FnOnce(Option<&Arc<Client>>) -> R) -> R {
         let segments = self.shared.segments.load();
         let Some(segment) = segments.get(segment_number(id)) else {
             return f(None);
         };
         let client = segment.slot(id).load();
-        // The id is checked again: arc-swap before 1.9.5 could load another cell's value, and a
-        // message to the wrong user is the one fault that no counter would show.
+        // The id is compared again, because arc-swap before 1.9.5 could load another cell's value. No
+        // counter would show a message to the wrong user.
         f(client.as_ref().filter(|client| client.id() == id))
     }
 
-    /// Registers a user, in the place of one of the same resumption id if there is one. Whether there was a
-    /// place: not where somebody of another resumption id has the id.
+    /// Registers a client. It replaces one of the same identity. Returns false, and changes nothing,
+    /// where a client with another resumption id has the id.
     pub fn join(&self, client: &Arc<Client>) -> bool {
         let id = client.id();
         let number = segment_number(id);
@@ -95,108 +107,81 @@ impl Directory {
             let Some(previous) = previous.as_ref() else {
                 return true;
             };
-            let may = previous.resumption_id() == client.resumption_id();
-            if may && !self.take_over(slot, previous, client) {
+            let is_same_user = previous.identity() == client.identity();
+            if is_same_user && !self.replace(slot, previous, Some(client.clone())) {
                 continue;
             }
-            // The place comes with the claim of whoever had it.
-            self.give_up(number, segment);
-            return may;
+            // The slot comes with the claim of the replaced client, so the new claim is one too many.
+            self.release_claim(number, segment);
+            return is_same_user;
         }
     }
 
-    /// Puts a client into the place of another. Whether that one was still there.
+    /// Puts `client` into the slot, or empties it, if `previous` is still there, and tells that one to
+    /// end. Returns whether it was there.
     #[cold]
-    fn take_over(
+    fn replace(
         &self,
         slot: &ArcSwapOption<Client>,
         previous: &Arc<Client>,
-        client: &Arc<Client>,
+        client: Option<Arc<Client>>,
     ) -> bool {
         let mut replaced = self.replaced();
-        let found = slot.compare_and_swap(previous, Some(client.clone()));
-        let took = found
-            .as_ref()
-            .is_some_and(|found| Arc::ptr_eq(found, previous));
-        if took {
+        let was_there = swap_if_same(slot, previous, client);
+        if was_there {
             replaced.insert(Arc::as_ptr(previous).addr(), previous.clone());
             drop(replaced);
-            previous.give_way();
+            previous.on_replaced();
         }
-        took
+        was_there
     }
 
-    /// Takes the client of an id out, if it is of that resumption id: its user is on another node now. It stands
-    /// aside, and is told to end.
-    pub(crate) fn evict(&self, id: UserId, resumption_id: ResumptionId) {
-        let number = segment_number(id);
+    /// Removes the client of this identity, whose user is on another node now, and tells it to end.
+    pub(crate) fn revoke(&self, identity: UserIdentity) {
+        let number = segment_number(identity.id);
         let segments = self.shared.segments.load();
         let Some(segment) = segments.get(number) else {
             return;
         };
-        let slot = segment.slot(id);
+        let slot = segment.slot(identity.id);
         let client = slot.load().as_ref().cloned();
-        let Some(previous) =
-            client.filter(|client| client.id() == id && client.resumption_id() == resumption_id)
-        else {
-            return;
-        };
-        let mut replaced = self.replaced();
-        let found = slot.compare_and_swap(&previous, None);
-        if found
-            .as_ref()
-            .is_some_and(|found| Arc::ptr_eq(found, &previous))
+        if let Some(client) = client.filter(|client| client.identity() == identity)
+            && self.replace(slot, &client, None)
         {
-            replaced.insert(Arc::as_ptr(&previous).addr(), previous.clone());
-            drop(replaced);
-            previous.give_way();
-            self.give_up(number, segment);
+            self.release_claim(number, segment);
         }
     }
 
-    fn replaced(&self) -> MutexGuard<'_, HashMap<usize, Arc<Client>>> {
-        self.shared
-            .replaced
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes that very client out; one that has taken its place stays.
+    /// Removes this client. A client that has replaced it stays.
     pub fn leave(&self, client: &Arc<Client>) {
         let number = segment_number(client.id());
         let segments = self.shared.segments.load();
-        let joined_in = segments.get(number).filter(|segment| {
-            let previous = segment.slot(client.id()).compare_and_swap(client, None);
-            previous
-                .as_ref()
-                .is_some_and(|previous| Arc::ptr_eq(previous, client))
-        });
+        let joined_in = segments
+            .get(number)
+            .filter(|segment| swap_if_same(segment.slot(client.id()), client, None));
         match joined_in {
-            Some(segment) => self.give_up(number, segment),
+            Some(segment) => self.release_claim(number, segment),
             None => drop(self.replaced().remove(&Arc::as_ptr(client).addr())),
         }
     }
 
-    fn newest(&self) -> MutexGuard<'_, Option<u64>> {
-        self.shared
-            .newest
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn replaced(&self) -> MutexGuard<'_, HashMap<usize, Arc<Client>>> {
+        lock(&self.shared.replaced)
     }
 
-    /// Gives a claim back.
-    fn give_up(&self, number: u64, segment: &Arc<Segment>) {
+    /// Releases a claim, and removes the segment if that was the last one.
+    fn release_claim(&self, number: u64, segment: &Arc<Segment>) {
         if segment.release() {
-            let newest = self.newest();
-            self.take_out(&newest, number, segment);
+            let newest = lock(&self.shared.newest);
+            self.remove_retired(&newest, number, segment);
         }
     }
 
-    /// A claim on a segment that was not in the map, or was retired: one that another join has made
-    /// meanwhile, or a new one.
+    /// Claims a segment that was not in the table or was retired: the one that another join has
+    /// created meanwhile, or a new one.
     #[cold]
     fn claim_new(&self, number: u64) -> Arc<Segment> {
-        let mut newest = self.newest();
+        let mut newest = lock(&self.shared.newest);
         let segments = self.shared.segments.load_full();
         if let Some(segment) = segments.get(number)
             && segment.claim()
@@ -204,6 +189,7 @@ impl Directory {
             return segment.clone();
         }
         let is_newest = newest.is_none_or(|newest| number > newest);
+        // One claim is the joining user's; the newest segment has the directory's own beside it.
         let segment = Arc::new(Segment::new(if is_newest { 2 } else { 1 }));
         let changed = segments.with(number, Some(segment.clone()));
         self.shared.segments.store(Arc::new(changed));
@@ -212,13 +198,19 @@ impl Directory {
             && let Some(before_segment) = segments.get(before)
             && before_segment.release()
         {
-            self.take_out(&newest, before, before_segment);
+            self.remove_retired(&newest, before, before_segment);
         }
         segment
     }
 
-    /// Takes a retired segment out of the map, unless a new one has its place already.
-    fn take_out(&self, _newest: &MutexGuard<'_, Option<u64>>, number: u64, segment: &Arc<Segment>) {
+    /// Removes a retired segment from the table, unless a new one has its number already. The guard
+    /// shows that the caller may change the table.
+    fn remove_retired(
+        &self,
+        _newest: &MutexGuard<'_, Option<u64>>,
+        number: u64,
+        segment: &Arc<Segment>,
+    ) {
         let segments = self.shared.segments.load_full();
         if segments
             .get(number)
@@ -229,10 +221,11 @@ impl Directory {
         }
     }
 
-    /// Runs `f` on every client, at most once. Who joins or leaves meanwhile, or loses its place, may be
-    /// seen or not.
+    /// Calls `f` with every client, at most once each. A client that joins, leaves or is replaced
+    /// meanwhile may be left out.
     pub fn for_each(&self, mut f: impl FnMut(&Arc<Client>)) {
-        // First, since clients go from the table to here and never back; and not under the lock.
+        // The replaced ones first, because clients move from the table to that list and never back. A
+        // copy, because `f` may take other locks.
         let replaced: Vec<_> = self.replaced().values().cloned().collect();
         replaced.iter().for_each(&mut f);
         let segments = self.shared.segments.load_full();
@@ -243,23 +236,35 @@ impl Directory {
         }
     }
 
-    /// Counts users and what their mailboxes hold.
+    /// Counts users, and the messages and bytes in their mailboxes.
     pub fn stats(&self) -> DirectoryStats {
         let mut stats = DirectoryStats {
             segments: self.segments() as u64,
             ..DirectoryStats::default()
         };
         self.for_each(|client| {
-            let (messages, bytes) = client.held();
+            let client = client.stats();
             stats.connections += 1;
-            stats.mailbox_messages += u64::from(messages);
-            stats.mailbox_bytes += bytes as u64;
+            stats.mailbox_messages += u64::from(client.queue_messages);
+            stats.mailbox_bytes += client.queue_bytes as u64;
         });
         stats
     }
 
-    /// How many segments stand.
+    /// The number of segments in the table.
     pub fn segments(&self) -> usize {
         self.shared.segments.load().count()
     }
+}
+
+/// Puts `new` into a slot if `current` is there. Returns whether it was.
+fn swap_if_same(
+    slot: &ArcSwapOption<Client>,
+    current: &Arc<Client>,
+    new: Option<Arc<Client>>,
+) -> bool {
+    let found = slot.compare_and_swap(current, new);
+    found
+        .as_ref()
+        .is_some_and(|found| Arc::ptr_eq(found, current))
 }

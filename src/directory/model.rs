@@ -9,9 +9,9 @@ use std::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
-use super::{Bounds, Budget, Client, Directory, SLOTS};
+use super::{Budget, Client, Directory, MailboxBounds, SLOTS};
 use crate::config::Overflow;
-use crate::identity::{ResumptionId, UserId};
+use crate::identity::{ResumptionId, UserId, UserIdentity};
 use crate::protocol::Dialect;
 use crate::telemetry::metrics::Metrics;
 
@@ -19,14 +19,14 @@ use crate::telemetry::metrics::Metrics;
 #[derive(Clone)]
 struct World {
     directory: Directory,
-    bounds: Arc<Bounds>,
+    bounds: Arc<MailboxBounds>,
     metrics: Arc<Metrics>,
 }
 
 /// Runs the scenario in every order.
 fn check(scenario: impl Fn(World) + Send + Sync + 'static) {
     assert_eq!(SLOTS, 2);
-    let bounds = Arc::new(Bounds {
+    let bounds = Arc::new(MailboxBounds {
         messages: 1,
         bytes: 1,
         overflow: Overflow::DropNewest,
@@ -49,10 +49,12 @@ impl World {
 
     fn client_of(&self, id: u64, resumption_id: u64) -> Arc<Client> {
         // Segments begin at odd ids.
-        let id = UserId::new(id + 1).expect("a small id");
-        let id = (id, ResumptionId::from(resumption_id));
+        let identity = UserIdentity {
+            id: UserId::new(id + 1).expect("a small id"),
+            resumption_id: ResumptionId::from(resumption_id),
+        };
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
-        Arc::new(Client::new(id, Dialect::Bare, None, bounds, metrics))
+        Arc::new(Client::new(identity, Dialect::Bare, None, bounds, metrics))
     }
 
     fn join(&self, id: u64) -> Arc<Client> {

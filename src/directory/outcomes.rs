@@ -1,66 +1,39 @@
-//! What another node is owed: an outcome for each message that it has sent here and wants to hear of.
-//! The node is told in batches by whoever listens to the notifier. Must not know how an answer travels.
+//! The outcomes that this node owes another one: one for each message that came from there and asked
+//! for it. A task of the cluster waits for the notifier and sends them in batches. Must not know how an
+//! outcome travels.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::Waker;
 
-use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 use rustc_hash::FxHasher;
 
+use super::wake::Notifier;
 use crate::protocol::Status;
 
-/// Wakes one task, once for any number of notifications until it listens again.
-#[derive(Debug, Default)]
-pub(crate) struct Notifier {
-    notified: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl Notifier {
-    /// Notifies; the waker to call, where the task waits and nobody else has notified it.
-    #[must_use]
-    pub(crate) fn notify(&self) -> Option<Waker> {
-        if self.notified.swap(true, Ordering::AcqRel) {
-            None
-        } else {
-            self.waker.take()
-        }
-    }
-
-    /// Waits for a notification since the last time.
-    pub(crate) fn poll_notified(&self, cx: &Context<'_>) -> Poll<()> {
-        self.waker.register(cx.waker());
-        if self.notified.swap(false, Ordering::AcqRel) {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    }
-}
-
-// Tokens are the other node's, which is one of ours: nobody chooses them to collide.
+// Tokens come from another node of this cluster, so no peer can choose them to collide.
 type Open = HashMap<u64, u64, BuildHasherDefault<FxHasher>>;
 
-/// The answers that one other node is owed.
+/// The outcomes that one other node is owed.
 #[derive(Debug)]
 pub(crate) struct PendingOutcomes {
     notifier: Arc<Notifier>,
     owed: Mutex<Owed>,
 }
 
-/// What the lock guards.
+/// State behind the lock.
 #[derive(Debug, Default)]
 struct Owed {
-    /// Messages that are not settled, by the node's own token, and since when, microseconds.
+    /// Messages that are not settled, by the other node's token, with the time of arrival in
+    /// microseconds of the app's clock.
     open: Open,
     settled: Vec<(u64, Status)>,
 }
 
 impl PendingOutcomes {
-    /// Nothing is owed; whoever is to send answers listens to the notifier.
+    /// Nothing is owed yet. Each settled message notifies `notifier`.
     pub(crate) fn new(notifier: Arc<Notifier>) -> Self {
         Self {
             notifier,
@@ -68,39 +41,35 @@ impl PendingOutcomes {
         }
     }
 
-    /// Owes an answer from now on.
+    /// Owes an outcome for the token from now on; `now` is in microseconds of the app's clock.
     pub(super) fn open(&self, token: u64, now: u64) {
-        self.owed().open.insert(token, now);
+        self.owed.lock().open.insert(token, now);
     }
 
-    /// Notes the answer. A node that asks twice by one token is told once.
+    /// Adds the outcome of a message. A token that the node used twice gets one outcome.
     pub(super) fn settle(&self, token: u64, status: Status) -> Option<Waker> {
-        let mut owed = self.owed();
+        let mut owed = self.owed.lock();
         owed.open.remove(&token)?;
         owed.settled.push((token, status));
         drop(owed);
         self.notifier.notify()
     }
 
-    /// The answers that were noted since this was last asked.
+    /// Takes the outcomes that were added since the last call.
     pub(crate) fn take(&self) -> Vec<(u64, Status)> {
-        std::mem::take(&mut self.owed().settled)
+        std::mem::take(&mut self.owed.lock().settled)
     }
 
-    /// The messages that have not been settled since `before`.
+    /// The tokens of messages that arrived before `before` and are not settled.
     pub(crate) fn open_since(&self, before: u64) -> Vec<u64> {
-        let owed = self.owed();
+        let owed = self.owed.lock();
         let open = owed.open.iter().filter(|(_, since)| **since < before);
         open.map(|(token, _)| *token).collect()
     }
 
     /// Whether nothing is owed.
     pub(crate) fn is_settled(&self) -> bool {
-        let owed = self.owed();
+        let owed = self.owed.lock();
         owed.open.is_empty() && owed.settled.is_empty()
-    }
-
-    fn owed(&self) -> MutexGuard<'_, Owed> {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Bounds, Budget, Client, Directory, SLOTS};
+use super::{Budget, Client, Directory, MailboxBounds, SLOTS};
 use crate::config::Overflow;
-use crate::identity::{ResumptionId, UserId};
+use crate::identity::{ResumptionId, UserId, UserIdentity};
 use crate::protocol::Dialect;
 use crate::telemetry::metrics::{DirectoryStats, Metrics};
 
@@ -48,7 +48,7 @@ impl Posted {
 
 struct World {
     directory: Directory,
-    bounds: Arc<Bounds>,
+    bounds: Arc<MailboxBounds>,
     metrics: Arc<Metrics>,
     posted: [Posted; THREADS],
     new_ids: AtomicU64,
@@ -59,8 +59,11 @@ struct World {
 impl World {
     fn join(&self, id: UserId) -> Arc<Client> {
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
-        let id = (id, ResumptionId::from(0));
-        let client = Arc::new(Client::new(id, Dialect::Bare, None, bounds, metrics));
+        let identity = UserIdentity {
+            id,
+            resumption_id: ResumptionId::from(0),
+        };
+        let client = Arc::new(Client::new(identity, Dialect::Bare, None, bounds, metrics));
         assert!(self.directory.join(&client));
         let id = client.id();
         assert!(self.finds(&client), "{id} has joined and is not found");
@@ -147,7 +150,7 @@ impl World {
 fn nobody_is_lost_or_left_behind_under_threads() {
     let world = World {
         directory: Directory::new(),
-        bounds: Arc::new(Bounds {
+        bounds: Arc::new(MailboxBounds {
             messages: 1,
             bytes: 1,
             overflow: Overflow::DropNewest,

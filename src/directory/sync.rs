@@ -1,5 +1,8 @@
-//! What the directory's threads meet in, and nothing else: the cells, the counter and the lock. The
-//! model checker swaps them for its own, so that it can try every order of their steps.
+//! The cells, the counter and the lock that the directory's threads share, and nothing else. The model
+//! checker replaces them by its own, so that it can try every order of their steps. The lock is std's,
+//! because loom has the same interface.
+
+use std::sync::PoisonError;
 
 #[cfg(not(all(test, switchboard_loom)))]
 pub(super) use arc_swap::{ArcSwap, ArcSwapOption};
@@ -17,16 +20,21 @@ pub(super) use loom::sync::{
 #[cfg(all(test, switchboard_loom))]
 pub(super) use modelled::{ArcSwap, ArcSwapOption};
 
-/// `arc_swap`'s cells as the checker sees them: each operation is one step on the pointer, with the
-/// ordering that `arc_swap` promises and no more, so a load may find a value that was replaced
-/// already where nothing rules that out. How `arc_swap` keeps a value alive is its own tests' matter.
+/// Locks. A panic in another holder leaves the data whole, so poisoning is ignored.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `arc_swap`'s cells as the checker sees them. Each operation is one step on the pointer, with the
+/// ordering that `arc_swap` promises and no more: a load may find a value that was already replaced,
+/// unless the ordering rules that out. `arc_swap`'s own tests check how it keeps a value alive.
 #[cfg(all(test, switchboard_loom))]
 mod modelled {
     use std::sync::{Arc, Mutex};
 
     use loom::sync::atomic::{AtomicUsize, Ordering};
 
-    /// All values that the cell ever had, and which of them it has.
+    /// All values that the cell ever had, and the index of the current one.
     #[derive(Debug)]
     struct Cell<V> {
         values: Mutex<Vec<V>>,
@@ -42,11 +50,11 @@ mod modelled {
         }
 
         fn value(&self, at: usize) -> V {
-            self.values.lock().expect("nobody panics under it")[at].clone()
+            self.values.lock().expect("no holder panics")[at].clone()
         }
 
         fn add(&self, value: V) -> usize {
-            let mut values = self.values.lock().expect("nobody panics under it");
+            let mut values = self.values.lock().expect("no holder panics");
             values.push(value);
             values.len() - 1
         }
@@ -84,7 +92,7 @@ mod modelled {
         }
     }
 
-    /// What a cell is compared with.
+    /// A value that a cell's content is compared with.
     pub(in super::super) trait AsPointer<T> {
         fn as_pointer(&self) -> *const T;
     }

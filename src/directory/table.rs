@@ -1,5 +1,5 @@
-//! The directory's table: from an id to its slot. Segments of slots come and go; which of them stand
-//! is a value that is never changed but replaced, and shares with the one before what has not changed.
+//! The directory's table: from an id to its slot. The set of segments is an immutable value. A change
+//! replaces it by a new one that shares all unchanged parts with the old one.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -7,34 +7,34 @@ use std::sync::Arc;
 
 use rustc_hash::FxHasher;
 
-use super::Client;
+use super::client::Client;
 use super::sync::{ArcSwapOption, AtomicU32, Ordering};
 use crate::identity::UserId;
 
-/// Ids in one segment: 8 KiB of slots, small beside the clients in it, and one change of the table in a
-/// thousand joins. The model checker has to fill one in a few steps.
+/// Ids in one segment. It has 8 KiB of slots, which is little beside its clients, and the table changes
+/// once in about a thousand joins. The model checker must fill a segment in a few steps.
 pub const SLOTS: usize = if cfg!(all(test, switchboard_loom)) {
     2
 } else {
     1024
 };
 
-/// Segments in one group. A change of the table copies one group and the map of groups: of a million
-/// users' thousand segments, the pointers to about 60.
+/// Segments in one group. A change of the table copies one group and the map of groups. With a million
+/// users that is about 60 pointers instead of a thousand.
 const GROUP: usize = if cfg!(all(test, switchboard_loom)) {
     2
 } else {
     32
 };
 
-/// Claims of a segment that is out of the table for good.
+/// The claims of a segment that is removed from the table for good.
 const RETIRED: u32 = u32::MAX;
 
 #[derive(Debug)]
 pub(super) struct Segment {
-    /// Users in it, or about to be; one more for the newest. [`RETIRED`] is final.
+    /// One for each user that is in it or joins, and one more for the newest. [`RETIRED`] is final.
     claims: AtomicU32,
-    // In place: a lookup among many users waits for memory, so each pointer on the way counts.
+    // Not behind a pointer: a lookup among many users waits for memory, once for each pointer.
     slots: [ArcSwapOption<Client>; SLOTS],
 }
 
@@ -46,7 +46,7 @@ impl Segment {
         }
     }
 
-    /// Takes a claim; none can be had once it is retired.
+    /// Takes a claim. Returns false if the segment is retired.
     pub(super) fn claim(&self) -> bool {
         self.claims
             .try_update(Ordering::AcqRel, Ordering::Acquire, |claims| {
@@ -55,9 +55,10 @@ impl Segment {
             .is_ok()
     }
 
-    /// Gives a claim back; whether that was the last one, after which the segment is retired and the
-    /// caller takes it out of the table.
+    /// Releases a claim. Returns true if that was the last one: the segment is retired, and the caller
+    /// removes it from the table.
     pub(super) fn release(&self) -> bool {
+        // In two steps: a join may take a claim in between, and then the segment stays.
         self.claims.fetch_sub(1, Ordering::AcqRel) == 1
             && self
                 .claims
@@ -74,12 +75,12 @@ impl Segment {
     }
 }
 
-/// The number of the segment that an id is in. Ids start at 1.
+/// The number of an id's segment. Ids start at 1.
 pub(super) fn segment_number(id: UserId) -> u64 {
     part(id.get() - 1, SLOTS).0
 }
 
-/// In which part of that size a number is, and where in it.
+/// The part of that size that a number is in, and the index in that part.
 fn part(number: u64, size: usize) -> (u64, usize) {
     let at = usize::try_from(number % size as u64).expect("below a usize");
     (number / size as u64, at)
@@ -87,10 +88,10 @@ fn part(number: u64, size: usize) -> (u64, usize) {
 
 type Group = [Option<Arc<Segment>>; GROUP];
 
-/// The segments that stand.
+/// The segments in the table.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Segments {
-    // Keys are of ids that we gave out, so nobody can choose them to collide.
+    // Keys come from ids that this relay gave out, so no peer can choose them to collide.
     groups: HashMap<u64, Arc<Group>, BuildHasherDefault<FxHasher>>,
     count: usize,
 }
@@ -101,7 +102,7 @@ impl Segments {
         self.groups.get(&group)?[at].as_ref()
     }
 
-    /// The same with that segment, or none, under a number.
+    /// A copy with that segment, or none, under a number.
     pub(super) fn with(&self, number: u64, segment: Option<Arc<Segment>>) -> Self {
         let (number, at) = part(number, GROUP);
         let mut group = match self.groups.get(&number) {
@@ -120,7 +121,7 @@ impl Segments {
         changed
     }
 
-    /// How many stand.
+    /// The number of segments.
     pub(super) fn count(&self) -> usize {
         self.count
     }

@@ -16,13 +16,13 @@ use super::state::HttpState;
 use super::upgrade::{JoinedUser, PendingUpgrade, Source};
 use crate::auth::{Authenticated, Denied};
 use crate::config::{Origin, Served};
-use crate::identity::Subject;
+use crate::identity::{Subject, UserIdentity};
 use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
-use crate::relay::{Membership, Refused, Unclaimed};
+use crate::relay::{JoinError, Membership, ResumeError};
 use crate::session::Welcome;
 use crate::telemetry::traces;
-use crate::ticket::{Claim, Invalid, Tickets};
+use crate::ticket::{Invalid, Tickets};
 
 /// The response header with the user's id.
 const USER_ID: HeaderName = HeaderName::from_static("x-user-id");
@@ -129,7 +129,7 @@ async fn join(
     // Checked before the token, because a token costs a signature. The client itself is taken after the token,
     // because the token's key may have to be fetched first.
     if state.relay.is_full() {
-        return Err(HandshakeRefusal::NotJoined(Refused::Full));
+        return Err(HandshakeRefusal::NotJoined(JoinError::Full));
     }
     let authenticated = state
         .auth
@@ -149,12 +149,10 @@ async fn join(
         let subject = subject.as_ref().map(Subject::as_str);
         state.tickets.read(ticket, subject, SystemTime::now())
     });
-    let identity = claim
-        .and_then(Result::ok)
-        .map(|claim| (claim.id, claim.resumption_id));
+    let resume = claim.and_then(Result::ok);
     let membership = state
         .relay
-        .join(opening::dialect(headers), subject, identity)
+        .join(opening::dialect(headers), subject, resume)
         .await
         .map_err(HandshakeRefusal::NotJoined)?;
     Ok(JoinedUser {
@@ -175,7 +173,7 @@ fn shown_ticket(headers: &HeaderMap) -> Option<&str> {
 /// What the welcome says: the next ticket, and whether the shown ticket was good for the same id.
 fn welcome(
     membership: &Membership,
-    claim: Option<Result<Claim, Invalid>>,
+    claim: Option<Result<UserIdentity, Invalid>>,
     tickets: &Tickets,
 ) -> Welcome {
     let client = membership.client();
@@ -183,19 +181,18 @@ fn welcome(
     if client.dialect() == Dialect::Bare {
         return Welcome::default();
     }
-    let (id, resumption_id) = (client.id(), client.resumption_id());
     let subject = client.subject().map(Subject::as_str);
     let reason = match claim {
-        Some(Ok(claim)) if claim.id != id => Some(match membership.unclaimed() {
-            Some(Unclaimed::Unavailable) => "id_unavailable",
-            Some(Unclaimed::InUse) | None => "id_in_use",
+        Some(Ok(claim)) if claim.id != client.id() => Some(match membership.resume_error() {
+            Some(ResumeError::Unavailable) => "id_unavailable",
+            Some(ResumeError::InUse) | None => "id_in_use",
         }),
         Some(Err(Invalid::Expired)) => Some("ticket_expired"),
         Some(Err(Invalid::Forged)) => Some("ticket_invalid"),
         Some(Ok(_)) | None => None,
     };
     Welcome {
-        ticket: tickets.issue(Claim { id, resumption_id }, subject, SystemTime::now()),
+        ticket: tickets.issue(client.identity(), subject, SystemTime::now()),
         resumed: claim.is_some() && reason.is_none(),
         reason,
     }

@@ -11,7 +11,7 @@ use hyper::header::{
 
 use super::response::{HttpResponse, text};
 use crate::admission::LimitExceeded;
-use crate::relay::Refused;
+use crate::relay::JoinError;
 use crate::telemetry::metrics::Rejection;
 
 /// The seconds that `Retry-After` adds to the known wait. They are random, so that refused peers do not all come
@@ -34,7 +34,7 @@ pub(super) enum HandshakeRefusal {
     /// The server drains.
     Draining,
     /// The relay has no client for the user.
-    NotJoined(Refused),
+    NotJoined(JoinError),
 }
 
 impl HandshakeRefusal {
@@ -47,8 +47,8 @@ impl HandshakeRefusal {
             Self::Unauthorized => Rejection::Unauthorized,
             Self::LimitExceeded(LimitExceeded { reason, .. }) => reason,
             Self::Draining => Rejection::Draining,
-            Self::NotJoined(Refused::Full) => Rejection::Full,
-            Self::NotJoined(Refused::NoId) => Rejection::NoId,
+            Self::NotJoined(JoinError::Full) => Rejection::Full,
+            Self::NotJoined(JoinError::NoId) => Rejection::NoId,
         }
     }
 

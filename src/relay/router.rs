@@ -1,6 +1,6 @@
-//! The essay's first design behind the same two verbs: one task owns the users, and joins, leaves
-//! and messages reach it through bounded channels. A message that finds its channel full waits with its
-//! sender, which is then not read from; the channel's queue of waiters is fair.
+//! The router strategy, the first design of the essay: one task owns the users, and joins, leaves and
+//! messages reach it through bounded channels. When the channel for messages is full, the sender's session
+//! stops reading until there is room; the channel serves waiting senders in order.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -11,14 +11,13 @@ use rustc_hash::FxHasher;
 use tokio::sync::mpsc;
 use tokio_util::sync::PollSender;
 
-use crate::directory::{Client, Message, Receipt, Wakes};
+use crate::directory::{Client, Message, Receipt, Wakes, settle_offline};
 use crate::identity::{Sender, UserId};
 use crate::ledger::InHand;
-use crate::protocol::Status;
-use crate::telemetry::metrics::{DropReason, Metrics};
+use crate::telemetry::metrics::Metrics;
 
-/// Messages that the router takes at once: enough that users are woken once a batch, few enough that
-/// a join does not wait for long.
+/// Messages that the router takes at once. Users are woken once a batch, and a join waits for at most one
+/// batch.
 const BATCH: usize = 64;
 
 enum Change {
@@ -26,20 +25,62 @@ enum Change {
     Leave(Arc<Client>),
 }
 
-/// A message on its way to the router.
+/// A message on its way to the router: [`Message`] with a body of its own.
 #[derive(Debug)]
-pub(crate) struct RoutedMessage {
-    pub(crate) sender: Sender,
-    pub(crate) recipient: UserId,
-    pub(crate) message: Box<str>,
-    pub(crate) read_at: u64,
-    pub(crate) receipt: Option<Box<Receipt>>,
-    pub(crate) in_hand: InHand<Arc<Metrics>>,
+pub(super) struct RoutedMessage {
+    sender: Sender,
+    recipient: UserId,
+    body: Box<str>,
+    read_at: u64,
+    receipt: Option<Box<Receipt>>,
+    in_hand: InHand<Arc<Metrics>>,
 }
 
-/// The way to the router: a cheap handle. The task ends when the last one is gone.
+impl RoutedMessage {
+    pub(super) fn new(
+        recipient: UserId,
+        message: Message<'_>,
+        in_hand: InHand<Arc<Metrics>>,
+    ) -> Self {
+        let Message {
+            sender,
+            body,
+            read_at,
+            receipt,
+        } = message;
+        Self {
+            sender,
+            recipient,
+            body: body.into(),
+            read_at,
+            receipt,
+            in_hand,
+        }
+    }
+
+    /// Calls `f` with the recipient, the message and its account.
+    pub(super) fn open(self, f: impl FnOnce(UserId, Message<'_>, InHand<Arc<Metrics>>)) {
+        let Self {
+            sender,
+            recipient,
+            body,
+            read_at,
+            receipt,
+            in_hand,
+        } = self;
+        let message = Message {
+            sender,
+            body: &body,
+            read_at,
+            receipt,
+        };
+        f(recipient, message, in_hand);
+    }
+}
+
+/// A cheap handle of the router's task, which ends when the last handle is gone.
 #[derive(Clone)]
-pub(crate) struct Router {
+pub(super) struct Router {
     changes: mpsc::Sender<Change>,
     messages: mpsc::Sender<RoutedMessage>,
 }
@@ -50,93 +91,86 @@ impl std::fmt::Debug for Router {
     }
 }
 
-/// The place in the router's channel that a user's leave has from its join on, so that it cannot be
-/// lost for want of room.
-pub(crate) struct LeavePlace(mpsc::OwnedPermit<Change>);
+/// Room in the router's channel that a user's leave has from its join on, so that a full channel cannot
+/// lose it.
+pub(super) struct LeavePermit(mpsc::OwnedPermit<Change>);
 
-impl LeavePlace {
-    pub(crate) fn leave(self, client: Arc<Client>) {
+impl LeavePermit {
+    pub(super) fn leave(self, client: Arc<Client>) {
         self.0.send(Change::Leave(client));
     }
 }
 
 impl Router {
-    /// A router for up to `users` users and `queue` messages under way, and the task to run for it.
-    /// Messages for those who are not here go `elsewhere`.
-    pub(crate) fn new(
+    /// A router for up to `users` users and `queue` waiting messages, and the task to run for it.
+    /// Messages for recipients that are not connected here go `elsewhere`.
+    pub(super) fn new(
         users: usize,
         queue: usize,
         elsewhere: impl FnMut(RoutedMessage, &mut Wakes) + Send + 'static,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        // One place for each user's leave, and as many more for joins under way.
-        let places = users
+        // One permit for each user's leave, and as many again for joins in progress.
+        let permits = users
             .saturating_mul(2)
             .min(tokio::sync::Semaphore::MAX_PERMITS);
-        let (changes, changes_rx) = mpsc::channel(places);
+        let (changes, changes_rx) = mpsc::channel(permits);
         let (messages, messages_rx) = mpsc::channel(queue);
         let task = run(changes_rx, messages_rx, elsewhere);
         (Self { changes, messages }, task)
     }
 
-    /// Hands a user to the router. Messages that are sent after this has returned find it.
-    pub(crate) async fn join(&self, client: Arc<Client>) -> Option<LeavePlace> {
-        let place = self.changes.clone().reserve_owned().await.ok()?;
+    /// Hands a user to the router. Messages that are sent after this has returned find the user.
+    pub(super) async fn join(&self, client: Arc<Client>) -> Option<LeavePermit> {
+        let permit = self.changes.clone().reserve_owned().await.ok()?;
         self.changes.send(Change::Join(client)).await.ok()?;
-        Some(LeavePlace(place))
+        Some(LeavePermit(permit))
     }
 
-    pub(crate) fn port(&self) -> Port {
-        Port {
-            sender: PollSender::new(self.messages.clone()),
+    pub(super) fn sink(&self) -> RouterSink {
+        RouterSink {
+            messages: PollSender::new(self.messages.clone()),
             has_room: false,
         }
     }
 }
 
-/// One session's way to send messages.
-pub(crate) struct Port {
-    sender: PollSender<RoutedMessage>,
+/// One sender's way to the router.
+pub(super) struct RouterSink {
+    messages: PollSender<RoutedMessage>,
     /// Room was found and is not used yet.
     has_room: bool,
 }
 
-impl Port {
+impl RouterSink {
     /// Waits for room for one message.
-    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // It fails only when the router is gone; sending then settles the message.
-        let _closed = ready!(self.sender.poll_reserve(cx)).is_err();
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Fails only if the router is gone. Sending then settles the message.
+        let _closed = ready!(self.messages.poll_reserve(cx)).is_err();
         self.has_room = true;
         Poll::Ready(())
     }
 
-    /// Gives back room that was found and not used; one that is still waited for stays so.
-    pub(crate) fn release(&mut self) {
+    /// Gives back room that was found and not used. A wait for room goes on.
+    pub(super) fn release(&mut self) {
         if std::mem::take(&mut self.has_room) {
-            self.sender.abort_send();
+            self.messages.abort_send();
         }
     }
 
-    /// Gives back room and stops waiting for it: nothing will be sent any more.
-    pub(crate) fn close(&mut self) {
+    /// Gives back room and stops a wait for it.
+    pub(super) fn close(&mut self) {
         self.has_room = false;
-        self.sender.abort_send();
+        self.messages.abort_send();
     }
 
-    /// Sends into the room that [`Port::poll_ready`] has found.
-    pub(crate) fn send(&mut self, routed: RoutedMessage) {
+    /// Sends into the room that [`RouterSink::poll_ready`] has found.
+    pub(super) fn send(&mut self, routed: RoutedMessage) {
         self.has_room = false;
-        if let Err(refused) = self.sender.send_item(routed)
+        if let Err(refused) = self.messages.send_item(routed)
             && let Some(routed) = refused.into_inner()
         {
             settle_offline(routed.in_hand, routed.receipt, &mut Wakes::default());
         }
-    }
-}
-
-fn settle_offline(in_hand: InHand<Arc<Metrics>>, receipt: Option<Box<Receipt>>, wakes: &mut Wakes) {
-    in_hand.dropped(DropReason::Offline);
-    if let Some(receipt) = receipt {
-        receipt.settle(Status::Offline, wakes);
     }
 }
 
@@ -152,19 +186,22 @@ async fn run(
     let mut wakes = Wakes::default();
     loop {
         tokio::select! {
-            // When nobody is left to join or leave, messages may still be under way: no return here.
+            // No return on `None`: messages may still be in their channel.
             Some(change) = changes.recv() => apply(&mut users, change),
             count = messages.recv_many(&mut batch, BATCH) => {
                 if count == 0 {
                     return;
                 }
-                // A user that joined before one of these was sent is in the other channel by now.
+                // A user that joined before one of these messages was sent is in the other channel by
+                // now. Without this, the message would not find it.
                 while let Ok(change) = changes.try_recv() {
                     apply(&mut users, change);
                 }
                 for routed in batch.drain(..) {
                     match users.get(&routed.recipient) {
-                        Some(client) => deliver(client, routed, &mut wakes),
+                        Some(client) => routed.open(|_, message, in_hand| {
+                            client.push(message, in_hand, &mut wakes);
+                        }),
                         None => elsewhere(routed, &mut wakes),
                     }
                 }
@@ -176,8 +213,8 @@ async fn run(
 
 fn apply(users: &mut Users, change: Change) {
     match change {
-        // Of two that took the place one after the other, the later may come here first; by then the
-        // earlier is shut.
+        // The joins of two clients of one id may arrive in the other order. The earlier client is
+        // replaced by then, so it is not open.
         Change::Join(client) => {
             if client.is_open() {
                 users.insert(client.id(), client);
@@ -194,114 +231,100 @@ fn apply(users: &mut Users, change: Change) {
     }
 }
 
-fn deliver(client: &Arc<Client>, routed: RoutedMessage, wakes: &mut Wakes) {
-    let RoutedMessage {
-        sender,
-        recipient: _,
-        message,
-        read_at,
-        receipt,
-        in_hand,
-    } = routed;
-    let message = Message {
-        sender,
-        body: &message,
-        read_at,
-        receipt,
-    };
-    client.push(message, in_hand, wakes);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Overflow;
-    use crate::directory::{Bounds, Budget};
-    use crate::identity::ResumptionId;
+    use crate::directory::{Budget, MailboxBounds};
+    use crate::identity::{ResumptionId, UserIdentity};
     use crate::protocol::Dialect;
 
     fn client(id: u64, metrics: &Arc<Metrics>) -> Arc<Client> {
-        let bounds = Arc::new(Bounds {
+        let bounds = Arc::new(MailboxBounds {
             messages: 8,
             bytes: 1024,
             overflow: Overflow::DropNewest,
             budget: Budget::new(4096),
         });
-        let id = UserId::new(id).unwrap();
-        let id = (id, ResumptionId::from(0));
-        Arc::new(Client::new(
-            id,
-            Dialect::Bare,
-            None,
-            bounds,
-            metrics.clone(),
-        ))
+        let identity = UserIdentity {
+            id: UserId::new(id).unwrap(),
+            resumption_id: ResumptionId::from(0),
+        };
+        let metrics = metrics.clone();
+        Arc::new(Client::new(identity, Dialect::Bare, None, bounds, metrics))
     }
 
     fn routed(recipient: &Client, metrics: &Arc<Metrics>) -> RoutedMessage {
-        RoutedMessage {
+        let message = Message {
             sender: Sender::SYSTEM,
-            recipient: recipient.id(),
-            message: "\"hi\"".into(),
+            body: "\"hi\"",
             read_at: 0,
             receipt: None,
-            in_hand: InHand::receive(&**metrics).carry(metrics.clone()),
-        }
+        };
+        let in_hand = InHand::receive(&**metrics).carry(metrics.clone());
+        RoutedMessage::new(recipient.id(), message, in_hand)
     }
 
-    /// The router finds a join and a message in two channels at once and may take either first: often
-    /// enough, that a message overtakes the join at least once.
+    fn held(client: &Client) -> u32 {
+        client.stats().queue_messages
+    }
+
+    /// The router finds a join and a message in two channels at once and may take either first. With 64
+    /// tries a message overtakes the join at least once.
     #[tokio::test]
-    async fn a_letter_finds_whoever_had_joined_before_it_was_sent() {
+    async fn a_message_finds_a_user_that_joined_before_it_was_sent() {
         let metrics = Arc::new(Metrics::new(1));
         for _ in 0..64 {
-            let (router, task) =
-                Router::new(2, 8, |routed, _| panic!("{routed:?} is for somebody here"));
-            let mut port = router.port();
+            let (router, task) = Router::new(2, 8, |routed, _| {
+                panic!("the recipient of {routed:?} is connected")
+            });
+            let mut sink = router.sink();
             let recipient = client(2, &metrics);
-            let place = router.join(recipient.clone()).await.unwrap();
-            std::future::poll_fn(|cx| port.poll_ready(cx)).await;
-            port.send(routed(&recipient, &metrics));
-            drop((router, port, place));
+            let permit = router.join(recipient.clone()).await.unwrap();
+            std::future::poll_fn(|cx| sink.poll_ready(cx)).await;
+            sink.send(routed(&recipient, &metrics));
+            drop((router, sink, permit));
             task.await;
-            assert_eq!(recipient.held().0, 1);
+            assert_eq!(held(&recipient), 1);
         }
     }
 
-    /// Of two that took a place one after the other, the later may come to the router first.
+    /// Of two clients of one id, the later may reach the router first.
     #[tokio::test]
-    async fn whoever_has_given_way_does_not_come_back() {
+    async fn a_replaced_client_does_not_come_back() {
         let metrics = Arc::new(Metrics::new(1));
-        let (router, task) =
-            Router::new(3, 8, |routed, _| panic!("{routed:?} is for somebody here"));
+        let (router, task) = Router::new(3, 8, |routed, _| {
+            panic!("the recipient of {routed:?} is connected")
+        });
         let (earlier, later) = (client(2, &metrics), client(2, &metrics));
-        earlier.give_way();
-        let later_place = router.join(later.clone()).await.unwrap();
-        let earlier_place = router.join(earlier.clone()).await.unwrap();
-        earlier_place.leave(earlier.clone());
-        let mut port = router.port();
-        std::future::poll_fn(|cx| port.poll_ready(cx)).await;
-        port.send(routed(&later, &metrics));
-        drop((router, port, later_place));
+        earlier.on_replaced();
+        let later_permit = router.join(later.clone()).await.unwrap();
+        let earlier_permit = router.join(earlier.clone()).await.unwrap();
+        earlier_permit.leave(earlier.clone());
+        let mut sink = router.sink();
+        std::future::poll_fn(|cx| sink.poll_ready(cx)).await;
+        sink.send(routed(&later, &metrics));
+        drop((router, sink, later_permit));
         task.await;
-        assert_eq!((earlier.held().0, later.held().0), (0, 1));
+        assert_eq!((held(&earlier), held(&later)), (0, 1));
     }
 
-    /// A user that comes back under its id is not taken out by the leave of the connection before.
+    /// The leave of an earlier connection does not remove the user's newer one.
     #[tokio::test]
-    async fn a_strangers_leave_takes_nobody_else_out() {
+    async fn a_replaced_clients_leave_removes_no_other() {
         let metrics = Arc::new(Metrics::new(1));
-        let (router, task) =
-            Router::new(3, 8, |routed, _| panic!("{routed:?} is for somebody here"));
-        let (stranger, recipient) = (client(2, &metrics), client(2, &metrics));
-        let stranger_place = router.join(stranger.clone()).await.unwrap();
-        let place = router.join(recipient.clone()).await.unwrap();
-        stranger_place.leave(stranger.clone());
-        let mut port = router.port();
-        std::future::poll_fn(|cx| port.poll_ready(cx)).await;
-        port.send(routed(&recipient, &metrics));
-        drop((router, port, place));
+        let (router, task) = Router::new(3, 8, |routed, _| {
+            panic!("the recipient of {routed:?} is connected")
+        });
+        let (replaced, recipient) = (client(2, &metrics), client(2, &metrics));
+        let replaced_permit = router.join(replaced.clone()).await.unwrap();
+        let permit = router.join(recipient.clone()).await.unwrap();
+        replaced_permit.leave(replaced.clone());
+        let mut sink = router.sink();
+        std::future::poll_fn(|cx| sink.poll_ready(cx)).await;
+        sink.send(routed(&recipient, &metrics));
+        drop((router, sink, permit));
         task.await;
-        assert_eq!((stranger.held().0, recipient.held().0), (0, 1));
+        assert_eq!((held(&replaced), held(&recipient)), (0, 1));
     }
 }

@@ -109,7 +109,7 @@ impl<S> Endpoint<S> {
     pub(super) fn close_input(&mut self, code: CloseCode) {
         self.membership.ended(Initiator::Server, code);
         self.io.discard_input();
-        self.membership.close_port();
+        self.membership.stop_sending();
     }
 
     /// Settles all messages that the user has not got as dropped.
@@ -119,6 +119,7 @@ impl<S> Endpoint<S> {
             .client()
             .settle(std::mem::take(&mut self.flushed));
         self.membership
-            .give_up(in_flight, reason, &mut Wakes::default());
+            .client()
+            .leave(in_flight, reason, &mut Wakes::default());
     }
 }

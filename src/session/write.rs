@@ -11,7 +11,7 @@ use super::state::SessionState;
 use super::timers::{NEVER, micros};
 use super::turn::Turn;
 use crate::config::Overflow;
-use crate::directory::{QueuedMessage, WRITE_BYTES, Wakes, give_back};
+use crate::directory::{QueuedMessage, Wakes, give_back};
 use crate::protocol::Status;
 
 /// Writes in one turn, so that the task of a fast reader lets others run.
@@ -94,17 +94,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
     fn take(&mut self, turn: &mut Turn<'_, '_>) {
         let endpoint = &mut self.endpoint;
         let taken_before = endpoint.in_flight.len();
-        let found = endpoint.membership.client().visit(
+        let taken = endpoint.membership.client().take(
             std::mem::take(&mut endpoint.flushed),
-            (&mut endpoint.io.output, &mut endpoint.in_flight),
-            WRITE_BYTES,
+            &mut endpoint.io.output,
+            &mut endpoint.in_flight,
             turn.cx,
         );
-        if found.messages {
+        if taken.messages {
             endpoint.on_taken(taken_before, turn.time(&endpoint.context));
         }
-        endpoint.replies.on_taken(found.outcomes);
-        if let Some(command) = found.command {
+        endpoint.replies.on_taken(taken.outcomes);
+        if let Some(command) = taken.command {
             self.on_command(command, turn.now);
         }
     }

@@ -13,7 +13,7 @@ use switchboard::admission::token_bucket::Rate;
 use switchboard::auth::{self, Auth};
 use switchboard::config::Overflow;
 use switchboard::config::{AuthMode, ForwardedHeader, Settings, Sources};
-use switchboard::directory::{Bounds, Budget, Command};
+use switchboard::directory::{Budget, Command, MailboxBounds};
 use switchboard::http::TrustedProxies;
 use switchboard::ledger::LedgerTotals;
 use switchboard::net::proxy_protocol::{self, Parsed};
@@ -208,7 +208,7 @@ async fn play(bytes: &[u8]) {
         _ => Overflow::DropNewest,
     };
     let metrics = METRICS.with(Arc::clone);
-    let bounds = Bounds {
+    let bounds = MailboxBounds {
         messages: 8,
         bytes: 4096,
         overflow,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use switchboard::config::Overflow;
-use switchboard::directory::{Bounds, Budget};
+use switchboard::directory::{Budget, MailboxBounds};
 use switchboard::ledger::LedgerTotals;
 use switchboard::protocol::Dialect;
 use switchboard::relay::Relay;
@@ -69,7 +69,7 @@ struct Echo {
 impl Echo {
     async fn start() -> Self {
         let metrics = Arc::new(Metrics::new(1));
-        let bounds = Bounds {
+        let bounds = MailboxBounds {
             messages: 8,
             bytes: 1 << 20,
             overflow: Overflow::DropNewest,

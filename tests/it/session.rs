@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use switchboard::admission::token_bucket::Rate;
 use switchboard::config::Overflow;
-use switchboard::directory::{Bounds, Budget};
+use switchboard::directory::{Budget, MailboxBounds};
 use switchboard::protocol::Dialect;
 use switchboard::relay::{Dependencies, Relay};
 use switchboard::session::{Session, SessionConfig, SessionContext, Welcome};
@@ -54,7 +54,7 @@ impl Bench {
 
     fn with(overflow: Overflow, config: SessionConfig) -> Self {
         let metrics = Arc::new(Metrics::new(1));
-        let bounds = Bounds {
+        let bounds = MailboxBounds {
             messages: 8,
             bytes: 1 << 20,
             overflow,
@@ -553,7 +553,7 @@ async fn a_message_after_a_silence_waits_for_room_in_the_router() {
 /// A relay by way of the router, which has room for one message.
 fn routed() -> Bench {
     let metrics = Arc::new(Metrics::new(1));
-    let bounds = Bounds {
+    let bounds = MailboxBounds {
         messages: 8,
         bytes: 1 << 20,
         overflow: Overflow::DropNewest,

@@ -27,7 +27,7 @@ use super::envelope::Node;
 use super::handover::{Cut, Grant, Refusal, Reply};
 use super::{Cluster, Shared};
 use crate::directory::Command;
-use crate::identity::{ResumptionId, UserId};
+use crate::identity::{ResumptionId, UserId, UserIdentity};
 use crate::protocol::close_code;
 use arrive::arrive;
 pub(super) use renew::{Returning, keep, listen_again};
@@ -374,7 +374,7 @@ impl Shared {
         // Who has no seat yet sees that; and nobody comes anew before this is over.
         let leaving = |stay: &mut Stay| stay.phase = Phase::Leaving;
         if self.guests.with(id, number, leaving).is_some() {
-            self.directory.evict(id, resumption_id);
+            self.directory.revoke(UserIdentity { id, resumption_id });
             self.guests.remove(id, number);
         }
     }
@@ -401,7 +401,7 @@ impl Shared {
             // Nobody else is known to have it: the client may come back with it.
             self.directory.with(id, |client| {
                 if let Some(client) =
-                    client.filter(|client| client.resumption_id() == resumption_id)
+                    client.filter(|client| client.identity().resumption_id == resumption_id)
                 {
                     client.command(Command::Close {
                         code: close_code::TRY_AGAIN,
@@ -410,7 +410,7 @@ impl Shared {
                 }
             });
         }
-        self.directory.evict(id, resumption_id);
+        self.directory.revoke(UserIdentity { id, resumption_id });
         if self.guests.with(id, number, Stay::leave) == Some(true) {
             self.forget_guest(id, number);
         }

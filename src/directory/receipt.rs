@@ -1,0 +1,160 @@
+//! What is owed for one message: its outcome, to the addressee that asked for it, and the end of its
+//! trace. A client's mailbox holds receipts, so a receipt knows its addressee by a trait only.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::task::Waker;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::outcomes::PendingOutcomes;
+use super::wake::Wakes;
+use crate::ledger::InHand;
+use crate::protocol::Status;
+use crate::telemetry::metrics::{DropReason, Metrics};
+use crate::telemetry::traces::Traced;
+
+/// The name that an addressee gave a message: a user's JSON integer or string as it came, or a node's
+/// token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MessageId {
+    Number(i64),
+    Text(Box<str>),
+}
+
+impl MessageId {
+    pub(super) fn new(literal: &str) -> Self {
+        // A literal that does not read back as it came, such as "-0", is kept as text.
+        match literal.parse::<i64>() {
+            Ok(number) if itoa::Buffer::new().format(number) == literal => Self::Number(number),
+            _ => Self::Text(literal.into()),
+        }
+    }
+}
+
+/// The receiver of outcomes: a connected user, another node, or a task of this node.
+pub(super) trait Addressee: fmt::Debug + Send + Sync {
+    /// Takes the outcome of one message. Returns the waker to call.
+    fn tell(&self, id: &MessageId, status: Status) -> Option<Waker>;
+}
+
+/// The outcome and the end of the trace that are owed for one message. Dropping it without
+/// [`Receipt::settle`] tells `disconnected`.
+#[derive(Debug)]
+pub struct Receipt {
+    // Two words for the handle and two for the id. An enum of the three addressees would add a tag.
+    to: Option<(Arc<dyn Addressee>, MessageId)>,
+    trace: Option<Box<Traced>>,
+}
+
+impl Receipt {
+    /// A receipt, or nothing where neither an outcome nor a trace is owed.
+    pub(super) fn new(
+        to: Option<(Arc<dyn Addressee>, MessageId)>,
+        trace: Option<Box<Traced>>,
+    ) -> Option<Box<Self>> {
+        if to.is_none() && trace.is_none() {
+            return None;
+        }
+        Some(Box::new(Self { to, trace }))
+    }
+
+    /// For a message from another node. `outcomes` is set where the node asked for an outcome, with its
+    /// token for the message; the outcome is owed from `now`, microseconds of the app's clock.
+    pub(crate) fn to_node(
+        outcomes: Option<(Arc<PendingOutcomes>, u64)>,
+        trace: Option<Box<Traced>>,
+        now: u64,
+    ) -> Option<Box<Self>> {
+        let to = outcomes.map(|(outcomes, token)| {
+            outcomes.open(token, now);
+            let id = MessageId::Number(token.cast_signed());
+            (outcomes as Arc<dyn Addressee>, id)
+        });
+        Self::new(to, trace)
+    }
+
+    /// For a message that no connected user sent, with the channel on which its outcome arrives.
+    pub(crate) fn to_task(trace: Option<Box<Traced>>) -> (Box<Self>, oneshot::Receiver<Status>) {
+        let (outcome_tx, outcome_rx) = oneshot::channel();
+        let task = Arc::new(WaitingTask(Mutex::new(Some(outcome_tx))));
+        let to: Option<(Arc<dyn Addressee>, _)> = Some((task, MessageId::Number(0)));
+        (Box::new(Self { to, trace }), outcome_rx)
+    }
+
+    /// The trace of the message.
+    pub(crate) fn trace(&self) -> Option<&Traced> {
+        self.trace.as_deref()
+    }
+
+    /// The trace of the message, to go on with.
+    pub(crate) fn trace_mut(&mut self) -> Option<&mut Traced> {
+        self.trace.as_deref_mut()
+    }
+
+    /// Takes the trace out. The receipt that remains is nothing where no outcome is owed.
+    pub(crate) fn without_trace(mut self: Box<Self>) -> (Option<Box<Self>>, Option<Box<Traced>>) {
+        let trace = self.trace.take();
+        (self.to.is_some().then_some(self), trace)
+    }
+
+    /// Tells the outcome and ends the trace. The waker of the addressee goes into `wakes`.
+    pub(crate) fn settle(mut self, status: Status, wakes: &mut Wakes) {
+        wakes.add(self.tell(status));
+    }
+
+    fn tell(&mut self, status: Status) -> Option<Waker> {
+        if let Some(trace) = self.trace.take() {
+            match status {
+                Status::Delivered => trace.delivered(),
+                lost => trace.dropped(lost.as_str()),
+            }
+        }
+        let (addressee, id) = self.to.take()?;
+        addressee.tell(&id, status)
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        if let Some(waker) = self.tell(Status::Disconnected) {
+            waker.wake();
+        }
+    }
+}
+
+/// Settles a message as dropped because its recipient has no client.
+pub(crate) fn settle_offline<M: Deref<Target = Metrics>>(
+    in_hand: InHand<M>,
+    receipt: Option<Box<Receipt>>,
+    wakes: &mut Wakes,
+) {
+    in_hand.dropped(DropReason::Offline);
+    if let Some(receipt) = receipt {
+        receipt.settle(Status::Offline, wakes);
+    }
+}
+
+impl Addressee for PendingOutcomes {
+    fn tell(&self, id: &MessageId, status: Status) -> Option<Waker> {
+        match id {
+            MessageId::Number(token) => self.settle(token.cast_unsigned(), status),
+            MessageId::Text(_) => unreachable!("a node's token is a number"),
+        }
+    }
+}
+
+/// A task of this node that waits for the outcome of one message.
+#[derive(Debug)]
+struct WaitingTask(Mutex<Option<oneshot::Sender<Status>>>);
+
+impl Addressee for WaitingTask {
+    fn tell(&self, _id: &MessageId, status: Status) -> Option<Waker> {
+        let outcome_tx = self.0.lock().take()?;
+        // A task that stopped waiting has told its own caller so.
+        let _stopped_waiting = outcome_tx.send(status).is_err();
+        None
+    }
+}

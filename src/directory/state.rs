@@ -1,0 +1,126 @@
+//! What a client's lock guards: its mailbox, the replies that it is owed, and the command to end.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::mailbox::Mailbox;
+use crate::config::Overflow;
+use crate::protocol::close_code;
+
+/// Why a session has to end, as others tell it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// The server drains: write what is queued, then close with 1012.
+    Restart {
+        /// How long the peer is asked to wait before it reconnects, milliseconds.
+        after_ms: u64,
+    },
+    /// Close with this code.
+    Close {
+        /// The WebSocket close code.
+        code: u16,
+        /// The close frame's reason.
+        reason: &'static str,
+    },
+    /// An operator removes the user: close with 4410.
+    Remove {
+        /// The close frame's reason.
+        reason: Arc<str>,
+    },
+    /// The drain timed out: end at once.
+    Abort,
+}
+
+/// What a session has flushed since it last reported to its client.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flushed {
+    /// Messages.
+    pub messages: u32,
+    /// Bytes of their frames.
+    pub bytes: usize,
+    /// Messages that were received from the user meanwhile.
+    pub received: u32,
+}
+
+/// What a client still accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Accepts {
+    /// Messages and replies.
+    All,
+    /// Replies only: the session is about to close.
+    Replies,
+    /// Nothing: the session is gone.
+    Nothing,
+}
+
+/// The part of a client that its lock guards.
+pub(super) struct ClientState {
+    pub(super) mailbox: Mailbox,
+    /// Outcome frames that wait for the socket.
+    pub(super) replies: Vec<u8>,
+    pub(super) outcomes: u32,
+    /// Messages dropped for want of room since the last notice.
+    pub(super) overflowed: u32,
+    /// Messages received from the user.
+    pub(super) received: u32,
+    pub(super) command: Option<Command>,
+    pub(super) waker: Option<Waker>,
+    /// The session has taken all there was and waits to be woken.
+    pub(super) parked: bool,
+    /// The client is in the list of eviction candidates.
+    pub(super) is_candidate: bool,
+    pub(super) accepts: Accepts,
+}
+
+impl ClientState {
+    pub(super) fn new(mailbox: Mailbox) -> Self {
+        Self {
+            mailbox,
+            replies: Vec::new(),
+            outcomes: 0,
+            overflowed: 0,
+            received: 0,
+            command: None,
+            waker: None,
+            parked: false,
+            is_candidate: false,
+            accepts: Accepts::All,
+        }
+    }
+
+    pub(super) fn note_flushed(&mut self, flushed: Flushed) {
+        let Flushed {
+            messages,
+            bytes,
+            received,
+        } = flushed;
+        if messages > 0 {
+            self.mailbox.delivered(messages, bytes);
+        }
+        self.received = self.received.wrapping_add(received);
+    }
+
+    pub(super) fn note_overflow(&mut self, count: usize) {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.overflowed = self.overflowed.saturating_add(count);
+    }
+
+    pub(super) fn disconnect_if_that_is_the_policy(&mut self) {
+        if self.mailbox.overflow() == Overflow::Disconnect {
+            self.command.get_or_insert(Command::Close {
+                code: close_code::TRY_AGAIN,
+                reason: "reads too slowly",
+            });
+        }
+    }
+
+    /// The waker to call if the session waits for something new. The waker stays registered, because a
+    /// command wakes a session that waits for its socket too.
+    pub(super) fn unpark(&mut self) -> Option<Waker> {
+        if std::mem::take(&mut self.parked) {
+            self.waker.clone()
+        } else {
+            None
+        }
+    }
+}
