@@ -1,4 +1,4 @@
-//! The command line: its verbs and options, and what the small verbs do. Does not exit, bind or serve.
+//! The command line: verbs, options, and the work of the small verbs. Does not exit, bind or serve.
 
 use std::env;
 use std::ffi::OsString;
@@ -18,8 +18,7 @@ use crate::identity::Subject;
 use crate::net::http_client::{HttpClient, HttpError, Limits};
 use crate::net::trust::{Trust, TrustError};
 
-/// How long a health check may take, because containers ask every few seconds; and more than the body of
-/// `/livez` has.
+/// Containers run a health check every few seconds, so it must end sooner. The body of `/livez` is shorter.
 const HEALTH_LIMITS: Limits = Limits {
     timeout: Duration::from_secs(3),
     body_bytes_max: 64 * 1024,
@@ -33,7 +32,7 @@ const HEALTH_LIMITS: Limits = Limits {
     128 + number for a second signal.\nSettings: `switchboard config default` prints them all."
 )]
 pub struct Cli {
-    /// What to do; to serve where none is named.
+    /// The verb; `serve` if there is none.
     #[command(subcommand)]
     pub verb: Option<Verb>,
     /// Options before the verb.
@@ -41,40 +40,40 @@ pub struct Cli {
     pub options: Options,
 }
 
-/// What to do, with the options after the verb.
+/// The verbs, with the options after the verb.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Serve until SIGTERM or SIGINT (the default)
     Serve(Options),
-    /// Check the configuration, print it as it takes effect, warn where the machine cannot hold it
+    /// Check the configuration, print it as it takes effect, and warn if this machine is too small for it
     Check(Options),
-    /// About the configuration itself
+    /// Show the configuration's documentation
     #[command(subcommand)]
     Config(ConfigVerb),
-    /// Ask the server of this configuration whether it lives: exit code 0, or 1
+    /// Ask the relay of this configuration whether it is alive: exit code 0 if it is, else 1
     Healthcheck(Options),
-    /// Load a relay, measure it, and check every message meanwhile: exit code 0, or 1
+    /// Put load on a relay, measure it and check every message: exit code 0 if all is right, else 1
     #[command(disable_help_flag = true)]
-    Bench(Bench),
-    /// Tokens for trying out, by the auth section of the configuration
+    Bench(BenchArguments),
+    /// Issue or verify tokens by the auth section of the configuration, to try it out
     #[command(subcommand)]
     Token(TokenVerb),
 }
 
-/// Where settings come from. The same on both sides of the verb, where clap's own global options
-/// forget the files of the one side as soon as there is one on the other.
+/// The sources of settings. The options exist before and after the verb: with clap's global options, files
+/// after the verb would replace those before it.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Options {
-    /// A file of settings (TOML); may come again, the later file wins
+    /// A file of settings (TOML); can be repeated, and later files override earlier ones
     #[arg(long, value_name = "FILE")]
     config: Vec<PathBuf>,
-    /// Addresses to listen on, separated by commas, in place of server.listen
+    /// Addresses to listen on, separated by commas, instead of server.listen
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
 }
 
 impl Options {
-    /// These options and those further right together.
+    /// These options together with those after the verb.
     #[must_use]
     pub fn with(mut self, right: Self) -> Self {
         self.config.extend(right.config);
@@ -82,58 +81,58 @@ impl Options {
         self
     }
 
-    /// The settings by these options, as the files are now.
+    /// Loads the settings. The files are read anew at each call.
     pub fn load(&self) -> Result<Settings, ConfigError> {
         Settings::load(&self.config, self.listen.clone())
     }
 }
 
-/// What to do about the configuration itself.
+/// The verbs of `config`.
 #[derive(Debug, Subcommand)]
 pub enum ConfigVerb {
-    /// Print every setting with its default and what it does
+    /// Print every setting with its default and its meaning
     Default,
 }
 
-/// What to do about tokens.
+/// The verbs of `token`.
 #[derive(Debug, Subcommand)]
 pub enum TokenVerb {
     /// Sign a token and print it
-    Issue(Issue),
-    /// Say whether a token holds, for whom and how long: exit code 0, or 1
-    Verify(Verify),
+    Issue(IssueOptions),
+    /// Check a token and print its subject and lifetime: exit code 0 if it is valid, else 1
+    Verify(VerifyOptions),
 }
 
-/// A token to sign.
+/// The options of `token issue`.
 #[derive(Debug, Args)]
-pub struct Issue {
+pub struct IssueOptions {
     /// Options after the verb.
     #[command(flatten)]
     pub options: Options,
-    /// Whom it is about
+    /// The subject of the token
     #[arg(long, value_name = "NAME")]
     subject: String,
-    /// How long it is good for
+    /// The lifetime of the token
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = lifetime)]
     expires_in: Duration,
-    /// A shared secret, or a private key in PEM, in place of the first `auth.secret_file`
+    /// A shared secret, or a private key in PEM, instead of the first `auth.secret_file`
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
 }
 
-/// A token to check.
+/// The options of `token verify`.
 #[derive(Debug, Args)]
-pub struct Verify {
+pub struct VerifyOptions {
     /// Options after the verb.
     #[command(flatten)]
     pub options: Options,
-    /// The token; without one it is read from stdin, so that no other process sees it
+    /// The token; read from stdin if absent, so that other processes cannot see it
     token: Option<String>,
 }
 
-/// A run of the load generator, which is a program of its own.
+/// The arguments of the load generator, which is a program of its own.
 #[derive(Debug, Args)]
-pub struct Bench {
+pub struct BenchArguments {
     /// Passed on unchanged; `switchboard bench --help` lists the options
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
@@ -146,15 +145,15 @@ pub enum StartBenchError {
     #[error(
         "{PROGRAM} is neither beside this program nor on PATH: \
          `cargo build --release --workspace` builds both",
-        PROGRAM = Bench::PROGRAM
+        PROGRAM = BenchArguments::PROGRAM
     )]
     Missing,
     /// The program is installed and cannot be run.
-    #[error("cannot run {}", Bench::PROGRAM)]
+    #[error("cannot run {}", BenchArguments::PROGRAM)]
     Start(#[source] io::Error),
 }
 
-impl Bench {
+impl BenchArguments {
     const PROGRAM: &str = "switchboard-bench";
 
     /// Replaces this process by the load generator, so that the caller gets the load generator's exit code.
@@ -186,10 +185,10 @@ fn lifetime(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "a duration such as \"30s\", \"5m\" or \"12h\"".to_owned())
 }
 
-/// Why there is no token, or none that holds.
+/// Why a token was not issued, or is not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// It cannot be signed.
+    /// The token cannot be signed.
     #[error(transparent)]
     Issue(#[from] IssueError),
     /// The keys cannot be read.
@@ -198,13 +197,13 @@ pub enum TokenError {
     /// Stdin cannot be read.
     #[error("cannot read the token")]
     Stdin(#[from] io::Error),
-    /// It does not hold.
+    /// The token is invalid.
     #[error(transparent)]
     Denied(#[from] Denied),
 }
 
-impl Issue {
-    /// The token that was asked for.
+impl IssueOptions {
+    /// Issues the token.
     pub fn token(&self, settings: &Settings) -> Result<String, TokenError> {
         let key_file = self.key_file.as_deref();
         let token = auth::issue_from(&settings.auth, key_file, &self.subject, self.expires_in)?;
@@ -212,8 +211,8 @@ impl Issue {
     }
 }
 
-impl Verify {
-    /// What a token that holds allows, in words.
+impl VerifyOptions {
+    /// Checks the token. Returns its subject and lifetime as a text.
     pub async fn verified(
         self,
         settings: &Settings,
@@ -224,8 +223,8 @@ impl Verify {
             Some(token) => token,
             None => io::read_to_string(&mut stdin)?,
         };
-        // A token may have to wait for the keeper, which never ends by itself.
-        let keeping = async {
+        // `verify` waits for the refresher where the token's key is unknown. The refresher never ends.
+        let refresh = async {
             match refresher {
                 Some(refresher) => refresher.run().await,
                 None => pending().await,
@@ -233,41 +232,37 @@ impl Verify {
         };
         let verified = tokio::select! {
             verified = auth.verify(token.trim()) => verified,
-            () = keeping => Err(Denied),
+            () = refresh => Err(Denied),
         };
         let Authenticated { subject, remaining } = verified?;
-        let subject = subject.as_ref().map_or("nobody", Subject::as_str);
+        let subject = subject.as_ref().map_or("none", Subject::as_str);
         let seconds = remaining.map_or(0, |remaining| remaining.as_secs());
         Ok(format!(
-            "subject {subject:?}, good for {seconds} s with the leeway"
+            "subject {subject:?}, valid for {seconds} s (auth.leeway included)"
         ))
     }
 }
 
-/// Why a server counts as not healthy.
+/// Why a relay is not healthy.
 #[derive(Debug, thiserror::Error)]
 pub enum Unhealthy {
-    /// The file of its certificate has none.
+    /// The file of its certificate contains none.
     #[error("cannot check the server's certificate")]
     Trust(#[from] TrustError),
-    /// It does not answer, or not with 200.
+    /// The relay does not answer, or its status is not 200.
     #[error(transparent)]
     Http(#[from] HttpError),
 }
 
-/// Asks the server of these settings for `/livez`, where it serves health.
+/// Requests `/livez` from the relay of these settings: on the admin listener if there is one, else on the
+/// first address of `server.listen`.
 pub async fn healthcheck(settings: &Settings) -> Result<(), Unhealthy> {
-    let first = || {
-        (
-            settings.server.listen.first().copied(),
-            &settings.server.tls,
-        )
-    };
     let (address, tls) = match settings.admin.listen {
-        Some(address) => (Some(address), &settings.admin.tls),
-        None => first(),
+        Some(address) => (address, &settings.admin.tls),
+        // The rules of the settings refuse an empty list.
+        None => (settings.server.listen[0], &settings.server.tls),
     };
-    let address = reachable(address.expect("server.listen has an address, by its rule"));
+    let address = reachable(address);
     let (scheme, client) = match &tls.cert_file {
         None => ("http", HttpClient::plain(HEALTH_LIMITS)),
         Some(cert_file) => (
@@ -281,7 +276,7 @@ pub async fn healthcheck(settings: &Settings) -> Result<(), Unhealthy> {
     Ok(())
 }
 
-/// An address to connect to, for one to listen on: all addresses are not one to connect to.
+/// The address to connect to for an address to listen on: `0.0.0.0` and `[::]` become the loopback address.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),

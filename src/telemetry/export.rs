@@ -35,14 +35,14 @@ use crate::net::http_client::{HttpClient, HttpError, Limits};
 /// The largest response that is read, bytes: more than a receiver has to say.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024;
 
-/// Why a span never reached the receiver: the `reason` label.
+/// Why a span did not reach the receiver: the `reason` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SpanLoss {
-    /// `tracing.queue_spans` were waiting.
+    /// `tracing.queue_spans` spans were waiting.
     QueueFull,
-    /// The receiver could not be reached, or did not answer, or not with success.
+    /// The receiver could not be reached, did not answer, or answered with an error.
     ExportFailed,
-    /// The receiver took the request and refused the span.
+    /// The receiver accepted the request and refused the span.
     Refused,
 }
 
@@ -58,7 +58,7 @@ impl SpanLoss {
     }
 }
 
-/// What became of finished spans.
+/// The outcomes of finished spans.
 #[derive(Debug, Default)]
 pub(super) struct SpanCounts {
     exported: AtomicU64,
@@ -85,7 +85,7 @@ impl SpanCounts {
     }
 }
 
-/// What makes spans and sends them to `endpoint`, over connections that live on `runtime`.
+/// Makes spans and sends them to `endpoint`. `runtime` drives the connections.
 pub(super) fn provider(
     settings: &TracingSettings,
     endpoint: String,
@@ -124,13 +124,13 @@ pub(super) fn provider(
     };
     Ok(SdkTracerProvider::builder()
         .with_span_processor(processor)
-        // Whether there is a span at all was decided before it is made.
+        // A span is made only if `Traces` has decided to trace.
         .with_sampler(Sampler::AlwaysOn)
         .with_resource(resource())
         .build())
 }
 
-/// Who we are; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win.
+/// Describes this process. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` override it.
 fn resource() -> Resource {
     let ours = Resource::builder_empty().with_attributes([
         KeyValue::new("service.name", "switchboard"),
@@ -142,7 +142,7 @@ fn resource() -> Resource {
         Box::new(EnvResourceDetector::new()),
     ];
     let resource = ours.with_detectors(&detectors);
-    // This one always has a name, made up where nobody gave one.
+    // Without a name this detector makes one up, `unknown_service:…`.
     let name = SdkProvidedResourceDetector
         .detect()
         .get(&Key::from_static_str("service.name"));
@@ -155,7 +155,7 @@ fn resource() -> Resource {
     .build()
 }
 
-/// A random UUID (RFC 9562 section 5.4), as the conventions ask for an instance that has no name.
+/// A random UUID (RFC 9562 section 5.4), which OpenTelemetry's conventions ask for as the id of an instance.
 fn uuid() -> String {
     let random = fastrand::u128(..) & !(0xf << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
     let mut text = format!("{random:032x}");
@@ -216,7 +216,7 @@ impl SpanExporter for CountingExporter {
         let refused = counts.lost(SpanLoss::Refused);
         let result = self.inner.export(batch).await;
         if result.is_ok() {
-            // Batches are exported one after the other.
+            // Batches are exported one at a time, so the difference is that of this batch.
             let refused = counts.lost(SpanLoss::Refused) - refused;
             let exported = (spans as u64).saturating_sub(refused);
             counts.exported.fetch_add(exported, Relaxed);
@@ -268,20 +268,20 @@ impl opentelemetry_http::HttpClient for SpanClient {
             .runtime
             .spawn(async move { client.send(request).await });
         let response = posted.await?;
-        self.tell(&endpoint, &response);
+        self.log_change(&endpoint, &response);
         Ok(response?)
     }
 }
 
 impl SpanClient {
-    /// Says when spans begin to be lost, and when they no longer are: not for each batch.
-    fn tell(&self, endpoint: &Uri, response: &Result<Response<Bytes>, HttpError>) {
+    /// Logs when spans begin to be lost and when they are sent again, not once for each batch.
+    fn log_change(&self, endpoint: &Uri, response: &Result<Response<Bytes>, HttpError>) {
         let failure = match response {
             Ok(response) if response.status().is_success() => {
                 self.count_refused(response.body());
                 None
             }
-            Ok(response) => Some(format!("it answers {}", response.status())),
+            Ok(response) => Some(format!("the receiver answered {}", response.status())),
             Err(error) => Some(with_causes(error)),
         };
         let was_failing = self.failing.swap(failure.is_some(), Relaxed);
@@ -294,7 +294,7 @@ impl SpanClient {
         }
     }
 
-    /// Counts what a receiver takes the request without.
+    /// Counts the spans that the receiver refused although it accepted the request.
     fn count_refused(&self, body: &Bytes) {
         let answer = ExportTraceServiceResponse::decode(body.clone()).unwrap_or_default();
         let refused = answer.partial_success.map_or(0, |part| part.rejected_spans);
@@ -303,8 +303,7 @@ impl SpanClient {
     }
 }
 
-/// An error with its causes, the deepest of which is the one to read: "client error (Connect)" has the
-/// kernel's reason two levels below.
+/// An error with its causes. "client error (Connect)" alone hides the kernel's reason two levels below.
 fn with_causes(error: &(dyn Error + 'static)) -> String {
     let causes = successors(Some(error), |error| (*error).source());
     let causes: Vec<_> = causes.map(ToString::to_string).collect();

@@ -1,6 +1,5 @@
-//! Traces: which handshakes and messages have one, what their spans say, and the context that goes on
-//! with a message. Whether there is a trace is decided before anything is paid for it; where there is
-//! none, a message carries nothing. No span names a user or shows a message.
+//! Decides which handshakes and messages are traced, and makes their spans. The decision comes first, so that
+//! an untraced message costs one comparison and carries nothing. No span names a user or shows a message.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,16 +13,16 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::export::SpanCounts;
 use crate::config::TracingSettings;
 
-/// The target of every span that is exported, and of nothing else.
+/// The target of all exported spans. Nothing else has it.
 pub(super) const TARGET: &str = "switchboard::trace";
 
 /// The length of a `traceparent`, bytes.
 pub const TRACEPARENT_BYTES: usize = 55;
 
-/// Decides what is traced. Where nothing is, that costs a look at one number.
+/// Decides which handshakes and messages are traced.
 #[derive(Debug, Default)]
 pub struct Traces {
-    /// A random number below this is a trace; zero where nothing is traced by chance.
+    /// A message is traced if a random number is below this. Zero traces none at random.
     threshold: AtomicU64,
     on: bool,
     trust_clients: bool,
@@ -31,7 +30,7 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Nothing is traced.
+    /// Traces nothing.
     pub fn off() -> Self {
         Self::default()
     }
@@ -47,26 +46,26 @@ impl Traces {
         traces
     }
 
-    /// Traces this share from now on, where anything is traced at all.
+    /// Traces this share of messages from now on (0 to 1). Has no effect without `tracing.otlp_endpoint`.
     pub fn set_sample_ratio(&self, ratio: f64) {
-        // Saturates: 1.0 is all but one of 2^64.
+        // The cast saturates, so that 1.0 traces all random numbers but one of 2^64.
         #[allow(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             clippy::cast_precision_loss,
-            reason = "a share from 0 to 1 needs no more than a float has"
+            reason = "a float is exact enough for a share from 0 to 1"
         )]
         let threshold = (ratio * u64::MAX as f64) as u64;
         self.threshold
             .store(if self.on { threshold } else { 0 }, Relaxed);
     }
 
-    fn by_chance(&self) -> bool {
+    fn is_sampled(&self) -> bool {
         let threshold = self.threshold.load(Relaxed);
         threshold != 0 && fastrand::u64(..) < threshold
     }
 
-    /// What somebody's traceparent asks for, where it counts.
+    /// The context of a client's `traceparent`, if clients are trusted (`tracing.trust_clients`).
     fn trusted(&self, traceparent: Option<&str>) -> Option<SpanContext> {
         if self.on && self.trust_clients {
             traceparent.and_then(parse)
@@ -75,7 +74,7 @@ impl Traces {
         }
     }
 
-    /// The span of a handshake for `path`, where it has one: open until it is dropped.
+    /// Starts the span of a handshake, if it is traced. Dropping the span ends it.
     pub fn handshake(
         &self,
         method: &str,
@@ -86,7 +85,7 @@ impl Traces {
         let parent = self.trusted(traceparent);
         let sampled = match &parent {
             Some(parent) => parent.is_sampled(),
-            None => self.by_chance(),
+            None => self.is_sampled(),
         };
         if !sampled {
             return None;
@@ -110,14 +109,14 @@ impl Traces {
         Some(span)
     }
 
-    /// The trace of a message, of `body_bytes` where that is known, if it has one.
+    /// Starts the trace of a message, if it is traced. `body_bytes` is the size of its text, if known.
     #[inline]
     pub fn message(
         &self,
         traceparent: Option<&str>,
         body_bytes: Option<usize>,
     ) -> Option<Box<Traced>> {
-        if traceparent.is_none() && !self.by_chance() {
+        if traceparent.is_none() && !self.is_sampled() {
             return None;
         }
         self.begin(traceparent, body_bytes)
@@ -127,8 +126,10 @@ impl Traces {
     fn begin(&self, traceparent: Option<&str>, body_bytes: Option<usize>) -> Option<Box<Traced>> {
         let parent = self.trusted(traceparent);
         match parent {
-            Some(parent) if !parent.is_sampled() => return Some(Box::new(Traced::untold(parent))),
-            None if traceparent.is_some() && !self.by_chance() => return None,
+            Some(parent) if !parent.is_sampled() => {
+                return Some(Box::new(Traced::without_spans(parent)));
+            }
+            None if traceparent.is_some() && !self.is_sampled() => return None,
             _ => {}
         }
         let body_bytes = body_bytes.map(attribute);
@@ -148,23 +149,23 @@ impl Traces {
         );
         continue_from(&span, parent);
         let context = span.context().span().span_context().clone();
-        // Nothing collects spans where nobody has started that, in tests for one.
+        // The context is invalid if this process collects no spans, as in most tests.
         context.is_valid().then(|| {
             Box::new(Traced {
                 context,
                 body_bytes,
                 span,
-                stage: Stage::Sent,
+                stage: TraceStage::Sending,
             })
         })
     }
 }
 
 const SYSTEM: &str = "switchboard";
-/// In place of the user's id, which is nobody's business.
+/// Stands for the recipient, because spans name no user.
 const DESTINATION: &str = "users/{id}";
 
-/// An attribute has no other integers.
+/// A size as an attribute, whose only integer type is i64.
 fn attribute(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
@@ -172,12 +173,12 @@ fn attribute(bytes: usize) -> i64 {
 fn continue_from(span: &Span, parent: Option<SpanContext>) {
     if let Some(parent) = parent {
         let context = opentelemetry::Context::new().with_remote_span_context(parent);
-        // Fails where nothing collects this span, and then there is nothing to continue.
+        // Fails if this process collects no spans, and then there is nothing to continue.
         let _not_collected = span.set_parent(context).is_err();
     }
 }
 
-/// Ends the span of a handshake that was answered with this status.
+/// Records the status of a handshake's response on its span.
 pub fn answered(span: &Span, status: u16) {
     span.record("http.response.status_code", i64::from(status));
     if status >= 500 {
@@ -186,74 +187,73 @@ pub fn answered(span: &Span, status: u16) {
     }
 }
 
-/// The trace of one message on its way. First the span of its sending is open, from when it was read
-/// until a mailbox has it or it is dropped; then, from when it was taken until it is settled, the span
-/// of its processing, which is the first one's child and is linked to it. Dropping it tells nothing of
-/// what became of the message.
+/// The trace of one message. Its "send" span lasts from reading the message to a mailbox or a drop. Its
+/// "process" span, a child of the first and linked to it, lasts from taking the message from the mailbox to
+/// its outcome. Dropping the trace ends an open span without an outcome.
 #[derive(Debug)]
 pub struct Traced {
-    /// The context that the message was created in, and takes along.
+    /// The context of the message, which goes with it to other nodes and the recipient.
     context: SpanContext,
     body_bytes: Option<i64>,
     span: Span,
-    stage: Stage,
+    stage: TraceStage,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Its sending is under way.
-    Sent,
-    /// A mailbox has it.
+enum TraceStage {
+    /// The "send" span is open.
+    Sending,
+    /// The message is in a mailbox, and no span is open.
     Queued,
-    /// Its processing is under way.
-    Taken,
-    /// It has no spans here, and only takes its context along.
-    Untold,
+    /// The "process" span is open.
+    Processing,
+    /// The message only carries its context.
+    WithoutSpans,
 }
 
 impl Traced {
-    /// For a message whose sender's program traces it and asks us not to.
-    fn untold(context: SpanContext) -> Self {
+    /// The trace of a message whose sender traces it and asks this relay not to (the sampled flag is 0).
+    fn without_spans(context: SpanContext) -> Self {
         Self {
             context,
             body_bytes: None,
             span: Span::none(),
-            stage: Stage::Untold,
+            stage: TraceStage::WithoutSpans,
         }
     }
 
-    /// The trace of a message that another node has sent here, by the `traceparent` that came with
-    /// it; nothing where it has none, or nothing is traced here.
+    /// The trace of a message from another node, by the `traceparent` that came with it. Nothing if that is
+    /// malformed or this node traces nothing.
     pub fn arrived(traces: &Traces, traceparent: &str, body_bytes: usize) -> Option<Box<Self>> {
         let context = parse(traceparent).filter(|_| traces.on)?;
         if !context.is_sampled() {
-            return Some(Box::new(Self::untold(context)));
+            return Some(Box::new(Self::without_spans(context)));
         }
         Some(Box::new(Self {
             context,
             body_bytes: Some(attribute(body_bytes)),
             span: Span::none(),
-            stage: Stage::Queued,
+            stage: TraceStage::Queued,
         }))
     }
 
-    /// The `traceparent` that goes on with the message.
+    /// The `traceparent` that goes with the message.
     pub fn traceparent(&self) -> String {
         traceparent(&self.context)
     }
 
-    /// A mailbox has it, or another node.
+    /// The message is in a mailbox, or was handed to another node.
     pub fn queued(&mut self) {
-        if self.stage == Stage::Sent {
+        if self.stage == TraceStage::Sending {
             self.span.record("switchboard.outcome", "queued");
             self.span = Span::none();
-            self.stage = Stage::Queued;
+            self.stage = TraceStage::Queued;
         }
     }
 
-    /// It is about to be written to its recipient.
+    /// The session of the recipient has taken the message to write it.
     pub fn taken(&mut self) {
-        if self.stage != Stage::Queued {
+        if self.stage != TraceStage::Queued {
             return;
         }
         let span = tracing::info_span!(
@@ -273,16 +273,16 @@ impl Traced {
         continue_from(&span, Some(self.context.clone()));
         span.add_link(self.context.clone());
         self.span = span;
-        self.stage = Stage::Taken;
+        self.stage = TraceStage::Processing;
     }
 
-    /// It was flushed to its recipient.
+    /// The message was flushed to its recipient.
     pub fn delivered(mut self) {
         self.taken();
         self.span.record("switchboard.outcome", "delivered");
     }
 
-    /// It was dropped, for this reason.
+    /// The message was dropped for this reason.
     pub fn dropped(mut self, reason: &'static str) {
         self.taken();
         self.span.record("switchboard.outcome", reason);
@@ -301,8 +301,8 @@ fn traceparent(context: &SpanContext) -> String {
     )
 }
 
-/// The context that a `traceparent` names; nothing where it is malformed (W3C Trace Context section
-/// 3.2.2), which is then as if there was none. A later version may have more behind its flags.
+/// Parses a `traceparent`. A malformed one is ignored (W3C Trace Context section 3.2.2). Versions after 00 may
+/// have more fields behind the flags.
 fn parse(traceparent: &str) -> Option<SpanContext> {
     let head = traceparent.get(..TRACEPARENT_BYTES)?;
     let rest = traceparent.get(TRACEPARENT_BYTES..)?;
@@ -339,7 +339,7 @@ mod tests {
         let unsampled = SAMPLED.replace("-01", "-00");
         for (text, expected) in [
             (SAMPLED, Some(SAMPLED)),
-            // Flags that we do not know are cleared, later versions are taken for ours.
+            // Unknown flags are cleared, and later versions become version 00.
             (&SAMPLED.replace("-01", "-03"), Some(SAMPLED)),
             (&SAMPLED.replace("-01", "-02"), Some(&unsampled)),
             (&SAMPLED.replacen("00", "cc", 1), Some(SAMPLED)),
@@ -387,7 +387,7 @@ mod tests {
         fastrand::seed(7);
         let share = |ratio| {
             let traces = traces(ratio);
-            (0..100_000).filter(|_| traces.by_chance()).count()
+            (0..100_000).filter(|_| traces.is_sampled()).count()
         };
         assert_eq!(share(0.0), 0);
         assert_eq!(share(1.0), 100_000);
@@ -395,11 +395,11 @@ mod tests {
         assert!((900..1100).contains(&hundredth), "{hundredth}");
         let off = Traces::off();
         off.set_sample_ratio(1.0);
-        assert!(!off.by_chance());
+        assert!(!off.is_sampled());
     }
 
     #[test]
-    fn only_where_clients_are_trusted_their_word_counts() {
+    fn a_traceparent_counts_only_if_clients_are_trusted() {
         let mut traces = traces(0.0);
         assert_eq!(traces.trusted(Some(SAMPLED)), None);
         traces.trust_clients = true;

@@ -1,5 +1,4 @@
-//! The operator's API over real sockets: every route, every problem, and a ledger that balances behind
-//! it all.
+//! The API for operators over real sockets: every route, every problem, and a ledger that balances.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -39,7 +38,7 @@ impl Operated {
         Self { relay, token_file }
     }
 
-    /// What the API answers to an operator.
+    /// The response of the API to an operator.
     async fn ask(&self, method: &str, target: &str, body: &str) -> Answer {
         let fields = format!("Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n");
         self.request(method, target, &fields, body).await
@@ -57,7 +56,7 @@ impl Operated {
         peer.answer(method != "HEAD").await.expect("an answer")
     }
 
-    /// The body of an answer that is a success.
+    /// The body of a successful response.
     async fn done(&self, method: &str, target: &str, body: &str) -> Value {
         let answer = self.ask(method, target, body).await;
         assert_eq!(answer.status, 200, "{method} {target}: {answer:?}");
@@ -66,7 +65,7 @@ impl Operated {
         serde_json::from_str(&answer.body).unwrap()
     }
 
-    /// A message by the API; its status.
+    /// Sends a message by the API and returns its status.
     async fn post(&self, recipient: u64, message: &str) -> String {
         let body = json!({"recipient_id": recipient, "message": message});
         let sent = self.done("POST", "/api/messages", &body.to_string()).await;
@@ -74,7 +73,7 @@ impl Operated {
         sent["status"].as_str().unwrap().to_owned()
     }
 
-    /// A request that fails in this way; the problem.
+    /// A request that fails with this status and problem type. Returns the problem.
     async fn fails(&self, request: (&str, &str, &str), status: u16, kind: &str) -> Value {
         let (method, target, body) = request;
         let answer = self.ask(method, target, body).await;
@@ -107,7 +106,7 @@ async fn user_of(relay: &Relay, dialect: Dialect) -> Client {
 }
 
 both_strategies! {
-    async fn a_message_is_delivered_before_that_is_said(strategy) {
+    async fn delivered_is_returned_only_after_delivery(strategy) {
         let operated = Operated::start(strategy, |_| ()).await;
         for dialect in Dialect::BOTH {
             let mut user = user_of(&operated.relay, dialect).await;
@@ -119,7 +118,7 @@ both_strategies! {
             user.hears(77, "\u{1F98A} \"q\"\\").await;
         }
         assert_eq!(operated.post(99, "nobody").await, "offline");
-        // To JSON these are whole numbers like any other.
+        // In JSON these are integers, too.
         let body = r#"{"recipient_id":9.9e1,"message":"nobody","sender_id":-0.0}"#;
         let sent = operated.done("POST", "/api/messages", body).await;
         assert_eq!(sent, json!({"sender_id": 0, "recipient_id": 99, "status": "offline"}));
@@ -128,9 +127,9 @@ both_strategies! {
         operated.end().await;
     }
 
-    /// A recipient that does not read: what fits is pending, what does not is refused at once, and what
-    /// was pending is in the books.
-    async fn an_outcome_is_waited_for_and_not_for_ever(strategy) {
+    /// With a recipient that does not read, messages that fit are pending, the others are refused at once, and
+    /// the ledger counts both.
+    async fn the_wait_for_an_outcome_ends(strategy) {
         let operated = Operated::start(strategy, |settings| {
             settings.admin.outcome_timeout = Duration::from_millis(20);
             settings.mailbox.messages = 8;
@@ -161,7 +160,7 @@ both_strategies! {
         operated.end().await;
     }
 
-    async fn a_user_is_shown_and_not_what_it_says(strategy) {
+    async fn a_user_is_shown_without_its_messages(strategy) {
         let operated = Operated::start(strategy, |_| ()).await;
         let mut one = operated.relay.bare().await;
         let mut two = operated.relay.v1().await;
@@ -201,7 +200,7 @@ both_strategies! {
         operated.end().await;
     }
 
-    async fn the_slow_and_the_loud_are_named(strategy) {
+    async fn slow_readers_and_loud_senders_are_listed_first(strategy) {
         let operated = Operated::start(strategy, |_| ()).await;
         let relay = &operated.relay;
         let slow = relay.narrow_user(Dialect::Bare).await;
@@ -237,7 +236,7 @@ both_strategies! {
         operated.end().await;
     }
 
-    async fn a_removed_user_is_told_why(strategy) {
+    async fn a_removed_user_gets_the_reason(strategy) {
         let operated = Operated::start(strategy, |_| ()).await;
         let mut silent = operated.relay.bare().await;
         let mut told = operated.relay.v1().await;
@@ -279,8 +278,8 @@ both_strategies! {
         operated.end().await;
     }
 
-    /// As by a signal, but over as long as was asked for; asked again, nothing changes.
-    async fn a_drain_is_begun_once(strategy) {
+    /// Like a drain by a signal, but with the requested spread. A second request changes nothing.
+    async fn only_the_first_request_for_a_drain_counts(strategy) {
         let operated = Operated::start(strategy, |settings| {
             settings.drain.spread = Duration::from_secs(5);
         })
@@ -289,7 +288,7 @@ both_strategies! {
         for dialect in Dialect::BOTH {
             users.push(operated.relay.connect(dialect).await);
         }
-        // The second of two is sent away at the end of the spread.
+        // The second of two users is told to reconnect at the end of the spread.
         for body in [r#"{"spread":"500ms"}"#, "", "{}"] {
             let answer = operated.ask("POST", "/api/drain", body).await;
             assert_eq!((answer.status, &*answer.body), (202, r#"{"spread":"500ms"}"#));
@@ -313,8 +312,8 @@ both_strategies! {
         fs::remove_file(token_file).unwrap();
     }
 
-    /// Who writes while the relay drains learns what becomes of it.
-    async fn a_message_within_a_drain_has_an_outcome(strategy) {
+    /// A sender learns the outcome of a message that it sends during a drain.
+    async fn a_message_during_a_drain_has_an_outcome(strategy) {
         let mut operated = Operated::start(strategy, |settings| {
             settings.drain.spread = Duration::from_secs(3);
         })
@@ -342,14 +341,14 @@ both_strategies! {
         fs::remove_file(token_file).unwrap();
     }
 
-    /// Many at once, from the API and from users.
-    async fn the_ledger_balances_behind_many_messages(strategy) {
+    /// Many messages at once, from the API and from users.
+    async fn the_ledger_balances_after_many_messages(strategy) {
         let operated = Operated::start(strategy, |_| ()).await;
         let mut user = operated.relay.v1().await;
         let id = user.id;
         let by_api = async {
             let posts = (0..200).map(|n| operated.post(if n % 4 == 0 { 99 } else { id }, "api"));
-            // The listener for operators has room for 64 connections.
+            // The admin listener serves 64 connections at a time.
             let posts = stream::iter(posts).buffer_unordered(32);
             posts.collect::<Vec<_>>().await
         };
@@ -375,7 +374,7 @@ both_strategies! {
     }
 }
 
-/// Method, target, body; then what the problem is, its field, its limit, and words of its detail.
+/// Method, target, body; then the problem's type, field, limit, and a part of its detail.
 const FAULTS: &str = r#"
 POST | /api/messages | | not_json | | | the body is not a JSON object
 POST | /api/messages | [] | not_json | | | the body is not a JSON object
@@ -451,7 +450,7 @@ async fn every_fault_has_a_problem_that_names_it() {
         (&problem["field"], &problem["limit"]),
         (&json!("filter"), &json!(1024))
     );
-    // Logs are the process's, and this one has none.
+    // The test's process has no logs, so the filter cannot change.
     let good = r#"{"filter":"warn,switchboard::api=debug"}"#;
     let request = ("PUT", "/api/log-filter", good);
     operated.fails(request, 503, "unavailable").await;
@@ -465,12 +464,12 @@ async fn every_fault_has_a_problem_that_names_it() {
         operated.fails(("GET", target, ""), 404, "not_found").await;
     }
     let ledger = operated.relay.ledger().await.ledger();
-    assert_eq!(ledger.received, 0, "what is refused was never received");
+    assert_eq!(ledger.received, 0, "a refused message is not received");
     operated.end().await;
 }
 
 #[tokio::test]
-async fn another_method_is_told_which_there_are() {
+async fn a_wrong_method_gets_the_list_of_methods() {
     let operated = Operated::start(Strategy::Directory, |_| ()).await;
     for (target, allowed) in [
         ("/api/messages", "POST"),
@@ -496,7 +495,7 @@ async fn another_method_is_told_which_there_are() {
 }
 
 #[tokio::test]
-async fn a_body_has_a_bound_in_bytes() {
+async fn a_body_has_a_limit_in_bytes() {
     let operated = Operated::start(Strategy::Directory, |settings| {
         settings.limits.message_bytes = 1024;
     })
@@ -524,7 +523,7 @@ async fn a_body_has_a_bound_in_bytes() {
     assert_eq!(problem_found["limit"], 4096);
 
     let token = format!("Authorization: Bearer {TOKEN}\r\n");
-    // Without a length, the bytes count as they come.
+    // Without Content-Length the bytes are counted as they arrive.
     let chunk = format!("{:x}\r\n{}\r\n0\r\n\r\n", 1025, body(1025));
     let head = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n";
     let request = format!("POST /api/messages HTTP/1.1\r\nHost: h\r\n{token}{head}\r\n{chunk}");
@@ -542,7 +541,7 @@ async fn a_body_has_a_bound_in_bytes() {
 }
 
 #[tokio::test]
-async fn a_body_is_json_and_comes_in_time() {
+async fn a_body_must_be_json_and_arrive_in_time() {
     let operated = Operated::start(Strategy::Directory, |settings| {
         settings.limits.header_timeout = Duration::from_millis(100);
     })
@@ -580,7 +579,7 @@ async fn a_body_is_json_and_comes_in_time() {
 }
 
 #[tokio::test]
-async fn nobody_without_the_token_is_told_anything() {
+async fn a_request_without_the_token_learns_nothing() {
     let operated = Operated::start(Strategy::Directory, |_| ()).await;
     let user = operated.relay.bare().await;
     let body = json!({"recipient_id": user.id, "message": "x"}).to_string();
@@ -613,7 +612,7 @@ async fn nobody_without_the_token_is_told_anything() {
 }
 
 #[tokio::test]
-async fn there_is_no_api_without_a_token_or_for_users() {
+async fn the_api_needs_a_token_file_and_the_admin_listener() {
     let relay = Relay::start(Strategy::Directory, |settings| {
         settings.admin.listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
     })
@@ -633,7 +632,7 @@ async fn there_is_no_api_without_a_token_or_for_users() {
 
 /// The subject of a token is shown to the operator.
 #[tokio::test]
-async fn an_operator_sees_whom_a_token_is_about() {
+async fn an_operator_sees_the_subject_of_a_token() {
     let secret_file = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
         .join(format!("api-secret-{}", std::process::id()));
     fs::write(&secret_file, "a secret of thirty-two bytes, or more").unwrap();
@@ -655,9 +654,9 @@ async fn an_operator_sees_whom_a_token_is_about() {
     fs::remove_file(secret_file).unwrap();
 }
 
-/// The description has exactly the routes and methods that are answered.
+/// The description lists exactly the routes and methods that the API has.
 #[tokio::test]
-async fn the_description_is_of_what_there_is() {
+async fn the_description_matches_the_routes() {
     let operated = Operated::start(Strategy::Directory, |_| ()).await;
     let answer = operated.ask("GET", "/api/openapi.yaml", "").await;
     assert_eq!(answer.header("content-type"), Some("application/yaml"));
@@ -682,7 +681,7 @@ async fn the_description_is_of_what_there_is() {
     }
     assert!(described.len() >= 6, "{described:?}");
     for (path, methods) in described {
-        // A method that no path has names those that it has.
+        // The response to a method that no path has lists the path's methods.
         let path = path.replace("{id}", "1");
         let answer = operated.ask("BREW", &path, "").await;
         let allow = answer.header("allow").expect("an Allow header").to_owned();

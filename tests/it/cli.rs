@@ -1,4 +1,4 @@
-//! The binary from outside: its verbs, its exit codes, what it writes where, the signals it obeys.
+//! The program from outside: verbs, exit codes, stdout and stderr, signals.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -36,14 +36,14 @@ fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
     )
 }
 
-/// A file of settings of this name, anew.
+/// Writes a file of this name and returns its path.
 fn settings_file(name: &str, text: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::write(&path, text).unwrap();
     path
 }
 
-/// An address that was free a moment ago.
+/// An address that was free a moment ago, so that nothing should listen on it.
 fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -152,7 +152,7 @@ fn check_prints_what_takes_effect() {
     ] {
         let mut command = switchboard(&arguments);
         command.env("SWITCHBOARD__MAILBOX__MESSAGES", "99");
-        // What Kubernetes sets for a Service of that name.
+        // Kubernetes sets this variable for a Service of the name `switchboard`.
         command.env("SWITCHBOARD_PORT", "tcp://10.96.0.11:8080");
         let checked = outcome(&mut command);
         assert_eq!(
@@ -164,7 +164,7 @@ fn check_prints_what_takes_effect() {
 }
 
 #[test]
-fn check_warns_on_stderr_of_what_the_machine_cannot_hold() {
+fn check_warns_on_stderr_if_the_machine_is_too_small() {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n 1000 && exec \"$0\" check"]);
     command.arg(env!("CARGO_BIN_EXE_switchboard")).env_clear();
@@ -182,7 +182,7 @@ const RATES_ARE_OFF: &str = "switchboard: warning: rates are off: limits.message
     limits.address_connections are not set";
 
 #[test]
-fn check_asks_for_the_rates_of_tls_where_a_certificate_is_shown() {
+fn check_warns_without_tls_rates_if_there_is_a_certificate() {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let cert = settings_file("check-cert.pem", &cert.pem());
@@ -250,14 +250,14 @@ fn a_token_is_issued_and_verified() {
     let (code, stdout, _) = token(&["verify", issued]);
     assert_eq!(code, Some(0));
     assert!(
-        stdout.starts_with("subject \"alice\", good for 6"),
+        stdout.starts_with("subject \"alice\", valid for 6"),
         "{stdout}"
     );
     let complaint = "switchboard: the token does not hold\n";
     let refused = (Some(1), String::new(), complaint.to_owned());
     let spoilt = issued.replacen('.', ".x", 1);
     assert_eq!(token(&["verify", &spoilt]), refused);
-    // It was good for no longer than the leeway.
+    // Valid only because of the leeway.
     let (_, old, _) = token(&["issue", "--subject", "alice", "--expires-in", "0s"]);
     std::fs::write(&secret, "another-secret-0123456789abcdef0").unwrap();
     assert_eq!(token(&["verify", old.trim()]), refused);
@@ -293,7 +293,7 @@ fn check_refuses_a_token_that_no_header_can_carry() {
 }
 
 #[test]
-fn check_reads_what_is_for_nats() {
+fn check_reads_the_credentials_for_nats() {
     let file = settings_file("no-pem", "hunter2");
     let file = file.to_str().unwrap();
     for (key, path, why) in [
@@ -320,7 +320,11 @@ fn check_reads_what_is_for_nats() {
     ] {
         let mut command = switchboard(&["check"]);
         command.env(format!("SWITCHBOARD__CLUSTER__{key}"), path);
-        assert_eq!(outcome(&mut command).0, Some(0), "nobody needs {key}");
+        assert_eq!(
+            outcome(&mut command).0,
+            Some(0),
+            "{key} is not read without nats_url"
+        );
         command.env("SWITCHBOARD__CLUSTER__NATS_URL", "nats://127.0.0.1:4222");
         let (code, _, stderr) = outcome(&mut command);
         assert_eq!(code, Some(1), "{key}");
@@ -330,7 +334,7 @@ fn check_reads_what_is_for_nats() {
 }
 
 #[test]
-fn a_token_is_issued_by_what_the_key_is_for() {
+fn a_token_is_issued_by_the_algorithm_of_the_key() {
     let key = rcgen::KeyPair::generate().unwrap();
     let private = settings_file("token-private.pem", &key.serialize_pem());
     let public = settings_file("token-public.pem", &key.public_key_pem());
@@ -368,9 +372,9 @@ fn a_token_is_issued_by_what_the_key_is_for() {
     assert!(stderr.ends_with(complaint), "{stderr}");
 }
 
-/// Whoever serves has a task that fetches keys; here nobody else does.
+/// A relay has a task that fetches keys. The verb has none, so it must run the refresher itself.
 #[test]
-fn a_token_of_an_unknown_key_has_the_set_fetched_again() {
+fn a_token_of_an_unknown_key_makes_verify_fetch_the_set_again() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let answer = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
@@ -391,14 +395,14 @@ fn a_token_of_an_unknown_key_has_the_set_fetched_again() {
     assert!(stderr.ends_with("the token does not hold\n"), "{stderr}");
     assert!(
         begin.elapsed() < Duration::from_secs(15),
-        "nobody was waited for"
+        "the refresher fetched the set without a wait"
     );
     server.join().unwrap();
 }
 
 #[test]
 fn a_wrong_configuration_ends_with_78_before_anything_is_bound() {
-    // Whoever binds this address fails, with another code.
+    // The address is taken: a program that binds it fails with another code.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let file = settings_file("wrong.toml", "[limits]\nhandshakes = \"lots\"\n");
@@ -431,7 +435,7 @@ fn a_wrong_configuration_ends_with_78_before_anything_is_bound() {
 }
 
 #[test]
-fn what_cannot_be_read_ends_with_78() {
+fn an_unreadable_file_ends_with_78() {
     let mut command = switchboard(&["check", "--config", "no/such.toml"]);
     command.env("SWITCHBOARD__LOG__FILTER", OsStr::from_bytes(b"inf\xf6"));
     let (code, _, stderr) = outcome(&mut command);
@@ -452,7 +456,7 @@ fn what_cannot_be_read_ends_with_78() {
     assert!(stderr.contains("line 1"), "{stderr}");
 }
 
-/// Answers one request with this, and says what the request was.
+/// Answers one request with this. The thread returns the request.
 fn answering(listener: TcpListener, answer: &'static str) -> thread::JoinHandle<String> {
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -471,7 +475,7 @@ fn healthcheck_asks_the_admin_listener_if_there_is_one_else_the_first() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let server = answering(listener, "HTTP/1.1 200 OK\r\n\r\n");
-        // Listening on all addresses, it is to be found on the loopback one.
+        // A listener on all addresses is reachable on the loopback address.
         let address = format!("0.0.0.0:{port}");
         let mut command = switchboard(&["healthcheck"]);
         if admin {
@@ -540,14 +544,14 @@ fn healthcheck_does_not_wait_for_long() {
     );
 }
 
-/// A server of its own process, killed with the test.
+/// A relay in a process of its own, killed with the test.
 struct Served {
     process: Child,
     address: SocketAddr,
 }
 
 impl Served {
-    /// A server that answers, with `drain.delay` so long that only a signal or its kind ends it.
+    /// A relay that answers. Its `drain.delay` is so long that only a second signal or SIGINT ends it soon.
     fn start() -> Self {
         let address = free_address();
         let process = switchboard(&["--listen", &address.to_string()])
@@ -597,7 +601,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // Fails where it has ended, which is as well.
+        // Fails if the process has ended, and then there is nothing to kill.
         drop(self.process.kill());
         drop(self.process.wait());
     }
@@ -658,7 +662,7 @@ fn a_second_signal_ends_at_once_with_its_number() {
     }
 }
 
-/// A handshake with these parts, and all that is said until there is `word` in it.
+/// Makes a handshake, sends `said`, and returns all bytes received until they contain `word`.
 fn hear(users: SocketAddr, target: &str, fields: &str, said: &str, word: &str) -> String {
     let mut stream = TcpStream::connect(users).unwrap();
     stream
@@ -671,7 +675,7 @@ fn hear(users: SocketAddr, target: &str, fields: &str, said: &str, word: &str) -
     )
     .unwrap();
     if !said.is_empty() {
-        // One text frame, masked with nothing.
+        // One text frame, masked with zeros.
         let length = u8::try_from(said.len()).unwrap();
         let head = [0x81, 0x80 | length, 0, 0, 0, 0];
         stream
@@ -691,7 +695,7 @@ fn hear(users: SocketAddr, target: &str, fields: &str, said: &str, word: &str) -
     }
 }
 
-/// A server that logs all that it can, and what it will have logged.
+/// A relay that logs everything, and a thread that returns its log.
 fn verbose(settings: &[(&str, &str)], address: SocketAddr) -> (Served, thread::JoinHandle<String>) {
     let mut command = switchboard(&["--listen", &address.to_string()]);
     command
@@ -709,7 +713,7 @@ fn verbose(settings: &[(&str, &str)], address: SocketAddr) -> (Served, thread::J
     (Served { process, address }, log)
 }
 
-/// What an operator is answered who writes, and shows this token.
+/// The response to an operator's message with this token.
 fn post(admin: SocketAddr, token: &str, body: &str) -> String {
     let length = body.len();
     let head = format!(
@@ -720,8 +724,8 @@ fn post(admin: SocketAddr, token: &str, body: &str) -> String {
     exchange(admin, &(head + body))
 }
 
-/// At the level that says the most, of good and bad tokens in each of their places, a ticket, messages of
-/// users and of an operator: every one of them, and every secret, has this word in it or is looked for.
+/// At level trace, with valid and invalid tokens in each place, a ticket, and messages of users and of an
+/// operator. Each of them and each secret contains the word that the test searches for, or is searched for.
 #[test]
 fn no_token_secret_message_or_query_is_ever_logged() {
     let text = |name: &str| format!("hunter2-{name}-0123456789abcdef0123456789");
@@ -774,9 +778,9 @@ fn no_token_secret_message_or_query_is_ever_logged() {
     }
 }
 
-/// What is looked for is the line of a refused upgrade, which is of level debug.
+/// The test searches for the line of a refused upgrade, which has the level debug.
 #[test]
-fn what_is_logged_is_changed_by_the_api_and_sighup_takes_the_files_filter_again() {
+fn the_api_changes_the_log_filter_and_sighup_restores_that_of_the_file() {
     let users = free_address();
     let admin = free_address();
     let token_file = settings_file("log-filter-token", "let-me-in\n");
@@ -797,7 +801,7 @@ fn what_is_logged_is_changed_by_the_api_and_sighup_takes_the_files_filter_again(
     let log = BufReader::new(served.process.stderr.take().unwrap());
     let (tell, lines) = mpsc::channel();
     thread::spawn(move || log.lines().try_for_each(|line| tell.send(line.unwrap())));
-    // Lines come in order: what is not among those up to a later one was not written.
+    // Lines come in order, so a line that does not come before a later one was not written.
     let up_to = |word: &str| {
         let mut seen = String::new();
         while !seen.contains(word) {
@@ -832,9 +836,9 @@ fn what_is_logged_is_changed_by_the_api_and_sighup_takes_the_files_filter_again(
     served.signal("HUP");
     up_to("settings reloaded");
     refused();
-    // Of level info, by the file's filter again.
+    // Level info is shown again by the filter of the file.
     set_filter("off");
-    let seen = up_to("changes what is logged");
+    let seen = up_to("changes the log filter");
     assert!(!seen.contains(line), "{seen}");
 
     refused();
@@ -875,7 +879,7 @@ fn exchange(address: SocketAddr, request: &str) -> String {
 }
 
 #[test]
-fn logs_go_to_stderr_in_the_format_that_is_set() {
+fn logs_go_to_stderr_in_the_format_of_the_settings() {
     let address = free_address();
     let mut command = switchboard(&["--listen", &address.to_string()]);
     command
@@ -895,7 +899,7 @@ fn logs_go_to_stderr_in_the_format_that_is_set() {
     }
 }
 
-/// The relay's program in a folder of this name with nothing beside it.
+/// The program in a folder of this name that contains nothing else.
 fn alone(name: &str) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     drop(fs::remove_dir_all(&folder));
@@ -908,7 +912,7 @@ fn alone(name: &str) -> PathBuf {
 #[test]
 fn bench_runs_the_program_beside_it_with_the_same_arguments_and_exit_code() {
     let relay = alone("bench-beside");
-    // A shell in the place of the load generator: it shows its arguments and exits as it is told.
+    // A shell script instead of the load generator: it prints its arguments and exits with a given code.
     symlink("/bin/sh", relay.with_file_name("switchboard-bench")).unwrap();
     let script = r#"echo "$@"; exit 7"#;
     let mut command = Command::new(&relay);
@@ -919,7 +923,7 @@ fn bench_runs_the_program_beside_it_with_the_same_arguments_and_exit_code() {
 }
 
 #[test]
-fn bench_runs_the_program_on_the_path_where_none_is_beside_it() {
+fn bench_runs_the_program_on_path_if_none_is_beside_it() {
     let relay = alone("bench-path");
     let folder = relay.with_file_name("elsewhere");
     fs::create_dir(&folder).unwrap();
@@ -930,7 +934,7 @@ fn bench_runs_the_program_on_the_path_where_none_is_beside_it() {
 }
 
 #[test]
-fn bench_without_its_program_says_how_to_build_it() {
+fn bench_without_its_program_tells_how_to_build_it() {
     let relay = alone("bench-missing");
     let folder = relay.parent().unwrap();
     for arguments in [&["bench"] as &[_], &["bench", "--help"]] {

@@ -1,4 +1,4 @@
-//! What a stop does to users, to HTTP and to the messages under way.
+//! The drain: users, HTTP connections, and the messages that are on their way.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::harness::{
     Answer, Client, Dialect, Handshake, Heard, Raw, Relay, clog, eventually, within,
 };
 
-/// A relay whose drain has these times.
+/// A relay with these settings of the drain.
 async fn draining(
     strategy: Strategy,
     delay: Duration,
@@ -40,7 +40,7 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Waits until /readyz says that the relay is to be left alone.
+/// Waits until `/readyz` is no longer 200.
 async fn until_not_ready(relay: &Relay) -> Answer {
     eventually("/readyz is 503", async || {
         let answer = relay.admin("GET", "/readyz").await;
@@ -56,7 +56,7 @@ fn assert_refused(answer: &Answer) {
     assert!((1..=3600).contains(&seconds), "{seconds}");
 }
 
-/// Takes the one `reconnect` out of what a user heard.
+/// Removes the one `reconnect` from a user's frames and returns its delay in milliseconds.
 fn take_reconnect(frames: &mut Vec<Value>) -> u64 {
     let is_reconnect = |frame: &mut Value| frame["type"] == "reconnect";
     let found: Vec<Value> = frames.extract_if(.., is_reconnect).collect();
@@ -68,8 +68,8 @@ fn take_reconnect(frames: &mut Vec<Value>) -> u64 {
 }
 
 both_strategies! {
-    /// Load balancers need the delay to learn of it: until then everything still works.
-    async fn readiness_ends_at_once_and_all_else_goes_on_for_the_delay(strategy) {
+    /// Load balancers need the delay to notice. Until it ends everything still works.
+    async fn readiness_ends_at_once_and_everything_else_after_the_delay(strategy) {
         let mut relay = draining(strategy, seconds(3), NONE, LONG).await;
         let mut old = relay.v1().await;
         assert_eq!(relay.http("GET", "/readyz").await.status, 200);
@@ -93,7 +93,7 @@ both_strategies! {
         assert_eq!((report.aborted, report.ledger.delivered), (0, 2));
     }
 
-    /// After the delay nobody comes in, and those who are in are sent away one by one.
+    /// After the delay upgrades are refused, and users are told to reconnect one after the other.
     async fn upgrades_are_refused_while_http_is_answered_to_the_end(strategy) {
         let mut relay = draining(strategy, NONE, seconds(4), LONG).await;
         let mut users = JoinSet::new();
@@ -158,13 +158,13 @@ both_strategies! {
         assert_eq!((report.aborted, report.ledger.delivered), (0, sent));
     }
 
-    /// The drain has an end, also where somebody does not read; its senders are told.
-    async fn what_is_queued_at_the_timeout_is_draining(strategy) {
+    /// The drain ends even if a user does not read, and the senders of its messages learn the outcome.
+    async fn messages_queued_at_the_timeout_have_the_outcome_draining(strategy) {
         let mut relay = Relay::start(strategy, |settings| {
             settings.drain.delay = NONE;
             settings.drain.spread = NONE;
             settings.drain.timeout = seconds(3);
-            // What bounds the flush of one mailbox is longer than the drain.
+            // Longer than the drain, so that it does not end the connection first.
             settings.keepalive.close_timeout = LONG;
         })
         .await;
@@ -183,15 +183,15 @@ both_strategies! {
         assert_eq!(count("draining") + count("delivered"), sent, "{frames:?}");
         let (draining, delivered) = (count("draining"), count("delivered"));
         let report = relay.ended().await;
-        assert_eq!(report.aborted, 1, "one was cut");
+        assert_eq!(report.aborted, 1, "one connection was aborted");
         assert_eq!(report.ledger.dropped, draining);
         assert_eq!(report.ledger.delivered, delivered);
         assert_eq!(report.ledger.mailbox, 0);
         drop(slow);
     }
 
-    /// Whatever is under way when the drain begins is accounted for: no message that the relay
-    /// read is without an outcome, and nothing that it calls delivered failed to arrive.
+    /// Messages on their way when the drain begins are accounted for: each message that the relay read has an
+    /// outcome, and each `delivered` message arrived.
     async fn under_load_every_message_that_was_read_is_delivered_or_answered(strategy) {
         let mut relay = draining(strategy, NONE, seconds(1), LONG).await;
         let mut tasks = JoinSet::new();
@@ -219,7 +219,7 @@ both_strategies! {
         assert!(total.outcomes > 0);
     }
 
-    /// The same with nobody but askers: then the sums are equal.
+    /// The same if all senders ask for outcomes: then the sums are equal.
     async fn under_load_every_id_that_was_read_has_its_outcome(strategy) {
         let mut relay = draining(strategy, NONE, seconds(1), LONG).await;
         let mut tasks = JoinSet::new();
@@ -247,7 +247,7 @@ both_strategies! {
     }
 
     /// A client that is slow to answer the close does not hold up the others.
-    async fn a_user_who_does_not_answer_the_close_is_left_behind(strategy) {
+    async fn the_drain_does_not_wait_for_a_user_that_does_not_answer_the_close(strategy) {
         let mut relay = draining(strategy, NONE, NONE, LONG).await;
         let mut deaf = relay.raw_user(Dialect::Bare).await;
         relay.begin_stop(Stop::Drain);
@@ -256,7 +256,7 @@ both_strategies! {
         relay.ended().await;
     }
 
-    async fn nobody_there_means_no_spread(strategy) {
+    async fn without_users_there_is_no_spread(strategy) {
         let mut relay = draining(strategy, NONE, LONG, LONG * 2).await;
         relay.bare().await.leave().await;
         relay.begin_stop(Stop::Drain);
@@ -267,11 +267,11 @@ both_strategies! {
 
 #[derive(Debug, Default)]
 struct Tally {
-    /// Messages that came.
+    /// Messages received.
     heard: u64,
-    /// Outcomes that came.
+    /// Outcomes received.
     outcomes: u64,
-    /// … of which said `delivered`.
+    /// Outcomes `delivered`.
     delivered: u64,
 }
 
@@ -283,8 +283,8 @@ impl Tally {
     }
 }
 
-/// Sends to everybody in turn, as much as the socket takes, until the relay closes; then the
-/// sums of what came. No id has two outcomes.
+/// Sends to all ids in turn, as much as the socket takes, until the relay closes. Returns the sums of what
+/// arrived. No id has two outcomes.
 async fn talk_to_the_end(client: Client, ids: Vec<u64>) -> Tally {
     let (mut tx, mut rx) = client.socket.split();
     let asks = client.dialect == Dialect::V1;
@@ -356,9 +356,9 @@ async fn an_interrupt_skips_the_delay() {
     relay.ended().await;
 }
 
-/// A connection that asks for nothing does not hold up the end.
+/// A connection without a request does not delay the end.
 #[tokio::test]
-async fn idle_http_connections_do_not_hold_up_the_end() {
+async fn idle_http_connections_do_not_delay_the_end() {
     let mut relay = draining(Strategy::Directory, NONE, NONE, LONG).await;
     let mut kept_alive = relay.raw().await;
     assert_eq!(kept_alive.http("GET", "/livez").await.status, 200);
@@ -368,9 +368,9 @@ async fn idle_http_connections_do_not_hold_up_the_end() {
     drop((kept_alive, silent));
 }
 
-/// At the timeout everybody is cut, however many they are.
+/// At the timeout all remaining connections are aborted, however many there are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn those_who_do_not_read_are_cut_at_the_timeout() {
+async fn users_that_do_not_read_are_aborted_at_the_timeout() {
     for strategy in [Strategy::Directory, Strategy::Router] {
         let mut relay = draining(strategy, NONE, NONE, seconds(2)).await;
         let mut sender = relay.bare().await;
@@ -390,9 +390,9 @@ async fn those_who_do_not_read_are_cut_at_the_timeout() {
     }
 }
 
-/// A listener of the operators' own is the last to close.
+/// The admin listener closes last.
 #[tokio::test]
-async fn the_operators_listener_answers_during_the_drain() {
+async fn the_admin_listener_answers_during_the_drain() {
     let mut relay = Relay::start(Strategy::Directory, |settings| {
         settings.drain.delay = NONE;
         settings.drain.spread = seconds(2);

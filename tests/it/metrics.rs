@@ -1,5 +1,5 @@
-//! The contract with operators: what /metrics shows is what its document lists, no dashboard and no rule
-//! asks for anything else, and users do not make series.
+//! The contract with operators: `/metrics` has exactly the documented metrics, dashboards and rules use no
+//! others, and the number of series does not depend on users.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,9 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-/// What Prometheus puts on every series of a target.
+/// The labels that Prometheus adds to every series of a target.
 const TARGET_LABELS: [&str; 2] = ["job", "instance"];
-/// What Prometheus itself records of every target.
+/// The metrics that Prometheus itself records for every target.
 const OF_PROMETHEUS: [&str; 2] = ["up", "scrape_duration_seconds"];
 
 fn repository(path: &str) -> PathBuf {
@@ -41,8 +41,7 @@ async fn with_relay<R>(f: impl AsyncFnOnce(SocketAddr) -> R) -> R {
     with_relay_of(Settings::default(), f).await
 }
 
-/// Everything that is ever shown: the families of the link to other nodes, too, which are there while
-/// NATS is not.
+/// The exposition with all metrics that exist, those of the link to other nodes included. NATS need not run.
 async fn whole_exposition() -> String {
     let mut settings = Settings::default();
     settings.cluster.nats_url = vec!["nats://127.0.0.1:1".to_owned()];
@@ -145,14 +144,14 @@ fn documented_rows() -> Vec<Vec<String>> {
     .collect()
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn quoted(cell: &str) -> BTreeSet<String> {
     let parts = cell.split('`').skip(1).step_by(2);
     parts.map(str::to_owned).collect()
 }
 
 #[tokio::test]
-async fn document_lists_exactly_the_families_that_are_shown() {
+async fn document_lists_exactly_the_families_of_the_exposition() {
     let shown = families(&whole_exposition().await);
     let rows = documented_rows().into_iter().filter(|row| row.len() == 4);
     let listed: BTreeMap<_, _> = rows
@@ -178,7 +177,7 @@ async fn document_lists_exactly_the_families_that_are_shown() {
 }
 
 #[tokio::test]
-async fn document_lists_exactly_the_label_values_that_are_shown() {
+async fn document_lists_exactly_the_label_values_of_the_exposition() {
     let of = |label: &str| match label {
         "`initiator`" => ("switchboard_connections_closed_total", "initiator"),
         "`code`" => ("switchboard_connections_closed_total", "code"),
@@ -212,7 +211,7 @@ async fn document_lists_exactly_the_label_values_that_are_shown() {
             let pairs = labels(series).into_iter();
             pairs.map(move |(name, value)| (family, name, value.to_owned()))
         })
-        // Those of a build are no set, and bounds of buckets are numbers.
+        // The labels of a build are open, and the bounds of buckets are numbers.
         .filter(|(family, name, _)| *name != "le" && *family != "switchboard_build_info")
         .collect();
     let differing: Vec<_> = shown.symmetric_difference(&listed).collect();
@@ -223,7 +222,7 @@ async fn document_lists_exactly_the_label_values_that_are_shown() {
 }
 
 #[test]
-fn document_lists_exactly_the_alerts_that_there_are() {
+fn document_lists_exactly_the_alerts_of_the_rules() {
     let rules = read(repository("config/prometheus/rules/alerts.yml"));
     let alerts = rules
         .lines()
@@ -247,7 +246,7 @@ async fn series_do_not_depend_on_users() {
         for _ in 0..USERS {
             users.push(talking_user(addr).await);
         }
-        // Everybody has written to somebody who is away before anything is asked.
+        // All users have sent a message to a user that is not connected before the scrape.
         let written = format!("switchboard_messages_received_total {USERS}\n");
         let mut after = exposition(addr).await;
         while !after.contains(&written) {
@@ -260,7 +259,7 @@ async fn series_do_not_depend_on_users() {
     assert_eq!(series(&before), series(&after));
 }
 
-/// Somebody who is here, and has written to somebody who is not.
+/// A connected user that has sent a message to a user that is not connected.
 async fn talking_user(addr: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let request = "GET / HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -286,7 +285,7 @@ async fn talking_user(addr: SocketAddr) -> TcpStream {
     stream
 }
 
-/// What an expression of Prometheus's names.
+/// The names in a PromQL expression.
 #[derive(Debug, Default)]
 struct Named {
     /// Metrics, each with the labels that its selector matches.
@@ -295,7 +294,7 @@ struct Named {
     grouping: Vec<String>,
 }
 
-/// Reads an expression word by word; no grammar, as Prometheus itself checks that elsewhere.
+/// Reads an expression word by word, without a grammar: Prometheus checks the grammar in another test.
 fn named(expression: &str) -> Named {
     const GROUPING: [&str; 6] = [
         "by",
@@ -340,7 +339,7 @@ fn named(expression: &str) -> Named {
 }
 
 #[test]
-fn words_of_an_expression_are_told_apart() {
+fn metrics_and_labels_of_an_expression_are_told_apart() {
     let Named { metrics, grouping } = named(
         r#"histogram_quantile(0.99, sum by (le) (rate(a_bucket{job=~"$job", x!="1"}[5m]))) > on (job) group_left () 10 * b offset 5m"#,
     );
@@ -352,7 +351,7 @@ fn words_of_an_expression_are_told_apart() {
     assert_eq!(grouping, ["le", "job"]);
 }
 
-/// An expression, what it is for, and the legend that is written from its labels.
+/// An expression, its place, and the legend that is made from its labels.
 #[derive(Debug)]
 struct Asked {
     place: String,
@@ -389,8 +388,8 @@ fn asked_by_dashboard(place: &str, value: &Value, asked: &mut Vec<Asked>) {
     }
 }
 
-/// All expressions of a file of rules, by the name of what they record or alert on. An expression
-/// stands on the line of its `expr:`, or, folded, on the deeper ones behind it.
+/// All expressions of a file of rules, with the name of their record or alert. An expression is on the line
+/// of its `expr:` or, if it is folded, on the deeper lines after it.
 fn asked_by_rules(text: &str) -> Vec<Asked> {
     let mut asked: Vec<Asked> = Vec::new();
     let mut name = "";
@@ -430,7 +429,7 @@ fn asked_by_rules(text: &str) -> Vec<Asked> {
 }
 
 #[tokio::test]
-async fn dashboards_and_rules_ask_only_for_what_is_shown() {
+async fn dashboards_and_rules_use_only_exposed_metrics() {
     let families = families(&whole_exposition().await);
     let rules: Vec<_> = files("config/prometheus/rules")
         .iter()

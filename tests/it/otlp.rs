@@ -1,5 +1,4 @@
-//! An OTLP receiver over HTTP that decodes the protocol. Not of this binary alone: the cluster's tests have
-//! it, too.
+//! An OTLP receiver over HTTP that decodes the protocol. The tests of the cluster use it, too.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,11 +21,11 @@ use tokio::task::JoinSet;
 
 use crate::eventually;
 
-/// What a receiver does with a request.
+/// How a receiver treats a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
     Takes,
-    /// Takes the request, less this many spans.
+    /// Accepts the request but refuses this many spans.
     TakesLess(i64),
     Fails(StatusCode),
     /// Never answers.
@@ -38,7 +37,7 @@ pub(crate) enum Manner {
 pub(crate) struct Receiver {
     pub(crate) addr: SocketAddr,
     pub(crate) got: Arc<Mutex<Got>>,
-    /// Its connections; gone with it.
+    /// The tasks of its connections, which end when it is dropped.
     _connections: JoinSet<()>,
 }
 
@@ -94,7 +93,7 @@ impl Receiver {
         scopes.flat_map(|scope| scope.spans.clone()).collect()
     }
 
-    /// The spans, once there are this many.
+    /// Waits for this many spans and returns all.
     pub(crate) async fn spans_once(&self, count: usize) -> Vec<Span> {
         eventually(&format!("{count} spans"), async || {
             let spans = self.spans();
@@ -103,7 +102,7 @@ impl Receiver {
         .await
     }
 
-    /// Whether this is anywhere in what it got.
+    /// Whether any request so far contains this text.
     pub(crate) fn has_seen(&self, text: &str) -> bool {
         let got = self.got.lock().unwrap();
         let seen = |request: &Bytes| memchr::memmem::find(request, text.as_bytes()).is_some();

@@ -1,6 +1,5 @@
-//! What an OTLP receiver gets, decoded from the protocol: the spans of handshakes and messages. And what
-//! a running process is told to log. The relay is a process of its own here, since a process has one
-//! place that its spans and its logs go to.
+//! The spans of handshakes and messages as an OTLP receiver decodes them, and the log filter of a running
+//! process. Each relay is a process of its own, because a process has one place for spans and logs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,13 +23,13 @@ use tokio_websockets::ClientBuilder;
 use super::harness::{Client, Dialect, Raw, Scrape, eventually, within};
 use super::otlp::{Manner, Receiver};
 
-/// The variables of a relay whose spans leave at once, and all of them.
+/// The variables of a relay that traces everything and sends spans at once.
 const ALL: [(&str, &str); 2] = [
     ("SWITCHBOARD__TRACING__SAMPLE_RATIO", "1"),
     ("OTEL_BSP_SCHEDULE_DELAY", "20"),
 ];
 
-/// A relay that is a process of its own, and what it has logged.
+/// A relay in a process of its own, with its log.
 #[derive(Debug)]
 struct Relay {
     addr: SocketAddr,
@@ -52,7 +51,7 @@ impl Relay {
             .env("SWITCHBOARD__TRACING__OTLP_ENDPOINT", endpoint)
             .env("SWITCHBOARD__DRAIN__DELAY", "0s")
             .env("SWITCHBOARD__DRAIN__SPREAD", "0s")
-            // Clients that do not read any more are not waited for.
+            // The end does not wait for clients that no longer read.
             .env("SWITCHBOARD__KEEPALIVE__CLOSE_TIMEOUT", "100ms")
             .env("SWITCHBOARD__LOG__FORMAT", "json")
             .envs(variables.iter().copied())
@@ -82,7 +81,7 @@ impl Relay {
         relay
     }
 
-    /// The first line with this message, once there is one.
+    /// Waits for the first line with this message and returns it.
     async fn logs(&self, message: &str) -> Value {
         eventually(message, async || self.logged(message).first().cloned()).await
     }
@@ -98,7 +97,7 @@ impl Relay {
         Client::connect(self.addr, Dialect::V1).await
     }
 
-    /// A user whose handshake has this query and this `traceparent`.
+    /// Connects a user by a handshake with this query and this `traceparent`.
     async fn v1_with(&self, query: &str, traceparent: &str) -> Client {
         let stream = TcpStream::connect(self.addr).await.unwrap();
         let header = |name: &str| name.parse().unwrap();
@@ -135,7 +134,7 @@ impl Relay {
         scrape.value("switchboard_messages_received_total", &[])
     }
 
-    /// Spans that the receiver took, and those that were lost for this reason.
+    /// Spans that the receiver accepted, and those that were lost for this reason.
     async fn spans(&self, reason: &str) -> (u64, u64) {
         let scrape = self.scrape().await;
         let reason = [("reason", reason)];
@@ -153,7 +152,7 @@ impl Relay {
         assert!(kill.unwrap().success());
     }
 
-    /// Drains, and ends.
+    /// Drains the relay and waits for its end.
     async fn stop(&mut self) -> ExitStatus {
         self.signal("TERM");
         within("the end of the process", self.process.wait())
@@ -162,7 +161,7 @@ impl Relay {
     }
 }
 
-/// A span as a test wants to see it.
+/// The spans of this name.
 fn named<'a>(spans: &'a [Span], name: &str) -> Vec<&'a Span> {
     spans.iter().filter(|span| span.name == name).collect()
 }
@@ -201,12 +200,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), hex)
 }
 
-/// What a span tells others of itself.
+/// The `traceparent` of a span.
 fn traceparent(span: &Span) -> String {
     format!("00-{}-{}-01", hex(&span.trace_id), hex(&span.span_id))
 }
 
-/// What became of the message, by its last span.
+/// The outcome of the message by its last span.
 fn outcome(span: &Span) -> Option<String> {
     let attributes = attributes(&span.attributes);
     let outcome = attributes.get("switchboard.outcome")?.as_str()?;
@@ -222,7 +221,7 @@ async fn a_message_is_a_tree_of_two_spans_in_either_strategy() {
     for strategy in ["directory", "router"] {
         let receiver = Receiver::start(Manner::Takes).await;
         let strategy = ("SWITCHBOARD__ROUTING__STRATEGY", strategy);
-        // Only the end of the process sends.
+        // Spans are sent only at the end of the process.
         let delay = ("OTEL_BSP_SCHEDULE_DELAY", "600000");
         let mut relay = Relay::start(&receiver.endpoint(), &[ALL[0], strategy, delay]).await;
         let mut ann = relay.v1_with("?ticket=hush", "").await;
@@ -318,7 +317,7 @@ async fn a_handshake_is_a_server_span_of_a_service_with_a_name() {
         ("switchboard", env!("CARGO_PKG_VERSION"))
     );
 
-    // What is logged in the span says so.
+    // A log line within the span has its ids.
     let accepted = relay.logs("upgrade accepted").await;
     assert_eq!(accepted["trace_id"], hex(&handshake.trace_id));
     assert_eq!(accepted["span_id"], hex(&handshake.span_id));
@@ -380,7 +379,7 @@ async fn every_outcome_that_a_sender_learns_is_on_a_span() {
     let stalled = stalled.joined(Dialect::V1).await.narrowed();
     let stalled_id = ann.id + 1;
 
-    // Its socket takes some, its mailbox a few more, and what is beyond is refused.
+    // The socket takes some messages, the mailbox a few more, and the rest is refused.
     let long = "x".repeat(60_000);
     for id in 0..40 {
         ann.ask(stalled_id, &long, id).await;
@@ -433,7 +432,7 @@ async fn every_outcome_that_a_sender_learns_is_on_a_span() {
 const SAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const UNSAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
 
-/// A message with this `traceparent`, whatever it is; the one that its recipient finds.
+/// Sends a message with this `traceparent`, valid or not. Returns the one that the recipient gets.
 async fn traceparent_behind(ann: &mut Client, ben: &mut Client, traceparent: Value) -> Value {
     let message = json!({"recipient_id": ben.id, "message": "hi", "traceparent": traceparent});
     ann.send(&message).await;
@@ -466,7 +465,7 @@ async fn a_trusted_client_continues_its_trace() {
     );
     assert_eq!(continued, traceparent(send));
 
-    // Not sampled is not traced here, but the trace goes on; malformed is as if it was not there.
+    // Without the sampled flag the relay makes no span and passes the context on. A malformed one is ignored.
     let goes_on = traceparent_behind(&mut ann, &mut ben, json!(UNSAMPLED)).await;
     assert_eq!(goes_on, UNSAMPLED);
     for malformed in [
@@ -480,13 +479,13 @@ async fn a_trusted_client_continues_its_trace() {
     }
     ann.say(ben.id, "without").await;
     ben.hears(ann.id, "without").await;
-    // What would have been traced would be here before this.
+    // A span of an earlier message would have arrived before this one.
     traceparent_behind(&mut ann, &mut ben, json!(SAMPLED)).await;
     assert_eq!(receiver.spans_once(5).await.len(), 5);
 }
 
 #[tokio::test]
-async fn a_stranger_forces_nothing() {
+async fn an_untrusted_client_cannot_force_a_trace() {
     let receiver = Receiver::start(Manner::Takes).await;
     let never = ("SWITCHBOARD__TRACING__SAMPLE_RATIO", "0");
     let mut relay = Relay::start(&receiver.endpoint(), &[never]).await;
@@ -499,7 +498,7 @@ async fn a_stranger_forces_nothing() {
 }
 
 #[tokio::test]
-async fn bare_is_never_told_of_a_trace() {
+async fn a_bare_connection_gets_no_traceparent() {
     let receiver = Receiver::start(Manner::Takes).await;
     let trusting = ("SWITCHBOARD__TRACING__TRUST_CLIENTS", "true");
     let relay = Relay::start(&receiver.endpoint(), &[ALL[0], ALL[1], trusting]).await;
@@ -507,7 +506,7 @@ async fn bare_is_never_told_of_a_trace() {
     let message = json!({"recipient_id": ann.id, "message": "hi", "traceparent": SAMPLED});
     ann.send(&message).await;
     ann.hears(ann.id, "hi").await;
-    // It is traced all the same, by chance and not by the field that bare does not know.
+    // The message is traced at random, not because of the field, which the bare dialect does not know.
     let send = only(&receiver.spans_once(3).await, "send users/{id}").clone();
     assert_eq!(hex(&send.parent_span_id), "");
 }
@@ -533,10 +532,10 @@ async fn a_receiver_that_hangs_blocks_no_message_and_its_loss_is_counted() {
     let waiting = {
         let (exported, lost) = relay.spans("queue_full").await;
         assert_eq!((exported, relay.spans("export_failed").await.1), (0, 0));
-        // The handshake and two a message, less what waits or is on its way.
+        // One span of the handshake and two of each message, without those that wait or are being sent.
         1001 - lost
     };
-    // One batch, of no more than a queue has, is on its way for ever.
+    // One batch, at most as large as the queue, is being sent for ever.
     assert!((65..=128).contains(&waiting), "{waiting}");
     // Does not wait for the exporter's own timeout.
     assert_eq!(relay.stop().await.code(), Some(0));
@@ -586,7 +585,7 @@ async fn a_receiver_that_comes_back_gets_spans_again() {
     assert_eq!(receiver.spans_once(2).await.len(), 2);
     relay.logs("spans are sent again").await;
     assert_eq!(relay.spans("export_failed").await, (2, 9));
-    // Said once, not for each batch.
+    // Logged once, not for each batch.
     assert_eq!(
         relay.logged("spans cannot be sent and will be lost").len(),
         1
@@ -611,7 +610,7 @@ async fn a_receiver_that_refuses_is_counted() {
         ),
     ] {
         let receiver = Receiver::start(manner).await;
-        // One batch, and when it is whole.
+        // All spans are in one batch, which is sent when it is full.
         let batch = [
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "3"),
             ("OTEL_BSP_SCHEDULE_DELAY", "600000"),
@@ -626,7 +625,7 @@ async fn a_receiver_that_refuses_is_counted() {
     }
 }
 
-/// A file of settings of this name, anew.
+/// Writes a file of this name and returns its path.
 fn settings_file(name: &str, text: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::write(&path, text).unwrap();
@@ -634,7 +633,7 @@ fn settings_file(name: &str, text: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn sighup_reads_the_filter_anew_and_keeps_the_old_one_where_the_file_is_bad() {
+async fn sighup_reads_the_filter_again_and_keeps_the_old_one_if_the_file_is_invalid() {
     let receiver = Receiver::start(Manner::Takes).await;
     let name = "sighup.toml";
     let file = settings_file(name, "[log]\nfilter = \"info\"\n");
@@ -672,7 +671,7 @@ async fn sighup_reads_the_filter_anew_and_keeps_the_old_one_where_the_file_is_ba
     relay
         .logs("settings not reloaded: the running settings stay in effect")
         .await;
-    // A line of debug, as before.
+    // Lines of level debug are still logged.
     drop(relay.v1().await);
     eventually("the filter stays", async || {
         (relay.logged("upgrade accepted").len() == 2).then_some(())
