@@ -25,7 +25,7 @@
 //! | module | task |
 //! | - | - |
 //! | [`app`] | builds and runs the parts |
-//! | [`lifecycle`] | stages, the task tracker, signals, the drain |
+//! | [`lifecycle`], `drain` | stages, the task tracker and signals; the drain |
 //! | [`config`] | the settings: layers, rules, warnings |
 //! | [`net`] | listening sockets, byte streams, TLS, the PROXY protocol, background threads |
 //! | [`admission`] | which connections and handshakes are let in, and how fast |

@@ -285,7 +285,7 @@ async fn talking_user(addr: SocketAddr) -> TcpStream {
     stream
 }
 
-/// The names in a PromQL expression.
+/// The metrics and labels that an expression of Prometheus names.
 #[derive(Debug, Default)]
 struct Named {
     /// Metrics, each with the labels that its selector matches.

@@ -29,7 +29,7 @@ use labels::CODE_LABELS;
 pub use labels::{CloseCode, DropReason, Initiator, Rejection};
 pub(crate) use link::LinkMetrics;
 use process::ProcessMetrics;
-use shards::Shards;
+use shards::WorkerShards;
 pub use stats::{ClusterStats, DirectoryStats};
 
 /// The commit of the build, from the environment of the build.
@@ -41,7 +41,7 @@ const REVISION: &str = match option_env!("SWITCHBOARD_REVISION") {
 /// All metrics of one app.
 #[derive(Debug)]
 pub struct Metrics {
-    shards: Shards,
+    shards: WorkerShards,
     /// Closed connections, which a scrape reads before the directory.
     closed_registry: Registry,
     /// Everything else that is registered, which a scrape reads after the directory.
@@ -89,7 +89,7 @@ impl Metrics {
             .const_label("revision", REVISION);
         register(&registry, IntGauge::with_opts(build)).set(1);
         Self {
-            shards: Shards::new(workers),
+            shards: WorkerShards::new(workers),
             opened: count(
                 "switchboard_connections_opened_total",
                 "Connections that completed the upgrade.",

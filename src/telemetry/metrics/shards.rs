@@ -51,9 +51,9 @@ pub(super) struct Shard {
 
 /// One shard for each worker thread, after a first one for all other threads.
 #[derive(Debug)]
-pub(super) struct Shards(Box<[Shard]>);
+pub(super) struct WorkerShards(Box<[Shard]>);
 
-impl Shards {
+impl WorkerShards {
     /// Shards for this number of worker threads.
     pub(super) fn new(workers: usize) -> Self {
         Self((0..=workers).map(|_| Shard::default()).collect())
