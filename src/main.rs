@@ -63,7 +63,7 @@ fn small_runtime() -> io::Result<runtime::Runtime> {
 fn check(settings: &Settings) -> anyhow::Result<()> {
     io::stdout().write_all(settings.to_string().as_bytes())?;
     let mut warnings = Machine::read()?.warnings(settings);
-    warnings.extend(settings.loosened());
+    warnings.extend(settings.exposure_warnings());
     warnings.extend(settings.weak_token());
     for warning in warnings {
         print_error(format_args!("warning: {warning}"));

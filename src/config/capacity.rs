@@ -1,31 +1,31 @@
-//! Whether the settings go together with the machine: its file descriptors and its memory.
+//! Whether the machine has the file descriptors and the memory that the settings need.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::settings::{LimitSettings, Settings};
 use super::units::size_text;
-use super::{LimitSettings, Settings};
 
-/// The most users that a setting may let in.
+/// The highest `limits.connections`.
 pub(super) const CONNECTIONS_MAX: u64 = 10_000_000;
-/// File descriptors kept back from users: listeners, probes, scrapes, handshakes, log, runtime.
+/// File descriptors that users cannot take: for listeners, health checks, scrapes, handshakes, log, runtime.
 const DESCRIPTORS_RESERVED: u64 = 500;
-/// An idle user's heap (2.2 KiB) and the kernel's part of its socket (4 KiB).
+/// Memory of an idle user: 2.2 KiB of heap, and 4 KiB of the kernel for its socket.
 const CONNECTION_BYTES: u64 = 2253 + 4096;
 
-/// What the process may use.
+/// The machine's limits on the process.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
-    /// The hard limit of open files, `RLIMIT_NOFILE`: a relay raises its soft limit to it.
+    /// The hard limit of open files, `RLIMIT_NOFILE`. A relay raises its soft limit to it.
     pub descriptors: u64,
     /// Bytes of memory: the lowest cgroup v2 `memory.max` above the process, else `MemTotal`.
     pub memory: Option<u64>,
 }
 
 impl LimitSettings {
-    /// Users to let in where the process may open that many files: what is set, or what the files
-    /// leave room for, the lower of the two.
+    /// How many users may connect if the process may open this many files: `connections`, or fewer where the
+    /// files do not suffice.
     pub fn connections_within(&self, descriptors: u64) -> usize {
         let room = descriptors
             .saturating_sub(DESCRIPTORS_RESERVED)
@@ -37,7 +37,7 @@ impl LimitSettings {
 }
 
 impl Machine {
-    /// Asks the kernel.
+    /// Reads the limits from the kernel.
     pub fn read() -> io::Result<Self> {
         let (_, descriptors) = rlimit::Resource::NOFILE.get()?;
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -51,7 +51,7 @@ impl Machine {
         })
     }
 
-    /// What of these settings the machine cannot hold, a sentence each.
+    /// Warnings about settings that need more than the machine has, a sentence each.
     pub fn warnings(&self, settings: &Settings) -> Vec<String> {
         let Self {
             descriptors,
@@ -63,8 +63,8 @@ impl Machine {
         let needed = connections.unwrap_or(1) as u64 + DESCRIPTORS_RESERVED;
         if descriptors < needed {
             warnings.push(format!(
-                "RLIMIT_NOFILE is {descriptors}, which leaves room for {users} users ({DESCRIPTORS_RESERVED} \
-                 are kept back): raise it to {needed}{}",
+                "RLIMIT_NOFILE is {descriptors}, which is enough for {users} users ({DESCRIPTORS_RESERVED} \
+                 are reserved): raise it to {needed}{}",
                 connections.map_or_else(String::new, |connections| format!(
                     ", or lower limits.connections, which is {connections}"
                 )),
@@ -77,7 +77,7 @@ impl Machine {
         {
             let [idle, waiting, memory] = [idle, waiting, memory].map(mebibytes);
             warnings.push(format!(
-                "memory is {memory}, but {users} idle users take {idle} and mailbox.total_bytes \
+                "memory is {memory}, but {users} idle users need {idle} and mailbox.total_bytes \
                  is {waiting}: {} limits.connections or lower mailbox.total_bytes",
                 if connections.is_some() {
                     "lower"
@@ -90,7 +90,7 @@ impl Machine {
     }
 }
 
-/// The lowest limit from the group of the process up to the root: the group itself often has none.
+/// The lowest limit from the cgroup of the process up to the root, because the group itself often has none.
 fn memory_max(root: &Path, group: &Path) -> Option<u64> {
     let limits = group.ancestors().filter_map(|group| {
         let limit = fs::read_to_string(root.join(group).join("memory.max")).ok()?;
@@ -107,7 +107,7 @@ fn memory_total(meminfo: &str) -> Option<u64> {
     kibibytes.checked_mul(1 << 10)
 }
 
-/// A size for people, without the odd bytes.
+/// A size as text, rounded down to a mebibyte.
 fn mebibytes(bytes: u64) -> String {
     size_text(bytes >> 20 << 20)
 }

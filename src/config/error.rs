@@ -1,45 +1,44 @@
-//! What is wrong with a configuration, said so that whoever wrote it finds the place: the file or
-//! variable, the key, what was found and what is allowed.
+//! What is wrong with a configuration. A text names the place (file or variable, and key), the value found and
+//! the values allowed.
 
 use std::fmt;
 
-/// Everything that was found wrong, in the order of the sources; at least one problem.
+/// All problems of a configuration, in the order of the sources; at least one.
 #[derive(Debug)]
 pub struct ConfigError {
-    problems: Vec<Problem>,
+    problems: Vec<SettingsProblem>,
 }
 
-/// One thing that is wrong. `origin` is a file's name, a variable's, an option's, or
-/// `the built-in default`.
+/// One problem. `origin` is the name of a file, a variable or an option, or `the built-in default`.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
-    /// A file or a variable cannot be read at all.
+pub enum SettingsProblem {
+    /// A file or a variable cannot be read.
     #[error("{origin}: cannot be read: {reason}")]
     Unreadable {
         /// Its name.
         origin: String,
-        /// What the system says.
+        /// The system's error.
         reason: String,
     },
     /// A file is not TOML.
-    #[error("{origin}: is not TOML: {reason}")]
+    #[error("{origin}: invalid TOML: {reason}")]
     Syntax {
         /// The file's name.
         origin: String,
-        /// What the parser says, with the line.
+        /// The parser's error, with the line.
         reason: String,
     },
-    /// There is no such key.
-    #[error("{origin}: {key}: found an unknown key, allowed: {}{}", known.join(", "), suggestion(key, known))]
+    /// A key that no setting has.
+    #[error("{origin}: {key}: unknown key, allowed: {}{}", known.join(", "), suggestion(key, known))]
     UnknownKey {
         /// Where it is written.
         origin: String,
         /// The key, with its sections.
         key: String,
-        /// The keys that could stand there.
+        /// The known keys of the same section.
         known: Vec<String>,
     },
-    /// The value has the wrong type, or cannot be.
+    /// A value of the wrong type, or one that is not allowed.
     #[error("{origin}: {key}: found {found}, allowed: {allowed}")]
     Value {
         /// Where it is written.
@@ -48,25 +47,25 @@ pub enum Problem {
         key: String,
         /// The value, as written.
         found: String,
-        /// The values that could stand there, in words.
+        /// The allowed values, in words.
         allowed: String,
     },
 }
 
 impl ConfigError {
-    pub(super) fn new(problems: Vec<Problem>) -> Self {
+    pub(super) fn new(problems: Vec<SettingsProblem>) -> Self {
         Self { problems }
     }
 
-    /// The problems, one by one.
-    pub fn problems(&self) -> &[Problem] {
+    /// All problems.
+    pub fn problems(&self) -> &[SettingsProblem] {
         &self.problems
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the configuration does not hold")?;
+        f.write_str("invalid configuration")?;
         self.problems
             .iter()
             .try_for_each(|problem| write!(f, "\n  {problem}"))
@@ -75,10 +74,10 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The known key that a typo may have meant.
+/// The known key nearest to a misspelt one.
 fn suggestion(key: &str, known: &[String]) -> String {
     let (_, name) = key.rsplit_once('.').unwrap_or(("", key));
-    // With half of a short name changed, any key is near.
+    // If half of a short name may differ, it is near to every key.
     let distance_max = 3.min(name.chars().count() / 2);
     known
         .iter()

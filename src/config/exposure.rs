@@ -1,172 +1,185 @@
-//! What of the settings lets more happen than the defaults do, a sentence each. The defaults are the
-//! safe choice, but for rates: what is much depends on who comes.
+//! Warnings about settings that are less safe than the defaults, a sentence each. The defaults are the safe
+//! choice, except that rates have no limit: the right rate depends on the users.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use hyper::Uri;
 
-use super::units::{duration_text, size_text};
-use super::{AuthMode, Settings, TracingSettings};
+use super::choices::AuthMode;
+use super::rules::rules;
+use super::settings::Settings;
+
+/// A setting that bounds a rate, or a number per address.
+struct RateSetting {
+    key: &'static str,
+    is_set: bool,
+    /// Whether it would limit anything with the other settings as they are.
+    applies: bool,
+}
 
 impl Settings {
-    /// What was loosened, and that rates are off where they are.
-    pub fn loosened(&self) -> Vec<String> {
-        let mut warnings = self.unset_rates();
+    /// Warnings about rates without a limit, and about settings that are less safe than the defaults.
+    pub fn exposure_warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<_> = self.unset_rates().into_iter().collect();
         warnings.extend(self.reachable());
-        warnings.extend(self.admission());
-        warnings.extend(self.cut_off());
+        warnings.extend(self.per_address());
+        warnings.extend(self.authentication());
+        warnings.extend(self.refused_without_response());
         warnings.extend(self.between_nodes());
         warnings.extend(self.traced());
-        warnings.extend(self.raised(&Self::default()));
+        warnings.extend(self.above_defaults());
         warnings
     }
 
-    fn unset_rates(&self) -> Vec<String> {
-        let limits = &self.limits;
-        let no_tls = !self.speaks_tls();
-        let keys = [
-            ("message_rate", limits.message_rate.is_some()),
-            ("byte_rate", limits.byte_rate.is_some()),
-            ("accept_rate", limits.accept_rate.is_some()),
-            ("handshake_rate", limits.handshake_rate.is_some()),
-            (
-                "address_handshake_rate",
-                limits.address_handshake_rate.is_some(),
-            ),
-            (
-                "tls_handshake_rate",
-                limits.tls_handshake_rate.is_some() || no_tls,
-            ),
-            (
-                "address_tls_handshake_rate",
-                limits.address_tls_handshake_rate.is_some() || no_tls,
-            ),
-            ("address_connections", limits.address_connections.is_some()),
-            (
-                "address_auth_failures",
-                limits.address_auth_failures.is_some() || self.auth.mode == AuthMode::None,
-            ),
-        ];
-        let unset: Vec<_> = keys
+    fn unset_rates(&self) -> Option<String> {
+        let unset: Vec<_> = self
+            .rates()
             .iter()
-            .filter(|(_, is_set)| !is_set)
-            .map(|(key, _)| format!("limits.{key}"))
+            .filter(|rate| rate.applies && !rate.is_set)
+            .map(|rate| rate.key)
             .collect();
-        if unset.is_empty() {
-            return Vec::new();
-        }
-        vec![format!("rates are off: {} not set", is_or_are(&unset))]
+        (!unset.is_empty()).then(|| format!("rates without a limit: {}", unset.join(", ")))
     }
 
-    /// What others than this machine can reach.
+    fn rates(&self) -> [RateSetting; 9] {
+        let limits = &self.limits;
+        let tls = self.speaks_tls();
+        let auth = self.auth.mode != AuthMode::None;
+        [
+            ("limits.message_rate", limits.message_rate.is_some(), true),
+            ("limits.byte_rate", limits.byte_rate.is_some(), true),
+            ("limits.accept_rate", limits.accept_rate.is_some(), true),
+            (
+                "limits.handshake_rate",
+                limits.handshake_rate.is_some(),
+                true,
+            ),
+            (
+                "limits.address_handshake_rate",
+                limits.address_handshake_rate.is_some(),
+                true,
+            ),
+            (
+                "limits.tls_handshake_rate",
+                limits.tls_handshake_rate.is_some(),
+                tls,
+            ),
+            (
+                "limits.address_tls_handshake_rate",
+                limits.address_tls_handshake_rate.is_some(),
+                tls,
+            ),
+            (
+                "limits.address_connections",
+                limits.address_connections.is_some(),
+                true,
+            ),
+            (
+                "limits.address_auth_failures",
+                limits.address_auth_failures.is_some(),
+                auth,
+            ),
+        ]
+        .map(|(key, is_set, applies)| RateSetting {
+            key,
+            is_set,
+            applies,
+        })
+    }
+
+    /// Addresses that other machines can reach.
     fn reachable(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        let open: Vec<_> = self
-            .server
-            .listen
-            .iter()
-            .filter(|addr| !is_loopback(addr))
-            .map(ToString::to_string)
-            .collect();
+        let open = self.server.listen.iter().filter(|addr| !is_loopback(addr));
+        let open: Vec<_> = open.map(ToString::to_string).collect();
         if !open.is_empty() {
             let open = open.join(", ");
             if self.auth.mode == AuthMode::None {
                 warnings.push(format!(
-                    "auth.mode is \"none\", and anybody can reach {open}"
+                    "auth.mode is \"none\": any client that reaches {open} may connect"
                 ));
             }
             if self.auth.mode == AuthMode::None && self.server.allowed_hosts.is_empty() {
                 warnings.push(format!(
-                    "server.allowed_hosts is not set: a page of anybody, by a name that is given the \
-                     address of {open}, connects in its visitors' names"
+                    "server.allowed_hosts is not set: a page under any host name that resolves to {open} \
+                     may connect in the name of its visitors"
                 ));
             }
             if !self.speaks_tls() {
                 warnings.push(format!(
-                    "server.tls is not set: what is said over {open} can be read on its way, unless a \
+                    "server.tls is not set: messages to {open} can be read on the network, unless a \
                      proxy in front speaks TLS"
                 ));
             }
             if self.admin.listen.is_none() {
                 warnings.push(format!(
-                    "admin.listen is not set: /metrics is for everybody who reaches {open}"
+                    "admin.listen is not set: any client that reaches {open} can read /metrics"
                 ));
             }
         }
         if let Some(admin) = self.admin.listen.filter(|addr| !is_loopback(addr)) {
             if self.admin.token_file.is_none() {
                 warnings.push(format!(
-                    "admin.token_file is not set: /metrics is for everybody who reaches {admin}"
+                    "admin.token_file is not set: any client that reaches {admin} can read /metrics"
                 ));
             } else if self.admin.tls.cert_file.is_none() {
                 warnings.push(format!(
-                    "admin.tls is not set: the token can be read on its way to {admin}"
+                    "admin.tls is not set: the token can be read on the network to {admin}"
                 ));
             }
         }
         warnings
     }
 
-    /// Who is let in, and who is believed.
-    fn admission(&self) -> Vec<String> {
+    /// How the relay learns a client's address.
+    fn per_address(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        for origin in &self.server.allowed_origins {
-            warnings.push(format!(
-                "server.allowed_origins: pages of {origin} connect in their visitors' names"
-            ));
-        }
-        let limits = &self.limits;
-        let by_address = [
-            (
-                "address_handshake_rate",
-                limits.address_handshake_rate.is_some(),
-            ),
-            (
-                "address_tls_handshake_rate",
-                limits.address_tls_handshake_rate.is_some(),
-            ),
-            ("address_connections", limits.address_connections.is_some()),
-            (
-                "address_auth_failures",
-                limits.address_auth_failures.is_some(),
-            ),
-        ];
-        let by_address: Vec<_> = by_address
+        let shared: Vec<_> = self
+            .rates()
             .iter()
-            .filter(|(_, is_set)| *is_set)
-            .map(|(key, _)| format!("limits.{key}"))
+            .filter(|rate| rate.key.contains(".address_") && rate.is_set)
+            .map(|rate| rate.key)
             .collect();
-        if !by_address.is_empty() && self.server.trusted_proxies.is_empty() {
+        if !shared.is_empty() && self.server.trusted_proxies.is_empty() {
             warnings.push(format!(
-                "server.trusted_proxies is not set: if a proxy is in front, {} set for all who come \
-                 through it together",
-                is_or_are(&by_address)
+                "server.trusted_proxies is not set: all clients of a proxy in front share one address, \
+                 and with it {}",
+                shared.join(", ")
             ));
         }
         for network in &self.server.trusted_proxies {
             if network.prefix_len() == 0 {
                 warnings.push(format!(
-                    "server.trusted_proxies: {network} believes everybody's word on their address"
+                    "server.trusted_proxies: {network} lets every client choose the address that it \
+                     counts by"
                 ));
             }
         }
+        warnings
+    }
+
+    /// Which pages and which tokens are accepted.
+    fn authentication(&self) -> Vec<String> {
+        let origins = self.server.allowed_origins.iter().map(|origin| {
+            format!(
+                "server.allowed_origins: pages of {origin} may connect in the name of their visitors"
+            )
+        });
+        let mut warnings: Vec<_> = origins.collect();
         let auth = &self.auth;
         if auth.mode == AuthMode::None {
             if auth.has_keys() {
-                warnings.push(
-                    "auth.mode is \"none\": nobody is asked for a token, whatever else auth sets"
-                        .to_owned(),
-                );
+                let unused = "auth.mode is \"none\": no token is checked, although auth names keys";
+                warnings.push(unused.to_owned());
             }
             return warnings;
         }
         if auth.query_token {
-            warnings.push("auth.query_token: tokens stand in the logs of proxies".to_owned());
+            warnings.push("auth.query_token: tokens appear in the logs of proxies".to_owned());
         }
         if auth.audience.is_none() {
             warnings.push(
-                "auth.audience is not set: a token that was issued for another service is taken"
+                "auth.audience is not set: a token that was issued for another service is accepted"
                     .to_owned(),
             );
         }
@@ -174,22 +187,23 @@ impl Settings {
             && url.starts_with("http://")
         {
             warnings.push(format!(
-                "auth.jwks_url: whoever is between here and {url} can choose the keys"
+                "auth.jwks_url: an attacker on the network between this machine and {url} can choose \
+                 the keys"
             ));
         }
         warnings
     }
 
-    /// Who waits or is cut off before HTTP can say anything to it.
-    fn cut_off(&self) -> Vec<String> {
+    /// Limits that refuse a client before the relay can send a response with `Retry-After`.
+    fn refused_without_response(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let limits = &self.limits;
         if let (Some(accepted), Some(rate)) = (limits.accept_rate, limits.handshake_rate)
             && accepted <= rate
         {
             warnings.push(
-                "limits.accept_rate is not above limits.handshake_rate: who comes too often waits, and is \
-                 not told when to come back"
+                "limits.accept_rate is not above limits.handshake_rate: a client above the rate waits, \
+                 and no response tells it when to retry"
                     .to_owned(),
             );
         }
@@ -210,33 +224,33 @@ impl Settings {
             let Some(tls_rate) = tls_rate else { continue };
             if !self.speaks_tls() {
                 warnings.push(format!(
-                    "server.tls is not set: limits.{tls_key} bounds nothing"
+                    "server.tls is not set: limits.{tls_key} has no effect"
                 ));
                 continue;
             }
-            // Each handshake has a TLS handshake before it, so with the same rate TLS ends first.
+            // A TLS handshake comes before each handshake, so at an equal rate the TLS limit refuses first.
             if rate.is_some_and(|rate| tls_rate <= rate) {
                 warnings.push(format!(
-                    "limits.{tls_key} is not above limits.{key}: who comes too often is cut off, and not \
-                     told when to come back"
+                    "limits.{tls_key} is not above limits.{key}: a client above the rate is reset, and \
+                     no response tells it when to retry"
                 ));
             }
             if self.admin.listen.is_none() {
                 warnings.push(format!(
-                    "admin.listen is not set: who is over limits.{tls_key} is cut off, probes and scrapes \
-                     of /metrics included"
+                    "admin.listen is not set: limits.{tls_key} also resets health checks and scrapes of \
+                     /metrics"
                 ));
             }
         }
         warnings
     }
 
-    /// Whether users come by TLS.
+    /// Whether users connect by TLS.
     fn speaks_tls(&self) -> bool {
         self.server.tls.cert_file.is_some()
     }
 
-    /// Who can reach NATS reads what crosses, and writes in anybody's name.
+    /// The way to NATS. A client of NATS can read all messages between nodes, and write in the name of any user.
     fn between_nodes(&self) -> Vec<String> {
         let cluster = &self.cluster;
         let is_remote = |url: &&String| {
@@ -259,111 +273,38 @@ impl Settings {
         ];
         if secrets.iter().all(|secret| secret.is_none()) {
             warnings.push(format!(
-                "cluster: {url} asks for no secret: whoever reaches it reads every message that \
-                 crosses, and writes in anybody's name"
+                "cluster: no secret is set for {url}: any client that reaches it can read all messages \
+                 between nodes, and write in the name of any user"
             ));
         }
         let asks_for_tls = cluster.tls_ca_file.is_some() || cluster.tls_cert_file.is_some();
         let in_the_clear = remote.find(|url| !asks_for_tls && !url.starts_with("tls://"));
         if let Some(url) = in_the_clear {
             warnings.push(format!(
-                "cluster: messages can be read on their way to {url}, unless the NATS server asks for TLS"
+                "cluster: messages to {url} can be read on the network, unless the NATS server requires \
+                 TLS"
             ));
         }
         warnings
     }
 
     fn traced(&self) -> Option<String> {
-        let TracingSettings {
-            otlp_endpoint,
-            trust_clients,
-            ..
-        } = &self.tracing;
-        (*trust_clients && otlp_endpoint.is_some()).then(|| {
-            "tracing.trust_clients: any client has all that it does traced, if it asks for that"
-                .to_owned()
+        let tracing = &self.tracing;
+        (tracing.trust_clients && tracing.otlp_endpoint.is_some()).then(|| {
+            "tracing.trust_clients: any client can have all of its messages traced".to_owned()
         })
     }
 
-    /// Bounds above their defaults.
-    fn raised(&self, default: &Self) -> Vec<String> {
-        let all = |settings: &Self| {
-            let numbers = settings.numbers().map(|(key, number)| {
-                let text = number.to_string();
-                (key, number, text)
-            });
-            let sizes = settings
-                .sizes()
-                .map(|(key, bytes)| (key, bytes, size_text(bytes)));
-            let times = settings.times().map(|(key, time)| {
-                let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-                (key, millis, duration_text(time))
-            });
-            numbers.into_iter().chain(sizes).chain(times)
-        };
-        all(self)
-            .zip(all(default))
-            .filter(|((_, found, _), (_, default, _))| found > default)
-            .map(|((key, _, found), (_, _, default))| {
-                format!("{key} is {found}, which is above the default of {default}")
-            })
+    fn above_defaults(&self) -> Vec<String> {
+        let defaults = rules(&Self::default());
+        let rules = rules(self);
+        let pairs = rules.iter().zip(&defaults);
+        pairs
+            .filter_map(|(rule, default)| rule.warning(default))
             .collect()
-    }
-
-    fn numbers(&self) -> [(&'static str, u64); 10] {
-        let (limits, cluster) = (&self.limits, &self.cluster);
-        [
-            ("limits.handshakes", limits.handshakes as u64),
-            ("limits.bad_messages", limits.bad_messages.into()),
-            ("limits.outcomes_pending", limits.outcomes_pending.into()),
-            ("mailbox.messages", self.mailbox.messages.into()),
-            ("routing.router_queue", self.routing.router_queue as u64),
-            ("cluster.outcomes_pending", cluster.outcomes_pending.into()),
-            ("cluster.claims", cluster.claims.into()),
-            ("cluster.user_messages", cluster.user_messages.into()),
-            ("cluster.inbound_messages", cluster.inbound_messages.into()),
-            ("tracing.queue_spans", self.tracing.queue_spans as u64),
-        ]
-    }
-
-    fn sizes(&self) -> [(&'static str, u64); 8] {
-        let (limits, cluster) = (&self.limits, &self.cluster);
-        [
-            ("limits.header_bytes", limits.header_bytes as u64),
-            ("limits.message_bytes", limits.message_bytes as u64),
-            ("limits.frame_bytes", limits.frame_bytes as u64),
-            ("mailbox.bytes", self.mailbox.bytes as u64),
-            ("mailbox.total_bytes", self.mailbox.total_bytes),
-            ("cluster.user_bytes", cluster.user_bytes as u64),
-            ("cluster.queue_bytes", cluster.queue_bytes as u64),
-            ("cluster.in_flight_bytes", cluster.in_flight_bytes as u64),
-        ]
-    }
-
-    fn times(&self) -> [(&'static str, Duration); 9] {
-        let (auth, keepalive) = (&self.auth, &self.keepalive);
-        [
-            ("auth.leeway", auth.leeway),
-            ("auth.jwks_timeout", auth.jwks_timeout),
-            ("auth.refresh_interval", auth.refresh_interval),
-            ("limits.header_timeout", self.limits.header_timeout),
-            ("keepalive.ping_interval", keepalive.ping_interval),
-            ("keepalive.pong_timeout", keepalive.pong_timeout),
-            ("keepalive.write_timeout", keepalive.write_timeout),
-            ("keepalive.close_timeout", keepalive.close_timeout),
-            ("tickets.ttl", self.tickets.ttl),
-        ]
     }
 }
 
 fn is_loopback(addr: &SocketAddr) -> bool {
-    match addr.ip().to_canonical() {
-        IpAddr::V4(ip) => ip.is_loopback(),
-        IpAddr::V6(ip) => ip.is_loopback(),
-    }
-}
-
-fn is_or_are(keys: &[String]) -> String {
-    let verb = if keys.len() == 1 { "is" } else { "are" };
-    format!("{} {verb}", keys.join(", "))
+    addr.ip().to_canonical().is_loopback()
 }

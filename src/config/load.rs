@@ -1,5 +1,6 @@
-//! Layers: the built-in defaults, the files, the variables, the option, the later over the earlier.
-//! Each is read by itself first, so that every problem has its place and none hides behind another.
+//! Loads settings from layers: the built-in defaults, the files, the variables, the option. A later layer wins
+//! over an earlier one. Each layer is first read over the defaults alone, so that every problem names its source
+//! and no problem hides another.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,32 +9,37 @@ use std::sync::LazyLock;
 
 use config::{Config, FileFormat, Format, Map, Source, Value, ValueKind};
 
-use super::error::{ConfigError, Problem};
+use super::error::{ConfigError, SettingsProblem};
+use super::otel;
 use super::read::{Strings, read};
-use super::refusal::{Refusal, describe};
-use super::rules::{Rule, rules};
-use super::{DEFAULT, Settings, otel};
+use super::read_error::{ReadError, describe};
+use super::rule::Rule;
+use super::rules::rules;
+use super::settings::Settings;
 
-/// What a variable starts with. Two underscores, since Kubernetes sets `SWITCHBOARD_PORT` and others
-/// for a Service of that name.
+/// `config/default.toml`: the lowest layer, and the description of every setting.
+pub const DEFAULT: &str = include_str!("../../config/default.toml");
+
+/// Prefix of variables. It has two underscores, because Kubernetes sets `SWITCHBOARD_PORT` and others for a
+/// Service of that name.
 const PREFIX: &str = "SWITCHBOARD__";
 const SEPARATOR: &str = "__";
-/// Pieces that a variable's name is split into, more than any key has: the reading of a tree recurses.
+/// Most pieces of a variable's name, more than any key has. It bounds the recursion of reading a tree.
 const DEPTH_MAX: usize = 8;
-/// Problems of one layer after which it is given up: each costs a reading, and nobody reads them all.
-const REFUSALS_MAX: usize = 20;
-/// The key that a layer's tree hangs on. `config` takes a key at the top for a path with indices and
-/// would make a list of 10^9 for `a[1000000000]`; further down a key is a key.
+/// Most problems that are reported of one layer, because each costs a reading of the layer.
+const LAYER_PROBLEMS_MAX: usize = 20;
+/// The key above a layer's tree. `config` parses a top-level key as a path with indices, and would allocate a
+/// list of 10^9 for `a[1000000000]`. It does not parse the keys below.
 const ROOT: &str = "settings";
 const DEFAULT_ORIGIN: &str = "the built-in default";
 
-/// What settings are made of, beside the built-in defaults.
+/// The sources of settings, besides the built-in defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     /// Name and text of each file, the lowest first.
     pub files: Vec<(String, String)>,
-    /// The environment; what does not start with `SWITCHBOARD__`, and is no variable of OpenTelemetry
-    /// for what `[tracing]` sets, is ignored.
+    /// The environment. Only `SWITCHBOARD__…` and the OpenTelemetry variables that stand for a key of
+    /// `[tracing]` are used.
     pub variables: BTreeMap<String, String>,
     /// The value of `--listen`.
     pub listen: Option<String>,
@@ -51,7 +57,7 @@ impl Sources {
             let origin = path.display().to_string();
             match fs::read_to_string(path) {
                 Ok(text) => sources.files.push((origin, text)),
-                Err(error) => problems.push(Problem::Unreadable {
+                Err(error) => problems.push(SettingsProblem::Unreadable {
                     origin,
                     reason: error.to_string(),
                 }),
@@ -66,7 +72,7 @@ impl Sources {
                 Ok(value) => {
                     sources.variables.insert(name, value);
                 }
-                Err(_) => problems.push(Problem::Unreadable {
+                Err(_) => problems.push(SettingsProblem::Unreadable {
                     origin: name,
                     reason: "is not UTF-8".to_owned(),
                 }),
@@ -81,25 +87,25 @@ impl Sources {
 }
 
 impl Settings {
-    /// Settings from the files and the environment, with the value of `--listen` on top.
+    /// Loads settings from the files and the environment, with the value of `--listen` as the last layer.
     pub fn load(files: &[PathBuf], listen: Option<String>) -> Result<Self, ConfigError> {
         Self::resolve(&Sources::read(files, listen)?)
     }
 
-    /// Settings from these sources and nothing else, or all that is wrong with them.
+    /// Makes settings from these sources alone, or returns all their problems.
     pub fn resolve(sources: &Sources) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
         let mut layers = Layer::all(sources, &mut problems);
         let (defaults, others) = layers.split_first_mut().expect("the defaults are a layer");
-        let refusals = others.iter_mut().flat_map(|layer| layer.clean(defaults));
-        let refusals: Vec<_> = refusals.collect();
+        let errors = others.iter_mut().flat_map(|layer| layer.clean(defaults));
+        let errors: Vec<_> = errors.collect();
 
         let tree = merge(&layers);
         let mut settings = match read::<Self>(&tree, Strings::Untyped) {
             Ok(settings) => settings,
-            // Where every layer can be read over the defaults, only the defaults can be at fault.
-            Err(refusal) => {
-                let problem = refusal.into_problem(DEFAULT_ORIGIN.to_owned(), &[]);
+            // Every layer can be read over the defaults, so only the defaults can be wrong.
+            Err(error) => {
+                let problem = error.into_problem(DEFAULT_ORIGIN.to_owned(), &[]);
                 return Err(ConfigError::new(vec![problem]));
             }
         };
@@ -107,18 +113,14 @@ impl Settings {
             settings.tracing.otlp_endpoint = None;
         }
         let rules = rules(&settings);
-        let layers_hold = problems.is_empty() && refusals.is_empty();
-        let refusals = refusals.into_iter();
-        problems.extend(refusals.map(|(origin, refusal)| refusal.into_problem(origin, &rules)));
-        // A rule between keys says nothing where the value of one was left out as refused.
-        let rules = rules
+        let is_complete = problems.is_empty() && errors.is_empty();
+        let errors = errors.into_iter();
+        problems.extend(errors.map(|(origin, error)| error.into_problem(origin, &rules)));
+        // With a value missing because it could not be read, a rule between keys would compare the default.
+        let broken = rules
             .iter()
-            .filter(|rule| layers_hold || rule.with.is_empty());
-        problems.extend(
-            rules
-                .filter(|rule| !rule.holds)
-                .map(|rule| broken(rule, &tree)),
-        );
+            .filter(|rule| !rule.is_met && (is_complete || rule.with.is_empty()));
+        problems.extend(broken.map(|rule| broken_rule(rule, &tree)));
         if problems.is_empty() {
             Ok(settings)
         } else {
@@ -127,11 +129,17 @@ impl Settings {
     }
 }
 
-/// The lowest layer, of which reading the text is the larger part of the work.
+impl Default for Settings {
+    fn default() -> Self {
+        Self::resolve(&Sources::default()).expect("a test loads config/default.toml")
+    }
+}
+
+/// The lowest layer. Parsed once, because parsing is most of the work of [`Settings::resolve`].
 static DEFAULTS: LazyLock<Layer> =
     LazyLock::new(|| Layer::typed(DEFAULT_ORIGIN, DEFAULT).expect("the defaults are TOML"));
 
-/// What one source says.
+/// The values of one source.
 #[derive(Clone, Debug)]
 struct Layer {
     origin: String,
@@ -140,8 +148,8 @@ struct Layer {
 }
 
 impl Layer {
-    /// All layers, the lowest first. A file that is not TOML is a problem and no layer.
-    fn all(sources: &Sources, problems: &mut Vec<Problem>) -> Vec<Self> {
+    /// All layers, the lowest first. A file with invalid TOML is a problem instead of a layer.
+    fn all(sources: &Sources, problems: &mut Vec<SettingsProblem>) -> Vec<Self> {
         let mut layers = vec![DEFAULTS.clone()];
         for (origin, text) in &sources.files {
             match Self::typed(origin, text) {
@@ -159,13 +167,10 @@ impl Layer {
             }
         }
         let has_endpoint = |layer: &Self| lookup(&layer.tree, "tracing.otlp_endpoint").is_some();
-        let endpoint = layers.iter().any(has_endpoint);
-        for said in otel::say(&sources.variables, endpoint, problems) {
-            layers.push(Self::untyped(
-                said.variable,
-                &["tracing", said.key],
-                &said.value,
-            ));
+        let has_endpoint = layers.iter().any(has_endpoint);
+        for value in otel::values(&sources.variables, has_endpoint, problems) {
+            let path = ["tracing", value.key];
+            layers.push(Self::untyped(value.variable, &path, &value.text));
         }
         if let Some(addresses) = &sources.listen {
             layers.push(Self::untyped("--listen", &["server", "listen"], addresses));
@@ -173,8 +178,8 @@ impl Layer {
         layers
     }
 
-    /// A layer of a file.
-    fn typed(origin: &str, text: &str) -> Result<Self, Problem> {
+    /// The layer of a file.
+    fn typed(origin: &str, text: &str) -> Result<Self, SettingsProblem> {
         let origin = origin.to_owned();
         match FileFormat::Toml.parse(Some(&origin), text) {
             Ok(tree) => Ok(Self {
@@ -182,7 +187,7 @@ impl Layer {
                 origin,
                 strings: Strings::Typed,
             }),
-            Err(error) => Err(Problem::Syntax {
+            Err(error) => Err(SettingsProblem::Syntax {
                 origin,
                 reason: error.to_string().trim_end().to_owned(),
             }),
@@ -203,21 +208,21 @@ impl Layer {
         }
     }
 
-    /// Takes out of the layer, one after the other, what cannot be read over the defaults; with more
-    /// than a few such, all of it.
-    fn clean(&mut self, defaults: &Self) -> Vec<(String, Refusal)> {
-        let mut refusals = Vec::new();
-        while let Err(refusal) =
+    /// Removes from the layer each value that cannot be read over the defaults, and returns the errors with the
+    /// layer's origin. Empties the layer if there are too many.
+    fn clean(&mut self, defaults: &Self) -> Vec<(String, ReadError)> {
+        let mut errors = Vec::new();
+        while let Err(error) =
             read::<Settings>(&merge(&[defaults.clone(), self.clone()]), self.strings)
         {
-            let removed = remove(&mut self.tree, refusal.path());
-            refusals.push((self.origin.clone(), refusal));
-            if !removed || refusals.len() == REFUSALS_MAX {
+            let removed = remove(&mut self.tree, error.path());
+            errors.push((self.origin.clone(), error));
+            if !removed || errors.len() == LAYER_PROBLEMS_MAX {
                 self.tree = Map::<String, Value>::new().into();
                 break;
             }
         }
-        refusals
+        errors
     }
 }
 
@@ -246,7 +251,7 @@ fn child<'a>(tree: &'a mut Value, key: &str) -> Option<&'a mut Value> {
     }
 }
 
-/// Removes the value at the path; says whether there was one.
+/// Removes the value at the path. Returns false if there is none.
 fn remove<'a>(tree: &mut Value, mut path: impl DoubleEndedIterator<Item = &'a str>) -> bool {
     let Some(last) = path.next_back() else {
         return false;
@@ -266,29 +271,27 @@ fn lookup<'a>(tree: &'a Value, key: &str) -> Option<&'a Value> {
     })
 }
 
-/// A rule that does not hold, with the values of the other keys that it looks at.
-fn broken(rule: &Rule, tree: &Value) -> Problem {
-    let say = |key: &str| match lookup(tree, key) {
-        Some(value) => (
-            value.origin().unwrap_or(DEFAULT_ORIGIN).to_owned(),
-            describe(value),
-        ),
-        None => (DEFAULT_ORIGIN.to_owned(), "nothing".to_owned()),
-    };
-    let (origin, found) = say(rule.key);
-    let with = rule.with.iter().map(|other| {
-        let (origin, found) = say(other);
-        format!("{other} is {found} by {origin}")
+/// The problem of a rule that is not met, with the values of the other keys that it looks at.
+fn broken_rule(rule: &Rule, tree: &Value) -> SettingsProblem {
+    let others = rule.with.iter().map(|key| match lookup(tree, key) {
+        Some(value) => format!("{key} is {}, set by {}", describe(value), origin(value)),
+        None => format!("{key} is not set"),
     });
-    let with = with.collect::<Vec<_>>().join(", ");
-    let allowed = match rule.with {
-        [] => rule.allowed.clone(),
-        _ => format!("{} ({with})", rule.allowed),
+    let others = others.collect::<Vec<_>>().join("; ");
+    let allowed = if others.is_empty() {
+        rule.allowed.clone()
+    } else {
+        format!("{} ({others})", rule.allowed)
     };
-    Problem::Value {
-        origin,
+    let value = lookup(tree, rule.key);
+    SettingsProblem::Value {
+        origin: value.map_or(DEFAULT_ORIGIN, origin).to_owned(),
         key: rule.key.to_owned(),
-        found,
+        found: value.map_or_else(|| "nothing".to_owned(), describe),
         allowed,
     }
+}
+
+fn origin(value: &Value) -> &str {
+    value.origin().unwrap_or(DEFAULT_ORIGIN)
 }

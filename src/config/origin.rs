@@ -1,35 +1,35 @@
-//! Where a web page comes from (RFC 6454), as a browser says it, and which of them may connect.
+//! Web origins (RFC 6454): whose pages may connect.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// An origin, or all origins whose host is below a name.
+/// An origin, or all origins with a host below a domain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct OriginPattern {
     scheme: String,
-    /// The host is below `host`, and not `host` itself.
-    below: bool,
+    /// Whether the pattern means hosts below `host`, without `host` itself.
+    is_below: bool,
     host: String,
-    /// As written; without it, the scheme's own.
+    /// Not set: the scheme's default port.
     port: Option<u16>,
 }
 
-/// Why a text is no [`OriginPattern`].
+/// A text that is not an [`OriginPattern`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an origin such as \"https://example.com\" or \"https://*.example.com\"")]
-pub struct NoOrigin;
+pub struct InvalidOrigin;
 
-/// What a relay is to those who ask it.
+/// This relay as the client of one handshake addresses it.
 #[derive(Clone, Copy, Debug)]
-pub struct Served<'a> {
-    /// The `Host` that is asked.
+pub struct Site<'a> {
+    /// The `Host` header.
     pub host: &'a str,
-    /// Who asks.
+    /// The client's address.
     pub client_addr: IpAddr,
-    /// Whether by TLS of ours; if not, there may be a proxy that speaks it.
+    /// Whether the relay itself speaks TLS on this connection. If not, a proxy may do so.
     pub is_tls: bool,
     /// `server.allowed_hosts`.
     pub names: &'a [String],
@@ -44,32 +44,32 @@ pub struct Origin<'a> {
 }
 
 impl<'a> Origin<'a> {
-    /// Reads the value of an `Origin` header; nothing for `null` and whatever else is none.
+    /// Parses an `Origin` header. Returns `None` for `null` and any other text that is not an origin.
     pub fn parse(text: &'a str) -> Option<Self> {
         let (scheme, authority) = text.split_once("://")?;
-        let mut letters = scheme.bytes();
-        let sound = letters
+        let mut bytes = scheme.bytes();
+        let is_valid = bytes
             .next()
             .is_some_and(|first| first.is_ascii_alphabetic())
-            && letters.all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
         let (host, port) = split_authority(authority)?;
-        sound.then_some(Self { scheme, host, port })
+        is_valid.then_some(Self { scheme, host, port })
     }
 
-    /// Whether a page of this origin asks where it came from.
+    /// Whether a page of this origin was loaded from this relay.
     ///
-    /// The page of a stranger can do so as well, by a name of its own that it has given this relay's
-    /// address meanwhile (DNS rebinding): so where names are set, no other counts, and from this machine,
-    /// whose relay the stranger cannot reach otherwise, a name never counts that is not set. An address
-    /// and `localhost` cannot be given another meaning.
-    pub fn is_of(&self, served: &Served<'_>) -> bool {
-        let is_same = split_authority(served.host).is_some_and(|(host, port)| {
+    /// Host and origin of a foreign page are the same, too, if its host name was changed to resolve to this
+    /// relay (DNS rebinding). So if host names are set, no other name counts. For a client on this machine, a name
+    /// that is not set never counts, because the foreign page could not reach a local relay otherwise. Addresses
+    /// and `localhost` cannot be rebound.
+    pub fn is_of(&self, site: &Site<'_>) -> bool {
+        let is_same = split_authority(site.host).is_some_and(|(host, port)| {
             host.eq_ignore_ascii_case(self.host)
                 && port.or(default_port(self.scheme)) == self.effective_port()
         });
-        let is_fixed = !self.is_by_name() || served.names.iter().any(|name| self.is_at(name));
-        let may_be_any = served.names.is_empty() && !served.client_addr.is_loopback();
-        let is_scheme = !served.is_tls || self.scheme.eq_ignore_ascii_case("https");
+        let is_fixed = !self.is_resolved() || site.names.iter().any(|name| self.is_at(name));
+        let may_be_any = site.names.is_empty() && !site.client_addr.is_loopback();
+        let is_scheme = !site.is_tls || self.scheme.eq_ignore_ascii_case("https");
         is_same && is_scheme && (is_fixed || may_be_any)
     }
 
@@ -77,8 +77,8 @@ impl<'a> Origin<'a> {
         self.host.eq_ignore_ascii_case(name)
     }
 
-    /// Whether its host is a name that a name server gives a meaning.
-    fn is_by_name(&self) -> bool {
+    /// Whether a name server resolves the host.
+    fn is_resolved(&self) -> bool {
         let is_local = self.host.rsplit('.').next();
         let is_local = is_local.is_some_and(|last| last.eq_ignore_ascii_case("localhost"));
         let is_address = self.host.starts_with('[') || self.host.parse::<Ipv4Addr>().is_ok();
@@ -91,10 +91,10 @@ impl<'a> Origin<'a> {
 }
 
 impl OriginPattern {
-    /// Whether this is the origin, or one of those, that are meant.
+    /// Whether the pattern means this origin.
     pub fn allows(&self, origin: &Origin<'_>) -> bool {
-        let host = if self.below {
-            // The dot, and something before it.
+        let host = if self.is_below {
+            // There is a dot before the domain, and a label before the dot.
             let head = origin.host.len().checked_sub(self.host.len() + 1);
             head.filter(|head| *head > 0).and_then(|head| {
                 let below = origin.host.get(head..)?.strip_prefix('.')?;
@@ -110,22 +110,21 @@ impl OriginPattern {
 }
 
 impl TryFrom<String> for OriginPattern {
-    type Error = NoOrigin;
+    type Error = InvalidOrigin;
 
-    fn try_from(text: String) -> Result<Self, NoOrigin> {
+    fn try_from(text: String) -> Result<Self, InvalidOrigin> {
         let plain = text.replacen("://*.", "://", 1);
-        let Origin { scheme, host, port } = Origin::parse(&plain).ok_or(NoOrigin)?;
-        let below = plain != text;
-        // Below an address there is nothing, and below a name of one label there is everything: `com.`
-        // has no second one.
+        let Origin { scheme, host, port } = Origin::parse(&plain).ok_or(InvalidOrigin)?;
+        let is_below = plain != text;
+        // No host is below an address. A name of one label (`com`, `com.`) would mean too many hosts.
         let is_address = host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok();
         let is_narrow = host.contains('.') && host.split('.').all(|label| !label.is_empty());
-        if below && (is_address || !is_narrow) {
-            return Err(NoOrigin);
+        if is_below && (is_address || !is_narrow) {
+            return Err(InvalidOrigin);
         }
         Ok(Self {
             scheme: scheme.to_ascii_lowercase(),
-            below,
+            is_below,
             host: host.to_ascii_lowercase(),
             port,
         })
@@ -140,21 +139,21 @@ impl From<OriginPattern> for String {
 
 impl fmt::Display for OriginPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let below = if self.below { "*." } else { "" };
+        let below = if self.is_below { "*." } else { "" };
         write!(f, "{}://{below}{}", self.scheme, self.host)?;
         self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
     }
 }
 
-/// A host, in brackets where it is an IPv6 address, and the port behind it (RFC 3986 section 3.2).
+/// Splits an authority into a host (an IPv6 address in brackets) and its port (RFC 3986 section 3.2).
 fn split_authority(text: &str) -> Option<(&str, Option<u16>)> {
     let end = match text.strip_prefix('[') {
         Some(rest) => rest.find(']')? + 2,
         None => text.find(':').unwrap_or(text.len()),
     };
     let (host, port) = text.split_at_checked(end)?;
-    let sound = |byte: u8| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte);
-    if host.is_empty() || !host.bytes().all(sound) {
+    let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte);
+    if host.is_empty() || !host.bytes().all(is_valid) {
         return None;
     }
     match port.strip_prefix(':') {
@@ -166,7 +165,7 @@ fn split_authority(text: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
-/// Whether this is a host without a port.
+/// Whether the text is a host without a port.
 pub(super) fn is_host_name(text: &str) -> bool {
     matches!(split_authority(text), Some((_, None)))
 }
@@ -186,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_may_ask_where_it_came_from() {
+    fn a_page_may_connect_to_its_own_relay() {
         for (origin, host, same) in [
             ("http://127.0.0.1:8080", "127.0.0.1:8080", true),
             ("http://localhost:8080", "127.0.0.1:8080", false),
@@ -211,9 +210,9 @@ mod tests {
         }
     }
 
-    /// From elsewhere, in the clear, with no names set.
-    fn asked(host: &str) -> Served<'_> {
-        Served {
+    /// From another machine, without TLS, with no host names set.
+    fn asked(host: &str) -> Site<'_> {
+        Site {
             host,
             client_addr: [192, 0, 2, 1].into(),
             is_tls: false,
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_was_given_our_address_is_not_ours() {
+    fn a_rebound_host_name_is_not_the_relays() {
         let names = ["chat.example.com".to_owned()];
         for (origin, host, elsewhere, here, named) in [
             ("http://evil.com:8080", "evil.com:8080", true, false, false),
@@ -260,16 +259,16 @@ mod tests {
             ("http://evil.com", "chat.example.com", false, false, false),
         ] {
             let origin = Origin::parse(origin).unwrap();
-            let is_of = |served| origin.is_of(&served);
+            let is_of = |site| origin.is_of(&site);
             assert_eq!(is_of(asked(host)), elsewhere, "{origin:?} elsewhere");
             for client_addr in [IpAddr::from([127, 0, 0, 1]), "::1".parse().unwrap()] {
-                let here_asked = Served {
+                let here_asked = Site {
                     client_addr,
                     ..asked(host)
                 };
                 assert_eq!(is_of(here_asked), here, "{origin:?} here");
             }
-            let named_asked = Served {
+            let named_asked = Site {
                 names: &names,
                 ..asked(host)
             };
@@ -278,13 +277,13 @@ mod tests {
     }
 
     #[test]
-    fn a_page_in_the_clear_is_no_page_of_a_relay_that_speaks_tls() {
+    fn a_page_without_tls_is_not_from_a_relay_with_tls() {
         for (origin, same) in [
             ("http://chat.example.com", false),
             ("https://chat.example.com", true),
         ] {
             let origin = Origin::parse(origin).unwrap();
-            let is_tls = Served {
+            let is_tls = Site {
                 is_tls: true,
                 ..asked("chat.example.com")
             };
@@ -293,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_none() {
+    fn invalid_origins_are_refused() {
         for text in [
             "null",
             "",
@@ -312,14 +311,13 @@ mod tests {
             "https://exämple.com",
             "9p://example.com",
         ] {
-            // An empty port is left out by browsers, and a browser is what this is for.
             let origin = Origin::parse(text);
             assert!(origin.is_none(), "{text}: {origin:?}");
         }
     }
 
     #[test]
-    fn a_pattern_allows_what_it_says_and_no_more() {
+    fn a_pattern_allows_its_own_origins_only() {
         for (pattern, origin, allowed) in [
             ("https://example.com", "https://example.com", true),
             ("https://example.com", "https://example.com:443", true),
@@ -365,7 +363,7 @@ mod tests {
             "https://example.com/",
         ] {
             let pattern = OriginPattern::try_from(text.to_owned());
-            assert_eq!(pattern, Err(NoOrigin), "{text}");
+            assert_eq!(pattern, Err(InvalidOrigin), "{text}");
         }
     }
 }

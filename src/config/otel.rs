@@ -1,12 +1,12 @@
-//! The standard variables of OpenTelemetry, which say the same as `[tracing]` in words that other
-//! programs share: each becomes the value of a key, over all that `SWITCHBOARD__…` says. Those without
-//! a key here (the resource, the headers, the batches) are read by the OpenTelemetry crates.
+//! The standard variables of OpenTelemetry, which other programs share. Each stands for a key of `[tracing]` and
+//! wins over `SWITCHBOARD__…`. The OpenTelemetry crates read those without a key here themselves (the resource,
+//! the headers, the batches).
 
 use std::collections::BTreeMap;
 
 use hyper::Uri;
 
-use super::error::Problem;
+use super::error::SettingsProblem;
 
 const DISABLED: &str = "OTEL_SDK_DISABLED";
 const EXPORTER: &str = "OTEL_TRACES_EXPORTER";
@@ -15,7 +15,7 @@ const SAMPLER_ARG: &str = "OTEL_TRACES_SAMPLER_ARG";
 const TRACES_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const QUEUE: &str = "OTEL_BSP_MAX_QUEUE_SIZE";
-/// Where one variable is for spans and one for everything, the former wins.
+/// The variable for spans wins over the one for all signals.
 const PROTOCOL: [&str; 2] = [
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
     "OTEL_EXPORTER_OTLP_PROTOCOL",
@@ -25,19 +25,18 @@ const TIMEOUT: [&str; 2] = [
     "OTEL_EXPORTER_OTLP_TIMEOUT",
 ];
 
-/// The path of spans at an OTLP receiver, and the receiver where none is named (both by the OTLP
-/// exporter specification).
+/// The path of spans at an OTLP receiver, and the default receiver (OTLP exporter specification).
 const PATH: &str = "/v1/traces";
 const DEFAULT_ENDPOINT: &str = "http://localhost:4318/v1/traces";
 
-/// A value of a key of `[tracing]`, and the variable that says so.
-pub(super) struct Said {
+/// A value of a key of `[tracing]`, and the variable that has it.
+pub(super) struct VariableValue {
     pub(super) variable: &'static str,
     pub(super) key: &'static str,
-    pub(super) value: String,
+    pub(super) text: String,
 }
 
-/// Whether a variable is one of these.
+/// Whether a variable stands for a key of `[tracing]`.
 pub(super) fn is_known(name: &str) -> bool {
     let single = [
         DISABLED,
@@ -51,33 +50,33 @@ pub(super) fn is_known(name: &str) -> bool {
     single.contains(&name) || PROTOCOL.contains(&name) || TIMEOUT.contains(&name)
 }
 
-/// Whether the variables turn tracing off, whoever turned it on.
+/// Whether the variables turn tracing off, even if another source turns it on.
 pub(super) fn is_off(variables: &BTreeMap<String, String>) -> bool {
     let is = |name, off| find(variables, &[name]).is_some_and(|(_, value)| value == off);
     is(DISABLED, "true") || is(EXPORTER, "none")
 }
 
-/// What the variables say of `[tracing]`, `endpoint` telling whether the other sources have one. They
-/// say nothing where nobody turns tracing on: they may be there for other programs.
-pub(super) fn say(
+/// The values of the variables. `has_endpoint` tells whether another source sets `tracing.otlp_endpoint`. If no
+/// source turns tracing on, the variables may be meant for other programs: they are ignored and not checked.
+pub(super) fn values(
     variables: &BTreeMap<String, String>,
-    endpoint: bool,
-    problems: &mut Vec<Problem>,
-) -> Vec<Said> {
+    has_endpoint: bool,
+    problems: &mut Vec<SettingsProblem>,
+) -> Vec<VariableValue> {
     let find = |names: &[&'static str]| find(variables, names);
-    let mut said = Vec::new();
+    let mut values = Vec::new();
     if is_off(variables) {
-        return said;
+        return values;
     }
-    let mut say = |variable, key, value: String| {
-        said.push(Said {
+    let mut add = |variable, key, text: String| {
+        values.push(VariableValue {
             variable,
             key,
-            value,
+            text,
         });
     };
     let mut refuse = |variable: &str, found: &str, allowed: &str| {
-        problems.push(Problem::Value {
+        problems.push(SettingsProblem::Value {
             origin: variable.to_owned(),
             key: "tracing".to_owned(),
             found: format!("{found:?}"),
@@ -86,15 +85,15 @@ pub(super) fn say(
     };
     let exporter = find(&[EXPORTER]);
     if let Some((variable, url)) = find(&[TRACES_ENDPOINT]) {
-        say(variable, "otlp_endpoint", url.to_owned());
+        add(variable, "otlp_endpoint", url.to_owned());
     } else if let Some((variable, url)) = find(&[ENDPOINT]) {
         let url = format!("{}{PATH}", url.trim_end_matches('/'));
-        say(variable, "otlp_endpoint", url);
+        add(variable, "otlp_endpoint", url);
     } else if let Some((variable, "otlp")) = exporter
-        && !endpoint
+        && !has_endpoint
     {
-        say(variable, "otlp_endpoint", DEFAULT_ENDPOINT.to_owned());
-    } else if !endpoint {
+        add(variable, "otlp_endpoint", DEFAULT_ENDPOINT.to_owned());
+    } else if !has_endpoint {
         return Vec::new();
     }
     if let Some((variable, other)) = exporter
@@ -109,34 +108,34 @@ pub(super) fn say(
     }
     if let Some((variable, millis)) = find(&TIMEOUT) {
         if millis.parse::<u64>().is_ok() {
-            say(variable, "export_timeout", format!("{millis}ms"));
+            add(variable, "export_timeout", format!("{millis}ms"));
         } else {
             refuse(variable, millis, "milliseconds as a whole number");
         }
     }
     if let Some((variable, spans)) = find(&[QUEUE]) {
-        say(variable, "queue_spans", spans.to_owned());
+        add(variable, "queue_spans", spans.to_owned());
     }
     if let Some((variable, sampler)) = find(&[SAMPLER]) {
-        // Whether a parent counts is for tracing.trust_clients to say.
+        // tracing.trust_clients decides whether the parent counts.
         match sampler.strip_prefix("parentbased_").unwrap_or(sampler) {
-            "always_on" => say(variable, "sample_ratio", "1".to_owned()),
-            "always_off" => say(variable, "sample_ratio", "0".to_owned()),
+            "always_on" => add(variable, "sample_ratio", "1".to_owned()),
+            "always_off" => add(variable, "sample_ratio", "0".to_owned()),
             "traceidratio" => {
                 let (variable, ratio) = find(&[SAMPLER_ARG]).unwrap_or((variable, "1"));
-                say(variable, "sample_ratio", ratio.to_owned());
+                add(variable, "sample_ratio", ratio.to_owned());
             }
             _ => refuse(
                 variable,
                 sampler,
-                "always_on, always_off, traceidratio, each also with parentbased_ before it",
+                "always_on, always_off, traceidratio, or one of them with the prefix parentbased_",
             ),
         }
     }
-    said
+    values
 }
 
-/// The first of these variables that is set to something.
+/// The first of these variables that is not empty.
 fn find<'a>(
     variables: &'a BTreeMap<String, String>,
     names: &[&'static str],
@@ -157,7 +156,7 @@ pub(super) fn is_endpoint(url: &str) -> bool {
     })
 }
 
-/// The URL that spans are posted to, for a receiver that may be named without a path.
+/// The URL that spans are posted to. A receiver without a path gets the standard path.
 pub(super) fn with_path(endpoint: &str) -> String {
     match endpoint.parse::<Uri>() {
         Ok(url) if url.path() == "/" && url.query().is_none() => {

@@ -1,5 +1,5 @@
-//! Reads a type out of a tree of values, strictly: a whole number is a whole number and text is text,
-//! where the `config` crate's own reader rounds 1.5 to 2 and takes "yes" for 1.
+//! Reads a type from a tree of values, without conversions. The reader of the `config` crate rounds 1.5 to 2 and
+//! takes "yes" for 1.
 
 use config::{Value, ValueKind};
 use serde::de::{
@@ -7,19 +7,19 @@ use serde::de::{
     Visitor,
 };
 
-use super::refusal::Refusal;
+use super::read_error::ReadError;
 
-/// What a string in the tree stands for.
+/// Whether a string in the tree may be another type.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Strings {
-    /// Itself, in a file that has other types.
+    /// A string is a string: a file has types.
     Typed,
-    /// Anything, in a variable, which has no types: also a number, a boolean, a list with commas.
+    /// A string may be a number, a boolean or a list with commas: a variable has no types.
     Untyped,
 }
 
-/// Reads a tree.
-pub(super) fn read<T: DeserializeOwned>(tree: &Value, strings: Strings) -> Result<T, Refusal> {
+/// Reads a value of type `T`.
+pub(super) fn read<T: DeserializeOwned>(tree: &Value, strings: Strings) -> Result<T, ReadError> {
     T::deserialize(Reader {
         value: tree,
         strings,
@@ -33,7 +33,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Text that may stand for another type.
+    /// The text, if it may be another type.
     fn untyped(&self) -> Option<&str> {
         match (&self.value.kind, self.strings) {
             (ValueKind::String(text), Strings::Untyped) => Some(text),
@@ -41,14 +41,14 @@ impl Reader<'_> {
         }
     }
 
-    fn whole<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn whole<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.untyped().map(str::parse) {
             Some(Ok(number)) => visitor.visit_i64(number),
             _ => self.deserialize_any(visitor),
         }
     }
 
-    fn float<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn float<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.untyped().map(str::parse) {
             Some(Ok(number)) => visitor.visit_f64(number),
             _ => self.deserialize_any(visitor),
@@ -58,16 +58,16 @@ impl Reader<'_> {
 
 macro_rules! numbers {
     ($read:ident: $($method:ident)*) => {$(
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
             self.$read(visitor)
         }
     )*};
 }
 
 impl<'de> Deserializer<'de> for Reader<'_> {
-    type Error = Refusal;
+    type Error = ReadError;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         let Self { value, strings } = self;
         match &value.kind {
             ValueKind::Nil => visitor.visit_unit(),
@@ -78,15 +78,15 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             ValueKind::U128(number) => visitor.visit_u128(*number),
             ValueKind::Float(number) => visitor.visit_f64(*number),
             ValueKind::String(text) => visitor.visit_str(text),
-            ValueKind::Array(items) => visitor.visit_seq(List {
+            ValueKind::Array(items) => visitor.visit_seq(ListAccess {
                 items: items.iter(),
                 strings,
             }),
             ValueKind::Table(entries) => {
                 let mut entries: Vec<_> = entries.iter().collect();
-                // The map has a random order; the first problem should not.
+                // Sorted, because the map's order is random and the first problem must not be.
                 entries.sort_unstable_by_key(|(key, _)| *key);
-                visitor.visit_map(Entries {
+                visitor.visit_map(TableAccess {
                     rest: entries.into_iter(),
                     current: None,
                     strings,
@@ -99,14 +99,14 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 deserialize_u128);
     numbers!(float: deserialize_f32 deserialize_f64);
 
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.untyped().map(str::parse) {
             Some(Ok(value)) => visitor.visit_bool(value),
             _ => self.deserialize_any(visitor),
         }
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         let Some(text) = self.untyped() else {
             return self.deserialize_any(visitor);
         };
@@ -115,13 +115,13 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             .map(str::trim)
             .filter(|item| !item.is_empty());
         let items: Vec<_> = items.map(|item| Value::new(None, item)).collect();
-        visitor.visit_seq(List {
+        visitor.visit_seq(ListAccess {
             items: items.iter(),
             strings: self.strings,
         })
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         visitor.visit_some(self)
     }
 
@@ -129,7 +129,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         self,
         _name: &'static str,
         visitor: V,
-    ) -> Result<V::Value, Refusal> {
+    ) -> Result<V::Value, ReadError> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -138,10 +138,13 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         _name: &'static str,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Refusal> {
+    ) -> Result<V::Value, ReadError> {
         match self.value.kind {
             ValueKind::Table(_) => self.deserialize_any(visitor),
-            _ => Err(Refusal::value(format!("a table of {}", fields.join(", ")))),
+            _ => Err(ReadError::value(format!(
+                "a table of {}",
+                fields.join(", ")
+            ))),
         }
     }
 
@@ -150,10 +153,10 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         _name: &'static str,
         variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Refusal> {
+    ) -> Result<V::Value, ReadError> {
         match &self.value.kind {
             ValueKind::String(variant) => visitor.visit_enum(variant.as_str().into_deserializer()),
-            _ => Err(Refusal::unknown_variant("", variants)),
+            _ => Err(ReadError::unknown_variant("", variants)),
         }
     }
 
@@ -162,22 +165,22 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     }
 }
 
-struct Entries<'a, I> {
+struct TableAccess<'a, I> {
     rest: I,
     current: Option<(&'a str, Reader<'a>)>,
     strings: Strings,
 }
 
-impl<'a, 'de, I> MapAccess<'de> for Entries<'a, I>
+impl<'a, 'de, I> MapAccess<'de> for TableAccess<'a, I>
 where
     I: Iterator<Item = (&'a String, &'a Value)>,
 {
-    type Error = Refusal;
+    type Error = ReadError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
         &mut self,
         seed: K,
-    ) -> Result<Option<K::Value>, Refusal> {
+    ) -> Result<Option<K::Value>, ReadError> {
         let Some((key, value)) = self.rest.next() else {
             return Ok(None);
         };
@@ -190,28 +193,28 @@ where
         ));
         seed.deserialize(key.as_str().into_deserializer())
             .map(Some)
-            .map_err(|refusal: Refusal| refusal.within(key))
+            .map_err(|error: ReadError| error.within(key))
     }
 
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Refusal> {
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ReadError> {
         let (key, reader) = self.current.take().expect("serde asks for the key first");
         seed.deserialize(reader)
-            .map_err(|refusal| refusal.of(reader.value).within(key))
+            .map_err(|error| error.of(reader.value).within(key))
     }
 }
 
-struct List<I> {
+struct ListAccess<I> {
     items: I,
     strings: Strings,
 }
 
-impl<'a, 'de, I: Iterator<Item = &'a Value>> SeqAccess<'de> for List<I> {
-    type Error = Refusal;
+impl<'a, 'de, I: Iterator<Item = &'a Value>> SeqAccess<'de> for ListAccess<I> {
+    type Error = ReadError;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(
         &mut self,
         seed: T,
-    ) -> Result<Option<T::Value>, Refusal> {
+    ) -> Result<Option<T::Value>, ReadError> {
         let Some(value) = self.items.next() else {
             return Ok(None);
         };
@@ -220,6 +223,6 @@ impl<'a, 'de, I: Iterator<Item = &'a Value>> SeqAccess<'de> for List<I> {
             strings: self.strings,
         })
         .map(Some)
-        .map_err(|refusal| refusal.of(value))
+        .map_err(|error| error.of(value))
     }
 }

@@ -1,4 +1,4 @@
-//! What must not be seen: read from a file, printed as `***`, wiped when it is dropped.
+//! Secrets: read from a file, printed as `***`, wiped from memory on drop.
 
 use std::fmt;
 use std::fs::File;
@@ -13,24 +13,24 @@ use zeroize::Zeroizing;
 /// The largest file that a secret is read from, bytes.
 const SECRET_BYTES_MAX: usize = 64 * 1024;
 
-/// What PEM calls private keys that are not encrypted: PKCS #8, PKCS #1 and SEC 1.
+/// The PEM labels of private keys without encryption: PKCS #8, PKCS #1 and SEC 1.
 pub const PRIVATE_KEYS: [&str; 3] = ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"];
 
 /// A password, a key or a token.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
-/// Why there is no secret in a file.
+/// Why a secret cannot be read from a file.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The file cannot be read.
     #[error("cannot be read")]
     Unreadable(#[from] io::Error),
-    /// There is nothing in it.
+    /// The file is empty.
     #[error("is empty")]
     Empty,
-    /// There is more in it than a secret.
-    #[error("is over {SECRET_BYTES_MAX} bytes")]
+    /// The file is larger than a secret can be.
+    #[error("is larger than {SECRET_BYTES_MAX} bytes")]
     TooLarge,
     /// It cannot be a token in a header.
     #[error("is more than one line of visible ASCII")]
@@ -44,9 +44,9 @@ pub enum SecretError {
 }
 
 impl Secret {
-    /// Reads a secret from a file, without the line end that editors leave at its end.
+    /// Reads a secret from a file, without a line end at its end.
     pub fn read(path: &Path) -> Result<Self, SecretError> {
-        // Room for all of it from the beginning: growing would leave copies behind.
+        // Allocated at full size, because growing would leave copies in memory.
         let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES_MAX + 1));
         let file = File::open(path)?;
         file.take(SECRET_BYTES_MAX as u64 + 1)
@@ -67,7 +67,7 @@ impl Secret {
         Self(Zeroizing::new(bytes.to_vec()))
     }
 
-    /// What the first section of PEM that has one of these labels says (RFC 7468), and the label.
+    /// The label and the content of the first PEM section with one of these labels (RFC 7468).
     pub fn pem(&self, labels: &[&'static str]) -> Option<(&'static str, Self)> {
         const BEGIN: &[u8] = b"-----BEGIN ";
         let mut rest = self.expose();
@@ -80,7 +80,7 @@ impl Secret {
             let Some(label) = label else { continue };
             let body = body.strip_prefix(b"-----")?;
             let (body, _) = body.split_at_checked(memmem::find(body, b"-----END ")?)?;
-            // As large as they can get from the beginning: growing would leave copies behind.
+            // Allocated at full size, because growing would leave copies in memory.
             let mut digits = Zeroizing::new(Vec::with_capacity(body.len()));
             digits.extend(body.iter().filter(|byte| !byte.is_ascii_whitespace()));
             let mut bytes = Zeroizing::new(vec![0; BASE64.decode_len(digits.len()).ok()?]);
@@ -89,12 +89,12 @@ impl Secret {
         }
     }
 
-    /// The secret itself, for whoever has to use it.
+    /// The bytes of the secret.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whether these are the same bytes, in a time that tells only the length.
+    /// Whether the secret equals these bytes. The time it takes depends on their number only.
     pub fn is(&self, bytes: &[u8]) -> bool {
         self.0.ct_eq(bytes).into()
     }
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_read_without_its_line_end_and_printed_as_nothing() {
+    fn a_secret_is_read_without_its_line_end_and_printed_masked() {
         let path = std::env::temp_dir().join(format!("switchboard-secret-{}", std::process::id()));
         let read = |text: &[u8]| {
             std::fs::write(&path, text).unwrap();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_key_is_found_in_pem_and_nothing_else_is() {
+    fn pem_finds_the_first_private_key() {
         let section = |label: &str, body: &str| {
             format!("what else\n-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
         };

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::secret::{Secret, SecretError};
-use super::{AdminSettings, Settings, TicketSettings};
+use super::settings::{AdminSettings, Settings, TicketSettings};
 
 /// The least bytes of `tickets.secret_file`: the size of the hash (RFC 2104 section 3).
 const TICKET_SECRET_BYTES_MIN: usize = 32;

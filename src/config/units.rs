@@ -1,4 +1,4 @@
-//! Durations as "25s" and sizes as "64KiB": text to value, and back to the shortest text that is the
+//! Durations such as "25s" and sizes such as "64KiB": from text to value, and back to the shortest text of the
 //! same value.
 
 use std::time::Duration;
@@ -90,7 +90,7 @@ pub(super) mod size {
     }
 }
 
-/// Serde for a number of bytes that may be left out, by `#[serde(default, with = "units::optional_size")]`.
+/// Serde for an optional number of bytes, by `#[serde(default, with = "units::optional_size")]`.
 pub(super) mod optional_size {
     use serde::{Deserializer, Serializer};
 
@@ -145,14 +145,14 @@ where
         }
     }
 
-    // A variable's text is a list with commas, a file's is one element.
+    // The reader splits a variable's text at its commas. A file's text is one element.
     deserializer.deserialize_seq(Items(std::marker::PhantomData))
 }
 
-/// A duration as the settings write it.
+/// A duration as text in the largest unit without a remainder, such as "25s".
 pub(crate) fn duration_text(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    // Nothing is nothing in any unit; "0h" would be the largest that fits.
+    // Zero fits any unit, and "0h" would read oddly.
     if millis == 0 {
         "0s".to_owned()
     } else {
@@ -160,7 +160,7 @@ pub(crate) fn duration_text(duration: Duration) -> String {
     }
 }
 
-/// A size as the settings write it.
+/// A size as text in the largest unit without a remainder, such as "64KiB".
 pub(super) fn size_text(bytes: u64) -> String {
     if bytes == 0 {
         "0B".to_owned()
@@ -169,17 +169,17 @@ pub(super) fn size_text(bytes: u64) -> String {
     }
 }
 
-/// The duration that such a text means.
+/// Parses a duration such as "500ms", "25s", "2m" or "1h".
 pub fn parse_duration(text: &str) -> Option<Duration> {
     parse(text, &DURATIONS).map(Duration::from_millis)
 }
 
-/// The bytes that such a text, or a bare number of them, means.
+/// Parses a size such as "512B", "64KiB", "1MiB" or "1GiB", or a number of bytes without a unit.
 pub fn parse_size(text: &str) -> Option<u64> {
     parse(text, &SIZES).or_else(|| parse(&format!("{text}B"), &SIZES))
 }
 
-/// Digits followed by one of the units, in the smallest of them.
+/// Parses digits with one of the units, into a number of the smallest unit.
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -187,7 +187,7 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(*factor)
 }
 
-/// The number in the largest unit that leaves no remainder.
+/// The number in the largest unit without a remainder.
 fn text(number: u64, units: &[(&str, u64)]) -> String {
     let (unit, factor) = units
         .iter()

@@ -15,7 +15,7 @@ use super::response::{HttpResponse, text};
 use super::state::HttpState;
 use super::upgrade::{JoinedUser, PendingUpgrade, Source};
 use crate::auth::{Authenticated, Denied};
-use crate::config::{Origin, Served};
+use crate::config::{Origin, Site};
 use crate::identity::{Subject, UserIdentity};
 use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
@@ -211,7 +211,7 @@ fn is_origin_allowed(headers: &HeaderMap, state: &HttpState, client_addr: IpAddr
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     origin.is_some_and(|origin| {
         let is_ours = host.is_some_and(|host| {
-            origin.is_of(&Served {
+            origin.is_of(&Site {
                 host,
                 client_addr,
                 is_tls: state.tls.is_some(),

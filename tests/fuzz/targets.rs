@@ -78,7 +78,7 @@ pub(crate) fn configuration(bytes: &[u8]) {
         Ok(settings) => {
             let again = resolve(&settings.to_string()).expect("printed settings hold");
             assert_eq!(again, settings);
-            let _said = settings.loosened();
+            let _said = settings.exposure_warnings();
         }
         Err(error) => assert!(!error.problems().is_empty()),
     }

@@ -1,13 +1,13 @@
-//! Where settings come from, which of them win, and what is said of those that cannot be. In process,
-//! from sources of the test's own: no file, no environment.
+//! Which source of a setting wins, and the texts about settings that are refused or less safe. In process, from
+//! sources of the test: no file, no environment.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use switchboard::config::{
-    Algorithm, AuthMode, DEFAULT, ForwardedHeader, LogFormat, Machine, Overflow, Problem, Settings,
-    Sources, Strategy, TlsSettings,
+    Algorithm, AuthMode, DEFAULT, ForwardedHeader, LogFormat, Machine, Overflow, Settings,
+    SettingsProblem, Sources, Strategy, TlsSettings,
 };
 
 /// Names with texts or values.
@@ -33,7 +33,7 @@ fn variables(variables: &[(&str, &str)]) -> Sources {
     }
 }
 
-/// The settings that these sources make, which is the default changed like this.
+/// Checks that these sources make the default settings, changed like this.
 #[track_caller]
 fn check(sources: &Sources, change: impl FnOnce(&mut Settings)) {
     let mut expected = Settings::default();
@@ -44,7 +44,7 @@ fn check(sources: &Sources, change: impl FnOnce(&mut Settings)) {
     }
 }
 
-/// All that is wrong with these sources, a line each.
+/// Checks the problems of these sources, a line each.
 #[track_caller]
 fn check_refused(sources: &Sources, expected: &[&str]) {
     let error = Settings::resolve(sources).expect_err("should be refused");
@@ -127,7 +127,7 @@ fn the_documented_file_is_the_default() {
 }
 
 #[test]
-fn a_node_is_by_itself_unless_it_is_told_of_others() {
+fn a_node_is_alone_unless_nats_is_set() {
     let cluster = Settings::default().cluster;
     assert_eq!(cluster.nats_url, [""; 0]);
     assert_eq!(
@@ -181,10 +181,10 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
                 "{key} has no comment"
             );
             documented.insert(format!("{section}.{key}"));
-            // Of the ways to be known to NATS there can be one.
-            let another =
+            // Only one way to identify a node to NATS may be set.
+            let is_other_way =
                 section == "cluster" && ["token_file", "nkey_file", "creds_file"].contains(&key);
-            let uncomment = if another { "" } else { "# " };
+            let uncomment = if is_other_way { "" } else { "# " };
             uncommented += line.strip_prefix(uncomment).unwrap_or(line);
         } else if let Some(name) = line.strip_prefix('[') {
             name.trim_end_matches(']').clone_into(&mut section);
@@ -195,12 +195,12 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
     }
 
     let known = |text: &str| match Settings::resolve(&file(text)).unwrap_err().problems() {
-        [Problem::UnknownKey { known, .. }] => known.clone(),
+        [SettingsProblem::UnknownKey { known, .. }] => known.clone(),
         problems => panic!("{problems:?}"),
     };
     let sections = known("no_such_section = 1");
     let within = |section: &String| known(&format!("[{section}]\nno_such_key = 1"));
-    // A section of a section stands among the keys of that.
+    // A nested section is listed among the keys of its section.
     let keys = sections.iter().flat_map(within).flat_map(|key| {
         if key.rsplit('.').next() == Some("tls") {
             within(&key)
@@ -223,8 +223,8 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
         auth.jwks_file = Some("/etc/switchboard/jwks.json".into());
         auth.jwks_url = Some("https://example.com/.well-known/jwks.json".to_owned());
         auth.algorithm = Some(Algorithm::HS512);
-        let said = |text: &str| Some(text.to_owned());
-        (auth.issuer, auth.audience) = (said("https://example.com"), said("switchboard"));
+        auth.issuer = Some("https://example.com".to_owned());
+        auth.audience = Some("switchboard".to_owned());
         let limits = &mut settings.limits;
         limits.connections = Some(10_000);
         (limits.message_rate, limits.byte_rate) = (Some(100), Some(1 << 20));
@@ -242,7 +242,7 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
 }
 
 #[test]
-fn what_joins_nodes_has_to_be_whole() {
+fn cluster_settings_need_each_other() {
     check(
         &variables(&[(
             "SWITCHBOARD__CLUSTER__NATS_URL",
@@ -275,25 +275,22 @@ fn what_joins_nodes_has_to_be_whole() {
         let error = Settings::resolve(&file(text)).unwrap_err().to_string();
         assert!(error.contains(with), "{error}");
     };
-    refused(
-        "[cluster]\nuser = \"a\"",
-        "a user and a password, or neither",
-    );
+    refused("[cluster]\nuser = \"a\"", "set together with cluster.");
     refused(
         "[cluster]\npassword_file = \"a\"",
-        "a user and a password, or neither",
+        "set together with cluster.",
     );
     refused(
         "[cluster]\ntoken_file = \"a\"\nnkey_file = \"b\"",
-        "one of the four, or none",
+        "at most one of the four set",
     );
     refused(
         "[cluster]\ntls_cert_file = \"a\"",
-        "a certificate and its key, or neither",
+        "set together with cluster.tls_key_file, or both not set",
     );
     refused(
         "[cluster]\nrequired = true",
-        "false, while cluster.nats_url names no server",
+        "false while cluster.nats_url is empty",
     );
     refused(
         "[cluster]\nuser_bytes = \"64KiB\"",
@@ -393,7 +390,7 @@ fn later_sources_win_key_by_key() {
 }
 
 #[test]
-fn a_variable_says_any_type() {
+fn a_variable_may_have_any_type() {
     type Change = fn(&mut Settings);
     let cases: [(&str, &str, Change); 15] = [
         ("UI__ENABLED", "false", |s| {
@@ -436,7 +433,7 @@ fn a_variable_says_any_type() {
         ("LOG__FILTER", "warn,hyper=off", |s| {
             "warn,hyper=off".clone_into(&mut s.log.filter);
         }),
-        // Text stays text, whatever it looks like.
+        // Text stays text, even if it looks like a number.
         ("LOG__FILTER", "0", |s| "0".clone_into(&mut s.log.filter)),
     ];
     for (name, value, change) in cases {
@@ -448,7 +445,7 @@ fn a_variable_says_any_type() {
 }
 
 #[test]
-fn an_empty_variable_and_those_of_others_change_nothing() {
+fn empty_and_foreign_variables_change_nothing() {
     check(
         &variables(&[
             ("SWITCHBOARD__LOG__FILTER", ""),
@@ -474,7 +471,7 @@ const FILTER: &str = "off, error, warn, info, debug, trace, or targets with one 
     \"info,switchboard=debug\"";
 
 #[test]
-fn a_value_in_a_file_that_is_refused_says_where_what_and_what_would_do() {
+fn a_refused_value_in_a_file_names_place_value_and_allowed_values() {
     let cases = [
         ("limits.handshakes", "\"lots\"", HANDSHAKES),
         // Text, where a file has numbers.
@@ -544,7 +541,7 @@ fn a_value_in_a_file_that_is_refused_says_where_what_and_what_would_do() {
 }
 
 #[test]
-fn a_variable_that_is_refused_says_which_what_and_what_would_do() {
+fn a_refused_variable_is_named_with_value_and_allowed_values() {
     let cases = [
         ("LIMITS__HANDSHAKES", "1.5", HANDSHAKES),
         ("LIMITS__HANDSHAKES", "yes", HANDSHAKES),
@@ -577,7 +574,7 @@ fn a_variable_that_is_refused_says_which_what_and_what_would_do() {
 }
 
 #[test]
-fn an_option_that_is_refused_says_so_too() {
+fn a_refused_option_is_named() {
     for listen in ["8080", "localhost:8080"] {
         let sources = Sources {
             listen: Some(listen.to_owned()),
@@ -590,13 +587,13 @@ fn an_option_that_is_refused_says_so_too() {
 
 #[test]
 fn an_unknown_key_is_refused_with_the_nearest_known_one() {
-    const KEYS: &str = "found an unknown key, allowed: drain.delay, drain.spread, drain.timeout";
+    const KEYS: &str = "unknown key, allowed: drain.delay, drain.spread, drain.timeout";
     let sections: Vec<_> = DEFAULT
         .lines()
         .filter_map(|line| line.strip_prefix('[')?.strip_suffix(']'))
         .filter(|section| !section.contains('.'))
         .collect();
-    let sections = format!("found an unknown key, allowed: {}", sections.join(", "));
+    let sections = format!("unknown key, allowed: {}", sections.join(", "));
     let in_files = [
         (
             "drain.timeuot = 1",
@@ -646,7 +643,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
 }
 
 #[test]
-fn a_secret_in_an_address_is_refused_and_not_said() {
+fn a_secret_in_a_url_is_refused_and_masked() {
     for (name, key, wrong, found) in [
         (
             "SWITCHBOARD__CLUSTER__NATS_URL",
@@ -668,16 +665,16 @@ fn a_secret_in_an_address_is_refused_and_not_said() {
         ),
     ] {
         let error = Settings::resolve(&variables(&[(name, wrong)])).unwrap_err();
-        let said = error.to_string();
+        let text = error.to_string();
         let place = format!("{name}: {key}: found {found:?}, allowed: ");
-        assert!(said.contains(&place), "{said}");
-        assert!(!said.contains("secr"), "{said}");
+        assert!(text.contains(&place), "{text}");
+        assert!(!text.contains("secr"), "{text}");
     }
 }
 
 #[test]
-fn a_key_set_has_an_address_that_can_be_asked() {
-    let url = "an http or https address without a user and a password, such as \
+fn the_url_of_a_key_set_is_checked() {
+    let url = "an http or https URL without a user and a password, such as \
         \"https://example.com/.well-known/jwks.json\"";
     for wrong in [
         "example.com",
@@ -697,20 +694,21 @@ fn a_key_set_has_an_address_that_can_be_asked() {
 }
 
 #[test]
-fn a_network_that_would_hold_nobody_is_refused() {
+fn a_network_that_contains_no_client_is_refused() {
     check_refused(
         &file("[server]\ntrusted_proxies = [\"10.0.0.0/8\", \"::ffff:10.0.0.0/104\"]"),
         &[
             "relay.toml: server.trusted_proxies: found [\"10.0.0.0/8\", \"::ffff:10.0.0.0/104\"], \
-             allowed: networks such as \"10.0.0.0/8\" or \"2001:db8::1/128\", none of IPv4 within IPv6",
+             allowed: networks such as \"10.0.0.0/8\" or \"2001:db8::1/128\", and none of IPv4 written as \
+             IPv6",
         ],
     );
 }
 
 #[test]
-fn more_keys_than_a_token_is_tried_on_are_refused() {
+fn more_key_files_than_a_token_is_tried_on_are_refused() {
     let nine = ["\"k\""; 9].join(", ");
-    let paths = "the path of a file, or a list of up to 8";
+    let paths = "a path, or a list of up to 8 paths";
     for key in ["secret_file", "public_key_file"] {
         check_refused(
             &file(&format!("[auth]\n{key} = [{nine}]")),
@@ -722,19 +720,19 @@ fn more_keys_than_a_token_is_tried_on_are_refused() {
 }
 
 #[test]
-fn values_that_cannot_go_together_are_refused_with_the_place_of_each() {
+fn values_that_contradict_each_other_are_refused_with_both_places() {
     let cases: [(Pairs, Pairs, &str); 8] = [
         (
             &[("a.toml", "limits.frame_bytes = \"32KiB\"")],
             &[],
             "a.toml: limits.frame_bytes: found \"32KiB\", allowed: at least limits.message_bytes \
-             (limits.message_bytes is \"64KiB\" by the built-in default)",
+             (limits.message_bytes is \"64KiB\", set by the built-in default)",
         ),
         (
             &[("a.toml", "mailbox.bytes = \"64KiB\"")],
             &[],
             "a.toml: mailbox.bytes: found \"64KiB\", allowed: at least limits.message_bytes + 136 bytes \
-             (limits.message_bytes is \"64KiB\" by the built-in default)",
+             (limits.message_bytes is \"64KiB\", set by the built-in default)",
         ),
         (
             &[(
@@ -743,19 +741,19 @@ fn values_that_cannot_go_together_are_refused_with_the_place_of_each() {
             )],
             &[],
             "a.toml: limits.frame_bytes: found 90000, allowed: at least limits.message_bytes \
-             (limits.message_bytes is 100000 by a.toml)",
+             (limits.message_bytes is 100000, set by a.toml)",
         ),
         (
             &[],
             &[("SWITCHBOARD__LIMITS__MESSAGE_BYTES", "129KiB")],
             "the built-in default: limits.frame_bytes: found \"128KiB\", allowed: at least limits.message_bytes \
-             (limits.message_bytes is \"129KiB\" by SWITCHBOARD__LIMITS__MESSAGE_BYTES)",
+             (limits.message_bytes is \"129KiB\", set by SWITCHBOARD__LIMITS__MESSAGE_BYTES)",
         ),
         (
             &[("a.toml", "mailbox.total_bytes = 1048575")],
             &[],
             "a.toml: mailbox.total_bytes: found 1048575, allowed: at least mailbox.bytes \
-             (mailbox.bytes is \"1MiB\" by the built-in default)",
+             (mailbox.bytes is \"1MiB\", set by the built-in default)",
         ),
         (
             &[
@@ -764,7 +762,7 @@ fn values_that_cannot_go_together_are_refused_with_the_place_of_each() {
             ],
             &[],
             "b.toml: drain.timeout: found \"64s\", allowed: at least drain.delay + drain.spread \
-             (drain.delay is \"5s\" by the built-in default, drain.spread is \"1m\" by a.toml)",
+             (drain.delay is \"5s\", set by the built-in default; drain.spread is \"1m\", set by a.toml)",
         ),
         (
             &[("a.toml", "limits.header_bytes = 8191")],
@@ -777,7 +775,7 @@ fn values_that_cannot_go_together_are_refused_with_the_place_of_each() {
             &[("SWITCHBOARD__ADMIN__LISTEN", "127.0.0.1:8080")],
             "SWITCHBOARD__ADMIN__LISTEN: admin.listen: found \"127.0.0.1:8080\", allowed: an IP address with a \
              port that server.listen does not have, such as \"127.0.0.1:9090\" (server.listen is \
-             [\"127.0.0.1:8080\", \"[::1]:8080\"] by the built-in default)",
+             [\"127.0.0.1:8080\", \"[::1]:8080\"], set by the built-in default)",
         ),
     ];
     for (in_files, in_variables, problem) in cases {
@@ -793,7 +791,7 @@ fn values_that_cannot_go_together_are_refused_with_the_place_of_each() {
 }
 
 #[test]
-fn values_at_the_edge_of_what_is_allowed_are_taken() {
+fn values_at_the_edge_of_the_allowed_range_are_accepted() {
     check(
         &file("limits.frame_bytes = \"64KiB\"\nmailbox.bytes = 65672"),
         |settings| {
@@ -818,7 +816,7 @@ fn values_at_the_edge_of_what_is_allowed_are_taken() {
 }
 
 #[test]
-fn all_problems_are_said_at_once() {
+fn all_problems_are_reported_at_once() {
     let mut sources = files(&[
         (
             "a.toml",
@@ -837,8 +835,8 @@ fn all_problems_are_said_at_once() {
     .variables;
     let error = Settings::resolve(&sources).unwrap_err();
     let places: Vec<_> = error.problems().iter().map(place).collect();
-    // Not: limits.handshakes of a.toml, which is a number and overridden; limits.frame_bytes below
-    // limits.message_bytes, since what frame_bytes was meant to be is not known.
+    // Not reported: limits.handshakes of a.toml, because b.toml overrides it; limits.frame_bytes below
+    // limits.message_bytes, because the intended frame_bytes is not known.
     assert_eq!(
         places,
         [
@@ -854,12 +852,12 @@ fn all_problems_are_said_at_once() {
     );
     assert_eq!(
         error.to_string().lines().next(),
-        Some("the configuration does not hold")
+        Some("invalid configuration")
     );
 }
 
 #[test]
-fn a_file_full_of_problems_is_given_up() {
+fn at_most_20_problems_of_a_file_are_reported() {
     let text: Vec<_> = (0..1000)
         .map(|number| format!("key_{number} = 1"))
         .collect();
@@ -867,17 +865,20 @@ fn a_file_full_of_problems_is_given_up() {
     assert_eq!(error.problems().len(), 20);
 }
 
-fn place(problem: &Problem) -> String {
+fn place(problem: &SettingsProblem) -> String {
     match problem {
-        Problem::Unreadable { origin, .. } | Problem::Syntax { origin, .. } => origin.clone(),
-        Problem::UnknownKey { origin, key, .. } | Problem::Value { origin, key, .. } => {
+        SettingsProblem::Unreadable { origin, .. } | SettingsProblem::Syntax { origin, .. } => {
+            origin.clone()
+        }
+        SettingsProblem::UnknownKey { origin, key, .. }
+        | SettingsProblem::Value { origin, key, .. } => {
             format!("{origin} {key}")
         }
     }
 }
 
 #[test]
-fn a_machine_too_small_for_the_settings_is_warned_of() {
+fn settings_above_the_machine_get_a_warning() {
     const GIB: u64 = 1 << 30;
     let cases = [
         ((None, 1_000_000, None), ""),
@@ -885,21 +886,21 @@ fn a_machine_too_small_for_the_settings_is_warned_of() {
         ((Some(19_500), 20_000, Some(GIB)), ""),
         (
             (Some(19_501), 20_000, Some(GIB)),
-            "RLIMIT_NOFILE is 20000, which leaves room for 19500 users (500 are kept back): raise it to \
+            "RLIMIT_NOFILE is 20000, which is enough for 19500 users (500 are reserved): raise it to \
              20001, or lower limits.connections, which is 19501",
         ),
         (
             (None, 256, None),
-            "RLIMIT_NOFILE is 256, which leaves room for 0 users (500 are kept back): raise it to 501",
+            "RLIMIT_NOFILE is 256, which is enough for 0 users (500 are reserved): raise it to 501",
         ),
         (
             (Some(1_000_000), 2_000_000, Some(4 * GIB)),
-            "memory is 4GiB, but 1000000 idle users take 6054MiB and mailbox.total_bytes is 256MiB: \
+            "memory is 4GiB, but 1000000 idle users need 6054MiB and mailbox.total_bytes is 256MiB: \
              lower limits.connections or lower mailbox.total_bytes",
         ),
         (
             (None, u64::MAX, Some(4 * GIB)),
-            "memory is 4GiB, but 10000000 idle users take 60548MiB and mailbox.total_bytes is 256MiB: \
+            "memory is 4GiB, but 10000000 idle users need 60548MiB and mailbox.total_bytes is 256MiB: \
              set limits.connections or lower mailbox.total_bytes",
         ),
     ];
@@ -915,13 +916,13 @@ fn a_machine_too_small_for_the_settings_is_warned_of() {
     assert!(Machine::read().unwrap().memory.is_some());
 }
 
-/// What is said of settings that were changed like this.
-type Loosened = (fn(&mut Settings), &'static str);
+/// A change of the default settings, and the warning about it.
+type Exposure = (fn(&mut Settings), &'static str);
 
-const LOOSENED: &[Loosened] = &[
+const EXPOSURES: &[Exposure] = &[
     (
         |s| s.server.listen = vec!["0.0.0.0:80".parse().unwrap()],
-        "auth.mode is \"none\", and anybody can reach 0.0.0.0:80",
+        "auth.mode is \"none\": any client that reaches 0.0.0.0:80 may connect",
     ),
     (
         |s| s.server.listen = vec!["0.0.0.0:80".parse().unwrap()],
@@ -929,15 +930,16 @@ const LOOSENED: &[Loosened] = &[
     ),
     (
         |s| s.server.listen = vec!["0.0.0.0:80".parse().unwrap()],
-        "server.allowed_hosts is not set: a page of anybody",
+        "server.allowed_hosts is not set: a page under any host name",
     ),
     (
         |s| s.limits.address_connections = Some(1),
-        "server.trusted_proxies is not set: if a proxy is in front, limits.address_connections is set",
+        "server.trusted_proxies is not set: all clients of a proxy in front share one address, and with it \
+         limits.address_connections",
     ),
     (
         |s| s.server.listen = vec!["[2001:db8::1]:80".parse().unwrap()],
-        "admin.listen is not set: /metrics is for everybody who reaches [2001:db8::1]:80",
+        "admin.listen is not set: any client that reaches [2001:db8::1]:80 can read /metrics",
     ),
     (
         |s| s.admin.listen = "10.0.0.1:9090".parse().ok(),
@@ -952,15 +954,15 @@ const LOOSENED: &[Loosened] = &[
     ),
     (
         |s| s.server.allowed_origins = vec!["https://a.b".to_owned().try_into().unwrap()],
-        "server.allowed_origins: pages of https://a.b connect",
+        "server.allowed_origins: pages of https://a.b may connect",
     ),
     (
         |s| s.server.trusted_proxies = vec!["::/0".parse().unwrap()],
-        "server.trusted_proxies: ::/0 believes everybody",
+        "server.trusted_proxies: ::/0 lets every client choose",
     ),
     (
         |s| (s.auth.mode, s.auth.query_token) = (AuthMode::Jwt, true),
-        "auth.query_token: tokens stand in the logs",
+        "auth.query_token: tokens appear in the logs",
     ),
     (|s| s.auth.mode = AuthMode::Jwt, "auth.audience is not set"),
     (
@@ -968,11 +970,13 @@ const LOOSENED: &[Loosened] = &[
             s.auth.mode = AuthMode::Jwt;
             s.auth.jwks_url = Some("http://keys/".to_owned());
         },
-        "auth.jwks_url: whoever is between here and http://keys/",
+        "auth.jwks_url: an attacker on the network between this machine and http://keys/",
     ),
     (
         |s| s.auth.mode = AuthMode::Jwt,
-        "limits.address_auth_failures are not set",
+        "rates without a limit: limits.message_rate, limits.byte_rate, limits.accept_rate, \
+         limits.handshake_rate, limits.address_handshake_rate, limits.address_connections, \
+         limits.address_auth_failures",
     ),
     (
         |s| s.limits.header_timeout = Duration::from_mins(1),
@@ -992,26 +996,26 @@ const LOOSENED: &[Loosened] = &[
     ),
     (
         |s| s.cluster.nats_url = vec!["nats://10.0.0.2:4222".to_owned()],
-        "cluster: nats://10.0.0.2:4222 asks for no secret",
+        "cluster: no secret is set for nats://10.0.0.2:4222",
     ),
     (
         |s| s.cluster.nats_url = vec!["nats://[::1]:1".to_owned(), "nats://nats".to_owned()],
-        "cluster: messages can be read on their way to nats://nats",
+        "cluster: messages to nats://nats can be read on the network",
     ),
     (
         |s| s.cluster.nats_url = vec!["tls://nats".to_owned(), "nats://other".to_owned()],
-        "cluster: messages can be read on their way to nats://other",
+        "cluster: messages to nats://other can be read on the network",
     ),
     (
         |s| {
             s.tracing.trust_clients = true;
             s.tracing.otlp_endpoint = Some("http://127.0.0.1:4318".to_owned());
         },
-        "tracing.trust_clients: any client has all that it does traced",
+        "tracing.trust_clients: any client can have all of its messages traced",
     ),
     (
         |s| s.auth.secret_file = vec!["secret".into()],
-        "auth.mode is \"none\": nobody is asked for a token, whatever else auth sets",
+        "auth.mode is \"none\": no token is checked, although auth names keys",
     ),
     (
         |s| s.tickets.ttl = Duration::from_hours(48),
@@ -1032,40 +1036,40 @@ const LOOSENED: &[Loosened] = &[
 ];
 
 #[test]
-fn what_was_loosened_is_said() {
-    let said = |change: fn(&mut Settings)| {
+fn settings_less_safe_than_the_defaults_get_a_warning() {
+    let warnings = |change: fn(&mut Settings)| {
         let mut settings = Settings::default();
         change(&mut settings);
-        settings.loosened().join("\n")
+        settings.exposure_warnings().join("\n")
     };
-    let default = said(|_| {});
+    let default = warnings(|_| {});
     assert!(
-        default.starts_with("rates are off: limits.message_rate, "),
+        default.starts_with("rates without a limit: limits.message_rate, "),
         "{default}"
     );
     assert_eq!(default.lines().count(), 1);
-    let nearby = said(|s| {
+    let nearby = warnings(|s| {
         s.cluster.nats_url = vec!["nats://[::1]:1".to_owned(), "nats://localhost".to_owned()];
     });
     assert_eq!(nearby.lines().count(), 1, "{nearby}");
-    let nearby = said(|s| {
+    let nearby = warnings(|s| {
         s.cluster.nats_url = vec!["nats://[::1]".to_owned(), "nats://127.0.0.2/".to_owned()];
     });
     assert_eq!(nearby.lines().count(), 1, "{nearby}");
-    let shown = said(|s| {
+    let shown = warnings(|s| {
         s.cluster.nats_url = vec!["nats://nats".to_owned()];
         s.cluster.tls_cert_file = Some("cert.pem".into());
         s.cluster.tls_key_file = Some("key.pem".into());
     });
     assert_eq!(shown.lines().count(), 1, "it asks for TLS: {shown}");
-    for (change, expected) in LOOSENED {
-        let said = said(*change);
-        assert!(said.contains(expected), "{expected}\nin\n{said}");
+    for (change, expected) in EXPOSURES {
+        let found = warnings(*change);
+        assert!(found.contains(expected), "{expected}\nin\n{found}");
     }
 }
 
-/// What is said of a relay that speaks TLS and has all rates but those of handshakes.
-fn said_of_tls(change: impl FnOnce(&mut Settings)) -> Vec<String> {
+/// The warnings about a relay that speaks TLS and limits all rates except those of handshakes.
+fn tls_warnings(change: impl FnOnce(&mut Settings)) -> Vec<String> {
     let mut settings = Settings::default();
     settings.admin.listen = Some("127.0.0.1:9090".parse().unwrap());
     settings.server.tls.cert_file = Some("cert.pem".into());
@@ -1076,10 +1080,10 @@ fn said_of_tls(change: impl FnOnce(&mut Settings)) -> Vec<String> {
     limits.accept_rate = Some(5000);
     limits.address_connections = Some(1);
     change(&mut settings);
-    settings.loosened()
+    settings.exposure_warnings()
 }
 
-/// Sets the rates of upgrades and of TLS handshakes, over all and from one address.
+/// Sets the rates of upgrades and of TLS handshakes, of all clients and of one address.
 fn set_handshake_rates(settings: &mut Settings, upgrade: [u32; 2], tls: [u32; 2]) {
     let limits = &mut settings.limits;
     [limits.handshake_rate, limits.address_handshake_rate] = upgrade.map(Some);
@@ -1087,17 +1091,17 @@ fn set_handshake_rates(settings: &mut Settings, upgrade: [u32; 2], tls: [u32; 2]
 }
 
 #[test]
-fn rates_of_tls_are_asked_for_where_tls_is_spoken() {
+fn unset_tls_rates_get_a_warning_only_with_tls() {
     assert_eq!(
-        said_of_tls(|_| {}),
+        tls_warnings(|_| {}),
         [
-            "rates are off: limits.handshake_rate, limits.address_handshake_rate, \
-             limits.tls_handshake_rate, limits.address_tls_handshake_rate are not set"
+            "rates without a limit: limits.handshake_rate, limits.address_handshake_rate, \
+             limits.tls_handshake_rate, limits.address_tls_handshake_rate"
         ]
     );
     assert_eq!(
-        said_of_tls(|s| s.server.tls = TlsSettings::default()),
-        ["rates are off: limits.handshake_rate, limits.address_handshake_rate are not set"]
+        tls_warnings(|s| s.server.tls = TlsSettings::default()),
+        ["rates without a limit: limits.handshake_rate, limits.address_handshake_rate"]
     );
     for key in ["tls_handshake_rate", "address_tls_handshake_rate"] {
         check_refused(
@@ -1110,41 +1114,40 @@ fn rates_of_tls_are_asked_for_where_tls_is_spoken() {
 }
 
 #[test]
-fn whoever_is_cut_off_before_http_can_say_anything_is_spoken_of() {
-    let said = |upgrade, tls, change: fn(&mut Settings)| {
-        said_of_tls(|settings| {
+fn limits_that_refuse_without_a_response_get_a_warning() {
+    let warnings = |upgrade, tls, change: fn(&mut Settings)| {
+        tls_warnings(|settings| {
             set_handshake_rates(settings, upgrade, tls);
             change(settings);
         })
     };
     let none: [&str; 0] = [];
-    assert_eq!(said([1000, 10], [1001, 11], |_| {}), none);
-    let cut_off = "who comes too often is cut off, and not told when to come back";
+    assert_eq!(warnings([1000, 10], [1001, 11], |_| {}), none);
+    let reset = "a client above the rate is reset, and no response tells it when to retry";
     assert_eq!(
-        said([1000, 10], [1000, 9], |_| {}),
+        warnings([1000, 10], [1000, 9], |_| {}),
         [
-            format!("limits.tls_handshake_rate is not above limits.handshake_rate: {cut_off}"),
+            format!("limits.tls_handshake_rate is not above limits.handshake_rate: {reset}"),
             format!(
-                "limits.address_tls_handshake_rate is not above limits.address_handshake_rate: {cut_off}"
+                "limits.address_tls_handshake_rate is not above limits.address_handshake_rate: {reset}"
             ),
         ]
     );
-    // Where TLS is not spoken, they cut off nobody.
-    let without_tls = said([1000, 10], [1, 1], |s| {
+    let without_tls = warnings([1000, 10], [1, 1], |s| {
         s.server.tls = TlsSettings::default();
         s.admin.listen = None;
     });
     assert_eq!(
         without_tls,
         ["tls_handshake_rate", "address_tls_handshake_rate"]
-            .map(|key| format!("server.tls is not set: limits.{key} bounds nothing"))
+            .map(|key| format!("server.tls is not set: limits.{key} has no effect"))
     );
     assert_eq!(
-        said([1000, 10], [2000, 20], |s| s.limits.accept_rate =
+        warnings([1000, 10], [2000, 20], |s| s.limits.accept_rate =
             Some(1000)),
         [
-            "limits.accept_rate is not above limits.handshake_rate: who comes too often waits, and is not \
-             told when to come back"
+            "limits.accept_rate is not above limits.handshake_rate: a client above the rate waits, and no \
+             response tells it when to retry"
         ]
     );
     check_refused(
@@ -1152,15 +1155,15 @@ fn whoever_is_cut_off_before_http_can_say_anything_is_spoken_of() {
         &["relay.toml: limits.accept_rate: found 0, allowed: a whole number from 1 to 1048576"],
     );
     assert_eq!(
-        said([1000, 10], [2000, 20], |s| s.admin.listen = None),
+        warnings([1000, 10], [2000, 20], |s| s.admin.listen = None),
         ["tls_handshake_rate", "address_tls_handshake_rate"].map(|key| format!(
-            "admin.listen is not set: who is over limits.{key} is cut off, probes and scrapes of \
-             /metrics included"
+            "admin.listen is not set: limits.{key} also resets health checks and scrapes of /metrics"
         ))
     );
-    let behind = said([1000, 10], [2000, 20], |s| s.server.trusted_proxies.clear());
-    let expected = "server.trusted_proxies is not set: if a proxy is in front, \
-        limits.address_handshake_rate, limits.address_tls_handshake_rate, limits.address_connections are";
+    let behind = warnings([1000, 10], [2000, 20], |s| s.server.trusted_proxies.clear());
+    let expected = "server.trusted_proxies is not set: all clients of a proxy in front share one address, \
+        and with it limits.address_handshake_rate, limits.address_tls_handshake_rate, \
+        limits.address_connections";
     assert!(behind[0].starts_with(expected), "{behind:?}");
 }
 
@@ -1208,7 +1211,7 @@ fn the_standard_variables_of_opentelemetry_win() {
         sources.variables.insert(name.to_owned(), value.to_owned());
         sources.clone()
     };
-    // What is for spans wins over what is for everything, and stands as it is.
+    // A variable for spans wins over one for all signals, and its URL gets no path.
     set("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1");
     let narrower = set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://spans:1/x");
     check(&narrower, |settings| {
@@ -1266,7 +1269,7 @@ fn standard_variables_are_refused_only_where_spans_are_sent() {
             "OTEL_EXPORTER_OTLP_TIMEOUT: tracing: found \"10s\", allowed: milliseconds as a whole \
              number",
             "OTEL_TRACES_SAMPLER: tracing: found \"jaeger_remote\", allowed: always_on, always_off, \
-             traceidratio, each also with parentbased_ before it",
+             traceidratio, or one of them with the prefix parentbased_",
             "OTEL_BSP_MAX_QUEUE_SIZE: tracing.queue_spans: found \"0\", allowed: a whole number from 1 \
              to 1048576",
         ],
@@ -1297,7 +1300,8 @@ fn spans_go_to_a_path_of_their_own() {
         let found = endpoint.replace("a:b", "***");
         let problem = format!(
             "relay.toml: tracing.otlp_endpoint: found {found:?}, allowed: an http:// URL such as \
-             \"http://127.0.0.1:4318\" (https is for a collector nearby to speak)"
+             \"http://127.0.0.1:4318\" (for https, send to a collector nearby that \
+             forwards)"
         );
         check_refused(&file(&text), &[&problem]);
     }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use switchboard::config::{Origin, Served, Settings};
+use switchboard::config::{Origin, Settings, Site};
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -62,13 +62,13 @@ fn compose_lets_no_page_in_by_a_name_that_was_given_its_address() {
         (rebound, "evil.com:8080", false),
         (here, "localhost:8080", true),
     ] {
-        let served = Served {
+        let site = Site {
             host,
             client_addr: [172, 18, 0, 1].into(),
             is_tls: false,
             names: &["localhost".to_owned()],
         };
-        assert_eq!(page.is_of(&served), allowed, "{host}");
+        assert_eq!(page.is_of(&site), allowed, "{host}");
     }
 }
 

@@ -1,17 +1,17 @@
-//! Why a value was refused, put together on the way out of the tree: the reason by serde, what was
-//! found by the innermost value, the key by all tables around it.
+//! Why a tree of values cannot be read as settings. The error is completed on the way out of the tree: serde
+//! gives the reason, the innermost value what was found, and each table around it a part of the key.
 
 use std::fmt;
 
 use config::{Value, ValueKind};
 use serde::de::{Error, Expected, Unexpected};
 
-use super::error::Problem;
-use super::rules::Rule;
+use super::error::SettingsProblem;
+use super::rule::Rule;
 
-/// Why a tree was refused.
+/// Why a tree cannot be read.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct ReadError {
     /// The keys that lead to the value, the innermost first.
     path: Vec<String>,
     found: Option<String>,
@@ -20,14 +20,14 @@ pub(super) struct Refusal {
 
 #[derive(Debug)]
 enum Reason {
-    /// It is none of these keys.
+    /// The key is none of these.
     UnknownKey(&'static [&'static str]),
-    /// It is no value like this.
+    /// The value is none of these, in words.
     Value(String),
 }
 
-impl Refusal {
-    /// Refuses whatever is not this, in words.
+impl ReadError {
+    /// A value that is not allowed; `allowed` says in words what is.
     pub(super) fn value(allowed: String) -> Self {
         Self {
             path: Vec::new(),
@@ -36,25 +36,25 @@ impl Refusal {
         }
     }
 
-    /// Adds a key that the value stands under.
+    /// Adds the next outer key.
     pub(super) fn within(mut self, key: &str) -> Self {
         self.path.push(key.to_owned());
         self
     }
 
-    /// Notes what was found, unless a place further in has done so.
+    /// Adds the value that was found, unless an inner value has been added.
     pub(super) fn of(mut self, value: &Value) -> Self {
         self.found.get_or_insert_with(|| describe(value));
         self
     }
 
-    /// The keys that lead to the value.
+    /// The keys that lead to the value, the outermost first.
     pub(super) fn path(&self) -> impl DoubleEndedIterator<Item = &str> {
         self.path.iter().rev().map(String::as_str)
     }
 
-    /// The refusal of something in this origin. A rule for the key knows better what is allowed.
-    pub(super) fn into_problem(self, origin: String, rules: &[Rule]) -> Problem {
+    /// The problem of a source. If a rule has the key, its words for what is allowed replace serde's.
+    pub(super) fn into_problem(self, origin: String, rules: &[Rule]) -> SettingsProblem {
         let path: Vec<_> = self.path().collect();
         let key = path.join(".");
         match self.reason {
@@ -63,7 +63,7 @@ impl Refusal {
                 let known = fields
                     .iter()
                     .map(|field| [sections, &[*field]].concat().join("."));
-                Problem::UnknownKey {
+                SettingsProblem::UnknownKey {
                     origin,
                     known: known.collect(),
                     key,
@@ -73,7 +73,7 @@ impl Refusal {
                 let rule = rules.iter().find(|rule| rule.key == key);
                 let allowed = rule.map_or(allowed, |rule| rule.allowed.clone());
                 let found = self.found.unwrap_or_else(|| "nothing".to_owned());
-                Problem::Value {
+                SettingsProblem::Value {
                     origin,
                     key,
                     found,
@@ -84,7 +84,7 @@ impl Refusal {
     }
 }
 
-impl Error for Refusal {
+impl Error for ReadError {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self::value(message.to_string())
     }
@@ -126,17 +126,16 @@ impl Error for Refusal {
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for ReadError {}
 
-impl fmt::Display for Refusal {
-    /// For serde, which asks for it: a message is made of the parts.
+impl fmt::Display for ReadError {
+    /// Serde requires it. Messages are made by [`Self::into_problem`].
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
 }
 
-/// A value in the words of a message. What stands for a user and a password in an address is left out: it
-/// is refused, and a message goes to where logs go.
+/// A value as messages show it. A user and a password in a URL are masked, because messages are logged.
 pub(super) fn describe(value: &Value) -> String {
     match &value.kind {
         ValueKind::Nil => "nothing".to_owned(),
