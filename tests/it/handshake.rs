@@ -1,4 +1,4 @@
-//! Who gets a 101, and what the others are told (RFC 6455 section 4.2, RFC 9110 section 7.8).
+//! Which requests get a 101, and how the others are refused (RFC 6455 section 4.2, RFC 9110 section 7.8).
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use crate::harness::raw::message;
 use crate::harness::{Answer, Dialect, Handshake, Raw, Relay, Seen, Wire, eventually};
 
-/// Sends a handshake that is refused with `status`. What is said names `word`.
+/// Checks that a handshake is refused with `status`, and that the response contains `word`.
 async fn check_refused(relay: &Relay, what: &str, handshake: Handshake, status: u16, word: &str) {
     let answer = relay.raw().await.ask(&handshake).await;
     assert_eq!(answer.status, status, "{what}: {answer:?}");
@@ -20,10 +20,10 @@ async fn check_refused(relay: &Relay, what: &str, handshake: Handshake, status: 
     );
 }
 
-/// Stops a relay that has not let anybody in.
+/// Checks that no user has joined, and stops the relay.
 async fn stop_untouched(relay: Relay) {
     let mut user = relay.raw_user(Dialect::Bare).await;
-    assert_eq!(user.id, 1, "a refusal spends no id");
+    assert_eq!(user.id, 1, "a refusal uses up no id");
     user.write(&Wire::close(1000, "").bytes()).await;
     user.answered().await;
     let scrape = relay.ledger().await;
@@ -68,7 +68,7 @@ async fn a_broken_key_is_refused_and_named() {
 }
 
 #[tokio::test]
-async fn another_version_is_told_ours() {
+async fn another_version_gets_426_and_the_supported_one() {
     let relay = Relay::plain().await;
     let version = "Sec-WebSocket-Version";
     for other in ["0", "7", "8", "14", "255", "thirteen", ""] {
@@ -147,7 +147,7 @@ async fn http_1_0_cannot_upgrade() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_not_answered_with_a_101() {
+async fn bytes_that_are_not_http_get_no_101() {
     let relay = Relay::plain().await;
     let handshake = String::from_utf8(Handshake::new().bytes()).unwrap();
     let broken = [
@@ -190,7 +190,7 @@ async fn a_get_without_an_upgrade_says_how_to_connect() {
     let head = peer.http("HEAD", "/").await;
     assert_eq!(head.status, 426, "{head:?}");
     let next = peer.http("GET", "/livez").await;
-    assert_eq!(next.status, 200, "no body follows the answer to a HEAD");
+    assert_eq!(next.status, 200, "the response to a HEAD has no body");
     stop_untouched(relay).await;
 }
 
@@ -215,7 +215,7 @@ async fn a_101_proves_that_the_key_was_read_and_carries_the_id() {
 }
 
 #[tokio::test]
-async fn names_and_lists_are_read_as_http_has_them() {
+async fn header_names_and_lists_are_read_by_the_rules_of_http() {
     let relay = Relay::plain().await;
     let good = Handshake::new();
     let accepted = [
@@ -307,7 +307,7 @@ async fn a_handshake_may_come_byte_by_byte() {
 }
 
 both_strategies! {
-    /// A client may know its id, and send before it has read the answer.
+    /// A client may guess its id, and send before it has read the response.
     async fn frames_behind_the_handshake_are_read(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         for id in 1..=20 {
@@ -323,8 +323,8 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// The essay's programs lose what is sent to somebody at once after the upgrade.
-    async fn whoever_has_a_101_can_be_written_to(strategy) {
+    /// The user's mailbox exists before the 101 is sent, so no message is lost in between.
+    async fn a_user_with_a_101_receives_messages_at_once(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut sender = relay.v1().await;
         for round in 0..100 {
@@ -338,7 +338,7 @@ both_strategies! {
     }
 
     /// A client is removed when its connection ends before the 101 has left.
-    async fn a_client_whose_upgrade_failed_leaves(strategy) {
+    async fn a_client_is_removed_when_its_upgrade_fails(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         for _ in 0..50 {
             let mut peer = relay.raw().await;
@@ -365,15 +365,15 @@ both_strategies! {
     }
 }
 
-/// A relay that waits a quarter of a second for a request.
-async fn impatient() -> Relay {
+/// A relay with a header timeout of 250 ms.
+async fn with_short_timeout() -> Relay {
     Relay::start(Strategy::Directory, |settings| {
         settings.limits.header_timeout = Duration::from_millis(250);
     })
     .await
 }
 
-/// The relay ends the connection, with or without a word, and lets nobody in.
+/// Checks that the connection ended without a response or with a 408.
 fn assert_timed_out(answer: Option<&Answer>) {
     if let Some(answer) = answer {
         assert_eq!(answer.status, 408, "{answer:?}");
@@ -382,7 +382,7 @@ fn assert_timed_out(answer: Option<&Answer>) {
 
 #[tokio::test]
 async fn a_silent_connection_is_closed_after_the_header_timeout() {
-    let relay = impatient().await;
+    let relay = with_short_timeout().await;
     let mut peer = relay.raw().await;
     assert_timed_out(peer.answer(true).await.as_ref());
     stop_untouched(relay).await;
@@ -390,7 +390,7 @@ async fn a_silent_connection_is_closed_after_the_header_timeout() {
 
 #[tokio::test]
 async fn half_a_request_is_closed_after_the_header_timeout() {
-    let relay = impatient().await;
+    let relay = with_short_timeout().await;
     let mut peer = relay.raw().await;
     let handshake = Handshake::new().bytes();
     peer.write(&handshake[..handshake.len() - 2]).await;
@@ -398,10 +398,10 @@ async fn half_a_request_is_closed_after_the_header_timeout() {
     stop_untouched(relay).await;
 }
 
-/// Slowloris: a byte now and then must not buy more time.
+/// Slowloris: a peer that sends a byte now and then gets no more time.
 #[tokio::test]
 async fn a_request_that_trickles_is_closed_after_the_header_timeout() {
-    let relay = impatient().await;
+    let relay = with_short_timeout().await;
     let mut peer = relay.raw().await;
     let head = String::from_utf8(Handshake::new().bytes()).unwrap();
     peer.write(head.trim_end().as_bytes()).await;
@@ -415,14 +415,14 @@ async fn a_request_that_trickles_is_closed_after_the_header_timeout() {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    crate::harness::within("the relay loses patience", drip).await;
+    crate::harness::within("the relay closes the connection", drip).await;
     stop_untouched(relay).await;
 }
 
-/// A connection that is kept alive between two requests is no user, and not kept for ever.
+/// The header timeout also holds between two requests of a connection.
 #[tokio::test]
 async fn an_idle_http_connection_is_closed_after_the_header_timeout() {
-    let relay = impatient().await;
+    let relay = with_short_timeout().await;
     let mut peer = relay.raw().await;
     assert_eq!(peer.http("GET", "/livez").await.status, 200);
     assert_timed_out(peer.answer(true).await.as_ref());
@@ -445,9 +445,9 @@ async fn a_head_that_is_too_large_is_refused() {
     relay.stop().await;
 }
 
-/// However large, and however it ends: the relay neither reads it all nor lets it in.
+/// The relay does not read a head beyond its limit, and closes the connection.
 #[tokio::test]
-async fn an_endless_head_is_cut_off() {
+async fn the_connection_of_an_endless_head_is_closed() {
     let relay = Relay::plain().await;
     let mut peer = relay.raw().await;
     peer.write(b"GET / HTTP/1.1\r\nX-Filler: ").await;
@@ -459,13 +459,13 @@ async fn an_endless_head_is_cut_off() {
             break;
         }
     }
-    assert!(cut_off, "64 MiB of one header were taken");
+    assert!(cut_off, "the relay has read 64 MiB of one header");
     stop_untouched(relay).await;
 }
 
-/// The welcome is not the only thing that waits for the client's first read.
+/// A user that ends its half without a close frame gets an orderly end.
 #[tokio::test]
-async fn a_user_who_never_says_a_word_leaves_in_order() {
+async fn a_user_that_never_sends_ends_in_order() {
     let relay = Relay::plain().await;
     for dialect in Dialect::BOTH {
         let peer: Raw = relay.raw_user(dialect).await;
@@ -477,9 +477,9 @@ async fn a_user_who_never_says_a_word_leaves_in_order() {
     relay.stop().await;
 }
 
-/// A page of a stranger, whose name was given this machine's address, asks where it came from.
+/// DNS rebinding: a foreign name resolves to this machine's address, and a page of that name connects.
 #[tokio::test]
-async fn a_page_by_a_name_that_was_given_our_address_may_not_connect() {
+async fn a_page_of_a_foreign_name_with_our_address_may_not_connect() {
     let page = |host: &str| {
         let origin = format!("http://{host}");
         Handshake::new().but("Host", host).with("Origin", &origin)

@@ -1,5 +1,5 @@
-//! What hostile peers try, over real sockets: each costs itself. Every test ends with the ledger
-//! balanced and a well-behaved pair that still talks.
+//! Attacks by peers, over real sockets. Each test ends with a balanced ledger and two well-behaved users that can
+//! still talk.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-/// How long anything may take before a test gives up.
+/// The time limit of each step of a test.
 const PATIENCE: Duration = Duration::from_secs(30);
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
@@ -38,7 +38,7 @@ impl Relay {
         Self { addr, stop, run }
     }
 
-    /// One that asks for a token of [`SECRET`].
+    /// A relay that requires a token signed with [`SECRET`].
     async fn start_with_secret(name: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let name = format!("hostile-{name}-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
@@ -60,7 +60,7 @@ impl Relay {
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
         let read = timeout(PATIENCE, stream.read_to_string(&mut text)).await;
-        read.expect("metrics in time").unwrap();
+        read.expect("metrics within the time limit").unwrap();
         let mut lines = text.lines();
         let line = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {series} in {text}"))
@@ -78,7 +78,7 @@ impl Relay {
         assert!(reached.is_ok(), "{series} is {}", self.metric(series).await);
     }
 
-    /// Two more users talk.
+    /// Checks that two new users can talk.
     async fn still_works(&self) {
         let mut first = User::join(self.addr).await;
         let mut second = User::join(self.addr).await;
@@ -90,7 +90,7 @@ impl Relay {
         }
     }
 
-    /// Ends it, once nobody is here: opened is closed, and nothing is in between.
+    /// Stops the relay after all users have left, and checks that the ledger balances.
     async fn end(self) {
         self.until("switchboard_connections", |users| users == 0)
             .await;
@@ -114,7 +114,7 @@ impl Relay {
     }
 }
 
-/// A user, byte by byte.
+/// A user on a plain socket.
 struct User {
     id: u64,
     stream: TcpStream,
@@ -127,7 +127,7 @@ impl User {
         Self::new(&head, stream)
     }
 
-    /// Over a socket that takes next to nothing of what it does not read.
+    /// Joins over a socket with a small receive buffer.
     async fn join_narrow(addr: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
@@ -148,7 +148,7 @@ impl User {
 
     async fn send(&mut self, bytes: &[u8]) {
         let sent = timeout(PATIENCE, self.stream.write_all(bytes)).await;
-        sent.expect("a write in time").unwrap();
+        sent.expect("a write within the time limit").unwrap();
     }
 
     async fn say(&mut self, to: u64, text: &str) {
@@ -172,7 +172,9 @@ impl User {
                 std::io::Result::Ok((head[0] & 0x0f, payload))
             };
             let heard = timeout(PATIENCE, heard).await;
-            let (opcode, payload) = heard.expect("a frame in time").expect("a frame");
+            let (opcode, payload) = heard
+                .expect("a frame within the time limit")
+                .expect("a frame");
             if !matches!(opcode, 9 | 10) {
                 return (opcode, payload);
             }
@@ -185,7 +187,7 @@ impl User {
         assert_eq!(u16::from_be_bytes([payload[0], payload[1]]), code);
     }
 
-    /// Leaves without a word, and has the kernel say so.
+    /// Resets the connection.
     fn reset(self) {
         SockRef::from(&self.stream)
             .set_linger(Some(Duration::ZERO))
@@ -193,7 +195,7 @@ impl User {
     }
 }
 
-/// Asks for an upgrade with some more fields; the head of the answer.
+/// Requests an upgrade with additional header fields. Returns the head of the response.
 async fn ask(mut stream: TcpStream, fields: &str) -> (String, TcpStream) {
     let request = format!(
         "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -203,12 +205,15 @@ async fn ask(mut stream: TcpStream, fields: &str) -> (String, TcpStream) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let byte = timeout(PATIENCE, stream.read_u8()).await;
-        head.push(byte.expect("a head in time").expect("a whole head"));
+        head.push(
+            byte.expect("a head within the time limit")
+                .expect("a whole head"),
+        );
     }
     (String::from_utf8(head).unwrap(), stream)
 }
 
-/// The status of the answer to an upgrade from an address of the loopback network.
+/// Requests an upgrade from an address of the loopback network. Returns the status and the head of the response.
 async fn status(relay: &Relay, from: Ipv4Addr, fields: &str) -> (String, String, TcpStream) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from((from, 0))).unwrap();
@@ -220,7 +225,7 @@ async fn status(relay: &Relay, from: Ipv4Addr, fields: &str) -> (String, String,
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const THERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// A frame by a mask of zeros.
+/// A frame with a mask of zeros.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
     match payload.len() {
@@ -236,7 +241,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_heads_hold_no_place_that_somebody_needs() {
+async fn connections_with_slow_heads_are_evicted() {
     let relay = Relay::start(|settings| settings.limits.handshakes = 8).await;
     let mut slow = Vec::new();
     for _ in 0..100 {
@@ -254,7 +259,7 @@ async fn slow_heads_hold_no_place_that_somebody_needs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_never_speak_hold_no_place_either() {
+async fn silent_connections_are_evicted() {
     let relay = Relay::start(|settings| settings.limits.handshakes = 8).await;
     let mut mute = Vec::new();
     for _ in 0..300 {
@@ -266,7 +271,7 @@ async fn connections_that_never_speak_hold_no_place_either() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_makes_room_is_reset_unless_it_was_answered() {
+async fn an_evicted_connection_is_reset_unless_it_had_a_response() {
     let relay = Relay::start(|settings| settings.limits.handshakes = 2).await;
     let enter = || async { TcpStream::connect(relay.addr).await.unwrap() };
     let mut answered = enter().await;
@@ -277,9 +282,11 @@ async fn whoever_makes_room_is_reset_unless_it_was_answered() {
     let rest = async |stream: &mut TcpStream| {
         let mut rest = Vec::new();
         let read = timeout(PATIENCE, stream.read_to_end(&mut rest));
-        read.await.expect("an end in time").map_err(|it| it.kind())
+        read.await
+            .expect("an end within the time limit")
+            .map_err(|it| it.kind())
     };
-    // Each makes room for the next but one.
+    // Two slots: the third connection evicts the first, the fourth evicts the second.
     let _third = enter().await;
     assert_ne!(rest(&mut answered).await.unwrap(), 0);
     let _fourth = enter().await;
@@ -303,7 +310,7 @@ async fn a_reset_at_any_step_leaves_nothing_behind() {
     }
     for _ in 0..20 {
         let mut leaving = User::join(relay.addr).await;
-        // Something is under way to whoever resets, and from it.
+        // Messages are in flight to the user that resets, and from it.
         reader.say(leaving.id, "x").await;
         leaving.say(reader.id, "x").await;
         leaving.reset();
@@ -315,14 +322,14 @@ async fn a_reset_at_any_step_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frame_that_may_not_be_is_refused_on_its_header() {
+async fn an_invalid_frame_is_refused_on_its_header() {
     let relay = Relay::start(|_| {}).await;
     let giant = |length: u64| [&[0x81, 0xff], length.to_be_bytes().as_slice(), &[0; 4]].concat();
     for (bytes, code) in [
         (giant(1 << 40), 1009),
         (giant(64 * 1024 + 1), 1009),
         (giant(1 << 63), 1002),
-        (vec![0xc1, 0x80, 0, 0, 0, 0], 1002), // what looks compressed
+        (vec![0xc1, 0x80, 0, 0, 0, 0], 1002), // RSV1, as of a compressed message
         (vec![0x91, 0x80, 0, 0, 0, 0], 1002),
         (vec![0x83, 0x80, 0, 0, 0, 0], 1002),
         (vec![0x81, 0x00], 1002),
@@ -354,14 +361,14 @@ async fn fragments_of_one_byte_and_pings_are_bounded_by_the_rate() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_floods_with_pings_and_reads_no_pongs_fills_no_memory() {
+async fn a_flood_of_pings_without_reads_fills_no_memory() {
     let relay = Relay::start(|settings| {
         settings.keepalive.write_timeout = Duration::from_secs(1);
     })
     .await;
     let mut flooder = User::join(relay.addr).await;
     let pings = frame(0x89, &[b'x'; 125]).repeat(500);
-    // Some 130 MB, or as much as is taken before it is cut for a write that makes no progress.
+    // About 130 MB, or less if the relay closes the connection because a write makes no progress.
     let flood = async {
         for _ in 0..2000 {
             flooder.stream.write_all(&pings).await?;
@@ -371,7 +378,7 @@ async fn whoever_floods_with_pings_and_reads_no_pongs_fills_no_memory() {
     let before = resident();
     let _cut_or_sent = timeout(PATIENCE, flood)
         .await
-        .expect("it is taken or cut in time");
+        .expect("the flood is read or the connection closed within the time limit");
     let grown = resident().saturating_sub(before);
     assert!(grown < 32 << 20, "{grown} bytes");
     relay.still_works().await;
@@ -379,7 +386,7 @@ async fn whoever_floods_with_pings_and_reads_no_pongs_fills_no_memory() {
     relay.end().await;
 }
 
-/// The memory of this process, which is the relay's, too.
+/// The resident memory of this process, bytes. The relay runs in it.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = status.split(' ').nth(1).unwrap().parse().unwrap();
@@ -387,7 +394,7 @@ fn resident() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_never_reads_costs_its_senders_nothing() {
+async fn a_peer_that_never_reads_costs_its_senders_nothing() {
     let relay = Relay::start(|settings| {
         settings.mailbox.bytes = 256 << 10;
         settings.keepalive.write_timeout = Duration::from_secs(2);
@@ -416,7 +423,7 @@ async fn whoever_never_reads_costs_its_senders_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_reads_byte_by_byte_is_cut_like_one_who_never_reads() {
+async fn a_peer_that_reads_byte_by_byte_is_closed_like_one_that_never_reads() {
     let relay = Relay::start(|settings| {
         settings.mailbox.bytes = 256 << 10;
         settings.keepalive.write_timeout = Duration::from_secs(1);
@@ -431,7 +438,7 @@ async fn whoever_reads_byte_by_byte_is_cut_like_one_who_never_reads() {
     relay.still_works().await;
     let waiting = relay.metric("switchboard_mailbox_bytes").await;
     assert!(waiting <= 256 << 10, "{waiting} bytes");
-    // Ten times as fast as a byte a second, and still nothing that a write could make progress by.
+    // Ten bytes a second, which is too slow for any write to make progress.
     let read = async {
         while slow.stream.read_u8().await.is_ok() {
             sleep(Duration::from_millis(100)).await;
@@ -470,7 +477,7 @@ async fn connection_churn_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_brute_forcer_is_soon_not_listened_to() {
+async fn an_address_that_guesses_tokens_is_soon_refused() {
     let relay = Relay::start_with_secret("guessed", |settings| {
         settings.limits.address_auth_failures = Some(5);
     })
@@ -491,7 +498,7 @@ async fn a_token_brute_forcer_is_soon_not_listened_to() {
         };
         assert!(head.contains(hint), "{head}");
     }
-    // Not even with the right one; whoever comes from elsewhere is not meant.
+    // A valid token is refused from this address too. Other addresses are not limited.
     assert_eq!(status(&relay, HERE, &bearer(&good)).await.0, "429");
     for fields in [
         bearer(&good),
@@ -530,7 +537,7 @@ async fn a_token_that_expires_ends_its_connection() {
         let token = auth::issue(&settings, &secret, "alice", lifetime).unwrap();
         format!("Authorization: Bearer {token}\r\n")
     };
-    // As far in the future as a number goes, on one that is there before and behind the other.
+    // One token never expires: its user is connected before the other token expires, and after.
     let (_, head, stream) = status(&relay, HERE, &fields(Duration::MAX)).await;
     let mut friend = User::new(&head, stream);
     let fields = fields(Duration::from_secs(1));
@@ -562,7 +569,7 @@ async fn forged_proxy_headers_change_nothing_and_limits_of_an_address_hold() {
         assert_eq!(code, if number < 3 { "101" } else { "429" });
         here.push(stream);
     }
-    // A trusted proxy is believed, for the last that it has written.
+    // A trusted proxy is believed, and the last address that it wrote counts.
     for number in 0..5 {
         let said = format!("X-Forwarded-For: 1.1.1.1, 10.0.0.{number}\r\n");
         let (code, _, stream) = status(&relay, THERE, &said).await;
@@ -579,14 +586,14 @@ async fn forged_proxy_headers_change_nothing_and_limits_of_an_address_hold() {
     relay
         .until("switchboard_connections", |users| users == 0)
         .await;
-    // The places have come back.
+    // The permits are free again.
     assert_eq!(status(&relay, HERE, "").await.0, "101");
     relay.end().await;
 }
 
-/// A proxy that passes bytes on and does not know whose they are passes the client's own headers on, too.
+/// A proxy that passes bytes on also passes on the forwarding headers that the client wrote itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_comes_by_a_proxy_that_names_nobody_names_nobody_either() {
+async fn forwarding_headers_through_a_proxy_that_names_no_client_are_ignored() {
     let relay = Relay::start(|settings| {
         settings.limits.address_connections = Some(1);
         settings.server.trusted_proxies = vec!["127.0.0.2/32".parse().unwrap()];
@@ -599,7 +606,7 @@ async fn who_comes_by_a_proxy_that_names_nobody_names_nobody_either() {
         (&b"PROXY UNKNOWN\r\n"[..], 1, "101"),
         (b"PROXY UNKNOWN\r\n", 2, "429"),
         (local, 3, "429"),
-        // Itself by its address, and somebody else.
+        // The client's own address, and a forged one.
         (b"PROXY TCP4 127.0.0.2 127.0.0.1 1 2\r\n", 4, "429"),
         (b"PROXY TCP4 10.0.0.5 127.0.0.1 1 2\r\n", 5, "101"),
     ] {
@@ -617,7 +624,7 @@ async fn who_comes_by_a_proxy_that_names_nobody_names_nobody_either() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_storm_of_handshakes_is_told_to_come_back() {
+async fn handshakes_beyond_the_rate_get_a_retry_after() {
     let relay = Relay::start(|settings| {
         settings.limits.handshake_rate = Some(10);
         settings.limits.address_handshake_rate = Some(5);
@@ -632,14 +639,14 @@ async fn a_storm_of_handshakes_is_told_to_come_back() {
         }
     }
     let count = |wanted: &str| codes.iter().filter(|code| *code == wanted).count();
-    // Time goes on meanwhile, so a few more get in.
+    // The buckets refill during the test, so a few more are accepted.
     assert!((20..24).contains(&count("101")), "{codes:?}");
     assert!(count("429") >= 1 && count("429") + count("503") == 24 - count("101"));
     relay.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_beyond_the_rate_wait_in_the_kernel_and_come_in() {
+async fn connections_beyond_the_accept_rate_wait_in_the_kernel() {
     let relay = Relay::start(|settings| settings.limits.accept_rate = Some(200)).await;
     let mut waiting = Vec::new();
     for _ in 0..100 {
@@ -657,7 +664,7 @@ async fn connections_beyond_the_rate_wait_in_the_kernel_and_come_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_finds_no_place_is_told_so_before_a_look_at_its_token() {
+async fn a_full_node_or_address_refuses_before_it_checks_the_token() {
     let relay = Relay::start_with_secret("places", |settings| {
         settings.limits.connections = Some(2);
         settings.limits.address_connections = Some(1);

@@ -1,4 +1,4 @@
-//! Metrics, health, and where they are served.
+//! Metrics and health, and the listeners that serve them.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ async fn health_is_200_while_the_process_works() {
     relay.stop().await;
 }
 
-/// A HEAD answers what a GET does, without the body; the next answer shows that there was none.
+/// A HEAD gets the response of a GET without its body. The next response on the connection shows that.
 #[tokio::test]
 async fn a_head_has_no_body() {
     let relay = Relay::plain().await;
@@ -52,7 +52,7 @@ async fn one_connection_serves_many_requests() {
             assert_eq!(peer.http("GET", target).await.status, status, "{target}");
         }
     }
-    // The last of them may be the upgrade.
+    // The last request may be the upgrade.
     let answer = peer.upgrade(&Handshake::new()).await;
     assert_eq!(answer.status, 101);
     peer.say(1, "after all").await;
@@ -61,7 +61,7 @@ async fn one_connection_serves_many_requests() {
 }
 
 #[tokio::test]
-async fn another_method_is_told_which_are_allowed() {
+async fn another_method_gets_405_and_the_allowed_ones() {
     let relay = Relay::plain().await;
     for target in ["/", "/metrics", "/healthz", "/livez", "/readyz"] {
         for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
@@ -131,7 +131,7 @@ fn families(answer: &Answer) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn every_promised_metric_is_there_from_the_start() {
+async fn every_promised_metric_exists_from_the_start() {
     let relay = Relay::plain().await;
     let scrape = relay.scrape().await;
     let names = [
@@ -197,7 +197,7 @@ async fn every_promised_metric_is_there_from_the_start() {
 }
 
 #[tokio::test]
-async fn what_happens_is_counted() {
+async fn messages_connections_and_refusals_are_counted() {
     let relay = Relay::plain().await;
     let mut one = relay.bare().await;
     let mut two = relay.v1().await;
@@ -233,7 +233,7 @@ async fn what_happens_is_counted() {
     relay.stop().await;
 }
 
-/// Nothing that a peer chooses becomes a label, and no user has a series.
+/// No label has a value that a peer chooses, and no user has a series of its own.
 #[tokio::test]
 async fn the_number_of_series_does_not_depend_on_users() {
     let names = |scrape: &Scrape| -> BTreeSet<String> {
@@ -263,7 +263,7 @@ async fn the_number_of_series_does_not_depend_on_users() {
 }
 
 #[tokio::test]
-async fn a_listener_of_their_own_takes_metrics_and_health_along() {
+async fn metrics_and_health_move_to_the_admin_listener() {
     let relay = Relay::start(Strategy::Directory, |settings| {
         settings.admin.listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
     })
@@ -276,14 +276,17 @@ async fn a_listener_of_their_own_takes_metrics_and_health_along() {
     let user = relay.bare().await;
     assert_eq!(user.id, 1);
     let answer = relay.admin("GET", "/").await;
-    assert_eq!(answer.status, 404, "users do not join there: {answer:?}");
+    assert_eq!(
+        answer.status, 404,
+        "users cannot join on the admin listener: {answer:?}"
+    );
     assert_eq!(relay.metric("switchboard_connections", &[]).await, 1);
     relay.stop().await;
 }
 
-/// A scrape takes nothing from those who talk.
+/// A scrape does not disturb users that talk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_books_are_never_negative_under_load() {
+async fn the_ledger_is_never_negative_under_load() {
     for strategy in [Strategy::Directory, Strategy::Router] {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut pairs = tokio::task::JoinSet::new();
@@ -318,7 +321,7 @@ async fn the_books_are_never_negative_under_load() {
     }
 }
 
-/// What the frames are by the description, tests/python/wire.py looks at.
+/// tests/python/wire.py checks the frames against the description.
 #[tokio::test]
 async fn the_wire_is_described_beside_the_client() {
     let relay = Relay::plain().await;

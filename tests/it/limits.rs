@@ -1,4 +1,4 @@
-//! A full node: it says so, goes on with those it has, and still answers its probes.
+//! A full node: it refuses new users, keeps its connected users, and still answers probes.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -33,7 +33,7 @@ both_strategies! {
         assert_eq!(scrape.value("switchboard_connections", &[]), 3);
         one.say(two.id, "it is full in here").await;
 
-        // Whoever leaves makes room, however it leaves.
+        // Each user that leaves makes room, by a close or by a reset.
         two.leave().await;
         let four = eventually("there is room for one", async || {
             let mut peer = relay.raw().await;
@@ -54,8 +54,8 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// Many at the door at once: never more than the limit come in.
-    async fn a_rush_fills_the_node_and_no_more(strategy) {
+    /// Many upgrades at once: at most as many as the limit are accepted.
+    async fn simultaneous_upgrades_do_not_exceed_the_limit(strategy) {
         let relay = Relay::start(strategy, |settings| settings.limits.connections = Some(10)).await;
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..60 {
@@ -82,9 +82,9 @@ both_strategies! {
     }
 }
 
-/// A connection that has asked for nothing yet takes no user's place.
+/// A connection that has sent no request does not count as a user.
 #[tokio::test]
-async fn a_handshake_that_never_completes_keeps_nobody_out() {
+async fn an_incomplete_handshake_keeps_no_user_out() {
     let relay = Relay::start(Strategy::Directory, |settings| {
         settings.limits.connections = Some(2);
         settings.limits.header_timeout = Duration::from_secs(20);
@@ -106,7 +106,7 @@ async fn a_handshake_that_never_completes_keeps_nobody_out() {
     relay.stop().await;
 }
 
-/// Connections that are no users are limited too, and the operators' door is another one.
+/// Pending connections have a limit of their own, and the admin listener has another one.
 #[tokio::test]
 async fn silent_connections_do_not_keep_the_operators_out() {
     let relay = Relay::start(Strategy::Directory, |settings| {
@@ -122,7 +122,7 @@ async fn silent_connections_do_not_keep_the_operators_out() {
     for _ in 0..3 {
         assert_eq!(relay.admin("GET", "/livez").await.status, 200);
     }
-    // Their time runs out, and a user comes in.
+    // Their header timeout ends them, and a user joins.
     let user = eventually("a user comes in", async || {
         let upgrade = Client::upgrade(relay.addr, Dialect::Bare).await;
         upgrade.ok()
@@ -133,7 +133,7 @@ async fn silent_connections_do_not_keep_the_operators_out() {
     relay.stop().await;
 }
 
-/// Users are not handshakes: the bound on the latter does not bound the former.
+/// The limit of pending connections does not limit users.
 #[tokio::test]
 async fn users_do_not_count_as_handshakes() {
     let relay = Relay::start(Strategy::Directory, |settings| {
@@ -151,9 +151,9 @@ async fn users_do_not_count_as_handshakes() {
     relay.stop().await;
 }
 
-/// A refusal is read by those who have sent more than a handshake already.
+/// A client that has sent frames behind its handshake can still read the refusal.
 #[tokio::test]
-async fn a_refusal_reaches_a_client_that_talks_on() {
+async fn a_refusal_reaches_a_client_that_has_already_sent_more() {
     let relay = Relay::start(Strategy::Directory, |settings| {
         settings.limits.connections = Some(0x1);
     })
@@ -169,7 +169,7 @@ async fn a_refusal_reaches_a_client_that_talks_on() {
     relay.stop().await;
 }
 
-/// A relay of its own process, ended by Drop.
+/// A relay in a process of its own. Drop ends it.
 struct Process {
     child: Child,
     addr: SocketAddr,
@@ -177,9 +177,9 @@ struct Process {
 }
 
 impl Process {
-    /// Starts one that may have that many files open.
+    /// Starts a relay with this limit of open files.
     async fn start(files: u32) -> Self {
-        // Both are held until both are known, so that they differ.
+        // Both listeners are held until both ports are known, so that the ports differ.
         let free = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [addr, admin] = free.map(|listener| listener.local_addr().unwrap());
         let mut command = Command::new("sh");
@@ -210,7 +210,7 @@ impl Process {
         let text = self.ask("/metrics").await.body;
         let mut lines = text.lines();
         let value = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        value.expect("the series is there").parse().unwrap()
+        value.expect("the series exists").parse().unwrap()
     }
 }
 
@@ -221,10 +221,10 @@ impl Drop for Process {
     }
 }
 
-/// With all its file descriptors asked for, many times over, a node goes on: those who are in talk,
-/// others are told that it is full, its probes are answered, and no connection fails to be accepted.
+/// More connections than file descriptors: connected users talk, other users get a refusal, probes get a response,
+/// and no accept fails.
 #[tokio::test]
-async fn a_node_that_is_asked_for_more_files_than_it_has_goes_on() {
+async fn a_node_without_free_file_descriptors_keeps_working() {
     let process = Process::start(620).await;
     let mut first = Raw::connect(process.addr).await.joined(Dialect::Bare).await;
     let mut second = Raw::connect(process.addr).await.joined(Dialect::Bare).await;
@@ -242,7 +242,7 @@ async fn a_node_that_is_asked_for_more_files_than_it_has_goes_on() {
             refused += 1;
         }
     }
-    // 500 are kept back for what is no user.
+    // The relay keeps 500 file descriptors for other uses than users.
     assert_eq!((inside.len(), refused), (118, 882));
     first.say(second.id, "is it full?").await;
     let heard = second.json().await;
@@ -253,7 +253,7 @@ async fn a_node_that_is_asked_for_more_files_than_it_has_goes_on() {
     assert_eq!(process.metric(failed).await, 0);
     let full = "switchboard_handshakes_rejected_total{reason=\"full\"}";
     assert_eq!(process.metric(full).await, 882);
-    // Whoever leaves makes room.
+    // A user that leaves makes room.
     drop((inside, silent));
     eventually("there is room again", async || {
         let mut peer = Raw::connect(process.addr).await;

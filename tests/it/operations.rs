@@ -1,5 +1,5 @@
-//! The files that operators run: image, compose, dashboard, alerts; what can be said of them without
-//! running them.
+//! The files that operators run: image, compose file, dashboard, alerts. Checks what can be checked without running
+//! them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The rest of the first line that begins so, but for spaces before it.
+/// The rest of the first line that begins with `begin`, after spaces.
 fn after<'a>(text: &'a str, begin: &str) -> &'a str {
     text.lines()
         .find_map(|line| line.trim_start().strip_prefix(begin))
@@ -23,7 +23,7 @@ fn dashboard() -> Value {
     serde_json::from_str(&read("config/grafana/dashboards/switchboard.json")).unwrap()
 }
 
-/// Panels that ask something, those of folded rows included.
+/// All panels with queries, those of collapsed rows included.
 fn panels(dashboard: &Value) -> Vec<&Value> {
     let all = dashboard["panels"].as_array().unwrap();
     let inner = all.iter().filter_map(|panel| panel["panels"].as_array());
@@ -34,7 +34,7 @@ fn panels(dashboard: &Value) -> Vec<&Value> {
 }
 
 #[test]
-fn image_is_of_this_version_and_this_toolchain() {
+fn the_image_has_this_version_and_this_toolchain() {
     let dockerfile = read("Dockerfile");
     let rust = env!("CARGO_PKG_RUST_VERSION");
     let image = after(&dockerfile, "ARG RUST_IMAGE=");
@@ -50,9 +50,9 @@ fn image_is_of_this_version_and_this_toolchain() {
     );
 }
 
-/// Whose page is open on this machine comes from the bridge's address there, and not from loopback.
+/// A page that is open on the host connects from the address of the bridge, and not from loopback.
 #[test]
-fn compose_lets_no_page_in_by_a_name_that_was_given_its_address() {
+fn compose_refuses_pages_of_foreign_names_with_its_address() {
     let compose = read("docker-compose.yml");
     let names = after(&compose, "SWITCHBOARD__SERVER__ALLOWED_HOSTS: ");
     assert_eq!(names, "${ALLOWED_HOSTS:-localhost}");
@@ -136,13 +136,16 @@ fn dashboard_has_its_rows_and_variables() {
 }
 
 #[test]
-fn panels_say_what_they_show_and_follow_the_variables() {
+fn panels_have_descriptions_and_use_the_variables() {
     let dashboard = dashboard();
     let mut ids = BTreeSet::new();
     let mut squares = BTreeSet::new();
     for panel in panels(&dashboard) {
         let title = panel["title"].as_str().unwrap();
-        assert!(ids.insert(panel["id"].as_u64()), "{title}: its id is taken");
+        assert!(
+            ids.insert(panel["id"].as_u64()),
+            "{title}: another panel has its id"
+        );
         assert!(
             panel["description"].as_str().unwrap().ends_with('.'),
             "{title}"
@@ -156,18 +159,18 @@ fn panels_say_what_they_show_and_follow_the_variables() {
         for x in edge("x")..edge("x") + edge("w") {
             assert!(x < 24, "{title} is too wide");
             for y in edge("y")..edge("y") + edge("h") {
-                assert!(squares.insert((x, y)), "{title} lies over another panel");
+                assert!(squares.insert((x, y)), "{title} overlaps another panel");
             }
         }
         let targets = panel["targets"].as_array().unwrap();
-        assert!(!targets.is_empty(), "{title} asks nothing");
+        assert!(!targets.is_empty(), "{title} has no query");
         for target in targets {
             assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
             let expression = target["expr"].as_str().unwrap();
             assert!(!expression.contains("vector(0)"), "{title} hides a gap");
             for selector in expression.split('{').skip(1) {
                 let begin = match title {
-                    // Between some of the nodes there is nothing to be seen.
+                    // The sum over all nodes, because a message lost between two belongs to neither.
                     "Lost between nodes" => r#"job=~"$job"}"#,
                     _ => r#"job=~"$job", instance=~"$instance""#,
                 };
@@ -181,22 +184,22 @@ fn panels_say_what_they_show_and_follow_the_variables() {
 }
 
 #[test]
-fn alerts_say_what_to_do_and_have_a_case_each() {
+fn each_alert_has_a_runbook_and_test_cases() {
     let cases = read("tests/prometheus/alerts.yml");
     let rules = read("config/prometheus/rules/alerts.yml");
     let alerts: Vec<_> = rules.split("- alert: ").skip(1).collect();
-    assert!(alerts.len() > 8, "alerts were not found");
+    assert!(alerts.len() > 8, "the alerts are not found");
     for alert in alerts {
         let (name, body) = alert.split_once('\n').unwrap();
         let summary = after(body, "summary: ");
-        // What is lost between nodes is nobody's in particular.
+        // A summary names the node, or the job if the alert is about all nodes.
         let named = ["$labels.instance", "$labels.job"];
         assert!(named.iter().any(|label| summary.contains(label)), "{name}");
         assert!(after(body, "runbook: ").len() > 40, "{name}");
         assert!(after(body, "labels: ").contains("severity: "), "{name}");
         let raised = format!("- alertname: {name}\n");
-        assert!(cases.contains(&raised), "{name} is raised by no case");
+        assert!(cases.contains(&raised), "no case fires {name}");
         let silent = format!("alertname: {name}, eval_time");
-        assert!(cases.contains(&silent), "{name} is held back by no case");
+        assert!(cases.contains(&silent), "no case shows {name} silent");
     }
 }

@@ -1,4 +1,4 @@
-//! Certificates on either listener, and the token of operators. The client is rustls with the
+//! Certificates on both listeners, and the operators' token. The client is rustls, and trusts the test's
 //! certificate as its root.
 
 use std::io;
@@ -30,7 +30,7 @@ const TOKEN: &str = "let-me-in";
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const THERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// A relay with a certificate of its own and a token, and what a client needs to know of it.
+/// A relay with a certificate and an operators' token, and what a client needs to connect to it.
 struct Secured {
     folder: PathBuf,
     certificate: CertificateDer<'static>,
@@ -104,7 +104,7 @@ impl Secured {
         Arc::new(config)
     }
 
-    /// All that a client says first.
+    /// The bytes of a `ClientHello`.
     fn hello(&self) -> Vec<u8> {
         let name = "localhost".try_into().unwrap();
         let mut client = ClientConnection::new(self.client(&version::TLS13), name).unwrap();
@@ -113,7 +113,7 @@ impl Secured {
         hello
     }
 
-    /// What becomes of a hello from there, with something before it; and the connection, still open.
+    /// Sends `before` and a hello from an address. Returns the server's reaction, and the connection, still open.
     async fn say_hello(&self, from: Ipv4Addr, before: &str) -> (Heard, TcpStream) {
         let mut stream = connect_from(from, self.users).await;
         let hello = [before.as_bytes(), &self.hello()].concat();
@@ -121,7 +121,7 @@ impl Secured {
         (heard(&mut stream).await, stream)
     }
 
-    /// One after the other; how many of them were answered before one was not.
+    /// Sends hellos one after the other. Returns how many were answered before the first that was not.
     async fn answered(&self, hellos: usize, from: Ipv4Addr, before: &str) -> usize {
         let mut answered = 0;
         for number in 0..hellos {
@@ -146,13 +146,15 @@ impl Secured {
         self.metric(&series).await
     }
 
-    /// Waits for so many connections that are not users.
+    /// Waits until this number of connections is pending.
     async fn until_connections(&self, count: u64) {
         let reached = async { while self.metric("http_connections").await != count {} };
-        timeout(PATIENCE, reached).await.expect("so many in time");
+        timeout(PATIENCE, reached)
+            .await
+            .expect("this number within the time limit");
     }
 
-    /// The head and the body of the answer to a GET.
+    /// The head and the body of the response to a GET.
     async fn get(&self, addr: SocketAddr, path: &str, fields: &str) -> String {
         let mut stream = self.connect(addr, &version::TLS13).await;
         let request =
@@ -160,12 +162,12 @@ impl Secured {
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         let read = timeout(PATIENCE, stream.read_to_end(&mut answer));
-        // The server ends TLS without a word, as hyper does.
-        let _ended = read.await.expect("an answer in time");
+        // The server, as hyper does, ends the connection without a TLS close_notify.
+        let _ended = read.await.expect("a response within the time limit");
         String::from_utf8(answer).unwrap()
     }
 
-    /// Ends it; the ledger has to balance.
+    /// Stops the relay, and checks that the ledger balances.
     async fn end(self) {
         self.stop.send(Stop::DrainNow).unwrap();
         let report = timeout(PATIENCE, self.run).await.unwrap().unwrap();
@@ -174,10 +176,10 @@ impl Secured {
     }
 }
 
-/// What a server says first, or does.
+/// The first reaction of a server.
 #[derive(Debug, PartialEq, Eq)]
 enum Heard {
-    /// It has agreed on keys and signed that.
+    /// It has sent a `ServerHello`, which costs a key agreement and a signature.
     ServerHello,
     Reset,
     Other(Vec<u8>),
@@ -186,7 +188,7 @@ enum Heard {
 async fn heard(stream: &mut TcpStream) -> Heard {
     let mut head = [0; 6];
     let read = timeout(PATIENCE, stream.read_exact(&mut head));
-    match read.await.expect("it says something in time") {
+    match read.await.expect("a reaction within the time limit") {
         // A record of the handshake with a ServerHello (RFC 8446 sections 5.1 and 4).
         Ok(_) if (head[0], head[5]) == (22, 2) => Heard::ServerHello,
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Heard::Reset,
@@ -200,17 +202,17 @@ async fn connect_from(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
     socket.connect(to).await.unwrap()
 }
 
-/// Has the clock stand still, so that no rate allows more than it does at once, and no timeout ends
-/// anything. It goes on by hand, or by itself when this is dropped.
+/// Stops tokio's clock, so that no bucket refills and no timeout ends. The test advances the clock by hand; the
+/// clock advances by itself again when the sender is dropped.
 fn hold_the_clock() -> mpsc::Sender<()> {
     tokio::time::pause();
     let (held, dropped) = mpsc::channel();
-    // While such a task runs, tokio does not advance a paused clock. A test that hangs is let go.
+    // While a blocking task runs, tokio does not advance a paused clock. The time limit ends a test that hangs.
     spawn_blocking(move || dropped.recv_timeout(PATIENCE));
     held
 }
 
-/// The head of the answer to an upgrade.
+/// Requests an upgrade. Returns the head of the response.
 async fn upgrade(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
     let request = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\
         Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
@@ -219,12 +221,15 @@ async fn upgrade(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let byte = timeout(PATIENCE, stream.read_u8()).await;
-        head.push(byte.expect("a head in time").expect("a whole head"));
+        head.push(
+            byte.expect("a head within the time limit")
+                .expect("a whole head"),
+        );
     }
     String::from_utf8(head).unwrap()
 }
 
-/// A text frame of up to 65535 bytes, by a mask of zeros.
+/// A text frame of up to 65,535 bytes, with a mask of zeros.
 fn text_frame(text: &str) -> Vec<u8> {
     let length = u16::try_from(text.len()).unwrap().to_be_bytes();
     let mut frame = match length {
@@ -235,11 +240,11 @@ fn text_frame(text: &str) -> Vec<u8> {
     frame
 }
 
-/// The text of the next frame, which is of at least 126 bytes.
+/// The text of the next frame, which has at least 126 bytes.
 async fn long_text(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = [0; 4];
     let read = timeout(PATIENCE, stream.read_exact(&mut head));
-    read.await.expect("a frame in time").unwrap();
+    read.await.expect("a frame within the time limit").unwrap();
     assert_eq!(head[..2], [0x81, 126]);
     let mut text = vec![0; u16::from_be_bytes([head[2], head[3]]).into()];
     stream.read_exact(&mut text).await.unwrap();
@@ -247,13 +252,13 @@ async fn long_text(stream: &mut (impl AsyncRead + Unpin)) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users_talk_over_either_version() {
+async fn users_talk_over_both_versions_of_tls() {
     let relay = Secured::start(|_| {}).await;
     let mut old = relay.connect(relay.users, &version::TLS12).await;
     let mut new = relay.connect(relay.users, &version::TLS13).await;
     assert!(upgrade(&mut old).await.contains("x-user-id: 1\r\n"));
     assert!(upgrade(&mut new).await.contains("x-user-id: 2\r\n"));
-    // More than a record, and more than what is encrypted at once.
+    // Larger than a TLS record, and larger than one write encrypts.
     let long = "x".repeat(60_000);
     for _ in 0..5 {
         let send =
@@ -270,7 +275,7 @@ async fn users_talk_over_either_version() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_ask_for_the_token_and_health_does_not() {
+async fn metrics_need_the_token_and_health_does_not() {
     let relay = Secured::start(|_| {}).await;
     let status = |answer: &str| answer.split(' ').nth(1).unwrap().to_owned();
     for path in ["/livez", "/healthz", "/readyz"] {
@@ -295,7 +300,7 @@ async fn metrics_ask_for_the_token_and_health_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_health_check_speaks_tls_and_knows_its_own_server() {
+async fn a_health_check_uses_tls_and_accepts_only_its_own_server() {
     let relay = Secured::start(|_| {}).await;
     let mut settings = relay.settings.clone();
     settings.admin.listen = Some(relay.admin);
@@ -311,7 +316,7 @@ async fn a_health_check_speaks_tls_and_knows_its_own_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_does_not_finish_the_handshake_is_cut_and_holds_nobody_up() {
+async fn an_unfinished_tls_handshake_is_closed_and_delays_no_user() {
     let relay = Secured::start(|settings| {
         settings.limits.header_timeout = Duration::from_secs(1);
         settings.limits.handshakes = 4;
@@ -319,7 +324,7 @@ async fn who_does_not_finish_the_handshake_is_cut_and_holds_nobody_up() {
     .await;
     let begin = Instant::now();
     let mut slow = TcpStream::connect(relay.users).await.unwrap();
-    // The head of a record, and the record never.
+    // The head of a record, and never its content.
     slow.write_all(&[22, 3, 1, 2, 0]).await.unwrap();
     let mut many = Vec::new();
     for _ in 0..3 {
@@ -343,27 +348,27 @@ async fn who_does_not_finish_the_handshake_is_cut_and_holds_nobody_up() {
     let mut user = relay.connect(relay.users, &version::TLS13).await;
     assert!(upgrade(&mut user).await.starts_with("HTTP/1.1 101 "));
 
-    // What is no TLS at all.
+    // Bytes that are not TLS.
     let mut plain = TcpStream::connect(relay.users).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     let read = timeout(PATIENCE, plain.read_to_end(&mut answer));
-    let _reset_or_end = read.await.expect("it is cut in time");
+    let _reset_or_end = read.await.expect("an end within the time limit");
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     drop((user, many));
     relay.end().await;
 }
 
 #[tokio::test]
-async fn a_storm_of_hellos_from_one_address_is_cut_off_unanswered() {
+async fn tls_handshakes_beyond_the_rate_of_an_address_are_reset() {
     let clock = hold_the_clock();
     let relay = Secured::start(|settings| {
         settings.limits.address_tls_handshake_rate = Some(1);
     })
     .await;
-    // Two seconds' worth at once.
+    // The burst is two seconds of the rate.
     assert_eq!(relay.answered(20, HERE, "").await, 2);
-    // Not a byte in answer and the place free at once, though the client stays.
+    // The relay sends nothing, and the slot is free at once although the client keeps its socket.
     let (heard, stays) = relay.say_hello(HERE, "").await;
     assert_eq!(heard, Heard::Reset);
     relay.until_connections(0).await;
@@ -381,7 +386,7 @@ async fn a_storm_of_hellos_from_one_address_is_cut_off_unanswered() {
 }
 
 #[tokio::test]
-async fn operators_get_through_when_all_users_together_are_too_many() {
+async fn operators_connect_when_the_total_tls_rate_is_exceeded() {
     let clock = hold_the_clock();
     let relay = Secured::start(|settings| {
         settings.limits.tls_handshake_rate = Some(2);
@@ -396,7 +401,7 @@ async fn operators_get_through_when_all_users_together_are_too_many() {
         let answer = relay.get(relay.admin, "/livez", "").await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
-    // The third from elsewhere is over its own rate, too, which is looked at first.
+    // The third from elsewhere also exceeds the rate of its address, which is checked first.
     assert_eq!(relay.rejected("address_tls_rate").await, 3);
     assert_eq!(relay.rejected("tls_rate").await, 2);
 
@@ -408,7 +413,7 @@ async fn operators_get_through_when_all_users_together_are_too_many() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_whole_hello_takes_nothing_of_the_rate() {
+async fn an_incomplete_hello_uses_up_no_rate() {
     let clock = hold_the_clock();
     let relay = Secured::start(|settings| {
         settings.limits.tls_handshake_rate = Some(1);
@@ -428,7 +433,7 @@ async fn what_is_not_a_whole_hello_takes_nothing_of_the_rate() {
     relay.until_connections(5).await;
     assert_eq!(relay.answered(1, HERE, "").await, 1);
 
-    // When it is whole, it counts.
+    // A whole hello counts.
     let mut becomes = Vec::new();
     for mut stream in slow {
         stream.write_all(rest).await.unwrap();
@@ -443,7 +448,7 @@ async fn what_is_not_a_whole_hello_takes_nothing_of_the_rate() {
 }
 
 #[tokio::test]
-async fn clients_of_a_proxy_are_not_held_to_what_one_may_do() {
+async fn clients_of_a_proxy_do_not_share_the_rate_of_one_address() {
     let clock = hold_the_clock();
     let relay = Secured::start(|settings| {
         settings.server.trusted_proxies = vec!["127.0.0.2/32".parse().unwrap()];
@@ -452,7 +457,7 @@ async fn clients_of_a_proxy_are_not_held_to_what_one_may_do() {
     })
     .await;
     assert_eq!(relay.answered(5, HERE, "").await, 2);
-    // It says whose a request is when there is one.
+    // The proxy names the client only in the headers of a request.
     assert_eq!(relay.answered(20, THERE, "").await, 10);
     assert_eq!(relay.rejected("address_tls_rate").await, 3);
     assert_eq!(relay.rejected("tls_rate").await, 10);
@@ -461,7 +466,7 @@ async fn clients_of_a_proxy_are_not_held_to_what_one_may_do() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_names_its_clients_first_has_each_counted() {
+async fn clients_that_a_proxy_names_first_are_counted_one_by_one() {
     let clock = hold_the_clock();
     let relay = Secured::start(|settings| {
         settings.server.trusted_proxies = ["127.0.0.2/32", "10.0.0.0/8"]
@@ -481,7 +486,7 @@ async fn a_proxy_that_names_its_clients_first_has_each_counted() {
         ([named("192.0.2.2"), named("192.0.2.2")], 2),
         ([named("2001:db8::1"), named("2001:db8::2")], 2),
         ([named("2001:db8::3"), named("2001:db8:0:1::3")], 1),
-        // Another proxy before it says the client in its turn, and a proxy's own connection is nobody's.
+        // An address of a trusted proxy has no rate of its own: the proxy may be in front of this one, or speak for itself.
         ([named("10.0.0.1"), named("10.0.0.1")], 2),
         ([named("10.0.0.1"), named("10.0.0.1")], 2),
         (
@@ -500,7 +505,7 @@ async fn a_proxy_that_names_its_clients_first_has_each_counted() {
         }
         assert_eq!(answered, expected, "{headers:?}");
     }
-    // Whoever is no proxy is itself.
+    // A peer that is no proxy counts by its own address.
     assert_eq!(relay.answered(5, HERE, "").await, 2);
     drop(clock);
     relay.end().await;

@@ -1,5 +1,5 @@
-//! A user as a program with a WebSocket library: `tokio-websockets`, which answers pings and
-//! closes, refuses what a server must not send, and shares no code with the relay.
+//! A user with a WebSocket library, `tokio-websockets`: it answers pings and closes, refuses frames that a server must
+//! not send, and shares no code with the relay.
 
 use std::net::SocketAddr;
 
@@ -19,19 +19,19 @@ pub(crate) struct Client {
     pub(crate) socket: WebSocketStream<TcpStream>,
 }
 
-/// What a user hears.
+/// What a user receives.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Heard {
-    /// A text frame, which is JSON.
+    /// A text frame, parsed as JSON.
     Frame(Value),
     /// A close frame.
     Close(u16, String),
-    /// The end of the connection; how it ended if not by a close frame.
+    /// The end of the connection, with the error if there was one.
     End(Option<String>),
 }
 
 impl Client {
-    /// Joins, and takes the welcome of a dialect that has one.
+    /// Joins, and reads the welcome if the dialect has one.
     pub(crate) async fn connect(addr: SocketAddr, dialect: Dialect) -> Self {
         let (socket, response) = within("the upgrade", Self::upgrade(addr, dialect))
             .await
@@ -51,7 +51,7 @@ impl Client {
         client
     }
 
-    /// The upgrade alone, which may be refused.
+    /// Requests an upgrade, which may be refused.
     pub(crate) async fn upgrade(
         addr: SocketAddr,
         dialect: Dialect,
@@ -93,10 +93,10 @@ impl Client {
         within("a write", self.socket.send(message)).await.unwrap();
     }
 
-    /// Whatever comes next.
+    /// The next frame, close or end.
     pub(crate) async fn next(&mut self) -> Heard {
         loop {
-            let message = within("something to hear", self.socket.next()).await;
+            let message = within("a frame or the end", self.socket.next()).await;
             match message {
                 None => return Heard::End(None),
                 Some(Err(error)) => return Heard::End(Some(error.to_string())),
@@ -117,19 +117,19 @@ impl Client {
         }
     }
 
-    /// The next frame is this message.
+    /// Checks that the next frame is this message.
     pub(crate) async fn hears(&mut self, sender: u64, text: &str) {
         let expected = self.dialect.message(sender, text);
         assert_eq!(self.hear().await, expected);
     }
 
-    /// The next frame is this outcome.
+    /// Checks that the next frame is this outcome.
     pub(crate) async fn learns(&mut self, id: impl Into<Value>, status: &str) {
         let expected = json!({"type": "outcome", "id": id.into(), "status": status});
         assert_eq!(self.hear().await, expected);
     }
 
-    /// The next frame is an error with this code; its detail.
+    /// Checks that the next frame is an error with this code. Returns its detail.
     pub(crate) async fn errs(&mut self, code: &str) -> String {
         let frame = self.hear().await;
         assert_eq!(frame["type"], "error", "{frame}");
@@ -138,7 +138,7 @@ impl Client {
         frame["detail"].as_str().expect("a detail").to_owned()
     }
 
-    /// Nothing comes any more but a close with this code, and the end; its reason.
+    /// Checks that only a close with this code follows, and the end. Returns its reason.
     pub(crate) async fn closed_with(&mut self, code: u16) -> String {
         let (frames, heard, reason) = self.rest().await;
         assert_eq!(frames, Vec::<Value>::new(), "before the close {heard}");
@@ -146,7 +146,7 @@ impl Client {
         reason
     }
 
-    /// All frames up to the close, its code and its reason. The connection has ended then.
+    /// Reads to the end of the connection. Returns the frames before the close, its code and its reason.
     pub(crate) async fn rest(&mut self) -> (Vec<Value>, u16, String) {
         let mut frames = Vec::new();
         let (code, reason) = loop {
@@ -160,17 +160,17 @@ impl Client {
         (frames, code, reason)
     }
 
-    /// Closes with 1000, and takes what still comes.
+    /// Closes with 1000. Returns the frames that still come.
     pub(crate) async fn leave(mut self) -> Vec<Value> {
         let close = Message::close(Some(1000.try_into().unwrap()), "");
         within("a close", self.socket.send(close)).await.unwrap();
         let (frames, code, _) = self.rest().await;
-        assert_eq!(code, 1000, "a close is answered with its own code");
+        assert_eq!(code, 1000, "the reply to a close has its code");
         frames
     }
 }
 
-/// What a message of the library says; nothing for a ping or a pong.
+/// What a message of the library contains; none for a ping or a pong.
 pub(crate) fn heard(message: &Message) -> Option<Heard> {
     if let Some((code, reason)) = message.as_close() {
         return Some(Heard::Close(code.into(), reason.to_owned()));

@@ -1,8 +1,8 @@
-//! Reads the Prometheus text format, as far as the relay writes it.
+//! Parses the part of the Prometheus text format that the relay writes.
 
 use std::collections::BTreeMap;
 
-/// One answer of /metrics.
+/// One response of /metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Scrape {
     series: Vec<Series>,
@@ -15,7 +15,7 @@ pub(crate) struct Series {
     value: String,
 }
 
-/// The books: all that has to add up.
+/// The counters that must add up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ledger {
     pub(crate) received: u64,
@@ -31,14 +31,17 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// What was received and is nowhere: not delivered, dropped, waiting or sent on.
+    /// Received messages that are not delivered, dropped, in a mailbox or sent to another node.
     pub(crate) fn gap(&self) -> i64 {
         (self.received + self.cluster_received).cast_signed()
             - (self.delivered + self.dropped + self.mailbox + self.cluster_sent).cast_signed()
     }
 
     pub(crate) fn balances(&self) -> bool {
-        assert_eq!(self.faults, 0, "the relay met a fault of its own: {self:?}");
+        assert_eq!(
+            self.faults, 0,
+            "the relay counted an internal fault: {self:?}"
+        );
         self.gap() == 0 && self.opened == self.closed + self.connections
     }
 }
@@ -51,8 +54,7 @@ impl Scrape {
         }
     }
 
-    /// The value of a metric, summed over the series that have at least these labels; 0 if there
-    /// is none.
+    /// The value of a metric, summed over the series that have at least these labels; 0 without such a series.
     pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         let labelled = |series: &&Series| {
             labels

@@ -1,5 +1,5 @@
-//! Starts relays, looks at them through HTTP, and stops them. What a test says, it says with the
-//! clients in here; nothing here knows how the relay works inside.
+//! Starts relays, reads their metrics by HTTP, and stops them; and has the clients that tests connect with. Must not know
+//! how the relay works inside.
 
 pub(crate) mod client;
 pub(crate) mod metrics;
@@ -20,11 +20,11 @@ pub(crate) use client::{Client, Heard};
 pub(crate) use metrics::Scrape;
 pub(crate) use raw::{Answer, Frame, Handshake, Raw, Seen, Wire};
 
-/// How long anything may take before a test gives up: far more than it takes on a busy machine.
+/// The time limit of each step of a test: far more than a step takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Makes of each function two tests, `…::directory::name` and `…::router::name`: the same body
-/// over either way to find a recipient.
+/// Makes two tests of each function, `…::directory::name` and `…::router::name`: the same body with each strategy to find a
+/// recipient.
 macro_rules! both_strategies {
     ($($(#[doc = $doc:literal])* async fn $name:ident($strategy:ident) $body:block)+) => {
         mod directory {
@@ -50,7 +50,7 @@ macro_rules! both_strategies {
     };
 }
 
-/// Which of the two contracts a client speaks.
+/// The two dialects of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
     /// No subprotocol.
@@ -69,7 +69,7 @@ impl Dialect {
         }
     }
 
-    /// The frame in which a client who speaks this hears `text` from `sender`.
+    /// The frame in which a client of this dialect receives `text` from `sender`.
     pub(crate) fn message(self, sender: u64, text: &str) -> Value {
         match self {
             Self::Bare => json!({"sender_id": sender, "message": text}),
@@ -83,15 +83,15 @@ impl Dialect {
 pub(crate) struct Relay {
     pub(crate) addr: SocketAddr,
     admin: SocketAddr,
-    /// What the listener for operators asks for, if anything.
+    /// The token that the admin listener requires, if any.
     token: Option<String>,
     stop: Option<oneshot::Sender<Stop>>,
     run: Option<JoinHandle<Report>>,
 }
 
 impl Relay {
-    /// A relay on a free port with the default settings, but for those that `change` changes and
-    /// a drain that takes no longer than its users do.
+    /// Starts a relay on a free port. The settings are the defaults, without a delay and a spread of the drain, and as
+    /// `change` changes them.
     pub(crate) async fn start(strategy: Strategy, change: impl FnOnce(&mut Settings)) -> Self {
         static FILES: Once = Once::new();
         FILES.call_once(|| {
@@ -104,7 +104,7 @@ impl Relay {
         settings.drain.delay = Duration::ZERO;
         settings.drain.spread = Duration::ZERO;
         settings.drain.timeout = Duration::from_secs(10);
-        // Many a raw client is left open at the end of its test, and answers no close.
+        // At the end of many tests, raw clients are still open and answer no close.
         settings.keepalive.close_timeout = Duration::from_millis(500);
         change(&mut settings);
         let token_file = settings.admin.token_file.as_ref();
@@ -131,7 +131,7 @@ impl Relay {
         Self::start(Strategy::Directory, |_| ()).await
     }
 
-    /// A user who speaks `dialect`, welcomed.
+    /// A user of `dialect` that has read its welcome.
     pub(crate) async fn connect(&self, dialect: Dialect) -> Client {
         Client::connect(self.addr, dialect).await
     }
@@ -141,38 +141,38 @@ impl Relay {
         self.connect(Dialect::Bare).await
     }
 
-    /// A user who speaks `switchboard.v1`, welcomed.
+    /// A user of `switchboard.v1` that has read its welcome.
     pub(crate) async fn v1(&self) -> Client {
         self.connect(Dialect::V1).await
     }
 
-    /// A TCP connection on which nothing was said yet.
+    /// A TCP connection on which nothing was sent yet.
     pub(crate) async fn raw(&self) -> Raw {
         Raw::connect(self.addr).await
     }
 
-    /// A user behind a raw socket, welcomed.
+    /// A user with a raw socket that has read its welcome.
     pub(crate) async fn raw_user(&self, dialect: Dialect) -> Raw {
         self.raw().await.joined(dialect).await
     }
 
-    /// A user behind a raw socket with next to no room for what it does not read, until it reads.
+    /// A user with a raw socket whose receive buffer is small until it reads.
     pub(crate) async fn narrow_user(&self, dialect: Dialect) -> Raw {
         let peer = Raw::connect_narrow(self.addr).await;
         peer.joined(dialect).await.narrowed()
     }
 
-    /// What the listener for users answers to a request without a body.
+    /// The response of the users' listener to a request without a body.
     pub(crate) async fn http(&self, method: &str, target: &str) -> Answer {
         self.raw().await.http(method, target).await
     }
 
-    /// A connection to the listener for operators.
+    /// A connection to the admin listener.
     pub(crate) async fn raw_admin(&self) -> Raw {
         Raw::connect(self.admin).await
     }
 
-    /// What the listener for operators answers.
+    /// The response of the admin listener to a request without a body.
     pub(crate) async fn admin(&self, method: &str, target: &str) -> Answer {
         let mut request = Handshake::request(method, target);
         if let Some(token) = &self.token {
@@ -181,7 +181,7 @@ impl Relay {
         self.raw_admin().await.ask(&request).await
     }
 
-    /// Everything on /metrics.
+    /// All metrics.
     pub(crate) async fn scrape(&self) -> Scrape {
         let answer = self.admin("GET", "/metrics").await;
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -203,7 +203,7 @@ impl Relay {
         .await;
     }
 
-    /// Waits until a metric that grows has grown.
+    /// Waits until a metric has at least this value.
     pub(crate) async fn until_metric_is_at_least(&self, name: &str, value: u64) {
         eventually(&format!("{name} >= {value}"), async || {
             (self.metric(name, &[]).await >= value).then_some(())
@@ -211,35 +211,38 @@ impl Relay {
         .await;
     }
 
-    /// Waits until so many connections were closed in this way.
+    /// Waits until this number of connections was closed by this initiator with this code.
     pub(crate) async fn until_closed(&self, initiator: &str, code: &str, times: u64) {
         let labels = [("initiator", initiator), ("code", code)];
         self.until_metric("switchboard_connections_closed_total", &labels, times)
             .await;
     }
 
-    /// Waits until nothing moves any more, and checks the books: every message that was received
-    /// is delivered, dropped for a reason or waiting, exactly; every connection that was opened is
-    /// open or closed; and nothing broke inside. On the way there the gap is never negative.
+    /// Waits until two scrapes in a row show the same ledger and it balances: each received message is delivered, dropped
+    /// or in a mailbox; each opened connection is open or closed; there was no internal fault. Until then the gap is never
+    /// negative.
     pub(crate) async fn ledger(&self) -> Scrape {
         let mut before = None;
         eventually("the ledger balances at rest", async || {
             let scrape = self.scrape().await;
             let now = scrape.ledger();
-            assert!(now.gap() >= 0, "more came out than went in: {now:?}");
+            assert!(
+                now.gap() >= 0,
+                "more messages are settled than received: {now:?}"
+            );
             let at_rest = before.replace(now) == Some(now) && now.balances();
             at_rest.then_some(scrape)
         })
         .await
     }
 
-    /// Begins to stop, and goes on running.
+    /// Begins to stop the relay, and does not wait for the end.
     pub(crate) fn begin_stop(&mut self, stop: Stop) {
         let tx = self.stop.take().expect("a relay is stopped once");
         assert!(tx.send(stop).is_ok(), "the relay has ended by itself");
     }
 
-    /// Waits until a relay that is being stopped has ended; a panic of its task is a panic here.
+    /// Waits until a relay that is being stopped has ended. Raises a panic of its task again.
     pub(crate) async fn ended(mut self) -> Report {
         let run = self.run.take().expect("a relay ends once");
         match within("the relay ends", run).await {
@@ -257,7 +260,7 @@ impl Relay {
         }
     }
 
-    /// Checks the books, stops the relay at once and waits until it has ended.
+    /// Checks the ledger, stops the relay at once and waits until it has ended.
     pub(crate) async fn stop(mut self) -> Report {
         self.ledger().await;
         self.begin_stop(Stop::DrainNow);
@@ -273,7 +276,7 @@ impl Drop for Relay {
     }
 }
 
-/// Looks again and again until there is something to see.
+/// Calls `look` again and again until it returns a value.
 pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -285,15 +288,15 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Opt
     }
 }
 
-/// Waits for something that has to happen.
+/// Waits for a future within the time limit.
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     let output = timeout(PATIENCE, future).await;
     output.unwrap_or_else(|_elapsed| panic!("not within {PATIENCE:?}: {what}"))
 }
 
-/// Sends `to`, who does not read, messages of `bytes` until `waiting` of them wait in the mailbox:
-/// from then on every socket on the way is full. Returns how many were sent; each asks for an
-/// outcome, `"clog-0"` and so on, if the sender speaks `switchboard.v1`.
+/// Sends messages of `bytes` to `to`, which does not read, until `waiting` of them are in its mailbox: from then on its socket
+/// is full. Returns how many were sent. If the sender is of `switchboard.v1`, each message asks for an outcome, with the id
+/// `"clog-0"` and so on.
 pub(crate) async fn clog(
     relay: &Relay,
     sender: &mut Client,
@@ -318,5 +321,5 @@ pub(crate) async fn clog(
             .until_metric("switchboard_messages_received_total", &[], expected)
             .await;
     }
-    panic!("{to} takes everything, though it does not read");
+    panic!("the mailbox of {to} does not fill, although it does not read");
 }

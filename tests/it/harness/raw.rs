@@ -1,5 +1,5 @@
-//! A peer that can do anything: bytes over TCP, with frames and handshakes built by hand. It
-//! answers no ping, masks as it is told, and leaves as rudely as it likes.
+//! A peer that can send any bytes: over TCP, with frames and handshakes built by hand. It answers no ping, masks
+//! frames as the test says, and may end its connection in any way.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ pub(crate) const PONG: u8 = 0xA;
 #[derive(Debug)]
 pub(crate) struct Raw {
     pub(crate) stream: TcpStream,
-    /// The user behind it, once it has joined.
+    /// The id of the user, once it has joined.
     pub(crate) id: u64,
     input: BytesMut,
     narrow: bool,
@@ -47,7 +47,7 @@ pub(crate) enum Seen {
     Reset,
 }
 
-/// An answer to an HTTP request.
+/// The response to an HTTP request.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -92,7 +92,7 @@ impl Raw {
         }
     }
 
-    /// Joins, and takes the welcome of a dialect that has one.
+    /// Joins, and reads the welcome if the dialect has one.
     pub(crate) async fn joined(mut self, dialect: Dialect) -> Self {
         self.upgrade(&Handshake::new().dialect(dialect)).await;
         if dialect == Dialect::V1 {
@@ -102,7 +102,7 @@ impl Raw {
         self
     }
 
-    /// Sends a handshake, which is accepted.
+    /// Sends a handshake, which must be accepted.
     pub(crate) async fn upgrade(&mut self, handshake: &Handshake) -> Answer {
         let answer = self.ask(handshake).await;
         assert_eq!(answer.status, 101, "{answer:?}");
@@ -111,14 +111,14 @@ impl Raw {
         answer
     }
 
-    /// Sends a handshake, and waits for what is answered.
+    /// Sends a request, and reads the response.
     pub(crate) async fn ask(&mut self, handshake: &Handshake) -> Answer {
         self.write(&handshake.bytes()).await;
         let body = handshake.method != "HEAD";
         self.answer(body).await.expect("an answer")
     }
 
-    /// A request without a body, and its answer.
+    /// Sends a request without a body, and reads the response.
     pub(crate) async fn http(&mut self, method: &str, target: &str) -> Answer {
         self.ask(&Handshake::request(method, target)).await
     }
@@ -134,7 +134,7 @@ impl Raw {
         within("a write", self.stream.write_all(bytes)).await
     }
 
-    /// Writes one byte at a time, each a segment of its own as far as we can have it.
+    /// Writes one byte at a time, so that most are TCP segments of their own.
     pub(crate) async fn trickle(&mut self, bytes: &[u8]) -> io::Result<()> {
         for byte in bytes {
             self.try_write(std::slice::from_ref(byte)).await?;
@@ -148,13 +148,13 @@ impl Raw {
         self.write(&message(to, text).bytes()).await;
     }
 
-    /// With bytes that were read from the stream already.
+    /// Continues with bytes that were read from the stream before.
     pub(crate) fn after(mut self, taken: &[u8]) -> Self {
         self.input = taken.into();
         self
     }
 
-    /// Closes our half.
+    /// Closes the peer's half of the connection.
     pub(crate) async fn half_close(&mut self) {
         // An error means that the relay was faster.
         drop(self.stream.shutdown().await);
@@ -167,7 +167,7 @@ impl Raw {
             .unwrap();
     }
 
-    /// Has next to no room for what it does not read, until it reads again.
+    /// Grows the small receive buffer at the next read.
     pub(crate) fn narrowed(mut self) -> Self {
         self.narrow = true;
         self
@@ -186,7 +186,7 @@ impl Raw {
         .await
     }
 
-    /// The answer to an HTTP request; nothing if the relay ends the connection instead.
+    /// Reads the response to an HTTP request; none if the relay ends the connection instead.
     pub(crate) async fn answer(&mut self, with_body: bool) -> Option<Answer> {
         let end = loop {
             let end = self.input.windows(4).position(|bytes| bytes == b"\r\n\r\n");
@@ -228,7 +228,7 @@ impl Raw {
         String::from_utf8(self.input.split_to(length).to_vec()).unwrap()
     }
 
-    /// A frame that is here already, whole.
+    /// Takes a frame from the input, if it is whole.
     fn parse(&mut self) -> Option<Frame> {
         let [first, second, ..] = *self.input else {
             return None;
@@ -238,8 +238,8 @@ impl Raw {
             0,
             "a reserved bit is set, no extension was agreed"
         );
-        assert_eq!(first & 0x80, 0x80, "the relay fragments nothing");
-        assert_eq!(second & 0x80, 0, "a server masks nothing");
+        assert_eq!(first & 0x80, 0x80, "the relay sends no fragments");
+        assert_eq!(second & 0x80, 0, "a server masks no frame");
         let (length, start) = match second {
             126 => (
                 u64::from(u16::from_be_bytes(
@@ -268,7 +268,7 @@ impl Raw {
         })
     }
 
-    /// Whatever comes next.
+    /// The next frame, end or reset.
     pub(crate) async fn next(&mut self) -> Seen {
         loop {
             if let Some(frame) = self.parse() {
@@ -303,18 +303,18 @@ impl Raw {
         self.frame().await.close()
     }
 
-    /// Takes all that still comes, answers the relay's close with the same code, and returns the
-    /// text frames before it and what it said. The connection ends in order.
+    /// Reads to the relay's close, replies with the same code, and checks that the connection ends in order. Returns
+    /// the text frames before the close, its code and its reason.
     pub(crate) async fn rest(&mut self) -> (Vec<Value>, u16, String) {
         let (frames, code, reason) = self.until_close().await;
-        // Whoever has seen a close of ours already, within whatever was wrong, is gone by now.
+        // Fails if the relay has ended the connection, because it found a close of ours behind the bytes it refused.
         drop(self.try_write(&Wire::close(code, "").bytes()).await);
         assert_eq!(self.next().await, Seen::End);
         (frames, code, reason)
     }
 
-    /// The same where the relay's close answers one of ours: it is the server that ends the
-    /// connection then (RFC 6455 section 7.1.1).
+    /// The same if the relay's close is the reply to ours: then the server ends the connection (RFC 6455 section
+    /// 7.1.1).
     pub(crate) async fn answered(&mut self) -> (Vec<Value>, u16, String) {
         let rest = self.until_close().await;
         assert_eq!(self.next().await, Seen::End);
@@ -338,7 +338,7 @@ impl Raw {
         }
     }
 
-    /// Takes all that still comes, without a word and whatever it is, to the end of the connection.
+    /// Reads any bytes to the end of the connection, and sends nothing.
     pub(crate) async fn drained(mut self) -> Seen {
         loop {
             self.input.clear();
@@ -368,7 +368,7 @@ impl Frame {
     }
 }
 
-/// A request, by default a WebSocket handshake that has all that RFC 6455 section 4.1 asks for.
+/// A request; by default a WebSocket handshake with all that RFC 6455 section 4.1 requires.
 #[derive(Clone, Debug)]
 pub(crate) struct Handshake {
     pub(crate) method: String,
@@ -404,7 +404,7 @@ impl Handshake {
         }
     }
 
-    /// One header more.
+    /// Adds a header.
     pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
@@ -415,7 +415,7 @@ impl Handshake {
         self
     }
 
-    /// Another value for a header.
+    /// Replaces the value of a header.
     pub(crate) fn but(self, name: &str, value: &str) -> Self {
         self.without(name).with(name, value)
     }
@@ -448,7 +448,7 @@ impl Handshake {
     }
 }
 
-/// A frame to send, right or wrong in every part.
+/// A frame to send, with each part valid or not.
 #[derive(Clone, Debug)]
 pub(crate) struct Wire {
     first: u8,
@@ -467,7 +467,7 @@ enum Length {
 }
 
 impl Wire {
-    /// A frame as a client has to send it: final, masked, with a minimal length.
+    /// A valid frame of a client: final, masked, with the shortest length field.
     pub(crate) fn new(opcode: u8, payload: impl AsRef<[u8]>) -> Self {
         Self {
             first: 0x80 | opcode,
@@ -519,7 +519,7 @@ impl Wire {
         self
     }
 
-    /// With a length of 64 bits that has nothing to do with the payload.
+    /// With a length of 64 bits that may differ from the payload's.
     pub(crate) fn claiming(mut self, length: u64) -> Self {
         self.length = Length::Claimed(length);
         self
@@ -563,7 +563,7 @@ pub(crate) fn question(to: u64, text: &str, id: impl Into<Value>) -> Wire {
     Wire::text(json!({"recipient_id": to, "message": text, "id": id}).to_string())
 }
 
-/// Frames one behind the other.
+/// The bytes of several frames.
 pub(crate) fn joined<'a>(frames: impl IntoIterator<Item = &'a Wire>) -> Vec<u8> {
     frames.into_iter().flat_map(Wire::bytes).collect()
 }
