@@ -366,7 +366,12 @@ impl Intake {
             if let Some(client) = client {
                 return client.push(message, in_hand, wakes);
             }
-            directory::settle_offline(in_hand, message.receipt, wakes);
+            directory::settle_undeliverable(
+                in_hand,
+                message.receipt,
+                directory::Undeliverable::Offline,
+                wakes,
+            );
         });
     }
 

@@ -39,7 +39,9 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config;
-use crate::directory::{Directory, Message, Notifier, PendingOutcomes, Wakes, settle_offline};
+use crate::directory::{
+    Directory, Message, Notifier, PendingOutcomes, Undeliverable, Wakes, settle_undeliverable,
+};
 use crate::identity::{Blocks, Leases, Sequence, UserId};
 use crate::ledger::InHand;
 use crate::lifecycle::Shutdown;
@@ -182,7 +184,7 @@ impl Cluster {
     ) {
         let shared = &self.shared;
         if shared.is_here(recipient) {
-            return settle_offline(in_hand, message.receipt, wakes);
+            return settle_undeliverable(in_hand, message.receipt, Undeliverable::Offline, wakes);
         }
         let (receipt, trace) = match message.receipt {
             Some(receipt) => receipt.without_trace(),

@@ -7,18 +7,18 @@ use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::bounds::MailboxBounds;
-use super::mailbox::{Mailbox, Message, Pressure, Pushed, QueuedMessage};
+use super::mailbox::{Fit, Mailbox, Message, MessageFrame, QueuedMessage};
 use super::memory_pressure::{Evictable, LARGE_BYTES};
-use super::receipt::{Addressee, MessageId, Receipt, settle_offline};
+use super::receipt::{Addressee, MessageId, Receipt, Undeliverable, settle_undeliverable};
 use super::state::{Accepts, ClientState, Command, Flushed};
 use super::wake::Wakes;
 use crate::config::Overflow;
 use crate::identity::{Subject, UserId, UserIdentity};
 use crate::ledger::InHand;
-use crate::protocol::{Dialect, Outbound, Status, close_code, push_frame};
+use crate::protocol::{Dialect, Outbound, Status, close_code, message_frame_bytes, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
 use crate::telemetry::traces::Traced;
 
@@ -135,53 +135,31 @@ impl Client {
         in_hand: InHand<M>,
         wakes: &mut Wakes,
     ) {
-        if let Some((message, in_hand, bytes)) =
-            self.try_push(message, in_hand, Pressure::Evict, wakes)
-        {
-            self.evict_for(bytes, wakes);
-            self.try_push(message, in_hand, Pressure::Overflow, wakes);
-        }
-    }
-
-    /// Evicts messages from the fullest mailbox, so that one of `bytes` fits here.
-    #[cold]
-    fn evict_for(&self, bytes: usize, wakes: &mut Wakes) {
-        let (bounds, fill) = {
-            let state = self.state.lock();
-            (state.mailbox.bounds().clone(), state.mailbox.bytes())
+        let trace = message.receipt.as_ref().and_then(|receipt| receipt.trace());
+        let traceparent = trace.map(Traced::traceparent);
+        let traceparent = traceparent.as_deref();
+        let (dialect, sender) = (self.dialect, message.sender);
+        let frame = MessageFrame {
+            dialect,
+            traceparent,
+            bytes: message_frame_bytes(dialect, sender, message.body.len(), traceparent),
         };
-        bounds.budget.candidates.evict_fullest(bytes, fill, wakes);
-    }
-
-    /// Returns the message and the bytes that it lacks where [`Pressure::Evict`] asks for that.
-    fn try_push<'a, M: Deref<Target = Metrics>>(
-        self: &Arc<Self>,
-        message: Message<'a>,
-        in_hand: InHand<M>,
-        pressure: Pressure,
-        wakes: &mut Wakes,
-    ) -> Option<(Message<'a>, InHand<M>, usize)> {
+        let mut dropped = Vec::new();
         let mut state = self.state.lock();
         if state.accepts != Accepts::All {
             drop(state);
-            settle_offline(in_hand, message.receipt, wakes);
-            return None;
+            return settle_undeliverable(in_hand, message.receipt, Undeliverable::Offline, wakes);
         }
-        let (refused, dropped) = match state.mailbox.push(self.dialect, message, in_hand, pressure)
-        {
-            Pushed::OverBudget {
-                message,
-                in_hand,
-                bytes,
-            } => return Some((message, in_hand, bytes)),
-            Pushed::Queued { dropped } => (None, dropped),
-            Pushed::Refused { receipt, dropped } => {
-                state.note_overflow(1);
-                state.disconnect_if_that_is_the_policy();
-                (receipt, dropped)
+        if state.mailbox.reserve(frame.bytes) != Fit::Reserved {
+            match self.make_room(state, frame.bytes, &mut dropped, wakes) {
+                Ok(with_room) => state = with_room,
+                Err(why) => {
+                    settle_dropped(dropped, Status::QueueFull, wakes);
+                    return settle_undeliverable(in_hand, message.receipt, why, wakes);
+                }
             }
-        };
-        state.note_overflow(dropped.len());
+        }
+        state.mailbox.append(message, frame, in_hand);
         wakes.add(state.unpark());
         if state.mailbox.bytes() >= LARGE_BYTES && !state.is_candidate {
             state.is_candidate = true;
@@ -192,12 +170,47 @@ impl Client {
         } else {
             drop(state);
         }
-        // Behind the lock: a receipt may lock another client.
-        let dropped = dropped.into_iter().filter_map(|message| message.receipt);
-        for receipt in dropped.chain(refused) {
-            receipt.settle(Status::QueueFull, wakes);
+        if !dropped.is_empty() {
+            settle_dropped(dropped, Status::QueueFull, wakes);
         }
-        None
+    }
+
+    /// Makes room for a frame that did not fit: first at the cost of the fullest mailbox if the budget of
+    /// all is spent, then by the overflow policy. Returns the lock, with the room reserved. Messages that
+    /// were dropped go to `dropped`; the caller settles them without the lock, because their receipts may
+    /// lock another client, or this one.
+    #[cold]
+    fn make_room<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, ClientState>,
+        bytes: usize,
+        dropped: &mut Vec<QueuedMessage>,
+        wakes: &mut Wakes,
+    ) -> Result<MutexGuard<'a, ClientState>, Undeliverable> {
+        let mut fit = state.mailbox.reserve(bytes);
+        if fit == Fit::OverBudget {
+            let (bounds, fill) = (state.mailbox.bounds().clone(), state.mailbox.bytes());
+            // The eviction locks other clients, and maybe this one.
+            drop(state);
+            bounds.budget.candidates.evict_fullest(bytes, fill, wakes);
+            state = self.state.lock();
+            if state.accepts != Accepts::All {
+                return Err(Undeliverable::Offline);
+            }
+            fit = state.mailbox.reserve(bytes);
+        }
+        if fit == Fit::Reserved {
+            return Ok(state);
+        }
+        let has_room = state.mailbox.make_room(bytes, dropped);
+        state.note_overflow(dropped.len());
+        if has_room {
+            return Ok(state);
+        }
+        state.note_overflow(1);
+        state.disconnect_if_that_is_the_policy();
+        wakes.add(state.unpark());
+        Err(Undeliverable::Full)
     }
 
     /// Tells the session to end. The first command stands until the session has heard it, except that
@@ -294,10 +307,7 @@ impl Client {
         } else {
             Status::Disconnected
         };
-        let dropped = taken.into_iter().chain(queued);
-        for receipt in dropped.filter_map(|message| message.receipt) {
-            receipt.settle(status, wakes);
-        }
+        settle_dropped(taken.into_iter().chain(queued), status, wakes);
     }
 
     /// A newer connection has this client's id: it accepts no more messages, and its session is told
@@ -323,6 +333,16 @@ impl Client {
     pub(crate) fn shut(&self) {
         self.state.lock().accepts = Accepts::Replies;
     }
+}
+
+/// Tells the senders of dropped messages. The lock must not be held.
+fn settle_dropped(
+    dropped: impl IntoIterator<Item = QueuedMessage>,
+    status: Status,
+    wakes: &mut Wakes,
+) {
+    let receipts = dropped.into_iter().filter_map(|message| message.receipt);
+    receipts.for_each(|receipt| receipt.settle(status, wakes));
 }
 
 impl Addressee for Client {
@@ -362,9 +382,7 @@ impl Evictable for Client {
         state.disconnect_if_that_is_the_policy();
         wakes.add(state.unpark());
         drop(state);
-        for receipt in evicted.into_iter().filter_map(|message| message.receipt) {
-            receipt.settle(Status::QueueFull, wakes);
-        }
+        settle_dropped(evicted, Status::QueueFull, wakes);
     }
 }
 

@@ -13,9 +13,8 @@ use super::receipt::Receipt;
 use crate::config::Overflow;
 use crate::identity::Sender;
 use crate::ledger::{Held, InHand};
-use crate::protocol::{Dialect, Outbound, message_frame_bytes, push_frame};
+use crate::protocol::{Dialect, Outbound, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
-use crate::telemetry::traces::Traced;
 
 /// The entry of one message that is queued or taken.
 #[derive(Debug)]
@@ -43,35 +42,18 @@ pub struct Message<'a> {
     pub receipt: Option<Box<Receipt>>,
 }
 
-/// What a push does when the budget of all mailboxes is spent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pressure {
-    /// Returns the message, so that the caller first evicts messages from a fuller mailbox.
-    Evict,
-    /// Follows the overflow policy, because the caller has tried to evict.
-    Overflow,
-}
-
-/// What a push did.
-pub(super) enum Pushed<'a, M: Deref<Target = Metrics>> {
-    /// The message is queued. `dropped` are older ones that made room for it.
-    Queued { dropped: Vec<QueuedMessage> },
-    /// The message is dropped. `receipt` is its own; `dropped` are older ones, whose room was too
-    /// little.
-    Refused {
-        receipt: Option<Box<Receipt>>,
-        dropped: Vec<QueuedMessage>,
-    },
-    /// Nothing: the budget of all mailboxes lacks these bytes.
-    OverBudget {
-        message: Message<'a>,
-        in_hand: InHand<M>,
-        bytes: usize,
-    },
+/// The frame that a message becomes for one recipient.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MessageFrame<'a> {
+    pub(super) dialect: Dialect,
+    pub(super) traceparent: Option<&'a str>,
+    /// The length of the whole frame.
+    pub(super) bytes: usize,
 }
 
 /// Whether one more message fits.
-enum Fit {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
     /// It fits, and its bytes are reserved.
     Reserved,
     /// This mailbox is full.
@@ -135,71 +117,8 @@ impl Mailbox {
         self.frames.bytes()
     }
 
-    /// Queues a message as a frame of `dialect`, or drops it or older ones by the overflow policy.
-    pub(super) fn push<'a, M: Deref<Target = Metrics>>(
-        &mut self,
-        dialect: Dialect,
-        message: Message<'a>,
-        in_hand: InHand<M>,
-        pressure: Pressure,
-    ) -> Pushed<'a, M> {
-        let trace = message.receipt.as_ref().and_then(|receipt| receipt.trace());
-        let traceparent = trace.map(Traced::traceparent);
-        let traceparent = traceparent.as_deref();
-        let body = message.body;
-        let bytes = message_frame_bytes(dialect, message.sender, body.len(), traceparent);
-        let mut dropped = Vec::new();
-        loop {
-            match self.reserve(bytes) {
-                Fit::Reserved => break,
-                Fit::OverBudget if pressure == Pressure::Evict && dropped.is_empty() => {
-                    return Pushed::OverBudget {
-                        message,
-                        in_hand,
-                        bytes,
-                    };
-                }
-                Fit::Full | Fit::OverBudget => {}
-            }
-            let oldest = match self.bounds.overflow {
-                Overflow::DropOldest => self.drop_oldest(DropReason::QueueFull),
-                Overflow::DropNewest | Overflow::Disconnect => None,
-            };
-            let Some(oldest) = oldest else {
-                in_hand.dropped(DropReason::QueueFull);
-                let receipt = message.receipt;
-                return Pushed::Refused { receipt, dropped };
-            };
-            dropped.push(oldest);
-        }
-        if !self.frames.has_buffer() {
-            let (buffer, queued) = spare_buffers();
-            self.frames.reuse(buffer);
-            self.queued = queued;
-        }
-        let outbound = Outbound::Message {
-            sender_id: message.sender,
-            message: body,
-            traceparent,
-        };
-        push_frame(self.frames.room_for(bytes), dialect, outbound);
-        let mut receipt = message.receipt;
-        if let Some(trace) = receipt.as_mut().and_then(|receipt| receipt.trace_mut()) {
-            trace.queued();
-        }
-        self.queued.push_back(QueuedMessage {
-            read_at: message.read_at,
-            receipt,
-            bytes: u32::try_from(bytes).expect("limits.frame_bytes is far below 4 GiB"),
-            end: 0,
-        });
-        self.held.hold(in_hand);
-        self.held_bytes += bytes;
-        Pushed::Queued { dropped }
-    }
-
-    /// Reserves room for one more frame of `bytes`, where it is within all bounds.
-    fn reserve(&mut self, bytes: usize) -> Fit {
+    /// Reserves room for one more frame of `bytes`, if it is within all bounds.
+    pub(super) fn reserve(&mut self, bytes: usize) -> Fit {
         if self.held.messages() >= self.bounds.messages
             || self.held_bytes + bytes > self.bounds.bytes
         {
@@ -215,6 +134,57 @@ impl Mailbox {
         }
         self.reserved += more;
         Fit::Reserved
+    }
+
+    /// Makes room for a frame that did not fit, if the overflow policy drops the oldest messages. Those
+    /// go to `dropped`, also where all of them are too little. Returns whether room is reserved.
+    pub(super) fn make_room(&mut self, bytes: usize, dropped: &mut Vec<QueuedMessage>) -> bool {
+        while self.bounds.overflow == Overflow::DropOldest
+            && let Some(oldest) = self.drop_oldest(DropReason::QueueFull)
+        {
+            dropped.push(oldest);
+            if self.reserve(bytes) == Fit::Reserved {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Appends a message, for whose frame room is reserved.
+    pub(super) fn append<M: Deref<Target = Metrics>>(
+        &mut self,
+        message: Message<'_>,
+        frame: MessageFrame<'_>,
+        in_hand: InHand<M>,
+    ) {
+        let Message {
+            sender,
+            body,
+            read_at,
+            mut receipt,
+        } = message;
+        if !self.frames.has_buffer() {
+            let (buffer, queued) = spare_buffers();
+            self.frames.reuse(buffer);
+            self.queued = queued;
+        }
+        let outbound = Outbound::Message {
+            sender_id: sender,
+            message: body,
+            traceparent: frame.traceparent,
+        };
+        push_frame(self.frames.room_for(frame.bytes), frame.dialect, outbound);
+        if let Some(trace) = receipt.as_mut().and_then(|receipt| receipt.trace_mut()) {
+            trace.queued();
+        }
+        self.queued.push_back(QueuedMessage {
+            read_at,
+            receipt,
+            bytes: u32::try_from(frame.bytes).expect("limits.frame_bytes is far below 4 GiB"),
+            end: 0,
+        });
+        self.held.hold(in_hand);
+        self.held_bytes += frame.bytes;
     }
 
     /// Drops messages that were not taken, at least `bytes` of them as far as there are any, from the

@@ -1,6 +1,6 @@
 //! The directory under a model checker, which tries every order of the steps of a few threads, stale
-//! loads included. Segments have two slots here, and ids are counted from 0: 2 and 3 share one, 4 and 5 the
-//! next.
+//! loads included. Segments have two slots here, and ids count from 0: 2 and 3 share one segment, 4 and 5
+//! the next.
 //!
 //! Run with `RUSTFLAGS="--cfg switchboard_loom" cargo test --release --lib directory::model`.
 
@@ -15,16 +15,16 @@ use crate::identity::{ResumptionId, UserId, UserIdentity};
 use crate::protocol::Dialect;
 use crate::telemetry::metrics::Metrics;
 
-/// One directory, and what clients are made of.
+/// One directory, and what its clients are built from.
 #[derive(Clone)]
-struct World {
+struct ModelledDirectory {
     directory: Directory,
     bounds: Arc<MailboxBounds>,
     metrics: Arc<Metrics>,
 }
 
-/// Runs the scenario in every order.
-fn check(scenario: impl Fn(World) + Send + Sync + 'static) {
+/// Runs the scenario in every order of its steps.
+fn check(scenario: impl Fn(ModelledDirectory) + Send + Sync + 'static) {
     assert_eq!(SLOTS, 2);
     let bounds = Arc::new(MailboxBounds {
         messages: 1,
@@ -34,7 +34,7 @@ fn check(scenario: impl Fn(World) + Send + Sync + 'static) {
     });
     let metrics = Arc::new(Metrics::new(1));
     loom::model(move || {
-        scenario(World {
+        scenario(ModelledDirectory {
             directory: Directory::new(),
             bounds: bounds.clone(),
             metrics: metrics.clone(),
@@ -42,7 +42,7 @@ fn check(scenario: impl Fn(World) + Send + Sync + 'static) {
     });
 }
 
-impl World {
+impl ModelledDirectory {
     fn client(&self, id: u64) -> Arc<Client> {
         self.client_of(id, 0)
     }
@@ -63,7 +63,7 @@ impl World {
         client
     }
 
-    /// Runs a part of the scenario beside the others.
+    /// Runs a part of the scenario in a thread of its own.
     fn beside<R: 'static>(
         &self,
         part: impl FnOnce(&Self) -> R + Send + 'static,
@@ -72,23 +72,23 @@ impl World {
         thread::spawn(move || part(&world))
     }
 
-    /// Whether that very client is found.
+    /// Whether this client is found, and not another of the same id.
     fn finds(&self, client: &Client) -> bool {
         let found =
             |found: Option<&Arc<Client>>| found.is_some_and(|found| std::ptr::eq(&**found, client));
         self.directory.with(client.id(), found)
     }
 
-    /// Everybody leaves, after which the newest segment stands, and no other.
-    fn everybody_leaves(&self, clients: &[&Arc<Client>]) {
+    /// All clients leave. After that there is only the newest segment.
+    fn all_leave(&self, clients: &[&Arc<Client>]) {
         for client in clients {
             assert!(self.finds(client));
             self.directory.leave(client);
             assert!(!self.finds(client));
         }
         assert_eq!(self.directory.segments(), 1);
-        // The directory's own claim is the only one that is left: it moves on, and with it the
-        // segment that stands.
+        // Only the directory's own claim is left. It moves to a newer segment, and the older one is
+        // retired.
         let next = self.join(98);
         assert_eq!(self.directory.segments(), 1);
         self.directory.leave(&next);
@@ -104,7 +104,7 @@ fn joins_that_race_for_a_new_segment_are_all_found() {
         let three = three.join().unwrap();
         assert_eq!(world.directory.segments(), 1);
         assert!(world.finds(&two) && world.finds(&three));
-        world.everybody_leaves(&[&two, &three]);
+        world.all_leave(&[&two, &three]);
     });
 }
 
@@ -118,12 +118,12 @@ fn joins_that_race_for_two_new_segments_leave_the_higher_as_the_newest() {
         assert!(world.finds(&two) && world.finds(&four));
         world.directory.leave(&two);
         assert_eq!(world.directory.segments(), 1);
-        world.everybody_leaves(&[&four]);
+        world.all_leave(&[&four]);
     });
 }
 
-/// The segment is not the newest, so its only user's leave retires it; meanwhile somebody whose id
-/// was given out long ago joins it.
+/// The segment is not the newest, so the leave of its only user retires it. Meanwhile a user with an old
+/// id joins it.
 #[test]
 fn a_late_join_is_found_though_its_segment_is_being_retired() {
     check(|world| {
@@ -138,14 +138,14 @@ fn a_late_join_is_found_though_its_segment_is_being_retired() {
         assert_eq!(world.directory.segments(), 2);
         world.directory.leave(&three);
         assert_eq!(world.directory.segments(), 1);
-        world.everybody_leaves(&[&four]);
+        world.all_leave(&[&four]);
     });
 }
 
-/// Three ways at once in which a segment's claims change: its user leaves, another joins, and the
-/// directory gives up its own for a newer segment.
+/// A segment's claims change in three ways at once: its user leaves, another joins, and the directory releases
+/// its own for a newer segment.
 #[test]
-fn a_segment_outlives_the_newest_moving_on_as_long_as_somebody_is_in_it() {
+fn a_segment_with_a_user_stays_when_it_is_no_longer_the_newest() {
     check(|world| {
         let two = world.join(2);
         let three = world.beside(|world| world.join(3));
@@ -157,12 +157,12 @@ fn a_segment_outlives_the_newest_moving_on_as_long_as_somebody_is_in_it() {
         assert_eq!(world.directory.segments(), 2);
         world.directory.leave(&three);
         assert_eq!(world.directory.segments(), 1);
-        world.everybody_leaves(&[&four]);
+        world.all_leave(&[&four]);
     });
 }
 
 #[test]
-fn the_last_leaves_of_a_segment_give_it_back_once() {
+fn the_last_leaves_of_a_segment_retire_it_once() {
     check(|world| {
         let (two, three, four) = (world.join(2), world.join(3), world.join(4));
         let leaves = world.beside(move |world| world.directory.leave(&two));
@@ -170,32 +170,32 @@ fn the_last_leaves_of_a_segment_give_it_back_once() {
         leaves.join().unwrap();
         assert!(world.finds(&four));
         assert_eq!(world.directory.segments(), 1);
-        world.everybody_leaves(&[&four]);
+        world.all_leave(&[&four]);
     });
 }
 
-/// Whoever has lost its place to a new client of the same id leaves late.
+/// A replaced client leaves late.
 #[test]
-fn a_strangers_leave_takes_nobody_else_out() {
+fn a_replaced_clients_leave_removes_no_other() {
     check(|world| {
-        let (stranger, four) = (world.join(2), world.join(4));
+        let (replaced, four) = (world.join(2), world.join(4));
         let two = world.beside(|world| world.join(2));
-        world.directory.leave(&stranger);
+        world.directory.leave(&replaced);
         let two = two.join().unwrap();
-        assert!(!world.finds(&stranger));
+        assert!(!world.finds(&replaced));
         assert!(world.finds(&two));
-        world.directory.leave(&stranger);
+        world.directory.leave(&replaced);
         assert_eq!(world.directory.segments(), 2);
         assert!(world.finds(&two));
         world.directory.leave(&two);
         assert_eq!(world.directory.segments(), 1);
-        world.everybody_leaves(&[&four]);
+        world.all_leave(&[&four]);
     });
 }
 
-/// Two come back at once. One of them stays, and all the others stand aside until they leave.
+/// Two connections replace a client at once. One of them stays; the others are replaced until they leave.
 #[test]
-fn of_two_that_take_a_place_at_once_one_stays() {
+fn of_two_that_replace_a_client_at_once_one_stays() {
     check(|world| {
         let (first, four) = (world.join(2), world.join(4));
         let second = world.beside(|world| world.join(2));
@@ -215,13 +215,13 @@ fn of_two_that_take_a_place_at_once_one_stays() {
         assert_eq!(world.directory.stats().connections, 2);
         world.directory.leave(&last);
         assert_eq!(world.directory.stats().connections, 1);
-        world.everybody_leaves(&[&four]);
+        world.all_leave(&[&four]);
     });
 }
 
-/// Whoever loses its place while it leaves is in no list afterwards.
+/// A client that is replaced while it leaves is in no list afterwards.
 #[test]
-fn whoever_leaves_while_its_place_is_taken_is_gone() {
+fn a_client_that_leaves_while_it_is_replaced_is_gone() {
     check(|world| {
         let (first, four) = (world.join(2), world.join(4));
         let second = world.beside(|world| world.join(2));
@@ -231,28 +231,28 @@ fn whoever_leaves_while_its_place_is_taken_is_gone() {
         assert_eq!(world.directory.stats().connections, 2);
         world.directory.leave(&second);
         assert_eq!(world.directory.segments(), 1);
-        world.everybody_leaves(&[&four]);
+        world.all_leave(&[&four]);
     });
 }
 
-/// A place is given to somebody of another resumption id once whoever has it has left, and not before.
+/// A user of another resumption id gets an id when its owner has left, and not before.
 #[test]
-fn a_stranger_gets_a_place_only_when_it_is_vacant() {
+fn another_user_gets_an_id_only_when_it_is_vacant() {
     check(|world| {
         let (first, four) = (world.join(2), world.join(4));
-        let stranger = world.client_of(2, 1);
+        let other = world.client_of(2, 1);
         let joins = world.beside({
-            let stranger = stranger.clone();
-            move |world| world.directory.join(&stranger)
+            let other = other.clone();
+            move |world| world.directory.join(&other)
         });
         let was_here = world.finds(&first) && first.is_open();
         world.directory.leave(&first);
         let is_registered = joins.join().unwrap();
-        assert!(was_here, "nobody takes it away");
-        assert_eq!(world.finds(&stranger), is_registered);
-        world.directory.leave(&stranger);
+        assert!(was_here, "the owner keeps it");
+        assert_eq!(world.finds(&other), is_registered);
+        world.directory.leave(&other);
         assert_eq!(world.directory.segments(), 1);
-        world.everybody_leaves(&[&four]);
+        world.all_leave(&[&four]);
     });
 }
 
@@ -267,13 +267,13 @@ fn leaving_twice_at_once_counts_once() {
         assert_eq!(world.directory.segments(), 2);
         world.directory.leave(&three);
         assert_eq!(world.directory.segments(), 1);
-        world.everybody_leaves(&[&four]);
+        world.all_leave(&[&four]);
     });
 }
 
-/// Beside a join, and a leave that retires a segment, a third thread looks people up.
+/// A third thread looks users up during a join and a leave that retires a segment.
 #[test]
-fn a_lookup_finds_whoever_has_joined_and_nobody_who_has_left() {
+fn a_lookup_finds_all_that_have_joined_and_none_that_have_left() {
     check(|world| {
         let (three, four) = (world.join(3), world.join(4));
         let (joined, left) = (
@@ -304,6 +304,6 @@ fn a_lookup_finds_whoever_has_joined_and_nobody_who_has_left() {
         assert_eq!(world.directory.segments(), 2);
         world.directory.leave(&two);
         assert_eq!(world.directory.segments(), 1);
-        world.everybody_leaves(&[&four]);
+        world.all_leave(&[&four]);
     });
 }

@@ -125,15 +125,29 @@ impl Drop for Receipt {
     }
 }
 
-/// Settles a message as dropped because its recipient has no client.
-pub(crate) fn settle_offline<M: Deref<Target = Metrics>>(
+/// Why a message cannot be put into a mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Undeliverable {
+    /// The recipient is not connected.
+    Offline,
+    /// The recipient's mailbox is full.
+    Full,
+}
+
+/// Settles a message as dropped, and tells its sender why.
+pub(crate) fn settle_undeliverable<M: Deref<Target = Metrics>>(
     in_hand: InHand<M>,
     receipt: Option<Box<Receipt>>,
+    why: Undeliverable,
     wakes: &mut Wakes,
 ) {
-    in_hand.dropped(DropReason::Offline);
+    let (reason, status) = match why {
+        Undeliverable::Offline => (DropReason::Offline, Status::Offline),
+        Undeliverable::Full => (DropReason::QueueFull, Status::QueueFull),
+    };
+    in_hand.dropped(reason);
     if let Some(receipt) = receipt {
-        receipt.settle(Status::Offline, wakes);
+        receipt.settle(status, wakes);
     }
 }
 

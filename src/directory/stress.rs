@@ -1,6 +1,6 @@
-//! The directory under real threads, for a while: what the model checker's few steps cannot show,
-//! many users and the true cells. Users come and go in the lowest segments, which are retired and
-//! made anew all the time, and with new ids, so that the newest segment moves on.
+//! The directory under real threads: many users and the real cells, which the model checker's few steps cannot
+//! cover. Users come and go in the lowest segments, which are retired and created again all the time, and
+//! with new ids, so that the newest segment changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,26 +17,26 @@ use crate::telemetry::metrics::{DirectoryStats, Metrics};
 
 const THREADS: usize = 4;
 const RUNS_FOR: Duration = Duration::from_millis(1500);
-/// The lowest segments, where everybody meets.
+/// The lowest segments, which all threads use.
 const BUSY_SEGMENTS: u64 = 3;
-/// Users that each thread has at a time.
+/// Users of each thread at a time.
 const USERS: usize = 3;
 
-/// What one thread tells the others: the user that it last joined and that has not left, if any,
-/// under a number that never comes again.
+/// What one thread tells the others: the user that it joined last and that has not left, if any, with a
+/// number that is never used again.
 #[derive(Default)]
-struct Posted(AtomicU64);
+struct LastJoined(AtomicU64);
 
-impl Posted {
-    fn post(&self, turn: u64, id: UserId) {
+impl LastJoined {
+    fn set(&self, turn: u64, id: UserId) {
         self.0.store(turn << 32 | id.get(), Ordering::SeqCst);
     }
 
-    fn withdraw(&self) {
+    fn clear(&self) {
         self.0.store(0, Ordering::SeqCst);
     }
 
-    /// Asks whether the posted user is found; true where there is none, or none any more.
+    /// Whether `found` finds the user. Also true where there is none, or it has left meanwhile.
     fn holds(&self, found: impl FnOnce(UserId) -> bool) -> bool {
         let posted = self.0.load(Ordering::SeqCst);
         match UserId::new(posted & 0xffff_ffff) {
@@ -46,17 +46,17 @@ impl Posted {
     }
 }
 
-struct World {
+struct StressTest {
     directory: Directory,
     bounds: Arc<MailboxBounds>,
     metrics: Arc<Metrics>,
-    posted: [Posted; THREADS],
+    last_joined: [LastJoined; THREADS],
     new_ids: AtomicU64,
     until: Instant,
     is_over: AtomicBool,
 }
 
-impl World {
+impl StressTest {
     fn join(&self, id: UserId) -> Arc<Client> {
         let (bounds, metrics) = (self.bounds.clone(), self.metrics.clone());
         let identity = UserIdentity {
@@ -76,7 +76,7 @@ impl World {
         self.directory.with(client.id(), found)
     }
 
-    /// An id that this thread alone uses: in a busy segment, or a new one, four to a segment.
+    /// An id that only this thread uses: in a busy segment, or a new one, four to a segment.
     fn pick(&self, thread: u64, busy: bool, random: &mut fastrand::Rng) -> UserId {
         let number = if busy {
             random.u64(0..BUSY_SEGMENTS) * SLOTS as u64 + 1 + thread
@@ -87,28 +87,25 @@ impl World {
         UserId::new(number).expect("a small id")
     }
 
-    /// Users come and go until the time is over, and then all leave.
-    fn churn(&self, thread: u64, posted: &Posted) {
+    /// Lets users come and go until the time is over. Then all leave.
+    fn churn(&self, thread: u64, last_joined: &LastJoined) {
         let mut random = fastrand::Rng::with_seed(thread);
         let mut clients: Vec<Arc<Client>> = Vec::new();
         for turn in 1.. {
             let over = Instant::now() >= self.until;
             if clients.len() == USERS || over {
-                posted.withdraw();
+                last_joined.clear();
                 let Some(at) = (!clients.is_empty()).then(|| random.usize(..clients.len())) else {
                     return;
                 };
                 let client = clients.swap_remove(at);
                 if !over && random.u8(..) < 64 {
-                    // Its place is taken, and then it leaves.
-                    let taker = self.join(client.id());
+                    // It is replaced, and then it leaves.
+                    let newer = self.join(client.id());
                     assert!(!self.finds(&client));
-                    assert!(
-                        !client.is_open(),
-                        "nothing more is put into what nobody reads"
-                    );
+                    assert!(!client.is_open(), "a replaced client accepts no messages");
                     self.directory.leave(&client);
-                    clients.push(taker);
+                    clients.push(newer);
                 } else {
                     self.directory.leave(&client);
                     assert!(
@@ -122,7 +119,7 @@ impl World {
                 let id = self.pick(thread, busy, &mut random);
                 if clients.iter().all(|client| client.id() != id) {
                     clients.push(self.join(id));
-                    posted.post(turn, id);
+                    last_joined.set(turn, id);
                 }
             }
             for client in &clients {
@@ -135,20 +132,21 @@ impl World {
         }
     }
 
-    /// Looks up whoever the others say is here.
+    /// Looks up the users that the other threads name.
     fn look(&self) {
         while !self.is_over.load(Ordering::Relaxed) {
-            for posted in &self.posted {
-                let here = posted.holds(|id| self.directory.with(id, |client| client.is_some()));
-                assert!(here, "a user that has joined is not found by others");
+            for last_joined in &self.last_joined {
+                let is_found =
+                    last_joined.holds(|id| self.directory.with(id, |client| client.is_some()));
+                assert!(is_found, "other threads do not find a user that has joined");
             }
         }
     }
 }
 
 #[test]
-fn nobody_is_lost_or_left_behind_under_threads() {
-    let world = World {
+fn threads_neither_lose_nor_leave_behind_a_user() {
+    let world = StressTest {
         directory: Directory::new(),
         bounds: Arc::new(MailboxBounds {
             messages: 1,
@@ -157,18 +155,18 @@ fn nobody_is_lost_or_left_behind_under_threads() {
             budget: Budget::new(1),
         }),
         metrics: Arc::new(Metrics::new(1)),
-        posted: Default::default(),
+        last_joined: Default::default(),
         new_ids: AtomicU64::new(0),
         until: Instant::now() + RUNS_FOR,
         is_over: AtomicBool::new(false),
     };
     thread::scope(|scope| {
         let churns: Vec<_> = (0..)
-            .zip(&world.posted)
-            .map(|(thread, posted)| {
+            .zip(&world.last_joined)
+            .map(|(thread, last_joined)| {
                 scope.spawn({
                     let world = &world;
-                    move || world.churn(thread, posted)
+                    move || world.churn(thread, last_joined)
                 })
             })
             .collect();
@@ -183,10 +181,10 @@ fn nobody_is_lost_or_left_behind_under_threads() {
             result.unwrap();
         }
     });
-    let everybody_has_left = DirectoryStats {
+    let all_have_left = DirectoryStats {
         segments: 1,
         ..DirectoryStats::default()
     };
-    assert_eq!(world.directory.stats(), everybody_has_left);
+    assert_eq!(world.directory.stats(), all_have_left);
     assert!(world.new_ids.into_inner() > 100);
 }

@@ -11,7 +11,7 @@ use rustc_hash::FxHasher;
 use tokio::sync::mpsc;
 use tokio_util::sync::PollSender;
 
-use crate::directory::{Client, Message, Receipt, Wakes, settle_offline};
+use crate::directory::{Client, Message, Receipt, Undeliverable, Wakes, settle_undeliverable};
 use crate::identity::{Sender, UserId};
 use crate::ledger::InHand;
 use crate::telemetry::metrics::Metrics;
@@ -169,7 +169,12 @@ impl RouterSink {
         if let Err(refused) = self.messages.send_item(routed)
             && let Some(routed) = refused.into_inner()
         {
-            settle_offline(routed.in_hand, routed.receipt, &mut Wakes::default());
+            settle_undeliverable(
+                routed.in_hand,
+                routed.receipt,
+                Undeliverable::Offline,
+                &mut Wakes::default(),
+            );
         }
     }
 }

@@ -11,7 +11,9 @@ use tokio::time::Instant;
 
 use super::router::Router;
 use crate::cluster::Cluster;
-use crate::directory::{Client, Directory, MailboxBounds, Message, Wakes, settle_offline};
+use crate::directory::{
+    Client, Directory, MailboxBounds, Message, Undeliverable, Wakes, settle_undeliverable,
+};
 use crate::identity::{Sequence, Subject, UserId, UserIdentity};
 use crate::ledger::InHand;
 use crate::protocol::Dialect;
@@ -89,7 +91,7 @@ pub(super) fn send_elsewhere<M: Deref<Target = Metrics>>(
 ) {
     match cluster {
         Some(cluster) => cluster.send(recipient, message, in_hand, wakes),
-        None => settle_offline(in_hand, message.receipt, wakes),
+        None => settle_undeliverable(in_hand, message.receipt, Undeliverable::Offline, wakes),
     }
 }
 

@@ -18,7 +18,7 @@ use switchboard::http::TrustedProxies;
 use switchboard::ledger::LedgerTotals;
 use switchboard::net::proxy_protocol::{self, Parsed};
 use switchboard::protocol::{Dialect, decode as decode_message};
-use switchboard::relay::Relay;
+use switchboard::relay::{Membership, Relay};
 use switchboard::session::{Session, SessionConfig, SessionContext, Welcome};
 use switchboard::telemetry::metrics::Metrics;
 use switchboard::telemetry::traces::Traces;
@@ -194,6 +194,11 @@ pub(crate) fn session(bytes: &[u8]) {
     RUNTIME.with(|runtime| runtime.block_on(play(bytes)));
 }
 
+async fn join(relay: &Relay, dialect: Dialect) -> Membership {
+    let membership = relay.join(dialect, None, None).await;
+    membership.expect("an id is left")
+}
+
 async fn play(bytes: &[u8]) {
     let mut script = Script(bytes);
     let kind = script.byte();
@@ -216,10 +221,7 @@ async fn play(bytes: &[u8]) {
     };
     let relay = Relay::new(bounds, 3, metrics.clone(), Arc::new(Traces::off()));
     let context = Arc::new(SessionContext::new(config(kind), metrics.clone()));
-    let membership = relay
-        .join(dialect, None, None)
-        .await
-        .expect("an id is left");
+    let membership = join(&relay, dialect).await;
     let client = membership.client().clone();
     let (ours, mut peer) = duplex(1 + usize::from(kind >> 4) * 100);
     let session = tokio::spawn(Session::new(
@@ -229,10 +231,7 @@ async fn play(bytes: &[u8]) {
         &Welcome::default(),
         context.clone(),
     ));
-    let sender = relay
-        .join(Dialect::Bare, None, None)
-        .await
-        .expect("an id is left");
+    let sender = join(&relay, Dialect::Bare).await;
     let (from_sender, mut senders) = duplex(1 << 16);
     let sending = tokio::spawn(Session::new(
         from_sender,
