@@ -1,16 +1,16 @@
-//! Who somebody is: `UserId` and where ids come from, the node's own sequence or blocks that it holds
-//! among other nodes. Parses once, at the edge; must not know of sockets, JSON, settings or how a block
-//! is leased.
+//! User ids, and where they come from: a sequence of this process, or blocks that this node has leased in a
+//! cluster. Must not know of sockets, JSON, settings or how a block is leased.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// A user's id: 1 to 2^53 - 1, so that every JSON reader holds it exactly (RFC 8259 section 6).
+/// A user's id: 1 to 2^53 - 1, which every JSON reader holds exactly (RFC 8259 section 6).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(NonZeroU64);
 
@@ -18,14 +18,14 @@ impl UserId {
     /// The largest id, 2^53 - 1.
     pub const MAX: u64 = (1 << 53) - 1;
 
-    /// The id of that number, or nothing where it is 0 or over [`UserId::MAX`].
+    /// The id with this number. `None` for 0 and above [`UserId::MAX`].
     pub fn new(number: u64) -> Option<Self> {
         NonZeroU64::new(number)
             .filter(|number| number.get() <= Self::MAX)
             .map(Self)
     }
 
-    /// The number itself.
+    /// The number.
     pub fn get(self) -> u64 {
         self.0.get()
     }
@@ -43,20 +43,20 @@ impl fmt::Debug for UserId {
     }
 }
 
-/// Who writes: a user, or by the number 0 the system.
+/// The author of a message: a user, or the system, which has the number 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sender(u64);
 
 impl Sender {
-    /// The system: an operator, or a program of one.
+    /// The system: an operator or an operator's program.
     pub const SYSTEM: Self = Self(0);
 
-    /// The sender of that number, or nothing where it is over [`UserId::MAX`].
+    /// The sender with this number. `None` above [`UserId::MAX`].
     pub fn new(number: u64) -> Option<Self> {
         (number <= UserId::MAX).then_some(Self(number))
     }
 
-    /// The number itself.
+    /// The number.
     pub fn get(self) -> u64 {
         self.0
     }
@@ -68,12 +68,12 @@ impl From<UserId> for Sender {
     }
 }
 
-/// Whom a token is about, in the words of whoever issued it.
+/// The subject of a token, as its issuer names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Subject(Arc<str>);
 
 impl Subject {
-    /// The words themselves.
+    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -85,18 +85,18 @@ impl From<&str> for Subject {
     }
 }
 
-/// Tells apart whoever was given one id at different times: a random number that goes from each of
-/// their connections to the next.
+/// Tells apart users that had the same id at different times: a random number that stays the same from one
+/// connection of a user to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResumptionId(u64);
 
 impl ResumptionId {
-    /// A resumption id that nobody else has.
+    /// A new random resumption id.
     pub fn new() -> Self {
         Self(fastrand::u64(..))
     }
 
-    /// The number itself.
+    /// The number.
     pub fn get(self) -> u64 {
         self.0
     }
@@ -114,16 +114,16 @@ impl From<u64> for ResumptionId {
     }
 }
 
-/// A user's id with the resumption id of its owner: proves that a connection may have the id again.
+/// A user's id with the resumption id of its owner. A connection with both may have the id again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserIdentity {
     /// The id.
     pub id: UserId,
-    /// Tells this owner of the id from others.
+    /// Tells this owner of the id from other ones.
     pub resumption_id: ResumptionId,
 }
 
-/// Ids in blocks of one size: block n holds (n - 1) * size + 1 to n * size.
+/// The division of ids into blocks of one size: block n has the ids (n - 1) * size + 1 to n * size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocks(NonZeroU64);
 
@@ -133,39 +133,39 @@ impl Blocks {
         Self(size)
     }
 
-    /// Ids in a block.
+    /// The number of ids in a block.
     pub fn size(self) -> u64 {
         self.0.get()
     }
 
-    /// The block that holds an id.
+    /// The block of an id.
     pub fn block_of(self, id: UserId) -> u64 {
         (id.get() - 1) / self.0 + 1
     }
 
-    /// The `index`th id of a block, from 0; nothing beyond [`UserId::MAX`].
+    /// The id at `index` of a block, counted from 0. `None` above [`UserId::MAX`].
     fn id(self, block: u64, index: u64) -> Option<UserId> {
         let before = block.checked_sub(1)?.checked_mul(self.size())?;
         UserId::new(before.checked_add(index)?.checked_add(1)?)
     }
 }
 
-/// Where new users' ids come from; none is given twice.
+/// The source of new users' ids. It gives no id twice.
 #[derive(Debug)]
 pub enum Sequence {
-    /// The node's own: 1, 2, 3, …, never the same twice while the process lives.
+    /// 1, 2, 3, …; unique while the process lives.
     Local(AtomicU64),
-    /// Blocks that this node holds among others, never the same twice while the cluster lives.
+    /// Ids of blocks that this node has leased; unique while the cluster lives.
     Leased(Arc<Leases>),
 }
 
 impl Sequence {
-    /// A sequence of one's own, whose first id is 1.
+    /// A sequence of this process, whose first id is 1.
     pub fn local() -> Self {
         Self::Local(AtomicU64::new(1))
     }
 
-    /// The next id; nothing once all 2^53 - 1 are spent, or while no leased block has one.
+    /// The next id. `None` when all 2^53 - 1 are given, or while no leased block has an id left.
     pub fn next(&self) -> Option<UserId> {
         match self {
             Self::Local(next) => UserId::new(next.fetch_add(1, Ordering::Relaxed)),
@@ -173,8 +173,8 @@ impl Sequence {
         }
     }
 
-    /// Somebody comes back with an id that it was given before: no new user gets that one any more.
-    /// Whether the id is this node's to give back; then [`Sequence::left`] is owed for it.
+    /// Gives a user an id that it had before. No new user gets this id from here on. Returns whether the id is
+    /// of this node; then the caller owes a call of [`Sequence::left`].
     pub fn give_back(&self, id: UserId) -> bool {
         match self {
             Self::Local(next) => {
@@ -185,7 +185,7 @@ impl Sequence {
         }
     }
 
-    /// The user to whom the id was given has left.
+    /// Notes that the user with this id has left.
     pub fn left(&self, id: UserId) {
         match self {
             Self::Local(_) => {}
@@ -194,20 +194,20 @@ impl Sequence {
     }
 }
 
-/// The blocks of ids that this node holds. A block is retired once all its ids were given and all
-/// their users have left; until then messages for its ids are this node's to take.
+/// The blocks of ids that this node has leased. A block is retired when all its ids were given and all their
+/// users have left. Until then this node receives the messages for its ids.
 #[derive(Debug)]
 pub struct Leases {
     blocks: Blocks,
-    held: Mutex<Held>,
+    state: Mutex<LeasedBlocks>,
     changed: Notify,
 }
 
-/// What the lock guards.
+/// State behind the lock.
 #[derive(Debug, Default)]
-struct Held {
+struct LeasedBlocks {
     leases: BTreeMap<u64, Lease>,
-    /// Blocks with ids to give, in the order in which they were leased.
+    /// Blocks with ids left, in the order in which they were leased.
     open: VecDeque<u64>,
     unspent: u64,
     retired: Vec<u64>,
@@ -220,142 +220,141 @@ struct Lease {
 }
 
 impl Leases {
-    /// No block yet.
+    /// No blocks.
     pub fn new(blocks: Blocks) -> Self {
         Self {
             blocks,
-            held: Mutex::default(),
+            state: Mutex::default(),
             changed: Notify::new(),
         }
     }
 
-    /// The size and borders of blocks.
+    /// The division into blocks.
     pub fn blocks(&self) -> Blocks {
         self.blocks
     }
 
-    /// Ids that can be given.
+    /// The number of ids left.
     pub fn unspent(&self) -> u64 {
-        self.held().unspent
+        self.state.lock().unspent
     }
 
-    /// The blocks held, the lowest first.
+    /// The leased blocks, the lowest first.
     pub fn list(&self) -> Vec<u64> {
-        self.held().leases.keys().copied().collect()
+        self.state.lock().leases.keys().copied().collect()
     }
 
-    /// Whether the block that an id is in is held here.
+    /// Whether this node has leased the block of an id.
     pub fn holds(&self, id: UserId) -> bool {
         let block = self.blocks.block_of(id);
-        self.held().leases.contains_key(&block)
+        self.state.lock().leases.contains_key(&block)
     }
 
-    /// Takes a block in; its ids follow those that are here already.
+    /// Adds a block. Its ids are given after those of earlier blocks.
     pub fn add(&self, block: u64) {
-        let mut held = self.held();
-        if held.leases.insert(block, Lease::default()).is_none() {
-            held.open.push_back(block);
-            held.unspent += self.blocks.size();
+        let mut state = self.state.lock();
+        if state.leases.insert(block, Lease::default()).is_none() {
+            state.open.push_back(block);
+            state.unspent += self.blocks.size();
         }
     }
 
-    /// Gives no more ids of a block: somebody else may give the same.
+    /// Gives no more ids of a block, because another node may give the same ones.
     pub fn close(&self, block: u64) {
-        let mut held = self.held();
-        let Some(lease) = held.leases.get_mut(&block) else {
+        let mut state = self.state.lock();
+        let Some(lease) = state.leases.get_mut(&block) else {
             return;
         };
         let unspent = self.blocks.size() - lease.given;
         lease.given = self.blocks.size();
-        held.open.retain(|open| *open != block);
-        held.unspent -= unspent;
-        held.retire(block, self.blocks);
-        drop(held);
+        state.open.retain(|open| *open != block);
+        state.unspent -= unspent;
+        state.retire(block, self.blocks);
+        drop(state);
         self.changed.notify_one();
     }
 
-    /// Waits until fewer ids than a block has are left, or blocks were retired.
+    /// Waits until fewer ids are left than a block has, or a block was retired.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// The blocks that were retired since this was last asked.
+    /// Takes the blocks that were retired since the last call.
     pub fn take_retired(&self) -> Vec<u64> {
-        std::mem::take(&mut self.held().retired)
+        std::mem::take(&mut self.state.lock().retired)
     }
 
     fn next(&self) -> Option<UserId> {
-        let mut held = self.held();
-        let block = *held.open.front()?;
-        let lease = held.leases.get_mut(&block).expect("what is open is held");
+        let mut state = self.state.lock();
+        let block = *state.open.front()?;
+        let lease = state
+            .leases
+            .get_mut(&block)
+            .expect("an open block is leased");
         let id = self.blocks.id(block, lease.given);
         lease.given += 1;
         lease.users += u64::from(id.is_some());
         if lease.given == self.blocks.size() {
-            held.open.pop_front();
+            state.open.pop_front();
         }
-        held.unspent -= 1;
-        let is_low = held.unspent < self.blocks.size();
-        drop(held);
+        state.unspent -= 1;
+        let is_low = state.unspent < self.blocks.size();
+        drop(state);
         if is_low {
             self.changed.notify_one();
         }
         id
     }
 
-    /// Somebody comes back with an id, here or elsewhere: no new user gets it any more. Whether its
-    /// block is held; then [`Leases::left`] is owed for it.
+    /// Gives a user an id that it had before, on this node or another one. No new user gets this id from here
+    /// on. Returns whether its block is leased; then the caller owes a call of [`Leases::left`].
     pub fn give_back(&self, id: UserId) -> bool {
         let block = self.blocks.block_of(id);
-        let mut held = self.held();
-        let Some(lease) = held.leases.get_mut(&block) else {
+        let mut state = self.state.lock();
+        let Some(lease) = state.leases.get_mut(&block) else {
             return false;
         };
         lease.users += 1;
         let given = lease.given.max((id.get() - 1) % self.blocks.size() + 1);
         let skipped = given - std::mem::replace(&mut lease.given, given);
         if skipped > 0 && given == self.blocks.size() {
-            held.open.retain(|open| *open != block);
+            state.open.retain(|open| *open != block);
         }
-        held.unspent -= skipped;
-        let is_low = held.unspent < self.blocks.size();
-        drop(held);
+        state.unspent -= skipped;
+        let is_low = state.unspent < self.blocks.size();
+        drop(state);
         if is_low && skipped > 0 {
             self.changed.notify_one();
         }
         true
     }
 
-    /// The user to whom an id was given has left.
+    /// Notes that the user with this id has left.
     pub fn left(&self, id: UserId) {
         let block = self.blocks.block_of(id);
-        let mut held = self.held();
-        let Some(lease) = held.leases.get_mut(&block) else {
+        let mut state = self.state.lock();
+        let Some(lease) = state.leases.get_mut(&block) else {
             return;
         };
         lease.users = lease.users.saturating_sub(1);
-        if held.retire(block, self.blocks) {
-            drop(held);
+        if state.retire(block, self.blocks) {
+            drop(state);
             self.changed.notify_one();
         }
     }
-
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Held {
+impl LeasedBlocks {
     fn retire(&mut self, block: u64, blocks: Blocks) -> bool {
-        let over = self
+        let is_over = self
             .leases
             .get(&block)
             .is_some_and(|lease| lease.given == blocks.size() && lease.users == 0);
-        if over {
+        if is_over {
             self.leases.remove(&block);
             self.retired.push(block);
         }
-        over
+        is_over
     }
 }
 
@@ -375,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_in_the_block_that_gives_it() {
+    fn each_id_is_in_its_block() {
         for size in [1, 3, 4, 1024] {
             let blocks = Blocks::of_size(NonZeroU64::new(size).unwrap());
             let mut expected = 1;
@@ -395,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_come_from_leased_blocks_in_their_order() {
+    fn blocks_give_ids_in_the_order_of_their_leases() {
         let (leases, sequence) = leases(3);
         assert_eq!(sequence.next(), None);
         leases.add(1);
@@ -410,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_is_retired_when_its_ids_are_spent_and_its_users_gone() {
+    fn a_block_is_retired_when_its_ids_are_given_and_its_users_have_left() {
         let (leases, sequence) = leases(2);
         leases.add(1);
         let [first, second] = [(); 2].map(|()| sequence.next().unwrap());
@@ -430,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_is_given_back_is_not_given_again() {
+    fn a_resumed_id_is_not_given_to_a_new_user() {
         let sequence = Sequence::local();
         assert_eq!(sequence.next(), UserId::new(1));
         assert!(sequence.give_back(UserId::new(3).unwrap()));
@@ -454,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_block_gives_no_more_and_keeps_its_users() {
+    fn a_closed_block_gives_no_ids_and_keeps_its_users() {
         let (leases, sequence) = leases(4);
         leases.add(1);
         leases.add(2);

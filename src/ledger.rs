@@ -1,21 +1,21 @@
-//! What makes a message impossible to lose unaccounted. A message is [`InHand`] from the moment it
-//! is decoded, then at most once [`Held`] by a mailbox or a queue to the other nodes, and is settled
-//! once: delivered, sent on to another node, or dropped with a reason. Both types settle on Drop what nobody has settled, so an early return, a panic or
-//! a task that is thrown away leaves the balance whole:
+//! The ledger: no message can be lost without being counted. A message is [`InHand`] when it is decoded, then
+//! at most once [`Held`] by a mailbox or by the queue to other nodes. It is settled once: delivered, sent on to
+//! another node, or dropped with a reason. Drop settles a message that is not settled yet, so that an early
+//! return, a panic or a dropped task keeps the balance:
 //!
 //! `received + cluster_received = delivered + dropped + mailbox + cluster_sent`
 //!
-//! No term is computed from the others.
+//! Each term has its own counter; none is computed from the others.
 
 use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::telemetry::metrics::{DropReason, Metrics};
 
-/// A message that was received and that no mailbox holds yet. The holder of the counters is
-/// borrowed on the way through a directory and shared where the message crosses tasks.
+/// A message that was received and that no mailbox holds yet. `M` borrows the counters on the way through the
+/// directory. It shares them where the message crosses tasks.
 #[derive(Debug)]
-#[must_use = "dropping it counts the message as lost by a fault of ours"]
+#[must_use = "dropping it counts the message as dropped by an internal error"]
 pub struct InHand<M: Deref<Target = Metrics>> {
     metrics: M,
     open: bool,
@@ -40,13 +40,13 @@ impl<M: Deref<Target = Metrics>> InHand<M> {
         }
     }
 
-    /// Settles it as dropped.
+    /// Settles the message as dropped.
     pub fn dropped(mut self, reason: DropReason) {
         self.open = false;
         self.metrics.messages_dropped(reason, 1);
     }
 
-    /// Hands it over to another task.
+    /// Gives the message counters that it can take to another task.
     pub fn carry(mut self, metrics: Arc<Metrics>) -> InHand<Arc<Metrics>> {
         self.open = false;
         InHand {
@@ -64,22 +64,21 @@ impl<M: Deref<Target = Metrics>> Drop for InHand<M> {
     }
 }
 
-/// The messages that one mailbox, or the queue to the other nodes, answers for: queued, or taken and
-/// not flushed yet. What is left
-/// when it is dropped counts as dropped since the recipient disconnected.
+/// The messages of one mailbox, or of the queue to other nodes: queued, or taken and not flushed yet. Drop
+/// counts the remaining ones as dropped because the recipient disconnected.
 ///
-/// Each settlement takes a message from here before it counts it elsewhere, so that a scrape, which
-/// reads the other way round, never counts one twice.
+/// A settlement first takes the message from here and then counts it elsewhere. A scrape reads in the other
+/// order, so it never counts a message twice.
 #[derive(Debug)]
 pub struct Held {
     metrics: Arc<Metrics>,
     messages: u32,
-    /// In the room that alignment leaves, so that it costs an idle user nothing.
+    /// Messages delivered in all. It fits into the padding, so it costs an idle user no memory.
     delivered: u32,
 }
 
 impl Held {
-    /// Nothing held.
+    /// No messages.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
@@ -88,17 +87,17 @@ impl Held {
         }
     }
 
-    /// How many messages are held.
+    /// The number of held messages.
     pub fn messages(&self) -> u32 {
         self.messages
     }
 
-    /// How many messages were delivered; behind `u32::MAX` it counts from 0 again.
+    /// The number of delivered messages; counts from 0 again after `u32::MAX`.
     pub fn delivered_in_all(&self) -> u32 {
         self.delivered
     }
 
-    /// Takes a message in.
+    /// Adds a message.
     pub fn hold<M: Deref<Target = Metrics>>(&mut self, mut message: InHand<M>) {
         message.open = false;
         self.messages += 1;
@@ -127,7 +126,7 @@ impl Held {
         self.messages = self
             .messages
             .checked_sub(count)
-            .expect("only what is held is settled, and once");
+            .expect("only held messages are settled, each once");
     }
 }
 
@@ -139,7 +138,7 @@ impl Drop for Held {
     }
 }
 
-/// The ledger at a moment, for the last line of a drain.
+/// The terms of the balance at one moment, for the last line of a drain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LedgerTotals {
     /// Messages received.
@@ -157,7 +156,7 @@ pub struct LedgerTotals {
 }
 
 impl LedgerTotals {
-    /// Reads the counters; `mailbox` is from statistics read beforehand.
+    /// Reads the counters. The caller has read `mailbox` before.
     pub fn read(metrics: &Metrics, mailbox: u64) -> Self {
         Self {
             delivered: metrics.delivered(),
@@ -172,8 +171,8 @@ impl LedgerTotals {
         }
     }
 
-    /// received + `cluster_received` - delivered - dropped - mailbox - `cluster_sent`: zero when
-    /// nothing is under way.
+    /// `received + cluster_received - delivered - dropped - mailbox - cluster_sent`: zero when no message is in
+    /// hand.
     pub fn gap(&self) -> i64 {
         let received = self.received + self.cluster_received;
         let settled = self.delivered + self.dropped + self.mailbox + self.cluster_sent;
@@ -185,50 +184,50 @@ impl LedgerTotals {
 mod tests {
     use super::*;
 
-    fn figures(metrics: &Metrics, held: &Held) -> (u64, u64, u64, u32) {
-        let figures = LedgerTotals::read(metrics, held.messages().into());
-        assert_eq!(figures.gap(), 0);
+    fn totals(metrics: &Metrics, held: &Held) -> (u64, u64, u64, u32) {
+        let totals = LedgerTotals::read(metrics, held.messages().into());
+        assert_eq!(totals.gap(), 0);
         (
-            figures.received,
-            figures.delivered,
-            figures.dropped,
+            totals.received,
+            totals.delivered,
+            totals.dropped,
             held.messages(),
         )
     }
 
     #[test]
-    fn what_nobody_settles_is_settled_by_drop() {
+    fn drop_settles_unsettled_messages() {
         let metrics = Arc::new(Metrics::new(1));
         let mut held = Held::new(metrics.clone());
         drop(InHand::receive(&*metrics));
-        assert_eq!(figures(&metrics, &held), (1, 0, 1, 0));
+        assert_eq!(totals(&metrics, &held), (1, 0, 1, 0));
         assert_eq!(metrics.dropped(DropReason::Internal), 1);
         held.hold(InHand::receive(&*metrics));
         held.hold(InHand::receive(&*metrics).carry(metrics.clone()));
         held.hold(InHand::receive(&*metrics));
-        assert_eq!(figures(&metrics, &held), (4, 0, 1, 3));
+        assert_eq!(totals(&metrics, &held), (4, 0, 1, 3));
         held.delivered(1);
         held.dropped(1, DropReason::QueueFull);
-        assert_eq!(figures(&metrics, &held), (4, 1, 2, 1));
+        assert_eq!(totals(&metrics, &held), (4, 1, 2, 1));
         drop(held);
         assert_eq!(metrics.dropped(DropReason::Disconnected), 1);
         InHand::receive(&*metrics).dropped(DropReason::Offline);
-        assert_eq!(figures(&metrics, &Held::new(metrics.clone())), (5, 1, 4, 0));
+        assert_eq!(totals(&metrics, &Held::new(metrics.clone())), (5, 1, 4, 0));
     }
 
     #[test]
-    fn what_crosses_nodes_is_in_the_balance() {
+    fn messages_that_cross_nodes_are_in_the_balance() {
         let metrics = Arc::new(Metrics::new(1));
         let mut held = Held::new(metrics.clone());
         held.hold(InHand::receive(&*metrics));
         held.hold(InHand::receive_from_cluster(&*metrics));
-        assert_eq!(figures(&metrics, &held), (1, 0, 0, 2));
+        assert_eq!(totals(&metrics, &held), (1, 0, 0, 2));
         held.sent_to_cluster(1);
-        assert_eq!(figures(&metrics, &held), (1, 0, 0, 1));
+        assert_eq!(totals(&metrics, &held), (1, 0, 0, 1));
         held.delivered(1);
         InHand::receive_from_cluster(&*metrics).dropped(DropReason::Offline);
-        assert_eq!(figures(&metrics, &held), (1, 1, 1, 0));
-        let read = LedgerTotals::read(&metrics, 0);
-        assert_eq!((read.cluster_received, read.cluster_sent), (2, 1));
+        assert_eq!(totals(&metrics, &held), (1, 1, 1, 0));
+        let totals = LedgerTotals::read(&metrics, 0);
+        assert_eq!((totals.cluster_received, totals.cluster_sent), (2, 1));
     }
 }

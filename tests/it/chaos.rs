@@ -1,6 +1,5 @@
-//! Hundreds of clients that join, talk, flood, stall, reset and leave as a seed has it, and then
-//! the books: every message accounted for, exactly, and one outcome for every id of those who
-//! stayed.
+//! Hundreds of clients that join, talk, flood, stall, reset and leave in an order that a seed decides. Then
+//! the ledger must balance exactly, and each message of the clients that stayed must have one outcome.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,7 +19,7 @@ use crate::harness::client::heard;
 use crate::harness::raw::{CONTINUATION, joined, message, question};
 use crate::harness::{Client, Dialect, Handshake, Heard, Raw, Relay, Wire, within};
 
-/// Where to go, and who may be there.
+/// The relay, and the ids that clients have had so far.
 #[derive(Clone, Debug)]
 struct World {
     addr: SocketAddr,
@@ -28,8 +27,8 @@ struct World {
 }
 
 impl World {
-    /// Somebody: most often one who is there, sometimes one who left, or will never come.
-    fn anybody(&self, rng: &mut Rng) -> u64 {
+    /// An id: mostly of a connected user, sometimes of one that left or never joins.
+    fn any_id(&self, rng: &mut Rng) -> u64 {
         let newest = self.newest.load(Ordering::Relaxed).max(1);
         match rng.u8(..) {
             0..10 => rng.u64(1..1 << 53),
@@ -67,11 +66,11 @@ fn text(rng: &mut Rng, n: usize) -> String {
     format!("{n} {}", "x".repeat(length))
 }
 
-/// What became of the questions of one who stayed: how many of each status.
+/// The outcomes of one client that stayed: how many of each status.
 type Statuses = BTreeMap<String, u64>;
 
-/// Talks and listens until everything it asked is answered, then leaves in order. Messages of one
-/// sender come in order, and no outcome comes twice or unasked.
+/// Talks and listens until all its outcomes are known, then closes properly. Messages of one sender arrive in
+/// order, and no outcome arrives twice or for a message that asked for none.
 async fn talker(world: World, mut rng: Rng, count: usize) -> Statuses {
     let Client {
         id,
@@ -110,7 +109,7 @@ async fn talker(world: World, mut rng: Rng, count: usize) -> Statuses {
     };
     let talk = async {
         for n in 0..count {
-            let to = world.anybody(&mut rng);
+            let to = world.any_id(&mut rng);
             let frame = json!({"recipient_id": to, "message": text(&mut rng, n), "id": n});
             let message = if rng.bool() {
                 Message::text(frame.to_string())
@@ -140,7 +139,7 @@ async fn talker(world: World, mut rng: Rng, count: usize) -> Statuses {
     counts
 }
 
-/// The numbers of a sender only ever grow: some may be missing, none comes again.
+/// The numbers of a sender only grow: some may be missing, none comes twice.
 fn assert_in_order(last: &mut BTreeMap<u64, u64>, frame: &Value) {
     let text = frame["message"].as_str().expect("a text");
     let (number, filler) = text.split_once(' ').expect("a number");
@@ -154,14 +153,14 @@ fn assert_in_order(last: &mut BTreeMap<u64, u64>, frame: &Value) {
     );
 }
 
-/// Sends gulps of frames without reading a word, and then goes in one of many ways.
+/// Sends chunks of frames without reading, and then ends in one of many ways.
 async fn flooder(world: World, mut rng: Rng) {
     let narrow = rng.bool();
     let mut peer = world.raw(&mut rng, narrow).await;
     for round in 0..rng.usize(1..8) {
         let count = rng.usize(1..60);
         let frames = (0..count).map(|n| {
-            let (to, text) = (world.anybody(&mut rng), text(&mut rng, round * 100 + n));
+            let (to, text) = (world.any_id(&mut rng), text(&mut rng, round * 100 + n));
             if rng.bool() {
                 message(to, &text)
             } else {
@@ -176,7 +175,7 @@ async fn flooder(world: World, mut rng: Rng) {
     go(peer, &mut rng).await;
 }
 
-/// Sits there and takes nothing while others write to it, until it goes or is thrown out.
+/// Reads nothing while others write to it, until it leaves or is disconnected.
 async fn staller(world: World, mut rng: Rng) {
     let mut peer = world.raw(&mut rng, true).await;
     let to_itself = message(peer.id, &format!("0 {}", "x".repeat(50_000))).bytes();
@@ -189,19 +188,19 @@ async fn staller(world: World, mut rng: Rng) {
     go(peer, &mut rng).await;
 }
 
-/// Comes, says a word or none, and goes; again and again.
+/// Connects, sends one message or none, and leaves; again and again.
 async fn blinker(world: World, mut rng: Rng) {
     for n in 0..8 {
         let mut peer = world.raw(&mut rng, false).await;
         for word in 0..rng.usize(..3) {
             let text = format!("{} ", n * 10 + word);
-            peer.say(world.anybody(&mut rng), &text).await;
+            peer.say(world.any_id(&mut rng), &text).await;
         }
         go(peer, &mut rng).await;
     }
 }
 
-/// Knocks, and is away before it is let in.
+/// Asks to connect, and is gone before the handshake ends.
 async fn passer_by(world: World, mut rng: Rng) {
     for _ in 0..8 {
         let mut peer = Raw::connect(world.addr).await;
@@ -218,7 +217,7 @@ async fn passer_by(world: World, mut rng: Rng) {
     }
 }
 
-/// Every way to go.
+/// All the ways to end a connection.
 async fn go(mut peer: Raw, rng: &mut Rng) {
     let bytes = match rng.u8(..8) {
         0 => return peer.reset(),
@@ -244,13 +243,13 @@ async fn go(mut peer: Raw, rng: &mut Rng) {
     }
 }
 
-/// Three of eight are talkers, where nobody is thrown out for being slow.
+/// Three of eight are talkers, unless slow clients are disconnected.
 const CLIENTS: usize = 240;
-/// What each of them asks.
+/// Messages that each of them sends.
 const QUESTIONS: usize = 80;
 
-/// Runs the whole fair with one seed.
-async fn fair(strategy: Strategy, overflow: Overflow, seed: u64) {
+/// Runs all clients with one seed.
+async fn chaos(strategy: Strategy, overflow: Overflow, seed: u64) {
     let relay = Relay::start(strategy, |settings| {
         settings.mailbox.messages = 64;
         settings.mailbox.total_bytes = 16 << 20;
@@ -269,7 +268,7 @@ async fn fair(strategy: Strategy, overflow: Overflow, seed: u64) {
     };
     let mut talkers = JoinSet::new();
     let mut others = JoinSet::new();
-    // With `disconnect`, one who is written to too fast is thrown out: nobody has to live then.
+    // With `disconnect`, a client that gets messages too fast is disconnected, so no client has to stay.
     let lives = !matches!(overflow, Overflow::Disconnect);
     for n in 0..CLIENTS {
         let (world, rng) = (world.clone(), rng.fork());
@@ -319,14 +318,14 @@ async fn fair(strategy: Strategy, overflow: Overflow, seed: u64) {
 
 both_strategies! {
     async fn the_ledger_balances_however_clients_behave(strategy) {
-        fair(strategy, Overflow::DropNewest, 0x5EED).await;
+        chaos(strategy, Overflow::DropNewest, 0x5EED).await;
     }
 
     async fn the_ledger_balances_where_the_oldest_is_dropped(strategy) {
-        fair(strategy, Overflow::DropOldest, 0xB0A7).await;
+        chaos(strategy, Overflow::DropOldest, 0xB0A7).await;
     }
 
-    async fn the_ledger_balances_where_the_slow_are_thrown_out(strategy) {
-        fair(strategy, Overflow::Disconnect, 0xFACE).await;
+    async fn the_ledger_balances_where_slow_clients_are_disconnected(strategy) {
+        chaos(strategy, Overflow::Disconnect, 0xFACE).await;
     }
 }

@@ -1,5 +1,5 @@
-//! What a recipient who does not read costs, and whom: the bounds of a mailbox, of all mailboxes
-//! together, and what happens at them.
+//! Recipients that do not read: the bounds of one mailbox and of all mailboxes together, and the overflow
+//! policies.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use crate::harness::{Client, Dialect, Raw, Relay, Seen, clog, eventually};
 
 const MAILBOX: &str = "switchboard_mailbox_messages";
 
-/// Sends until one message is refused, and returns how many were sent and what became of those
-/// that are settled. `to` does not read.
+/// Sends until one message is refused. Returns the number of sent messages, and the outcomes of those that
+/// are settled. `to` does not read.
 async fn overfill(sender: &mut Client, to: u64, bytes: usize) -> (u64, Vec<(u64, String)>) {
     let text = "x".repeat(bytes);
     let mut outcomes = Vec::new();
     for sent in 0..2000 {
         sender.ask(to, &text, sent).await;
-        // An outcome from somebody who is away comes at once, and shows that the relay got here.
+        // A message to an offline user has its outcome at once, which shows that the relay got this far.
         sender.ask(u64::from(u32::MAX), "", "barrier").await;
         loop {
             let (id, status) = outcome(&sender.hear().await);
@@ -30,7 +30,7 @@ async fn overfill(sender: &mut Client, to: u64, bytes: usize) -> (u64, Vec<(u64,
             return (sent + 1, outcomes);
         }
     }
-    panic!("{to} takes everything, though it does not read");
+    panic!("{to} refuses nothing, though it does not read");
 }
 
 fn outcome(frame: &Value) -> (Value, String) {
@@ -39,7 +39,7 @@ fn outcome(frame: &Value) -> (Value, String) {
     (frame["id"].clone(), status.to_owned())
 }
 
-/// Hears outcomes until `sent` are known, and returns them by id. There is one for each.
+/// Reads outcomes until `sent` are known, and returns them by id. Each id has one.
 async fn settle(sender: &mut Client, sent: u64, mut outcomes: Vec<(u64, String)>) -> Vec<String> {
     while (outcomes.len() as u64) < sent {
         let (id, status) = outcome(&sender.hear().await);
@@ -51,7 +51,7 @@ async fn settle(sender: &mut Client, sent: u64, mut outcomes: Vec<(u64, String)>
     outcomes.into_iter().map(|(_, status)| status).collect()
 }
 
-/// The texts that a raw user hears, with what it is told to have missed.
+/// The texts that a raw user receives, and how many messages it is told to have missed.
 async fn hear_all(peer: &mut Raw, sent: u64) -> (Vec<String>, u64) {
     let (mut texts, mut missed) = (Vec::new(), 0);
     while texts.len() as u64 + missed < sent {
@@ -77,7 +77,7 @@ both_strategies! {
         let slow = relay.narrow_user(Dialect::Bare).await;
         let (sent, outcomes) = overfill(&mut sender, slow.id, 60_000).await;
         let held = relay.metric(MAILBOX, &[]).await;
-        // One or two may be on their way, in the write buffer.
+        // One or two more may be in the write buffer.
         assert!((8..=12).contains(&held), "{held} of 8");
         let slow = tokio::spawn(slow.drained());
         let outcomes = settle(&mut sender, sent, outcomes).await;
@@ -104,8 +104,8 @@ both_strategies! {
         assert_eq!(slow.await.unwrap(), Seen::End);
     }
 
-    /// The room for all mailboxes is one room. Who fills it gives of it to others, the fullest
-    /// first, and who reads gives it back to all.
+    /// All mailboxes share one budget. When it is spent, the fullest mailbox is evicted first; a user that
+    /// reads returns its bytes to the budget.
     async fn all_mailboxes_together_are_bounded_by_bytes(strategy) {
         let relay = Relay::start(strategy, |settings| {
             settings.mailbox.messages = 1 << 20;
@@ -121,7 +121,7 @@ both_strategies! {
         assert!((5..=14).contains(&held), "{held} of 60,000 bytes each in 600,000");
         sender.ask(friend.id, &"x".repeat(60_000), "room").await;
         friend.hears(sender.id, &"x".repeat(60_000)).await;
-        // Frames of others had to go for it, each told to its sender.
+        // Other users' messages were evicted for it. Each sender was told.
         loop {
             let (id, status) = outcome(&sender.hear().await);
             let Some(id) = id.as_u64() else {
@@ -141,8 +141,8 @@ both_strategies! {
         assert_eq!(slow.await.unwrap(), Seen::End);
     }
 
-    /// Room is given back by those who leave, not only by those who read.
-    async fn the_room_of_one_who_leaves_is_given_back(strategy) {
+    /// A user that leaves returns its bytes, too.
+    async fn a_user_that_leaves_returns_its_bytes(strategy) {
         let relay = Relay::start(strategy, |settings| {
             settings.mailbox.messages = 1 << 20;
             settings.mailbox.bytes = 1 << 30;
@@ -166,7 +166,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn drop_newest_refuses_what_comes(strategy) {
+    async fn drop_newest_refuses_new_messages(strategy) {
         let relay = Relay::start(strategy, |settings| {
             settings.mailbox.messages = 8;
             settings.mailbox.overflow = Overflow::DropNewest;
@@ -185,7 +185,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    async fn drop_oldest_refuses_what_waits(strategy) {
+    async fn drop_oldest_drops_queued_messages(strategy) {
         let relay = Relay::start(strategy, |settings| {
             settings.mailbox.messages = 8;
             settings.mailbox.overflow = Overflow::DropOldest;
@@ -201,13 +201,13 @@ both_strategies! {
         let delivered = with_status(&outcomes, "delivered");
         assert_eq!(numbers(&texts), delivered, "delivered is what arrived, in order");
         assert_eq!(with_status(&outcomes, "queue_full").len() as u64, missed);
-        // One or two of the eight may be on their way, and old.
+        // One or two of the eight may be older ones in the write buffer.
         let newest = &outcomes[outcomes.len() - 4..];
         assert!(newest.iter().all(|status| status == "delivered"), "{newest:?}");
         relay.stop().await;
     }
 
-    /// A message that is larger than the mailbox may hold pushes nobody out.
+    /// A message that is larger than the mailbox does not drop older ones.
     async fn drop_oldest_keeps_to_the_bytes(strategy) {
         let relay = Relay::start(strategy, |settings| {
             settings.mailbox.messages = 1 << 20;
@@ -253,7 +253,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// Nobody waits for one who does not read.
+    /// No sender waits for a recipient that does not read.
     async fn a_sender_never_waits_for_a_recipient(strategy) {
         let relay = Relay::start(strategy, |settings| settings.mailbox.messages = 8).await;
         let mut sender = relay.bare().await;
@@ -271,7 +271,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// A burst that fits arrives whole, though nobody reads at first.
+    /// A burst that fits arrives complete, though the recipient does not read at first.
     async fn a_burst_that_fits_is_not_dropped(strategy) {
         let relay = Relay::start(strategy, |_| ()).await;
         let mut sender = relay.v1().await;
@@ -288,7 +288,7 @@ both_strategies! {
     }
 }
 
-/// A sender that does not read either: still nobody waits.
+/// The sender does not read either, and still the recipient's mailbox is emptied.
 #[tokio::test]
 async fn a_mailbox_is_emptied_when_its_owner_times_out() {
     let relay = Relay::start(Strategy::Directory, |settings| {
@@ -311,7 +311,7 @@ async fn a_mailbox_is_emptied_when_its_owner_times_out() {
     relay.stop().await;
 }
 
-/// Sends messages that begin with their number, far more than fit.
+/// Sends messages that begin with their number, many more than fit.
 async fn numbered(sender: &mut Client, to: u64, count: u64) -> u64 {
     for n in 0..count {
         sender
@@ -321,7 +321,7 @@ async fn numbered(sender: &mut Client, to: u64, count: u64) -> u64 {
     count
 }
 
-/// Hears outcomes until all but at most `held` of them are known: the rest waits in the mailbox.
+/// Reads outcomes until at most `held` of them are missing: those messages wait in the mailbox.
 async fn until_settled_but(sender: &mut Client, sent: u64, held: u64) -> Vec<(u64, String)> {
     let mut outcomes = Vec::new();
     while (outcomes.len() as u64) < sent - held {

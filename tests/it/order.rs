@@ -9,20 +9,20 @@ use tokio::task::JoinSet;
 use crate::harness::raw::{joined, message};
 use crate::harness::{Client, Dialect, Heard, PATIENCE, Relay, Wire, within};
 
-/// Roomy mailboxes: in here nothing is to be dropped.
+/// A relay with mailboxes so large that these tests drop nothing.
 async fn roomy(strategy: Strategy) -> Relay {
     Relay::start(strategy, |settings| {
         settings.mailbox.messages = 1 << 20;
         settings.mailbox.bytes = 1 << 30;
         settings.mailbox.total_bytes = 1 << 30;
-        // The raw clients in here do not answer pings, and a busy machine is not the peer's fault.
+        // The raw clients do not answer pings, and a test on a busy machine may be slow.
         settings.keepalive.ping_interval = PATIENCE * 4;
         settings.keepalive.write_timeout = PATIENCE * 4;
     })
     .await
 }
 
-/// Takes `count` messages and checks that those of each sender come in order, none missing.
+/// Receives `count` messages and checks that those of each sender are in order, none missing.
 async fn in_order(mut client: Client, count: usize) {
     let mut next = BTreeMap::new();
     for _ in 0..count {
@@ -36,7 +36,7 @@ async fn in_order(mut client: Client, count: usize) {
     }
 }
 
-/// A numbered message, now short, now long.
+/// A numbered message. Some are short, some long.
 fn numbered(to: u64, n: usize) -> Wire {
     let length = [0, 1, 100, 126, 3000, 3, 20_000][n % 7];
     message(to, &format!("{n} {}", "x".repeat(length)))
@@ -57,7 +57,7 @@ both_strategies! {
             let mut sender = relay.raw_user(Dialect::Bare).await;
             let recipients = recipients.clone();
             tasks.spawn(async move {
-                // Round by round, in gulps that end within frames.
+                // Round by round, in chunks that end within frames.
                 let mut bytes = Vec::new();
                 for n in 0..EACH {
                     bytes.extend(recipients.iter().flat_map(|to| numbered(*to, n).bytes()));
@@ -99,7 +99,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// Both kinds of order at once: a message and the close behind it.
+    /// The last message and the close frame are in order, too.
     async fn a_last_message_comes_before_the_end(strategy) {
         let relay = roomy(strategy).await;
         let mut friend = relay.bare().await;
@@ -113,7 +113,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// However hard others push, a quiet pair is served.
+    /// A quiet pair is served beside pairs that flood.
     async fn a_quiet_pair_is_served_beside_floods(strategy) {
         let relay = Relay::start(strategy, |settings| {
             settings.keepalive.ping_interval = PATIENCE * 4;
@@ -125,7 +125,7 @@ both_strategies! {
             let mut sink = relay.raw_user(Dialect::Bare).await;
             let mut source = relay.raw_user(Dialect::Bare).await;
             let gulp = message(sink.id, "flood").bytes().repeat(1000);
-            // The floods are to hog the relay, not the threads that they share with it.
+            // The floods must load the relay, not the threads that the test shares with it.
             floods.spawn(async move {
                 while source.stream.write_all(&gulp).await.is_ok() {
                     tokio::task::yield_now().await;
@@ -152,7 +152,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// Pairs that all push alike all get through.
+    /// All pairs get through when all send alike.
     async fn no_pair_is_starved(strategy) {
         const PAIRS: usize = 16;
         const GOAL: usize = 3000;
@@ -177,10 +177,10 @@ both_strategies! {
         }
         let mut counts = [0; PAIRS];
         while counts.iter().max().unwrap() < &GOAL {
-            let pair = within("somebody is served", served.recv()).await.unwrap();
+            let pair = within("a pair is served", served.recv()).await.unwrap();
             counts[pair] += 1;
         }
-        // A pair that is merely slower has its share; one that is starved has nothing.
+        // A slower pair still has a share. A starved one would have nothing.
         assert!(counts.iter().all(|count| *count > GOAL / 100), "{counts:?}");
         drop(served);
         pairs.shutdown().await;
@@ -188,7 +188,7 @@ both_strategies! {
     }
 }
 
-/// A message to many who come and go is either theirs or dropped, never somebody else's.
+/// Users come and go. Each message reaches its recipient or is dropped, and never reaches another user.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_message_goes_to_a_stranger() {
     for strategy in [Strategy::Directory, Strategy::Router] {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::harness::raw::{BINARY, TEXT};
 use crate::harness::{Dialect, Raw, Relay, Wire};
 
-/// A character and the way in which it is written.
+/// A character and the form in which it is written.
 fn written() -> impl Strategy<Value = (char, Style)> {
     let character = prop_oneof![
         4 => any::<char>(),
