@@ -1,5 +1,5 @@
-//! The signatures of tokens by *ring*, which TLS brings already: jsonwebtoken's own choices would be a
-//! second library of the same algorithms.
+//! Signs and verifies tokens with *ring*, which TLS needs anyway. jsonwebtoken's own providers would bring a second
+//! library of the same algorithms.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind, Result};
@@ -10,29 +10,29 @@ use signature::{Signer, Verifier};
 
 static PROVIDER: CryptoProvider = CryptoProvider {
     signer_factory: |algorithm, key| {
-        let signing = Signing::new(*algorithm, key)?;
-        Ok(Box::new(Sign(*algorithm, signing)))
+        let signing = SigningKey::new(*algorithm, key)?;
+        Ok(Box::new(RingSigner(*algorithm, signing)))
     },
     verifier_factory: |algorithm, key| {
         if key.family() == algorithm.family() {
-            Ok(Box::new(Verify(*algorithm, key.clone())))
+            Ok(Box::new(RingVerifier(*algorithm, key.clone())))
         } else {
             Err(ErrorKind::InvalidKeyFormat.into())
         }
     },
-    // What makes keys into JWKs, which nothing here does.
+    // Converts keys to JWKs, which is not used.
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Makes this the one provider of the process.
+/// Makes *ring* the provider of the process.
 pub(super) fn install() {
-    // That it was installed before is what two apps in one process are like.
+    // Fails only if another app of this process has installed it, which is fine.
     let _ = PROVIDER.install_default();
 }
 
-struct Verify(Algorithm, DecodingKey);
+struct RingVerifier(Algorithm, DecodingKey);
 
-impl Verifier<Vec<u8>> for Verify {
+impl Verifier<Vec<u8>> for RingVerifier {
     fn verify(
         &self,
         message: &[u8],
@@ -44,14 +44,11 @@ impl Verifier<Vec<u8>> for Verify {
         {
             return ring_signature::RsaPublicKeyComponents { n, e }
                 .verify(rsa, message, signature)
-                .map_err(|_| signature::Error::new());
+                .map_err(failed);
         }
-        let bytes = key
-            .try_get_as_bytes()
-            .map_err(|_| signature::Error::new())?;
+        let bytes = key.try_get_as_bytes().map_err(failed)?;
         if let Some(hmac) = hmac_algorithm(*algorithm) {
-            return hmac::verify(&hmac::Key::new(hmac, bytes), message, signature)
-                .map_err(|_| signature::Error::new());
+            return hmac::verify(&hmac::Key::new(hmac, bytes), message, signature).map_err(failed);
         }
         let verification: &dyn ring_signature::VerificationAlgorithm = match algorithm {
             Algorithm::ES256 => &ring_signature::ECDSA_P256_SHA256_FIXED,
@@ -61,24 +58,24 @@ impl Verifier<Vec<u8>> for Verify {
         };
         ring_signature::UnparsedPublicKey::new(verification, bytes)
             .verify(message, signature)
-            .map_err(|_| signature::Error::new())
+            .map_err(failed)
     }
 }
 
-impl JwtVerifier for Verify {
+impl JwtVerifier for RingVerifier {
     fn algorithm(&self) -> Algorithm {
         self.0
     }
 }
 
-/// Whether a key can sign by an algorithm.
-pub(super) fn signs(algorithm: Algorithm, key: &EncodingKey) -> bool {
-    Signing::new(algorithm, key).is_ok()
+/// Whether a key can sign with an algorithm.
+pub(super) fn can_sign(algorithm: Algorithm, key: &EncodingKey) -> bool {
+    SigningKey::new(algorithm, key).is_ok()
 }
 
-struct Sign(Algorithm, Signing);
+struct RingSigner(Algorithm, SigningKey);
 
-enum Signing {
+enum SigningKey {
     Hmac(hmac::Key),
     Ecdsa(ring_signature::EcdsaKeyPair),
     Ed25519(ring_signature::Ed25519KeyPair),
@@ -88,7 +85,7 @@ enum Signing {
     ),
 }
 
-impl Signing {
+impl SigningKey {
     fn new(algorithm: Algorithm, key: &EncodingKey) -> Result<Self> {
         if key.family() != algorithm.family() {
             return Err(ErrorKind::InvalidKeyFormat.into());
@@ -110,7 +107,7 @@ impl Signing {
         match algorithm {
             Algorithm::ES256 => ecdsa(&ring_signature::ECDSA_P256_SHA256_FIXED_SIGNING),
             Algorithm::ES384 => ecdsa(&ring_signature::ECDSA_P384_SHA384_FIXED_SIGNING),
-            // Other programs write keys without the public half, which it may do without.
+            // `maybe_unchecked`, because other programs write keys without the public half.
             Algorithm::EdDSA => ring_signature::Ed25519KeyPair::from_pkcs8_maybe_unchecked(bytes)
                 .map(Self::Ed25519)
                 .map_err(|_| ErrorKind::InvalidEddsaKey.into()),
@@ -122,26 +119,26 @@ impl Signing {
     }
 }
 
-impl Signer<Vec<u8>> for Sign {
+impl Signer<Vec<u8>> for RingSigner {
     fn try_sign(&self, message: &[u8]) -> std::result::Result<Vec<u8>, signature::Error> {
         match &self.1 {
-            Signing::Hmac(key) => Ok(hmac::sign(key, message).as_ref().to_vec()),
-            Signing::Ed25519(key) => Ok(key.sign(message).as_ref().to_vec()),
-            Signing::Ecdsa(key) => key
+            SigningKey::Hmac(key) => Ok(hmac::sign(key, message).as_ref().to_vec()),
+            SigningKey::Ed25519(key) => Ok(key.sign(message).as_ref().to_vec()),
+            SigningKey::Ecdsa(key) => key
                 .sign(&SystemRandom::new(), message)
                 .map(|signature| signature.as_ref().to_vec())
-                .map_err(|_| signature::Error::new()),
-            Signing::Rsa(key, encoding) => {
+                .map_err(failed),
+            SigningKey::Rsa(key, encoding) => {
                 let mut signature = vec![0; key.public().modulus_len()];
                 key.sign(*encoding, &SystemRandom::new(), message, &mut signature)
-                    .map_err(|_| signature::Error::new())?;
+                    .map_err(failed)?;
                 Ok(signature)
             }
         }
     }
 }
 
-impl JwtSigner for Sign {
+impl JwtSigner for RingSigner {
     fn algorithm(&self) -> Algorithm {
         self.0
     }
@@ -163,4 +160,9 @@ fn rsa_verification(algorithm: Algorithm) -> Option<&'static ring_signature::Rsa
         Algorithm::RS512 => Some(&ring_signature::RSA_PKCS1_2048_8192_SHA512),
         _ => None,
     }
+}
+
+/// ring's errors have no details, and neither has this.
+fn failed<E>(_: E) -> signature::Error {
+    signature::Error::new()
 }
