@@ -92,12 +92,12 @@ pub struct ResumptionId(u64);
 
 impl ResumptionId {
     /// A new random resumption id.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(fastrand::u64(..))
     }
 
     /// The number.
-    pub fn get(self) -> u64 {
+    pub(crate) fn get(self) -> u64 {
         self.0
     }
 }
@@ -125,21 +125,21 @@ pub struct UserIdentity {
 
 /// The division of ids into blocks of one size: block n has the ids (n - 1) * size + 1 to n * size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Blocks(NonZeroU64);
+pub(crate) struct Blocks(NonZeroU64);
 
 impl Blocks {
     /// Blocks of `size` ids.
-    pub fn of_size(size: NonZeroU64) -> Self {
+    pub(crate) fn of_size(size: NonZeroU64) -> Self {
         Self(size)
     }
 
     /// The number of ids in a block.
-    pub fn size(self) -> u64 {
+    pub(crate) fn size(self) -> u64 {
         self.0.get()
     }
 
     /// The block of an id.
-    pub fn block_of(self, id: UserId) -> u64 {
+    pub(crate) fn block_of(self, id: UserId) -> u64 {
         (id.get() - 1) / self.0 + 1
     }
 
@@ -152,7 +152,7 @@ impl Blocks {
 
 /// The source of new users' ids. It gives no id twice.
 #[derive(Debug)]
-pub enum Sequence {
+pub(crate) enum Sequence {
     /// 1, 2, 3, …; unique while the process lives.
     Local(AtomicU64),
     /// Ids of blocks that this node has leased; unique while the cluster lives.
@@ -161,12 +161,12 @@ pub enum Sequence {
 
 impl Sequence {
     /// A sequence of this process, whose first id is 1.
-    pub fn local() -> Self {
+    pub(crate) fn local() -> Self {
         Self::Local(AtomicU64::new(1))
     }
 
     /// The next id. `None` when all 2^53 - 1 are given, or while no leased block has an id left.
-    pub fn next(&self) -> Option<UserId> {
+    pub(crate) fn next(&self) -> Option<UserId> {
         match self {
             Self::Local(next) => UserId::new(next.fetch_add(1, Ordering::Relaxed)),
             Self::Leased(leases) => leases.next(),
@@ -175,7 +175,7 @@ impl Sequence {
 
     /// Gives a user an id that it had before. No new user gets this id from here on. Returns whether the id is
     /// of this node; then the caller owes a call of [`Sequence::left`].
-    pub fn give_back(&self, id: UserId) -> bool {
+    pub(crate) fn give_back(&self, id: UserId) -> bool {
         match self {
             Self::Local(next) => {
                 next.fetch_max(id.get() + 1, Ordering::Relaxed);
@@ -186,7 +186,7 @@ impl Sequence {
     }
 
     /// Notes that the user with this id has left.
-    pub fn left(&self, id: UserId) {
+    pub(crate) fn left(&self, id: UserId) {
         match self {
             Self::Local(_) => {}
             Self::Leased(leases) => leases.left(id),
@@ -197,7 +197,7 @@ impl Sequence {
 /// The blocks of ids that this node has leased. A block is retired when all its ids were given and all their
 /// users have left. Until then this node receives the messages for its ids.
 #[derive(Debug)]
-pub struct Leases {
+pub(crate) struct Leases {
     blocks: Blocks,
     state: Mutex<LeasedBlocks>,
     changed: Notify,
@@ -221,7 +221,7 @@ struct Lease {
 
 impl Leases {
     /// No blocks.
-    pub fn new(blocks: Blocks) -> Self {
+    pub(crate) fn new(blocks: Blocks) -> Self {
         Self {
             blocks,
             state: Mutex::default(),
@@ -230,28 +230,28 @@ impl Leases {
     }
 
     /// The division into blocks.
-    pub fn blocks(&self) -> Blocks {
+    pub(crate) fn blocks(&self) -> Blocks {
         self.blocks
     }
 
     /// The number of ids left.
-    pub fn unspent(&self) -> u64 {
+    pub(crate) fn unspent(&self) -> u64 {
         self.state.lock().unspent
     }
 
     /// The leased blocks, the lowest first.
-    pub fn list(&self) -> Vec<u64> {
+    pub(crate) fn list(&self) -> Vec<u64> {
         self.state.lock().leases.keys().copied().collect()
     }
 
     /// Whether this node has leased the block of an id.
-    pub fn holds(&self, id: UserId) -> bool {
+    pub(crate) fn holds(&self, id: UserId) -> bool {
         let block = self.blocks.block_of(id);
         self.state.lock().leases.contains_key(&block)
     }
 
     /// Adds a block. Its ids are given after those of earlier blocks.
-    pub fn add(&self, block: u64) {
+    pub(crate) fn add(&self, block: u64) {
         let mut state = self.state.lock();
         if state.leases.insert(block, Lease::default()).is_none() {
             state.open.push_back(block);
@@ -260,7 +260,7 @@ impl Leases {
     }
 
     /// Gives no more ids of a block, because another node may give the same ones.
-    pub fn close(&self, block: u64) {
+    pub(crate) fn close(&self, block: u64) {
         let mut state = self.state.lock();
         let Some(lease) = state.leases.get_mut(&block) else {
             return;
@@ -275,12 +275,12 @@ impl Leases {
     }
 
     /// Waits until fewer ids are left than a block has, or a block was retired.
-    pub async fn changed(&self) {
+    pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 
     /// Takes the blocks that were retired since the last call.
-    pub fn take_retired(&self) -> Vec<u64> {
+    pub(crate) fn take_retired(&self) -> Vec<u64> {
         std::mem::take(&mut self.state.lock().retired)
     }
 
@@ -308,7 +308,7 @@ impl Leases {
 
     /// Gives a user an id that it had before, on this node or another one. No new user gets this id from here
     /// on. Returns whether its block is leased; then the caller owes a call of [`Leases::left`].
-    pub fn give_back(&self, id: UserId) -> bool {
+    pub(crate) fn give_back(&self, id: UserId) -> bool {
         let block = self.blocks.block_of(id);
         let mut state = self.state.lock();
         let Some(lease) = state.leases.get_mut(&block) else {
@@ -330,7 +330,7 @@ impl Leases {
     }
 
     /// Notes that the user with this id has left.
-    pub fn left(&self, id: UserId) {
+    pub(crate) fn left(&self, id: UserId) {
         let block = self.blocks.block_of(id);
         let mut state = self.state.lock();
         let Some(lease) = state.leases.get_mut(&block) else {

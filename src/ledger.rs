@@ -32,7 +32,7 @@ impl<M: Deref<Target = Metrics>> InHand<M> {
     }
 
     /// Counts a message as received from the cluster.
-    pub fn receive_from_cluster(metrics: M) -> Self {
+    pub(crate) fn receive_from_cluster(metrics: M) -> Self {
         metrics.cluster_received();
         Self {
             metrics,
@@ -41,13 +41,13 @@ impl<M: Deref<Target = Metrics>> InHand<M> {
     }
 
     /// Settles the message as dropped.
-    pub fn dropped(mut self, reason: DropReason) {
+    pub(crate) fn dropped(mut self, reason: DropReason) {
         self.open = false;
         self.metrics.messages_dropped(reason, 1);
     }
 
     /// Gives the message counters that it can take to another task.
-    pub fn carry(mut self, metrics: Arc<Metrics>) -> InHand<Arc<Metrics>> {
+    pub(crate) fn carry(mut self, metrics: Arc<Metrics>) -> InHand<Arc<Metrics>> {
         self.open = false;
         InHand {
             metrics,
@@ -70,7 +70,7 @@ impl<M: Deref<Target = Metrics>> Drop for InHand<M> {
 /// A settlement first takes the message from here and then counts it elsewhere. A scrape reads in the other
 /// order, so it never counts a message twice.
 #[derive(Debug)]
-pub struct Held {
+pub(crate) struct Held {
     metrics: Arc<Metrics>,
     messages: u32,
     /// Messages delivered in all. It fits into the padding, so it costs an idle user no memory.
@@ -79,7 +79,7 @@ pub struct Held {
 
 impl Held {
     /// No messages.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
             messages: 0,
@@ -88,36 +88,36 @@ impl Held {
     }
 
     /// The number of held messages.
-    pub fn messages(&self) -> u32 {
+    pub(crate) fn messages(&self) -> u32 {
         self.messages
     }
 
     /// The number of delivered messages; counts from 0 again after `u32::MAX`.
-    pub fn delivered_in_all(&self) -> u32 {
+    pub(crate) fn delivered_in_all(&self) -> u32 {
         self.delivered
     }
 
     /// Adds a message.
-    pub fn hold<M: Deref<Target = Metrics>>(&mut self, mut message: InHand<M>) {
+    pub(crate) fn hold<M: Deref<Target = Metrics>>(&mut self, mut message: InHand<M>) {
         message.open = false;
         self.messages += 1;
     }
 
     /// Settles `count` messages as delivered.
-    pub fn delivered(&mut self, count: u32) {
+    pub(crate) fn delivered(&mut self, count: u32) {
         self.release(count);
         self.delivered = self.delivered.wrapping_add(count);
         self.metrics.messages_delivered(count.into());
     }
 
     /// Settles `count` messages as dropped.
-    pub fn dropped(&mut self, count: u32, reason: DropReason) {
+    pub(crate) fn dropped(&mut self, count: u32, reason: DropReason) {
         self.release(count);
         self.metrics.messages_dropped(reason, count.into());
     }
 
     /// Settles `count` messages as sent to other nodes.
-    pub fn sent_to_cluster(&mut self, count: u32) {
+    pub(crate) fn sent_to_cluster(&mut self, count: u32) {
         self.release(count);
         self.metrics.cluster_sent(count.into());
     }

@@ -22,7 +22,7 @@ const TAG_BYTES: usize = 32;
 
 /// Why a ticket is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Invalid {
+pub(crate) enum Invalid {
     /// It was not signed with this secret for this subject, or it is no ticket at all.
     Forged,
     /// Its expiry has passed.
@@ -30,7 +30,7 @@ pub enum Invalid {
 }
 
 /// Signs and verifies tickets.
-pub struct Tickets {
+pub(crate) struct Tickets {
     key: hmac::Key,
     ttl: Duration,
 }
@@ -38,7 +38,7 @@ pub struct Tickets {
 impl Tickets {
     /// Tickets that are valid for `ttl`, signed with `secret`. Without a secret, one is generated, and
     /// tickets are valid in this process only. Returns `None` where the system has no randomness.
-    pub fn new(secret: Option<&[u8]>, ttl: Duration) -> Option<Self> {
+    pub(crate) fn new(secret: Option<&[u8]>, ttl: Duration) -> Option<Self> {
         let key = match secret {
             Some(secret) => hmac::Key::new(HMAC_SHA256, secret),
             None => hmac::Key::generate(HMAC_SHA256, &SystemRandom::new()).ok()?,
@@ -47,7 +47,12 @@ impl Tickets {
     }
 
     /// Signs a ticket that only this subject can use. There are no subjects without authentication.
-    pub fn issue(&self, identity: UserIdentity, subject: Option<&str>, now: SystemTime) -> String {
+    pub(crate) fn issue(
+        &self,
+        identity: UserIdentity,
+        subject: Option<&str>,
+        now: SystemTime,
+    ) -> String {
         let expires = seconds(now).saturating_add(self.ttl.as_secs());
         let mut ticket = [0; SIGNED_BYTES + TAG_BYTES];
         let (signed, tag) = ticket.split_at_mut(SIGNED_BYTES);
@@ -59,7 +64,7 @@ impl Tickets {
     }
 
     /// Verifies a ticket that this subject shows.
-    pub fn read(
+    pub(crate) fn read(
         &self,
         ticket: &str,
         subject: Option<&str>,

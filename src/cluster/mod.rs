@@ -170,7 +170,7 @@ impl Cluster {
     }
 
     /// Where new users' ids come from.
-    pub fn sequence(&self) -> Sequence {
+    pub(crate) fn sequence(&self) -> Sequence {
         Sequence::Leased(self.shared.leases.clone())
     }
 

@@ -150,7 +150,7 @@ impl Mailbox {
         false
     }
 
-    /// Appends a message, for whose frame room is reserved.
+    /// Appends a message. Room for its frame must be reserved.
     pub(super) fn append<M: Deref<Target = Metrics>>(
         &mut self,
         message: Message<'_>,

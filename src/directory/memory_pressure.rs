@@ -20,8 +20,8 @@ const EVICT_BYTES: usize = 64 * 1024;
 /// that its cost does not grow with their number.
 const SAMPLE: usize = 256;
 
-/// A holder of messages that can be evicted: a client. The trait keeps this file below the client,
-/// whose mailbox points to the candidates.
+/// A holder of messages that can be evicted: a client. A client's mailbox points to the candidates, so they
+/// know clients by this trait only.
 pub(super) trait Evictable: fmt::Debug + Send + Sync {
     /// Bytes that can be evicted, or nothing where the mailbox is no longer large. It is then no
     /// candidate any more, until it grows large again.
@@ -31,14 +31,14 @@ pub(super) trait Evictable: fmt::Debug + Send + Sync {
     fn evict(&self, bytes: usize, wakes: &mut Wakes);
 }
 
-/// Clients whose mailboxes have grown large, each at most once.
+/// Clients with large mailboxes, each at most once.
 #[derive(Debug, Default)]
 pub(super) struct EvictionCandidates {
     clients: Mutex<VecDeque<Weak<dyn Evictable>>>,
 }
 
 impl EvictionCandidates {
-    /// Adds a client whose mailbox has grown large.
+    /// Adds a client when its mailbox has grown large.
     pub(super) fn add(&self, client: Weak<dyn Evictable>) {
         let mut clients = self.clients.lock();
         if clients.len() == clients.capacity() {

@@ -136,7 +136,7 @@ impl Directory {
         was_there
     }
 
-    /// Removes the client of this identity, whose user is on another node now, and tells it to end.
+    /// Removes the client of this identity, because its user is on another node now, and tells it to end.
     pub(crate) fn revoke(&self, identity: UserIdentity) {
         let number = segment_number(identity.id);
         let segments = self.shared.segments.load();
@@ -223,7 +223,7 @@ impl Directory {
 
     /// Calls `f` with every client, at most once each. A client that joins, leaves or is replaced
     /// meanwhile may be left out.
-    pub fn for_each(&self, mut f: impl FnMut(&Arc<Client>)) {
+    pub(crate) fn for_each(&self, mut f: impl FnMut(&Arc<Client>)) {
         // The replaced ones first, because clients move from the table to that list and never back. A
         // copy, because `f` may take other locks.
         let replaced: Vec<_> = self.replaced().values().cloned().collect();
@@ -237,7 +237,7 @@ impl Directory {
     }
 
     /// Counts users, and the messages and bytes in their mailboxes.
-    pub fn stats(&self) -> DirectoryStats {
+    pub(crate) fn stats(&self) -> DirectoryStats {
         let mut stats = DirectoryStats {
             segments: self.segments() as u64,
             ..DirectoryStats::default()
@@ -252,7 +252,7 @@ impl Directory {
     }
 
     /// The number of segments in the table.
-    pub fn segments(&self) -> usize {
+    pub(crate) fn segments(&self) -> usize {
         self.shared.segments.load().count()
     }
 }

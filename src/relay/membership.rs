@@ -66,7 +66,7 @@ impl Membership {
 
     /// Sets how the connection will count as closed. Without this it counts as ended by the client,
     /// with 1006.
-    pub fn ended(&mut self, initiator: Initiator, code: CloseCode) {
+    pub(crate) fn ended(&mut self, initiator: Initiator, code: CloseCode) {
         self.ended = (initiator, code);
     }
 

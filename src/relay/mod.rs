@@ -273,7 +273,7 @@ impl Relay {
     }
 
     /// Waits until there is no user, upgrades in progress included.
-    pub async fn emptied(&self) {
+    pub(crate) async fn emptied(&self) {
         loop {
             // Created before the count is read, so that the last user's leave between the two is not
             // missed: `notify_waiters` reaches futures that exist.
@@ -296,17 +296,17 @@ impl Relay {
     }
 
     /// The connected users.
-    pub fn directory(&self) -> &Directory {
+    pub(crate) fn directory(&self) -> &Directory {
         &self.shared.directory
     }
 
     /// The counters.
-    pub fn metrics(&self) -> &Arc<Metrics> {
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.shared.metrics
     }
 
     /// Decides which messages are traced.
-    pub fn traces(&self) -> &Traces {
+    pub(crate) fn traces(&self) -> &Traces {
         &self.shared.traces
     }
 }

@@ -20,6 +20,7 @@ use crate::protocol::Dialect;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
 
+/// The state of one relay.
 #[derive(Debug)]
 pub(super) struct RelayShared {
     /// In both strategies the list of connected users, for scrapes and the drain. In the directory
@@ -81,7 +82,7 @@ impl RelayShared {
     }
 }
 
-/// Sends a message on whose recipient has no client on this node.
+/// Sends a message on if its recipient has no client on this node.
 pub(super) fn send_elsewhere<M: Deref<Target = Metrics>>(
     cluster: Option<&Cluster>,
     recipient: UserId,
@@ -121,7 +122,7 @@ impl UserPermit {
 
 impl Drop for UserPermit {
     fn drop(&mut self) {
-        // Release, and Acquire in `users`: a drain that finds no user also finds all that they did.
+        // Release here and Acquire in `users`: a drain that reads zero also sees what the users did before.
         if self.shared.users.fetch_sub(1, Release) == 1 {
             self.shared.emptied.notify_waiters();
         }
