@@ -68,7 +68,7 @@ const HOT: u64 = 64;
 trait Users {
     fn join(&self, client: &Arc<Client>);
     fn leave(&self, client: &Arc<Client>);
-    /// The id of whoever was found, as a proof that the user's memory was looked at.
+    /// The id that the look-up found, which proves that it read the memory of that user.
     fn find(&self, id: u64) -> u64;
 }
 

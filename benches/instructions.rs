@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use gungraun::prelude::*;
-use parts::{Ids, Joiner, Line, Mail, RECIPIENT, frames, plain, turned, user, with_id};
+use parts::{Ids, Joiner, Mail, Pair, RECIPIENT, frames, plain, turned, user, with_id};
 use switchboard::directory::{Client, Directory};
 use switchboard::protocol::{Dialect, Outbound, Status, decode, push_frame};
 
@@ -124,24 +124,24 @@ fn push_and_take(mut mail: Mail, at_once: u32) -> Mail {
     mail
 }
 
-fn line(dialect: Dialect, text: &str, count: usize) -> (Line, Vec<u8>) {
-    let mut line = Line::new(dialect);
+fn pair(dialect: Dialect, text: &str, count: usize) -> (Pair, Vec<u8>) {
+    let mut pair = Pair::new(dialect);
     let frames = frames(text, count);
     // Every buffer gets its size.
-    line.pass(&frames);
-    (line, frames)
+    pair.pass(&frames);
+    (pair, frames)
 }
 
 #[library_benchmark]
-#[bench::bare_32(line(Dialect::Bare, &plain(RECIPIENT, 32), 1))]
-#[bench::bare_32_by_64(line(Dialect::Bare, &plain(RECIPIENT, 32), 64))]
-#[bench::bare_1024(line(Dialect::Bare, &plain(RECIPIENT, 1024), 1))]
-#[bench::with_outcome_32(line(Dialect::V1, &with_id(RECIPIENT, 32), 1))]
-fn end_to_end((mut line, frames): (Line, Vec<u8>)) -> Line {
+#[bench::bare_32(pair(Dialect::Bare, &plain(RECIPIENT, 32), 1))]
+#[bench::bare_32_by_64(pair(Dialect::Bare, &plain(RECIPIENT, 32), 64))]
+#[bench::bare_1024(pair(Dialect::Bare, &plain(RECIPIENT, 1024), 1))]
+#[bench::with_outcome_32(pair(Dialect::V1, &with_id(RECIPIENT, 32), 1))]
+fn end_to_end((mut pair, frames): (Pair, Vec<u8>)) -> Pair {
     for _ in 0..TIMES {
-        assert!(line.pass(black_box(&frames)) > 0);
+        assert!(pair.pass(black_box(&frames)) > 0);
     }
-    line
+    pair
 }
 
 library_benchmark_group!(

@@ -10,7 +10,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use data_encoding::BASE64URL_NOPAD;
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
-use parts::{Ids, Joiner, Line, Mail, RECIPIENT, frames, plain, turned, user, with_id};
+use parts::{Ids, Joiner, Mail, Pair, RECIPIENT, frames, plain, turned, user, with_id};
 use switchboard::auth::{self, Auth};
 use switchboard::config::{self, AuthMode, Secret, Settings};
 use switchboard::directory::Directory;
@@ -99,11 +99,11 @@ fn end_to_end(criterion: &mut Criterion) {
         ("bare/1024", Dialect::Bare, plain(RECIPIENT, 1024), 1),
         ("v1_outcome/32", Dialect::V1, with_id(RECIPIENT, 32), 1),
     ] {
-        let mut line = Line::new(dialect);
+        let mut pair = Pair::new(dialect);
         let frames = frames(&text, count);
         group.throughput(Throughput::Elements(count as u64));
         group.bench_function(name, |bencher| {
-            bencher.iter(|| line.pass(black_box(&frames)));
+            bencher.iter(|| pair.pass(black_box(&frames)));
         });
     }
 }

@@ -121,7 +121,7 @@ impl Joiner {
     }
 }
 
-/// One user's mailbox, with somebody who writes and the session that takes.
+/// One mailbox, with a sender that fills it and a session that takes from it.
 pub(crate) struct Mail {
     metrics: Arc<Metrics>,
     client: Arc<Client>,
@@ -194,7 +194,7 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let sent = &mut self.0.borrow_mut().sent;
         if sent.is_empty() {
-            // Whoever sends wakes the session by itself.
+            // The benchmark wakes the session after it has sent.
             return Poll::Pending;
         }
         let count = sent.len().min(buffer.remaining());
@@ -223,11 +223,11 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Whether a session has been woken.
+/// Whether a session was woken.
 #[derive(Default)]
-struct Notifier(AtomicBool);
+struct WakeFlag(AtomicBool);
 
-impl Wake for Notifier {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -237,29 +237,29 @@ impl Wake for Notifier {
     }
 }
 
-struct End {
+struct DrivenSession {
     session: Pin<Box<Session<Socket>>>,
     socket: Socket,
-    notifier: Arc<Notifier>,
+    wake_flag: Arc<WakeFlag>,
     waker: Waker,
 }
 
-impl End {
+impl DrivenSession {
     fn new(session: impl FnOnce(Socket) -> Session<Socket>) -> Self {
         let socket = Socket::default();
-        let notifier = Arc::new(Notifier(AtomicBool::new(true)));
+        let wake_flag = Arc::new(WakeFlag(AtomicBool::new(true)));
         Self {
             session: Box::pin(session(socket.clone())),
             socket,
-            waker: notifier.clone().into(),
-            notifier,
+            waker: wake_flag.clone().into(),
+            wake_flag,
         }
     }
 
-    /// Runs the session as long as somebody wakes it; whether it did anything.
+    /// Polls the session until nothing has woken it; returns whether it was polled at all.
     fn run(&mut self) -> bool {
         let mut woken = false;
-        while self.notifier.0.swap(false, Ordering::Relaxed) {
+        while self.wake_flag.0.swap(false, Ordering::Relaxed) {
             woken = true;
             let ended = self
                 .session
@@ -270,7 +270,7 @@ impl End {
         woken
     }
 
-    /// Takes what the client has got; how many bytes.
+    /// Takes the bytes that the client has received; returns their number.
     fn receive(&mut self) -> usize {
         let got = &mut self.socket.0.borrow_mut().got;
         let bytes = got.len();
@@ -279,19 +279,19 @@ impl End {
     }
 }
 
-/// Two users, each with its session over a socket in memory, with nothing between them but the
-/// relay: no scheduler and no kernel.
-pub(crate) struct Line {
-    sender: End,
-    recipient: End,
-    /// The sessions' timers are its.
+/// Two users, each with a session over a socket in memory. Between them is the relay alone, without a scheduler and
+/// without a kernel.
+pub(crate) struct Pair {
+    sender: DrivenSession,
+    recipient: DrivenSession,
+    /// Owns the sessions' timers.
     _runtime: Runtime,
 }
 
-/// The recipient's id in a [`Line`].
+/// The recipient's id in a [`Pair`].
 pub(crate) const RECIPIENT: u64 = 2;
 
-impl Line {
+impl Pair {
     pub(crate) fn new(dialect: Dialect) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -307,19 +307,19 @@ impl Line {
                 .expect("room for two users");
             let (welcome, context) = (Welcome::default(), context.clone());
             let _entered = runtime.enter();
-            End::new(|socket| Session::new(socket, &[], membership, &welcome, context))
+            DrivenSession::new(|socket| Session::new(socket, &[], membership, &welcome, context))
         };
         let (sender, recipient) = (end(), end());
-        let mut line = Self {
+        let mut pair = Self {
             sender,
             recipient,
             _runtime: runtime,
         };
-        line.settle();
-        line
+        pair.settle();
+        pair
     }
 
-    /// What the sender sends goes its way; how many bytes the recipient has got.
+    /// Sends frames from the sender's client; returns the bytes that the recipient's client has received.
     pub(crate) fn pass(&mut self, frames: &[u8]) -> usize {
         self.sender
             .socket
@@ -338,7 +338,7 @@ impl Line {
     }
 }
 
-/// Nothing is due while a benchmark runs.
+/// A configuration in which no timer fires while a benchmark runs.
 fn config() -> SessionConfig {
     let never = Duration::from_hours(24);
     SessionConfig {

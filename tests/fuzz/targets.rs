@@ -99,7 +99,7 @@ pub(crate) fn proxy_header(bytes: &[u8]) {
 }
 
 /// Forwarding headers, one a line: from a stranger they change nothing, and from a proxy the client is
-/// never a proxy while somebody else was named behind it.
+/// never a proxy while another address was named behind it.
 pub(crate) fn forwarded_for(bytes: &[u8]) {
     let ours: IpAddr = [10, 0, 0, 1].into();
     let stranger: IpAddr = [192, 0, 2, 1].into();
@@ -184,7 +184,10 @@ pub(crate) fn token(bytes: &[u8]) {
         };
         let verified =
             AUTH.with(|auth| RUNTIME.with(|runtime| runtime.block_on(auth.verify(token))));
-        assert!(verified.is_err(), "{token} was signed by nobody");
+        assert!(
+            verified.is_err(),
+            "{token} was accepted without a signature"
+        );
     }
 }
 
@@ -224,29 +227,21 @@ async fn play(bytes: &[u8]) {
     let membership = join(&relay, dialect).await;
     let client = membership.client().clone();
     let (ours, mut peer) = duplex(1 + usize::from(kind >> 4) * 100);
-    let session = tokio::spawn(Session::new(
-        ours,
-        &[],
-        membership,
-        &Welcome::default(),
-        context.clone(),
-    ));
-    let sender = join(&relay, Dialect::Bare).await;
+    let start = |io, membership| {
+        let session = Session::new(io, &[], membership, &Welcome::default(), context.clone());
+        tokio::spawn(session)
+    };
+    let session = start(ours, membership);
+    let sender = relay.join(Dialect::Bare, None, None).await;
     let (from_sender, mut senders) = duplex(1 << 16);
-    let sending = tokio::spawn(Session::new(
-        from_sender,
-        &[],
-        sender,
-        &Welcome::default(),
-        context.clone(),
-    ));
+    let sending = start(from_sender, sender.expect("an id is left"));
 
     let mut heard = Vec::new();
     while !script.0.is_empty() {
         step(&mut script, &mut peer, &mut senders, &client, &mut heard).await;
         tokio::task::yield_now().await;
     }
-    // To the end: everything is read, and then nobody is there any more.
+    // At the end everything is read, and no user is left.
     client.command(Command::Close {
         code: 1000,
         reason: "the end",
