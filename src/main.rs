@@ -9,7 +9,7 @@ use std::thread::available_parallelism;
 use clap::Parser;
 use switchboard::app::{self, App};
 use switchboard::cli::{self, Cli, ConfigVerb, Options, TokenVerb, Verb};
-use switchboard::config::{self, ConfigError, Machine, Settings};
+use switchboard::config::{self, ConfigError, MachineLimits, Settings};
 use switchboard::lifecycle::{Signals, Stop};
 use switchboard::telemetry::{self, Telemetry};
 use tokio::runtime;
@@ -62,7 +62,7 @@ fn small_runtime() -> io::Result<runtime::Runtime> {
 
 fn check(settings: &Settings) -> anyhow::Result<()> {
     io::stdout().write_all(settings.to_string().as_bytes())?;
-    let mut warnings = Machine::read()?.warnings(settings);
+    let mut warnings = MachineLimits::read()?.warnings(settings);
     warnings.extend(settings.exposure_warnings());
     warnings.extend(settings.weak_token());
     for warning in warnings {

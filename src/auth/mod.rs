@@ -11,8 +11,6 @@ mod key_files;
 mod key_set;
 mod key_source;
 mod refresh;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 
@@ -80,3 +78,6 @@ impl Auth {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

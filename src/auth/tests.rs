@@ -567,7 +567,7 @@ fn token_of(pem: &str, id: &str) -> String {
 }
 
 /// How a key server answers one connection.
-enum Answer {
+enum KeyServerAnswer {
     /// Sends this text.
     Text(String),
     /// Sends this text, then the piece again and again until the client closes.
@@ -589,7 +589,7 @@ fn ok(set: &str) -> String {
 }
 
 /// Serves these answers, one a connection, the last again and again. Returns its URL and the number of requests.
-async fn key_server(answers: Vec<Answer>) -> (String, Arc<AtomicU32>) {
+async fn key_server(answers: Vec<KeyServerAnswer>) -> (String, Arc<AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/keys", listener.local_addr().unwrap());
     let count = Arc::new(AtomicU32::new(0));
@@ -603,9 +603,9 @@ async fn key_server(answers: Vec<Answer>) -> (String, Arc<AtomicU32>) {
             let read = stream.read(&mut request).await.unwrap();
             assert!(request[..read].starts_with(b"GET /keys HTTP/1.1\r\n"));
             let (text, piece) = match &answers[turn.min(answers.len() - 1)] {
-                Answer::Text(text) => (text, None),
-                Answer::Endless(text, piece) => (text, Some(piece)),
-                Answer::Held {
+                KeyServerAnswer::Text(text) => (text, None),
+                KeyServerAnswer::Endless(text, piece) => (text, Some(piece)),
+                KeyServerAnswer::Held {
                     text,
                     asked,
                     may_answer,
@@ -629,7 +629,7 @@ async fn key_server(answers: Vec<Answer>) -> (String, Arc<AtomicU32>) {
 #[tokio::test]
 async fn an_unknown_key_has_the_set_fetched_once_in_30_s() {
     let ((first, first_key), (second, second_key)) = (key_set("first"), key_set("second"));
-    let answers = [first, second].map(|set| Answer::Text(ok(&set)));
+    let answers = [first, second].map(|set| KeyServerAnswer::Text(ok(&set)));
     let (url, requests) = key_server(answers.into()).await;
     let auth = load(&settings(|auth| auth.jwks_url = Some(url))).await;
     assert!(
@@ -661,7 +661,7 @@ async fn an_unknown_key_has_the_set_fetched_once_in_30_s() {
 async fn a_key_server_that_fails_leaves_the_last_good_set() {
     let (good, key) = key_set("first");
     let huge = " ".repeat(1 << 20);
-    let answers = [&good, "{}", &huge].map(|set| Answer::Text(ok(set)));
+    let answers = [&good, "{}", &huge].map(|set| KeyServerAnswer::Text(ok(set)));
     let (url, requests) = key_server(answers.into()).await;
     let settings = settings(|auth| {
         auth.jwks_url = Some(url);
@@ -678,24 +678,24 @@ async fn a_key_server_that_fails_leaves_the_last_good_set() {
 async fn a_key_server_that_answers_oddly_is_ignored() {
     let (good, key) = key_set("first");
     let (other, other_key) = key_set("other");
-    let (elsewhere, followed) = key_server(vec![Answer::Text(ok(&other))]).await;
+    let (elsewhere, followed) = key_server(vec![KeyServerAnswer::Text(ok(&other))]).await;
     let status = "HTTP/1.1 200 OK\r\n";
     let answers = [
-        Answer::Text(ok(&good)),
-        Answer::Text(format!(
+        KeyServerAnswer::Text(ok(&good)),
+        KeyServerAnswer::Text(format!(
             "HTTP/1.1 302 Found\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n"
         )),
         // Another set: with a status other than 200, cut short, or after too many spaces.
-        Answer::Text(ok(&other).replace("200 OK", "404 Not Found")),
-        Answer::Text(format!("{status}Content-Length: 9999\r\n\r\n{other}")),
-        Answer::Text(ok(&format!("{}{other}", " ".repeat(256 * 1024)))),
+        KeyServerAnswer::Text(ok(&other).replace("200 OK", "404 Not Found")),
+        KeyServerAnswer::Text(format!("{status}Content-Length: 9999\r\n\r\n{other}")),
+        KeyServerAnswer::Text(ok(&format!("{}{other}", " ".repeat(256 * 1024)))),
         // Endless: a body in chunks, a head, a slow body.
-        Answer::Endless(
+        KeyServerAnswer::Endless(
             format!("{status}Transfer-Encoding: chunked\r\n\r\n"),
             b"5\r\n     \r\n",
         ),
-        Answer::Endless(status.to_owned(), b"X-More: of this\r\n"),
-        Answer::Endless(format!("{status}Content-Length: 200000\r\n\r\n"), b" "),
+        KeyServerAnswer::Endless(status.to_owned(), b"X-More: of this\r\n"),
+        KeyServerAnswer::Endless(format!("{status}Content-Length: 200000\r\n\r\n"), b" "),
     ];
     let count = u32::try_from(answers.len()).unwrap();
     let (url, requests) = key_server(answers.into()).await;
@@ -734,13 +734,13 @@ async fn a_fetch_that_began_before_a_key_was_asked_for_is_not_its_answer() {
     let ((first, _), (second, second_key)) = (key_set("first"), key_set("second"));
     let (asked, may_answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let answers = vec![
-        Answer::Text(ok(&first)),
-        Answer::Held {
+        KeyServerAnswer::Text(ok(&first)),
+        KeyServerAnswer::Held {
             text: ok(&first),
             asked: asked.clone(),
             may_answer: may_answer.clone(),
         },
-        Answer::Text(ok(&second)),
+        KeyServerAnswer::Text(ok(&second)),
     ];
     let (url, _) = key_server(answers).await;
     let settings = settings(|auth| {
@@ -787,7 +787,7 @@ async fn a_key_server_that_has_never_answered_is_asked_again_after_30_s() {
     assert!(refresher.due() <= Instant::now() + REFRESH_GAP);
     assert!(settings.refresh_interval > REFRESH_GAP);
     let (set, _) = key_set("first");
-    let (url, _) = key_server(vec![Answer::Text(ok(&set))]).await;
+    let (url, _) = key_server(vec![KeyServerAnswer::Text(ok(&set))]).await;
     let settings = AuthSettings {
         jwks_url: Some(url),
         ..settings

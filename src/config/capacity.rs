@@ -16,7 +16,7 @@ const CONNECTION_BYTES: u64 = 2253 + 4096;
 
 /// The machine's limits on the process.
 #[derive(Clone, Copy, Debug)]
-pub struct Machine {
+pub struct MachineLimits {
     /// The hard limit of open files, `RLIMIT_NOFILE`. A relay raises its soft limit to it.
     pub descriptors: u64,
     /// Bytes of memory: the lowest cgroup v2 `memory.max` above the process, else `MemTotal`.
@@ -36,7 +36,7 @@ impl LimitSettings {
     }
 }
 
-impl Machine {
+impl MachineLimits {
     /// Reads the limits from the kernel.
     pub fn read() -> io::Result<Self> {
         let (_, descriptors) = rlimit::Resource::NOFILE.get()?;

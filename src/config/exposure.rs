@@ -102,7 +102,7 @@ impl Settings {
             if self.auth.mode == AuthMode::None && self.server.allowed_hosts.is_empty() {
                 warnings.push(format!(
                     "server.allowed_hosts is not set: a page under any host name that resolves to {open} \
-                     may connect in the name of its visitors"
+                     may connect from every browser that opens it"
                 ));
             }
             if !self.speaks_tls() {
@@ -162,7 +162,7 @@ impl Settings {
     fn authentication(&self) -> Vec<String> {
         let origins = self.server.allowed_origins.iter().map(|origin| {
             format!(
-                "server.allowed_origins: pages of {origin} may connect in the name of their visitors"
+                "server.allowed_origins: pages of {origin} may connect from every browser that opens them"
             )
         });
         let mut warnings: Vec<_> = origins.collect();

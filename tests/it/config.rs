@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use switchboard::config::{
-    Algorithm, AuthMode, DEFAULT, ForwardedHeader, LogFormat, Machine, Overflow, Settings,
+    Algorithm, AuthMode, DEFAULT, ForwardedHeader, LogFormat, MachineLimits, Overflow, Settings,
     SettingsProblem, Sources, Strategy, TlsSettings,
 };
 
@@ -907,13 +907,13 @@ fn settings_above_the_machine_get_a_warning() {
     for ((connections, descriptors, memory), expected) in cases {
         let mut settings = Settings::default();
         settings.limits.connections = connections;
-        let machine = Machine {
+        let machine = MachineLimits {
             descriptors,
             memory,
         };
         assert_eq!(machine.warnings(&settings).join("\n"), expected);
     }
-    assert!(Machine::read().unwrap().memory.is_some());
+    assert!(MachineLimits::read().unwrap().memory.is_some());
 }
 
 /// A change of the default settings, and the warning about it.
