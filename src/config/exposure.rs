@@ -9,14 +9,6 @@ use super::choices::AuthMode;
 use super::rules::rules;
 use super::settings::Settings;
 
-/// A setting that bounds a rate, or a number per address.
-struct RateSetting {
-    key: &'static str,
-    is_set: bool,
-    /// Whether it would limit anything with the other settings as they are.
-    applies: bool,
-}
-
 impl Settings {
     /// Warnings about rates without a limit, and about settings that are less safe than the defaults.
     pub fn exposure_warnings(&self) -> Vec<String> {
@@ -32,59 +24,19 @@ impl Settings {
     }
 
     fn unset_rates(&self) -> Option<String> {
-        let unset: Vec<_> = self
-            .rates()
-            .iter()
-            .filter(|rate| rate.applies && !rate.is_set)
-            .map(|rate| rate.key)
-            .collect();
+        let mut unset = self.rates(false);
+        unset.retain(|key| match *key {
+            "limits.address_auth_failures" => self.auth.mode != AuthMode::None,
+            key => self.speaks_tls() || !key.contains("tls_"),
+        });
         (!unset.is_empty()).then(|| format!("rates without a limit: {}", unset.join(", ")))
     }
 
-    fn rates(&self) -> [RateSetting; 9] {
-        let limits = &self.limits;
-        let tls = self.speaks_tls();
-        let auth = self.auth.mode != AuthMode::None;
-        [
-            ("limits.message_rate", limits.message_rate.is_some(), true),
-            ("limits.byte_rate", limits.byte_rate.is_some(), true),
-            ("limits.accept_rate", limits.accept_rate.is_some(), true),
-            (
-                "limits.handshake_rate",
-                limits.handshake_rate.is_some(),
-                true,
-            ),
-            (
-                "limits.address_handshake_rate",
-                limits.address_handshake_rate.is_some(),
-                true,
-            ),
-            (
-                "limits.tls_handshake_rate",
-                limits.tls_handshake_rate.is_some(),
-                tls,
-            ),
-            (
-                "limits.address_tls_handshake_rate",
-                limits.address_tls_handshake_rate.is_some(),
-                tls,
-            ),
-            (
-                "limits.address_connections",
-                limits.address_connections.is_some(),
-                true,
-            ),
-            (
-                "limits.address_auth_failures",
-                limits.address_auth_failures.is_some(),
-                auth,
-            ),
-        ]
-        .map(|(key, is_set, applies)| RateSetting {
-            key,
-            is_set,
-            applies,
-        })
+    /// The keys of rates with or without a limit.
+    fn rates(&self, is_limited: bool) -> Vec<&'static str> {
+        let rules = rules(self).into_iter();
+        let rates = rules.filter(|rule| rule.is_limited == Some(is_limited));
+        rates.map(|rule| rule.key).collect()
     }
 
     /// Addresses that other machines can reach.
@@ -134,12 +86,8 @@ impl Settings {
     /// How the relay learns a client's address.
     fn per_address(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        let shared: Vec<_> = self
-            .rates()
-            .iter()
-            .filter(|rate| rate.key.contains(".address_") && rate.is_set)
-            .map(|rate| rate.key)
-            .collect();
+        let mut shared = self.rates(true);
+        shared.retain(|key| key.contains(".address_"));
         if !shared.is_empty() && self.server.trusted_proxies.is_empty() {
             warnings.push(format!(
                 "server.trusted_proxies is not set: all clients of a proxy in front share one address, \

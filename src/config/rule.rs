@@ -24,6 +24,8 @@ pub(super) struct Rule {
     /// The allowed values, in words.
     pub(super) allowed: String,
     pub(super) is_met: bool,
+    /// Whether a rate has a limit; not set for a key that is not a rate.
+    pub(super) is_limited: Option<bool>,
     amount: Option<Amount>,
     warns_above_default: bool,
 }
@@ -42,6 +44,7 @@ impl Rule {
             with: &[],
             allowed: allowed.into(),
             is_met,
+            is_limited: None,
             amount: None,
             warns_above_default: false,
         }
@@ -56,6 +59,14 @@ impl Rule {
     pub(super) fn warn_above_default(self) -> Self {
         Self {
             warns_above_default: true,
+            ..self
+        }
+    }
+
+    /// Marks the key as a rate, with or without a limit.
+    pub(super) fn rate(self, is_limited: bool) -> Self {
+        Self {
+            is_limited: Some(is_limited),
             ..self
         }
     }

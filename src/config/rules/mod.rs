@@ -241,7 +241,8 @@ fn limit_rules(limits: &LimitSettings) -> Vec<Rule> {
         address_connections,
         address_auth_failures,
     } = limits;
-    let optional = |key, number: &Option<u32>| count(key, number.unwrap_or(1), COUNT_MAX);
+    let rate =
+        |key, limit: &Option<u32>| count(key, limit.unwrap_or(1), COUNT_MAX).rate(limit.is_some());
     let (tls_rate, address_tls_rate) = (tls_handshake_rate, address_tls_handshake_rate);
     vec![
         count(
@@ -267,15 +268,15 @@ fn limit_rules(limits: &LimitSettings) -> Vec<Rule> {
         .with(&["limits.message_bytes"]),
         count("limits.bad_messages", *bad_messages, COUNT_MAX).warn_above_default(),
         count("limits.outcomes_pending", *outcomes_pending, COUNT_MAX).warn_above_default(),
-        optional("limits.message_rate", message_rate),
-        size("limits.byte_rate", byte_rate.unwrap_or(1), 1..=GIB),
-        optional("limits.accept_rate", accept_rate),
-        optional("limits.handshake_rate", handshake_rate),
-        optional("limits.address_handshake_rate", address_handshake_rate),
-        optional("limits.tls_handshake_rate", tls_rate),
-        optional("limits.address_tls_handshake_rate", address_tls_rate),
-        optional("limits.address_connections", address_connections),
-        optional("limits.address_auth_failures", address_auth_failures),
+        rate("limits.message_rate", message_rate),
+        size("limits.byte_rate", byte_rate.unwrap_or(1), 1..=GIB).rate(byte_rate.is_some()),
+        rate("limits.accept_rate", accept_rate),
+        rate("limits.handshake_rate", handshake_rate),
+        rate("limits.address_handshake_rate", address_handshake_rate),
+        rate("limits.tls_handshake_rate", tls_rate),
+        rate("limits.address_tls_handshake_rate", address_tls_rate),
+        rate("limits.address_connections", address_connections),
+        rate("limits.address_auth_failures", address_auth_failures),
     ]
 }
 
