@@ -49,9 +49,15 @@ impl Replies {
         self.owed
     }
 
-    /// Notes that the user will get one.
-    pub(super) fn promise(&mut self) {
+    /// Notes that the user will get `count` more.
+    pub(super) fn promise(&mut self, count: u32) {
+        self.owed += count;
+    }
+
+    /// Notes one that was put into the write buffer at once.
+    pub(super) fn on_pushed(&mut self) {
         self.owed += 1;
+        self.in_buffer += 1;
     }
 
     /// Notes that so many of those promised are in the write buffer.
@@ -97,12 +103,11 @@ impl<S> Endpoint<S> {
         push_frame(&mut self.io.output, dialect, outbound);
     }
 
-    /// Puts an error into the write buffer. It counts as a reply, so that a peer that does not read
-    /// cannot ask for more and more of them.
+    /// Puts an error into the write buffer. It counts as a reply, so that reading pauses for a peer that
+    /// sends bad messages and does not read the errors.
     pub(super) fn push_error(&mut self, code: &str, detail: &str) {
         self.push(Outbound::Error { code, detail });
-        self.replies.promise();
-        self.replies.on_taken(1);
+        self.replies.on_pushed();
     }
 
     /// Reads nothing more; the connection counts as closed by the relay with `code`.

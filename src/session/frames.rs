@@ -93,7 +93,7 @@ impl<S> FrameIo<S> {
     /// Whether the message that tungstenite gave out is all that the last chunk has brought, so that
     /// tungstenite need not be asked for another.
     pub(super) fn brought_one_message(&self) -> bool {
-        self.tracker.frames_ended() == 1 && self.is_idle()
+        self.tracker.frames_ended == 1 && self.is_idle()
     }
 
     /// Whether all that was read was passed on.
@@ -106,12 +106,19 @@ impl<S> FrameIo<S> {
         self.input_used = self.input_end;
     }
 
-    pub(super) fn tracker_mut(&mut self) -> &mut FrameTracker {
-        &mut self.tracker
+    /// Whether a header came that no client may send. What came before it is sound.
+    pub(super) fn is_violated(&self) -> bool {
+        self.tracker.is_violated
     }
 
-    pub(super) fn tracker(&self) -> &FrameTracker {
-        &self.tracker
+    /// Whether a close frame has come whole.
+    pub(super) fn has_peer_closed(&self) -> bool {
+        self.tracker.is_closed
+    }
+
+    /// Returns how many frames came since the last call that end no message: pings, pongs and fragments.
+    pub(super) fn take_non_message_frames(&mut self) -> u32 {
+        std::mem::take(&mut self.tracker.non_message_frames)
     }
 
     /// Ends a turn: gives the chunk's buffer back as `chunk`, and keeps only the bytes that were not
@@ -178,9 +185,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameIo<S> {
         let mut buffer = ReadBuf::new(&mut self.input[..bytes]);
         ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer))?;
         let count = buffer.filled().len();
-        self.tracker.begin_chunk();
+        self.tracker.frames_ended = 0;
         self.input_end = self.tracker.feed(buffer.filled());
-        self.is_flooded = is_flood(self.tracker.non_message_frames(), count);
+        self.is_flooded = is_flood(self.tracker.non_message_frames, count);
         Poll::Ready(Ok(count))
     }
 

@@ -37,7 +37,7 @@ impl<S> Machine<S> {
         }
         if let SessionState::Open(open) = &mut self.state {
             if let Some(next) = open.on_deadline(endpoint, now).break_value() {
-                self.state = next;
+                self.state = *next;
             }
         } else if now >= self.state.deadline() {
             self.state = SessionState::end();

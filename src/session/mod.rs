@@ -10,7 +10,9 @@ mod endpoint;
 mod frames;
 mod heartbeat;
 mod machine;
+mod rates;
 mod read;
+mod receive;
 mod state;
 mod timers;
 mod tracker;
@@ -31,7 +33,7 @@ use frames::FrameIo;
 use machine::Machine;
 use state::SessionState;
 use timers::{Timer, micros};
-use turn::{Scratch, Turn};
+use turn::Turn;
 
 use crate::protocol::Outbound;
 use crate::relay::Membership;
@@ -90,14 +92,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
         let machine = &mut *this.machine;
         let now = machine.endpoint.context.now();
         let is_due = this.timer.as_mut().has_fired(now);
-        let mut scratch = Scratch::borrow();
+        let mut turn = Turn::begin(now);
         // A panic ends this connection and no other: the ledger's types settle what it held.
-        let turn = AssertUnwindSafe(|| machine.turn(&mut Turn::new(cx, &mut scratch, now), is_due));
-        if catch_unwind(turn).is_err() {
+        let result = catch_unwind(AssertUnwindSafe(|| machine.turn(&mut turn, is_due, cx)));
+        if result.is_err() {
             machine.recover(cx);
         }
-        machine.endpoint.io.end_turn(&mut scratch.chunk);
-        scratch.give_back();
+        machine.endpoint.io.end_turn(&mut turn.chunk);
+        turn.end();
         if machine.state.has_ended() {
             return Poll::Ready(());
         }
@@ -112,14 +114,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
-    fn turn(&mut self, turn: &mut Turn<'_, '_>, is_due: bool) {
+    fn turn(&mut self, turn: &mut Turn, is_due: bool, cx: &mut Context<'_>) {
         if is_due {
             self.endpoint.is_throttled = false;
             self.on_deadline(turn.now);
         }
-        self.read(turn);
+        self.read(turn, cx);
         if !self.state.has_ended() {
-            self.write(turn);
+            self.write(turn, cx);
         }
     }
 }

@@ -19,10 +19,14 @@ use hyper_tungstenite::tungstenite::protocol::WebSocketContext;
 use super::context::SessionConfig;
 use super::endpoint::Endpoint;
 use super::heartbeat::{Beat, Heartbeat};
+use super::rates::RateBuckets;
 use super::timers::{NEVER, micros};
-use crate::admission::token_bucket::Bucket;
 use crate::protocol::{Dialect, Outbound, close_code, push_close, push_ping};
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
+
+/// Goes on, or breaks with the next state of the session. The state is boxed, so that a step returns in
+/// registers.
+pub(super) type Step<T = ()> = ControlFlow<Box<SessionState>, T>;
 
 /// What a session is doing.
 pub(super) enum SessionState {
@@ -46,6 +50,12 @@ pub(super) enum SessionState {
 }
 
 impl SessionState {
+    /// Breaks with this as the next state.
+    #[cold]
+    pub(super) fn into_step<T>(self) -> Step<T> {
+        ControlFlow::Break(Box::new(self))
+    }
+
     /// The one time at which this state has something to do by itself.
     pub(super) fn deadline(&self) -> u64 {
         match self {
@@ -181,6 +191,11 @@ impl Close {
         }
     }
 
+    pub(super) fn too_large(bytes_max: usize) -> Self {
+        let reason = format!("a message has at most {bytes_max} bytes");
+        Self::new(close_code::SIZE, reason)
+    }
+
     fn pong_timeout() -> Self {
         Self {
             counts_as: CloseCode::PongTimeout,
@@ -200,13 +215,6 @@ pub(super) struct Open {
     aged_at: u64,
     pub(super) bad_messages: u32,
     pub(super) rates: RateBuckets,
-}
-
-/// How much of each rate is used up.
-#[derive(Debug, Default)]
-pub(super) struct RateBuckets {
-    pub(super) messages: Bucket,
-    pub(super) bytes: Bucket,
 }
 
 impl Open {
@@ -234,25 +242,21 @@ impl Open {
     }
 
     /// Does one of the things that are due; what else is due follows in the next turn.
-    pub(super) fn on_deadline<S>(
-        &mut self,
-        endpoint: &mut Endpoint<S>,
-        now: u64,
-    ) -> ControlFlow<SessionState> {
+    pub(super) fn on_deadline<S>(&mut self, endpoint: &mut Endpoint<S>, now: u64) -> Step {
         if now >= self.expires_at {
             let close = Close::new(close_code::EXPIRED, "the token has expired");
-            return ControlFlow::Break(SessionState::close(close, endpoint, now));
+            return SessionState::close(close, endpoint, now).into_step();
         }
         if now >= self.aged_at {
             // Without a spread of its own, because no two connections are of an age.
-            return ControlFlow::Break(SessionState::restart(0, endpoint, now));
+            return SessionState::restart(0, endpoint, now).into_step();
         }
         match self.heartbeat.beat(endpoint.config(), now) {
             Beat::Rest => {}
             Beat::Ping => push_ping(&mut endpoint.io.output),
             Beat::TimedOut => {
                 let close = Close::pong_timeout();
-                return ControlFlow::Break(SessionState::close(close, endpoint, now));
+                return SessionState::close(close, endpoint, now).into_step();
             }
         }
         ControlFlow::Continue(())

@@ -16,24 +16,19 @@ pub(super) struct FrameTracker {
     /// Of the current frame.
     opcode: u8,
     in_message: bool,
-    /// Control frames, and fragments that end no message, since they were last counted.
-    non_message_frames: u32,
-    /// Frames that came whole since [`FrameTracker::begin_chunk`].
-    frames_ended: u32,
+    /// Frames that end no message: control frames and fragments. The reader sets it back to 0.
+    pub(super) non_message_frames: u32,
+    /// Frames that came whole. The reader sets it back to 0.
+    pub(super) frames_ended: u32,
     /// A close frame has come whole.
-    is_closed: bool,
+    pub(super) is_closed: bool,
     /// A header has come that no client may send.
-    is_violated: bool,
+    pub(super) is_violated: bool,
     /// Payload bytes of the current frame that are still to come.
     payload_left: u64,
 }
 
 impl FrameTracker {
-    /// Starts to count the frames of a read chunk.
-    pub(super) fn begin_chunk(&mut self) {
-        self.frames_ended = 0;
-    }
-
     /// Follows `bytes`. Returns how many of them come before a header that no client may send.
     ///
     /// Behind such a header it goes by the length that the header gives, so that it still finds the
@@ -51,6 +46,7 @@ impl FrameTracker {
                 // Nearly every header: whole, and of its shortest form.
                 self.header[..2].copy_from_slice(&[first, second]);
                 if !self.begin_frame() {
+                    self.is_violated = true;
                     sound.get_or_insert(at);
                 }
                 at += SHORT_HEADER_BYTES;
@@ -81,6 +77,7 @@ impl FrameTracker {
                 }
             }
             if !self.begin_frame() {
+                self.is_violated = true;
                 sound.get_or_insert(header_at);
             }
             self.end_frame_if_whole();
@@ -120,9 +117,7 @@ impl FrameTracker {
         self.opcode = opcode;
         self.payload_left = length;
         // The reserved bits are of extensions, and none is negotiated.
-        let is_allowed = is_minimal && is_known && is_masked && first & 0x70 == 0;
-        self.is_violated |= !is_allowed;
-        is_allowed
+        is_minimal && is_known && is_masked && first & 0x70 == 0
     }
 
     fn end_frame_if_whole(&mut self) {
@@ -132,31 +127,6 @@ impl FrameTracker {
                 self.is_closed = true;
             }
         }
-    }
-
-    /// Frames of the read chunk that have come whole.
-    pub(super) fn frames_ended(&self) -> u32 {
-        self.frames_ended
-    }
-
-    /// Frames since they were last taken that end no message: pings, pongs and fragments.
-    pub(super) fn non_message_frames(&self) -> u32 {
-        self.non_message_frames
-    }
-
-    /// Returns their number and starts to count anew.
-    pub(super) fn take_non_message_frames(&mut self) -> u32 {
-        std::mem::take(&mut self.non_message_frames)
-    }
-
-    /// Whether a header came that no client may send. What came before it is sound.
-    pub(super) fn is_violated(&self) -> bool {
-        self.is_violated
-    }
-
-    /// Whether a close frame has come whole.
-    pub(super) fn is_closed(&self) -> bool {
-        self.is_closed
     }
 
     /// Whether the bytes so far end with a whole message.
@@ -244,7 +214,7 @@ mod tests {
             let mut tracker = FrameTracker::default();
             let mut passed = 0;
             for piece in bytes.chunks(piece) {
-                let was_sound = !tracker.is_violated();
+                let was_sound = !tracker.is_violated;
                 let count = tracker.feed(piece);
                 passed += if was_sound { count } else { 0 };
             }

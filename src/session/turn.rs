@@ -1,4 +1,5 @@
-//! One poll of a session, and what it borrows from its worker thread. Must not touch a connection.
+//! One poll of a session, with the buffers that it borrows from its worker thread. Must not touch a
+//! connection.
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -16,32 +17,54 @@ use crate::protocol::Dialect;
 /// time where little comes, and fewer cost more reads where much comes.
 const READ_BUFFER_BYTES: usize = 1024;
 
-/// One poll of a session.
-pub(super) struct Turn<'a, 'w> {
-    pub(super) cx: &'a mut Context<'w>,
-    pub(super) scratch: &'a mut Scratch,
+/// One poll of a session. Its buffers belong to the worker thread, so that an idle connection owns none.
+#[derive(Debug)]
+pub(super) struct Turn {
     /// When the turn began.
     pub(super) now: u64,
+    /// A system call was made, which takes much longer than the rest of a turn: `now` is out of date.
+    pub(super) is_late: bool,
     /// Bytes that this turn has read.
     pub(super) chunk_bytes: usize,
-    /// A system call was made, so that `now` is out of date.
-    is_late: bool,
+    /// Room for a read chunk.
+    pub(super) chunk: Vec<u8>,
+    pub(super) wakes: Wakes,
+    /// Tungstenite's side of a connection. It has a buffer, and no way to shrink it, so a connection keeps
+    /// one of its own only while half a message is in it.
+    pub(super) websocket: Option<Box<WebSocketContext>>,
 }
 
-impl<'a, 'w> Turn<'a, 'w> {
-    pub(super) fn new(cx: &'a mut Context<'w>, scratch: &'a mut Scratch, now: u64) -> Self {
-        Self {
-            cx,
-            scratch,
-            now,
-            chunk_bytes: 0,
-            is_late: false,
-        }
+thread_local! {
+    // Boxed, so that a turn moves a pointer there and back.
+    static TURN: Cell<Option<Box<Turn>>> = const { Cell::new(None) };
+}
+
+impl Turn {
+    #[expect(
+        clippy::unnecessary_box_returns,
+        reason = "it is the thread's box, and goes back there"
+    )]
+    pub(super) fn begin(now: u64) -> Box<Self> {
+        let mut turn = TURN.take().unwrap_or_else(|| {
+            Box::new(Self {
+                now,
+                is_late: false,
+                chunk_bytes: 0,
+                chunk: vec![0; READ_CHUNK_BYTES],
+                wakes: Wakes::default(),
+                websocket: None,
+            })
+        });
+        turn.now = now;
+        turn.is_late = false;
+        turn.chunk_bytes = 0;
+        turn
     }
 
-    /// Notes a system call, which takes much longer than the rest of a turn.
-    pub(super) fn made_system_call(&mut self) {
-        self.is_late = true;
+    /// Gives the buffers back to the thread, and wakes the tasks that this turn has something for.
+    pub(super) fn end(mut self: Box<Self>) {
+        self.wakes.wake();
+        TURN.set(Some(self));
     }
 
     /// Returns the time. Reads the clock only after a system call, because a read costs as much as the
@@ -52,53 +75,6 @@ impl<'a, 'w> Turn<'a, 'w> {
         } else {
             self.now
         }
-    }
-
-    /// Ends a turn that has more to do; the task runs again after others have.
-    ///
-    /// Tokio puts a task that wakes itself in front of what the sockets have for others. A few such tasks
-    /// would delay all others for the dozens of turns between two looks at the sockets, so this defers
-    /// the wake-up until after the next look.
-    pub(super) fn yield_turn(&mut self) {
-        let yielded = pin!(yield_now()).poll(self.cx);
-        debug_assert!(yielded.is_pending(), "it wakes the task now or later");
-    }
-}
-
-/// What a turn borrows from its worker thread, so that an idle connection owns no buffer at all.
-#[derive(Debug)]
-pub(super) struct Scratch {
-    /// Room for a read chunk.
-    pub(super) chunk: Vec<u8>,
-    pub(super) wakes: Wakes,
-    /// Tungstenite's side of a connection; it has a buffer, and no way to shrink it. A connection keeps
-    /// one of its own only while half a message is in it.
-    pub(super) websocket: Option<Box<WebSocketContext>>,
-}
-
-thread_local! {
-    // Boxed, so that a turn moves a pointer there and back.
-    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
-}
-
-impl Scratch {
-    #[expect(
-        clippy::unnecessary_box_returns,
-        reason = "it is the thread's box, and goes back there"
-    )]
-    pub(super) fn borrow() -> Box<Self> {
-        SCRATCH.take().unwrap_or_else(|| {
-            Box::new(Self {
-                chunk: vec![0; READ_CHUNK_BYTES],
-                wakes: Wakes::default(),
-                websocket: None,
-            })
-        })
-    }
-
-    pub(super) fn give_back(mut self: Box<Self>) {
-        self.wakes.wake();
-        SCRATCH.set(Some(self));
     }
 
     /// Takes a side of tungstenite's that is new, or as good as new.
@@ -128,4 +104,14 @@ impl Scratch {
         }
         websocket
     }
+}
+
+/// Ends a turn that has more to do; the task runs again after others have.
+///
+/// Tokio puts a task that wakes itself in front of what the sockets have for others. A few such tasks would
+/// delay all others for the dozens of turns between two looks at the sockets, so this defers the wake-up
+/// until after the next look.
+pub(super) fn yield_turn(cx: &mut Context<'_>) {
+    let yielded = pin!(yield_now()).poll(cx);
+    debug_assert!(yielded.is_pending(), "it wakes the task now or later");
 }

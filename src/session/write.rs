@@ -1,7 +1,7 @@
 //! The writing half of a turn: all that has come for this user since the last turn leaves in as few
 //! writes as the socket takes, and each message is settled when its frame has left.
 
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -9,7 +9,7 @@ use super::endpoint::Endpoint;
 use super::machine::Machine;
 use super::state::SessionState;
 use super::timers::{NEVER, micros};
-use super::turn::Turn;
+use super::turn::{Turn, yield_turn};
 use crate::config::Overflow;
 use crate::directory::{QueuedMessage, Wakes, give_back};
 use crate::protocol::Status;
@@ -18,19 +18,19 @@ use crate::protocol::Status;
 const WRITES_MAX: usize = 8;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
-    pub(super) fn write(&mut self, turn: &mut Turn<'_, '_>) {
+    pub(super) fn write(&mut self, turn: &mut Turn, cx: &mut Context<'_>) {
         for _ in 0..WRITES_MAX {
-            if self.write_once(turn).is_pending() {
+            if self.write_once(turn, cx).is_pending() {
                 return;
             }
         }
-        turn.yield_turn();
+        yield_turn(cx);
     }
 
     /// Writes the buffer, then fills it again. Pending where the session waits, for the socket or for
     /// something to write, and where it has ended.
-    fn write_once(&mut self, turn: &mut Turn<'_, '_>) -> Poll<()> {
-        ready!(self.poll_flush(turn));
+    fn write_once(&mut self, turn: &mut Turn, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.poll_flush(turn, cx));
         match &mut self.state {
             SessionState::Open(open) if self.endpoint.io.take_owed_pong() => {
                 if let Some(websocket) = &mut open.websocket {
@@ -43,24 +43,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
             SessionState::Discarding { .. } | SessionState::Answering { .. } => {
                 self.settle(turn.now);
             }
-            _ => self.take(turn),
+            _ => self.take(turn, cx),
         }
         if !self.endpoint.io.output.is_empty() && !self.state.has_ended() {
             return Poll::Ready(());
         }
-        self.poll_advance(turn)
+        self.poll_advance(turn, cx)
     }
 
     /// Writes the buffer and settles what has left. Pending while the socket takes no more, and where
     /// the session has ended.
-    fn poll_flush(&mut self, turn: &mut Turn<'_, '_>) -> Poll<()> {
+    fn poll_flush(&mut self, turn: &mut Turn, cx: &mut Context<'_>) -> Poll<()> {
         let endpoint = &mut self.endpoint;
         if endpoint.io.output.is_empty() {
             return Poll::Ready(());
         }
         let flushed_before = endpoint.io.flushed();
-        let flushed = endpoint.io.poll_flush(turn.cx);
-        turn.made_system_call();
+        let flushed = endpoint.io.poll_flush(cx);
+        turn.is_late = true;
         if let Poll::Ready(Err(error)) = flushed {
             self.state = if self.state.is_open() {
                 SessionState::fail(&error, endpoint)
@@ -71,7 +71,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
         }
         let bytes = endpoint.io.flushed() - flushed_before;
         endpoint.context.metrics.bytes_written(bytes);
-        endpoint.on_flushed(&mut turn.scratch.wakes);
+        endpoint.on_flushed(&mut turn.wakes);
         if flushed.is_pending() {
             if bytes > 0 || endpoint.write_deadline == NEVER {
                 endpoint.write_deadline = turn.now + micros(endpoint.config().write_timeout);
@@ -83,7 +83,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
         endpoint.replies.on_flushed();
         if self.state.is_reading_paused() {
             // There may be room for outcomes again, which the next turn's reading looks at.
-            turn.cx.waker().wake_by_ref();
+            cx.waker().wake_by_ref();
         }
         let in_flight = std::mem::take(&mut endpoint.in_flight);
         give_back(endpoint.io.take_flushed(), in_flight);
@@ -91,14 +91,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
     }
 
     /// Takes what has come for this user, and a command.
-    fn take(&mut self, turn: &mut Turn<'_, '_>) {
+    fn take(&mut self, turn: &mut Turn, cx: &mut Context<'_>) {
         let endpoint = &mut self.endpoint;
         let taken_before = endpoint.in_flight.len();
         let taken = endpoint.membership.client().take(
             std::mem::take(&mut endpoint.flushed),
             &mut endpoint.io.output,
             &mut endpoint.in_flight,
-            turn.cx,
+            cx,
         );
         if taken.messages {
             endpoint.on_taken(taken_before, turn.time(&endpoint.context));
@@ -125,7 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
 
     /// With nothing left to write: goes on to the next state of a connection that closes. Pending where
     /// the state has to wait for something else.
-    fn poll_advance(&mut self, turn: &mut Turn<'_, '_>) -> Poll<()> {
+    fn poll_advance(&mut self, turn: &mut Turn, cx: &mut Context<'_>) -> Poll<()> {
         let endpoint = &mut self.endpoint;
         match &self.state {
             SessionState::Open(_)
@@ -142,12 +142,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
             SessionState::Flushing { close, .. } => {
                 self.state = SessionState::discard(close, endpoint, turn.now);
                 // The next turn begins with a read, which registers this task to be woken by what comes.
-                turn.cx.waker().wake_by_ref();
+                cx.waker().wake_by_ref();
                 Poll::Ready(())
             }
             SessionState::Answering { .. } => {
                 // The connection is dropped either way; the shutdown lets the peer see an orderly end.
-                let _ended = endpoint.io.poll_shutdown(turn.cx);
+                let _ended = endpoint.io.poll_shutdown(cx);
                 self.state = SessionState::end();
                 Poll::Pending
             }
