@@ -1,5 +1,5 @@
-//! What is fuzzed: each function takes any bytes, and panics if what must always hold does not. Run by
-//! cargo-fuzz, and by a plain test that replays the corpora and mutates them.
+//! The fuzz targets: each takes any bytes, and panics where something that must always hold does not. cargo-fuzz
+//! runs them, and so does a plain test that replays the corpora and mutates them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -28,7 +28,7 @@ use tokio::runtime::{Builder, Runtime};
 /// A target and its name.
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All targets.
 pub(crate) const TARGETS: [Target; 6] = [
     ("decode", decode),
     ("configuration", configuration),
@@ -38,18 +38,18 @@ pub(crate) const TARGETS: [Target; 6] = [
     ("token", token),
 ];
 
-/// A client's message: what is taken has the meaning that `serde_json` finds in it, too.
+/// A message of a client: a decoded message means the same to `serde_json`.
 pub(crate) fn decode(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
     for dialect in [Dialect::Bare, Dialect::V1] {
         if let Ok(inbound) = decode_message(text, dialect) {
-            // Raw, since what is unknown may be strings that only the grammar takes, of lone surrogates.
+            // Raw, because unknown members may hold lone surrogates, which the grammar allows and `String` does not.
             let members: BTreeMap<String, &RawValue> =
                 serde_json::from_str(text).expect("it is a JSON object");
             let value = |name: &str| -> serde_json::Value {
-                serde_json::from_str(members[name].get()).expect("it is JSON that can be said")
+                serde_json::from_str(members[name].get()).expect("a decoded member is JSON")
             };
             assert_eq!(value("recipient_id"), inbound.recipient.get());
             let message: String = serde_json::from_str(inbound.message).expect("a string");
@@ -62,7 +62,7 @@ pub(crate) fn decode(bytes: &[u8]) {
     }
 }
 
-/// A file of settings: what holds prints as a file that is the same settings.
+/// A file of settings: valid settings print as a file that resolves to the same settings.
 pub(crate) fn configuration(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
@@ -76,7 +76,7 @@ pub(crate) fn configuration(bytes: &[u8]) {
     };
     match resolve(text) {
         Ok(settings) => {
-            let again = resolve(&settings.to_string()).expect("printed settings hold");
+            let again = resolve(&settings.to_string()).expect("printed settings are valid");
             assert_eq!(again, settings);
             let _said = settings.exposure_warnings();
         }
@@ -84,7 +84,7 @@ pub(crate) fn configuration(bytes: &[u8]) {
     }
 }
 
-/// A PROXY protocol header: its length is within what came, and any part of it is the beginning of one.
+/// A PROXY protocol header: its length is within the input, and each part of it counts as incomplete.
 pub(crate) fn proxy_header(bytes: &[u8]) {
     if let Ok(Parsed::Header { length, .. }) = proxy_protocol::parse(bytes) {
         assert!(length <= bytes.len());
@@ -120,8 +120,8 @@ pub(crate) fn forwarded_for(bytes: &[u8]) {
         assert_eq!(proxies.client_addr(stranger, &headers), stranger);
         let client = proxies.client_addr(ours, &headers);
         assert_eq!(client, client.to_canonical());
-        // Whatever a client puts in front of what our proxy has written is not looked at, whether that
-        // is a header of its own or the end of the client's.
+        // The proxy writes its entry into a header of its own, or at the end of the client's. In both cases
+        // only that entry counts.
         let mut written = headers.clone();
         let entry = match header {
             ForwardedHeader::XForwardedFor => "198.51.100.7",
@@ -140,15 +140,15 @@ pub(crate) fn forwarded_for(bytes: &[u8]) {
 }
 
 thread_local! {
-    // Without sockets: to look at none of them is a system call in each step of the clock.
+    // Without I/O: with it, each step of the clock would make a system call.
     static RUNTIME: Runtime = Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime");
     static AUTH: Auth = load_auth();
-    // Of all runs: to register them costs more than a run does. A ledger that balances after each
-    // run balances in sum, too.
+    // Shared by all runs, because registering the metrics costs more than a run. A ledger that balances after
+    // each run balances in sum, too.
     static METRICS: Arc<Metrics> = Arc::new(Metrics::new(1));
 }
 
@@ -159,17 +159,17 @@ fn load_auth() -> Auth {
         std::thread::current().id()
     );
     let path = std::env::temp_dir().join(name);
-    std::fs::write(&path, [b'x'; 64]).expect("a file of ours");
+    std::fs::write(&path, [b'x'; 64]).expect("a file can be written");
     let mut settings = Settings::default().auth;
     settings.mode = AuthMode::Jwt;
     settings.secret_file = vec![path.clone()];
     let loading = async { Auth::load(&settings).await.expect("a secret").0 };
     let loaded = RUNTIME.with(|runtime| runtime.block_on(loading));
-    std::fs::remove_file(&path).expect("the file of ours");
+    std::fs::remove_file(&path).expect("the file was written");
     loaded
 }
 
-/// A token, in every place that has one: none is admitted that our key has not signed.
+/// A token, in each place that may have one: no token is admitted, because the key has signed none.
 pub(crate) fn token(bytes: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(bytes) else {
         return;
@@ -191,8 +191,8 @@ pub(crate) fn token(bytes: &[u8]) {
     }
 }
 
-/// One session, told by the bytes what its client, its sender, its clock and its operator do, in any
-/// order: it ends, the ledger balances, and what it has written is WebSocket.
+/// One session. The bytes say what its client, a sender, the clock and the operator do, in any order. It ends,
+/// the ledger balances, and its output is valid WebSocket.
 pub(crate) fn session(bytes: &[u8]) {
     RUNTIME.with(|runtime| runtime.block_on(play(bytes)));
 }
@@ -244,14 +244,14 @@ async fn play(bytes: &[u8]) {
     // At the end everything is read, and no user is left.
     client.command(Command::Close {
         code: 1000,
-        reason: "the end",
+        reason: "fuzz run over",
     });
     let rest = async {
         let _ended = peer.shutdown().await;
         let _read = peer.read_to_end(&mut heard).await;
         session.await.expect("a session does not panic");
         drop(senders);
-        sending.await.expect("nor does this one");
+        sending.await.expect("a session does not panic");
     };
     tokio::time::timeout(Duration::from_hours(1), rest)
         .await
@@ -323,13 +323,13 @@ async fn step(
             1 => Command::Abort,
             _ => Command::Close {
                 code: 1008,
-                reason: "told so",
+                reason: "closed by script",
             },
         }),
     }
 }
 
-/// A frame with a mask of zeros, whatever its first byte.
+/// A frame with a mask of zeros and any first byte.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
     if let Ok(short @ 0..126) = u8::try_from(payload.len()) {
@@ -344,8 +344,8 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Whole, unmasked and unfragmented frames of the kinds that a server of ours sends, and nothing
-/// behind a close. The last may be cut off, where the connection was.
+/// Asserts that `bytes` are whole, unmasked and unfragmented frames of the kinds that the relay sends, with
+/// nothing behind a close frame. The last frame may be incomplete, as the connection ended there.
 fn check_frames(mut bytes: &[u8]) {
     while let [first, second, rest @ ..] = bytes {
         assert!(matches!(first, 0x81 | 0x88 | 0x89 | 0x8a), "{first:#x}");
@@ -371,7 +371,7 @@ fn check_frames(mut bytes: &[u8]) {
     }
 }
 
-/// The bytes as a source of decisions; zeros when it is used up.
+/// The input as a source of decisions; zeros when it is used up.
 struct Script<'a>(&'a [u8]);
 
 impl<'a> Script<'a> {
@@ -385,7 +385,7 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// So many bytes as the next one says, sixteen times as many where it is large.
+    /// Takes as many bytes as the next byte says, or 16 for each step above 199.
     fn take(&mut self) -> &'a [u8] {
         let length = match self.byte() {
             large @ 200.. => usize::from(large - 199) * 16,

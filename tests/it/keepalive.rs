@@ -1,5 +1,5 @@
-//! Pings, and the peers that do not answer or do not read. The settings are short; what is waited
-//! for is what happens, not how long it took.
+//! Pings, and peers that do not answer them or do not read. The timeouts are short; the tests wait for what
+//! has to happen, and do not measure how long it takes.
 
 use std::time::Duration;
 
@@ -42,8 +42,8 @@ async fn a_silent_user_is_pinged_and_stays_while_it_answers() {
 }
 
 both_strategies! {
-    /// However much it said at first: its clock runs.
-    async fn a_user_who_says_much_and_then_nothing_is_pinged(strategy) {
+    /// Its pong clock runs, however much it sent before.
+    async fn a_user_that_sends_much_and_then_nothing_is_pinged(strategy) {
         let relay = pinging(strategy, SOON, SOON).await;
         let mut peer = relay.raw().await;
         let mut bytes = Handshake::new().bytes();
@@ -63,7 +63,7 @@ both_strategies! {
             let peer = relay.raw_user(dialect).await;
             let id = peer.id;
             let ended = tokio::spawn(peer.drained());
-            // The friend's library answers pings while it listens.
+            // The library of this client answers pings while it reads.
             let labels = [("initiator", "server"), ("code", "pong_timeout")];
             let closed = u64::from(dialect == Dialect::V1) + 1;
             let name = "switchboard_connections_closed_total";
@@ -79,7 +79,7 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// The peer is there, but takes nothing.
+    /// The peer is connected and reads nothing.
     async fn a_user_who_never_reads_is_closed(strategy) {
         let relay = Relay::start(strategy, |settings| {
             settings.keepalive.write_timeout = Duration::from_millis(500);
@@ -103,9 +103,9 @@ both_strategies! {
     }
 }
 
-/// A pong that nobody asked for is no answer to a ping that came later.
+/// Messages are no answer to a ping.
 #[tokio::test]
-async fn a_user_who_talks_but_answers_no_ping_is_closed() {
+async fn a_user_who_sends_messages_but_answers_no_ping_is_closed() {
     let relay = pinging(Strategy::Directory, SOON, SOON).await;
     let mut peer = relay.raw_user(Dialect::Bare).await;
     let id = peer.id;
@@ -121,13 +121,12 @@ async fn a_user_who_talks_but_answers_no_ping_is_closed() {
             }
         }
     };
-    within("the relay hangs up", talk).await;
+    within("the relay closes", talk).await;
     relay.until_closed("server", "pong_timeout", 1).await;
     relay.stop().await;
 }
 
-/// Every user has a clock of its own: nobody is pinged before half of the interval, and not all
-/// at once.
+/// Each user has a clock of its own: no ping comes before half of the interval, and not all come at once.
 #[tokio::test]
 async fn first_pings_are_spread_over_the_second_half_of_the_interval() {
     let interval = Duration::from_secs(2);
@@ -142,7 +141,7 @@ async fn first_pings_are_spread_over_the_second_half_of_the_interval() {
             before.elapsed()
         });
     }
-    let waited = within("everybody is pinged", tasks.join_all()).await;
+    let waited = within("all users are pinged", tasks.join_all()).await;
     let (least, most) = (waited.iter().min().unwrap(), waited.iter().max().unwrap());
     assert!(*least >= interval / 2, "a ping after {least:?}");
     assert!(
@@ -152,7 +151,7 @@ async fn first_pings_are_spread_over_the_second_half_of_the_interval() {
     relay.stop().await;
 }
 
-/// The write clock starts again with every byte that goes out.
+/// The write timeout starts anew with every byte that leaves.
 #[tokio::test]
 async fn a_user_who_reads_slowly_stays() {
     let write_timeout = Duration::from_secs(2);
@@ -164,15 +163,19 @@ async fn a_user_who_reads_slowly_stays() {
     let mut slow = relay.narrow_user(Dialect::Bare).await;
     let sent = clog(&relay, &mut sender, slow.id, 60_000, 10).await;
     let begun = Instant::now();
-    let mut sip = [0; 16 * 1024];
+    let mut piece = [0; 16 * 1024];
     let mut taken = Vec::new();
     while begun.elapsed() < write_timeout * 2 {
-        let sip = slow.stream.read(&mut sip).await.map(|read| &sip[..read]);
-        taken.extend_from_slice(sip.expect("the relay waits"));
+        let piece = slow
+            .stream
+            .read(&mut piece)
+            .await
+            .map(|read| &piece[..read]);
+        taken.extend_from_slice(piece.expect("the relay keeps the connection"));
         sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(relay.metric("switchboard_connections", &[]).await, 2);
-    // All of it arrives, and the sender learns so.
+    // All messages arrive, and the sender gets their outcomes.
     let all = tokio::spawn(async move {
         let (_, code, _) = slow.after(&taken).rest().await;
         code
@@ -185,7 +188,7 @@ async fn a_user_who_reads_slowly_stays() {
 }
 
 #[tokio::test]
-async fn a_client_with_a_library_needs_to_do_nothing() {
+async fn a_client_with_a_library_answers_pings_by_itself() {
     let relay = pinging(
         Strategy::Directory,
         Duration::from_millis(100),
@@ -209,7 +212,7 @@ async fn a_client_with_a_library_needs_to_do_nothing() {
     relay.stop().await;
 }
 
-/// The peer is gone without a word, as behind a cable that was cut: it is the pong that is missed.
+/// A peer that reads and sends nothing, as behind a broken cable, misses its pong.
 #[tokio::test]
 async fn a_user_who_reads_but_does_not_answer_sees_the_end() {
     let relay = pinging(Strategy::Directory, SOON, SOON).await;
