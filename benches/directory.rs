@@ -1,9 +1,9 @@
-//! The user directory beside other ways to keep users: 64 maps behind locks, and one map that is
-//! cloned for each change, as the essay's directory does. All take turns of a fraction of a
-//! millisecond, and the medians count, so that a busy machine disturbs all of them alike.
+//! Compares the user directory with two other tables: 64 maps behind locks, and one map that is cloned for
+//! each change, as the essay's directory does. They run in turns of less than a millisecond, and the medians
+//! count, so that a busy machine disturbs all of them alike.
 //!
-//! Joins and leaves are timed one by one, as they come in life, with the clock's own time in it; and in
-//! a row, where the processor waits for the memory of several at once if nothing forbids it.
+//! Joins and leaves are timed one by one, as they come in a relay, which includes the time of reading the
+//! clock; and in a row, where the processor can wait for the memory of several of them at once.
 #![allow(clippy::print_stdout, reason = "the table is the result")]
 
 mod parts;
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 fn main() {
     let joiner = Joiner::new();
-    println!("| users | way | join + leave ns | in a row | hot lookup ns | random lookup ns |");
+    println!("| users | table | join + leave ns | in a row | hot lookup ns | random lookup ns |");
     println!("| - | - | - | - | - | - |");
     for count in [1_000, 10_000, 100_000, 1_000_000] {
         let clients: Vec<_> = (1..=count).map(|id| joiner.client(id)).collect();
@@ -37,15 +37,15 @@ fn main() {
         let clones = Clones(ArcSwap::from_pointee(map().collect()));
         for client in &clients {
             segments.join(client);
-            Users::join(&shards, client);
+            UserTable::join(&shards, client);
         }
-        let mut this = Way::new("this directory", &segments, &clients, TURN);
-        let mut locks = Way::new("64 RwLock<HashMap>", &shards, &clients, TURN);
-        let mut clone = Way::new("ArcSwap<HashMap>", &clones, &clients, 1);
+        let mut this = Contender::new("this directory", &segments, &clients, TURN);
+        let mut locks = Contender::new("64 RwLock<HashMap>", &shards, &clients, TURN);
+        let mut clone = Contender::new("ArcSwap<HashMap>", &clones, &clients, 1);
         for turn in 0..TURNS {
             this.take_turn(&joiner);
             locks.take_turn(&joiner);
-            // A clone of a large map takes so long that a few have to do.
+            // A clone of a large map takes so long that there are only a few.
             if turn % 16 == 0 {
                 clone.take_turn(&joiner);
             }
@@ -57,24 +57,24 @@ fn main() {
     }
 }
 
-/// Turns of each way.
+/// Turns of each table.
 const TURNS: usize = 200;
 /// Changes, or lookups, in one turn.
 const TURN: usize = 512;
-/// Ids that are looked up again and again.
+/// Ids of the lookup that finds everything in the processor's cache.
 const HOT: u64 = 64;
 
-/// A way to keep users.
-trait Users {
+/// A table of users.
+trait UserTable {
     fn join(&self, client: &Arc<Client>);
     fn leave(&self, client: &Arc<Client>);
     /// The id that the look-up found, which proves that it read the memory of that user.
     fn find(&self, id: u64) -> u64;
 }
 
-impl Users for Directory {
+impl UserTable for Directory {
     fn join(&self, client: &Arc<Client>) {
-        assert!(self.join(client), "the place is vacant");
+        assert!(self.join(client), "the id is free");
     }
 
     fn leave(&self, client: &Arc<Client>) {
@@ -90,7 +90,7 @@ impl Users for Directory {
 
 type Map = HashMap<u64, Arc<Client>, BuildHasherDefault<FxHasher>>;
 
-/// What is usual: maps behind locks, 64 of them.
+/// The usual table: 64 maps, each behind a lock.
 struct Shards([RwLock<Map>; 64]);
 
 impl Shards {
@@ -99,7 +99,7 @@ impl Shards {
     }
 }
 
-impl Users for Shards {
+impl UserTable for Shards {
     fn join(&self, client: &Arc<Client>) {
         let id = client.id().get();
         self.of(id).write().insert(id, client.clone());
@@ -119,7 +119,7 @@ impl Users for Shards {
 /// The essay's directory: one map, cloned for each join and each leave.
 struct Clones(ArcSwap<Map>);
 
-impl Users for Clones {
+impl UserTable for Clones {
     fn join(&self, client: &Arc<Client>) {
         self.0.rcu(|users| {
             let mut users = Map::clone(users);
@@ -142,25 +142,25 @@ impl Users for Clones {
     }
 }
 
-/// One of them under measurement: ever new users come, and the oldest go.
-struct Way<'a, U> {
+/// A table under measurement: new users join, and the oldest leave.
+struct Contender<'a, U> {
     name: &'static str,
     users: &'a U,
     changes: usize,
-    here: VecDeque<Arc<Client>>,
+    joined: VecDeque<Arc<Client>>,
     hot: Ids,
     random: Ids,
-    /// Nanoseconds each: join and leave one by one and in a row, lookup of the hot and at random.
+    /// Nanoseconds of each turn: join and leave, one by one and in a row; lookup, hot and at random.
     figures: [Vec<f64>; 4],
 }
 
-impl<'a, U: Users> Way<'a, U> {
+impl<'a, U: UserTable> Contender<'a, U> {
     fn new(name: &'static str, users: &'a U, clients: &[Arc<Client>], changes: usize) -> Self {
         Self {
             name,
             users,
             changes,
-            here: clients.iter().cloned().collect(),
+            joined: clients.iter().cloned().collect(),
             hot: Ids::up_to(HOT),
             random: Ids::up_to(clients.len() as u64),
             figures: Default::default(),
@@ -168,7 +168,7 @@ impl<'a, U: Users> Way<'a, U> {
     }
 
     fn take_turn(&mut self, joiner: &Joiner) {
-        let (join, leave) = self.people(joiner);
+        let (join, leave) = self.change(joiner);
         let mut spent = Duration::ZERO;
         for (join, leave) in join.iter().zip(&leave) {
             let begin = Instant::now();
@@ -178,7 +178,7 @@ impl<'a, U: Users> Way<'a, U> {
         }
         self.figures[0].push(each(spent, self.changes));
 
-        let (join, leave) = self.people(joiner);
+        let (join, leave) = self.change(joiner);
         let begin = Instant::now();
         for (join, leave) in join.iter().zip(&leave) {
             self.users.join(join);
@@ -186,25 +186,25 @@ impl<'a, U: Users> Way<'a, U> {
         }
         self.figures[1].push(each(begin.elapsed(), self.changes));
 
-        let oldest = self.here[0].id().get();
+        let oldest = self.joined[0].id().get();
         for (at, ids) in [(2, &mut self.hot), (3, &mut self.random)] {
             let ids: Vec<_> = (0..TURN).map(|_| oldest - 1 + ids.next()).collect();
             let expected: u64 = ids.iter().sum();
             let begin = Instant::now();
             let found: u64 = ids.iter().map(|id| self.users.find(*id)).sum();
             self.figures[at].push(each(begin.elapsed(), TURN));
-            assert_eq!(found, expected, "all of them are here");
+            assert_eq!(found, expected, "all of them have joined");
         }
     }
 
-    /// Those who join, and as many of the oldest, who leave.
-    fn people(&mut self, joiner: &Joiner) -> (Vec<Arc<Client>>, Vec<Arc<Client>>) {
-        let newest = self.here[0].id().get() + self.here.len() as u64;
+    /// Returns clients that join, and as many of the oldest, which leave.
+    fn change(&mut self, joiner: &Joiner) -> (Vec<Arc<Client>>, Vec<Arc<Client>>) {
+        let newest = self.joined[0].id().get() + self.joined.len() as u64;
         let ids = (newest..).take(self.changes);
         let join: Vec<_> = ids.map(|id| joiner.client(id)).collect();
-        self.here.extend(join.iter().cloned());
-        let leave: Vec<_> = self.here.drain(..join.len()).collect();
-        // In life, too, a session has been at its client when it leaves the directory.
+        self.joined.extend(join.iter().cloned());
+        let leave: Vec<_> = self.joined.drain(..join.len()).collect();
+        // In a relay, too, a session has just used its client when it leaves the directory.
         black_box(leave.iter().map(|client| client.id()).max());
         (join, leave)
     }

@@ -1,10 +1,10 @@
-//! How many instructions the steps of a message take, counted by callgrind: the same on every run, so
+//! Counts the instructions of each step of a message, by callgrind. The counts are the same in every run, so
 //! that a change of a few percent shows. `tests/instructions` compares them with baseline.txt.
 #![allow(
     missing_docs,
     unreachable_pub,
     clippy::exit,
-    reason = "in what gungraun's macros make"
+    reason = "gungraun's macros generate such code"
 )]
 
 mod parts;
@@ -17,7 +17,7 @@ use parts::{Ids, Joiner, Mail, Pair, RECIPIENT, frames, plain, turned, user, wit
 use switchboard::directory::{Client, Directory};
 use switchboard::protocol::{Dialect, Outbound, Status, decode, push_frame};
 
-/// Each step is done so often: a count that is not lost in the frame around it.
+/// Repetitions of each step, so that its count outweighs the code around it.
 const TIMES: u64 = 100;
 
 #[library_benchmark]
@@ -70,13 +70,13 @@ fn encoding_an_outcome((mut buffer, _): (Vec<u8>, String)) -> Vec<u8> {
     buffer
 }
 
-/// Users in the directory: enough that the map of segments has some.
+/// Users in the directory: enough that it has several segments.
 const USERS: u64 = 10_000;
 
-/// A directory, and clients of users who are yet to join.
-type Town = (Directory, Vec<Arc<Client>>);
+/// A directory, and clients that have not joined it yet.
+type Populated = (Directory, Vec<Arc<Client>>);
 
-fn town() -> Town {
+fn populated() -> Populated {
     let joiner = Joiner::new();
     let directory = Directory::new();
     for id in 1..=USERS {
@@ -85,33 +85,33 @@ fn town() -> Town {
     let clients: Vec<_> = (1..=TIMES)
         .map(|more| joiner.client(USERS + more))
         .collect();
-    // arc-swap makes ready what belongs to this thread.
+    // The first join of a thread makes arc-swap set up its state of the thread.
     directory.join(&clients[0]);
     directory.leave(&clients[0]);
     (directory, clients)
 }
 
 #[library_benchmark]
-#[bench::of_10_000(town())]
-fn lookup(town: Town) -> Town {
-    let (directory, _) = &town;
+#[bench::of_10_000(populated())]
+fn lookup(users: Populated) -> Populated {
+    let (directory, _) = &users;
     let mut ids = Ids::up_to(USERS);
     for _ in 0..TIMES {
         let id = user(black_box(ids.next()));
         assert!(directory.with(id, |client| client.is_some()));
     }
-    town
+    users
 }
 
 #[library_benchmark]
-#[bench::of_10_000(town())]
-fn join_and_leave(town: Town) -> Town {
-    let (directory, clients) = &town;
+#[bench::of_10_000(populated())]
+fn join_and_leave(users: Populated) -> Populated {
+    let (directory, clients) = &users;
     for client in black_box(clients) {
         directory.join(client);
         directory.leave(client);
     }
-    town
+    users
 }
 
 #[library_benchmark]
@@ -152,7 +152,8 @@ library_benchmark_group!(name = directory, benchmarks = [lookup, join_and_leave]
 library_benchmark_group!(name = mailbox, benchmarks = push_and_take);
 library_benchmark_group!(name = session, benchmarks = end_to_end);
 
-/// glibc chooses how to copy and compare by the processor. Without these features all choose alike.
+/// glibc chooses its copy and compare functions by the processor. Without these features it chooses the same on
+/// every x86-64 processor, and so do the counts.
 const PLAIN_X86: &str = "glibc.cpu.hwcaps=-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-ERMS,-FSRM";
 
 main!(

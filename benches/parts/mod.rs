@@ -1,4 +1,5 @@
-//! What both benchmarks measure, made ready: the timing and the counting run the same code.
+//! The code that the benchmarks run, so that the one that times and the one that counts instructions measure
+//! the same.
 #![allow(dead_code, reason = "not every benchmark uses all of it")]
 
 use std::cell::RefCell;
@@ -25,12 +26,12 @@ use switchboard::telemetry::traces::Traces;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
 
-/// The id of that number.
+/// The id with that number.
 pub(crate) fn user(id: u64) -> UserId {
     UserId::new(id).expect("not 0")
 }
 
-/// Ids at random, the same on every run; making one is cheap beside a lookup.
+/// Random ids, the same in every run. To make one is cheap beside a lookup.
 pub(crate) struct Ids {
     state: u64,
     among: u64,
@@ -53,7 +54,7 @@ impl Ids {
     }
 }
 
-/// A message as nearly every client lays it out, of so many bytes of text.
+/// A message of `bytes` bytes of text, in the layout that nearly every client uses.
 pub(crate) fn plain(recipient: u64, bytes: usize) -> String {
     let message = "x".repeat(bytes);
     format!(r#"{{"recipient_id":{recipient},"message":"{message}"}}"#)
@@ -65,13 +66,13 @@ pub(crate) fn with_id(recipient: u64, bytes: usize) -> String {
     format!(r#"{{"recipient_id":{recipient},"message":"{message}","id":7}}"#)
 }
 
-/// A message in a layout that the short way of decoding does not know.
+/// A message in a layout that the fast path of decoding does not know.
 pub(crate) fn turned(recipient: u64, bytes: usize) -> String {
     let message = "x".repeat(bytes);
     format!(r#"{{"message":"{message}","recipient_id":{recipient}}}"#)
 }
 
-/// So many frames of a client's, each with that text (RFC 6455 section 5.2).
+/// `count` masked frames of a client, each with `text` (RFC 6455 section 5.2).
 pub(crate) fn frames(text: &str, count: usize) -> Vec<u8> {
     let mask = [0x5a, 0xa5, 0x3c, 0xc3];
     let length = u16::try_from(text.len()).expect("a short text");
@@ -144,7 +145,7 @@ impl Mail {
         mail
     }
 
-    /// So many messages are pushed, taken together, and settled as delivered.
+    /// Pushes `count` messages, takes them together, and settles them as delivered. Returns their bytes.
     pub(crate) fn pass(&mut self, count: u32) -> usize {
         for _ in 0..count {
             let message = Message {
@@ -162,7 +163,7 @@ impl Mail {
         self.flushed.bytes = frames.len();
         let bytes = frames.len();
         give_back(frames, messages);
-        // The session comes once more, finds nothing, and waits.
+        // The session takes once more, finds nothing, and waits.
         self.take();
         bytes
     }
@@ -176,7 +177,7 @@ impl Mail {
     }
 }
 
-/// A socket in memory: what the client has sent and what it has got.
+/// A socket in memory, with the bytes that its client has sent and got.
 #[derive(Clone, Default)]
 struct Socket(Rc<RefCell<Buffers>>);
 
@@ -301,7 +302,7 @@ impl Pair {
         let traces = Arc::new(Traces::off());
         let relay = Relay::new(bounds(), 2, metrics.clone(), traces);
         let context = Arc::new(SessionContext::new(config(), metrics));
-        let end = || {
+        let join = || {
             let membership = runtime
                 .block_on(relay.join(dialect, None, None))
                 .expect("room for two users");
@@ -309,7 +310,7 @@ impl Pair {
             let _entered = runtime.enter();
             DrivenSession::new(|socket| Session::new(socket, &[], membership, &welcome, context))
         };
-        let (sender, recipient) = (end(), end());
+        let (sender, recipient) = (join(), join());
         let mut pair = Self {
             sender,
             recipient,

@@ -44,7 +44,7 @@ impl<S> Machine<S> {
         }
     }
 
-    /// Obeys a command. Once the session has begun to close, only an abort counts.
+    /// Acts on a command. Once the session has begun to close, only an abort counts.
     pub(super) fn on_command(&mut self, command: Command, now: u64) {
         let endpoint = &mut self.endpoint;
         self.state = match command {

@@ -4,11 +4,11 @@
 //! Open ──────────────► Flushing ──► Discarding ──► Ended
 //!  │ └► AwaitingOutcomes ─┘                          ▲
 //!  └──────────────────► Answering ───────────────────┤
-//!                 a failed socket, Command::Abort ───┘ from every state
+//!  a failed socket, a passed deadline, Command::Abort ┘ from every state
 //! ```
 //!
-//! A function that may end a state returns the next state as `ControlFlow::Break`. What has to happen on
-//! the way into a state happens where the state is made, here.
+//! A function that may end a state returns a [`Step`]. The functions that create a state, below, do all that has
+//! to happen on the way into it.
 
 use std::borrow::Cow;
 use std::io;
