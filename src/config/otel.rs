@@ -83,20 +83,12 @@ pub(super) fn values(
             allowed: allowed.to_owned(),
         });
     };
-    let exporter = find(&[EXPORTER]);
-    if let Some((variable, url)) = find(&[TRACES_ENDPOINT]) {
-        add(variable, "otlp_endpoint", url.to_owned());
-    } else if let Some((variable, url)) = find(&[ENDPOINT]) {
-        let url = format!("{}{PATH}", url.trim_end_matches('/'));
-        add(variable, "otlp_endpoint", url);
-    } else if let Some((variable, "otlp")) = exporter
-        && !has_endpoint
-    {
-        add(variable, "otlp_endpoint", DEFAULT_ENDPOINT.to_owned());
-    } else if !has_endpoint {
-        return Vec::new();
+    match endpoint(variables, has_endpoint) {
+        Some((variable, url)) => add(variable, "otlp_endpoint", url),
+        None if !has_endpoint => return Vec::new(),
+        None => {}
     }
-    if let Some((variable, other)) = exporter
+    if let Some((variable, other)) = find(&[EXPORTER])
         && other != "otlp"
     {
         refuse(variable, other, "otlp, none");
@@ -133,6 +125,24 @@ pub(super) fn values(
         }
     }
     values
+}
+
+/// The address that spans go to, with the variable that sets it. A variable for traces alone comes before the general
+/// one; the default address counts only where the settings have none.
+fn endpoint(
+    variables: &BTreeMap<String, String>,
+    has_endpoint: bool,
+) -> Option<(&'static str, String)> {
+    if let Some((variable, url)) = find(variables, &[TRACES_ENDPOINT]) {
+        return Some((variable, url.to_owned()));
+    }
+    if let Some((variable, url)) = find(variables, &[ENDPOINT]) {
+        return Some((variable, format!("{}{PATH}", url.trim_end_matches('/'))));
+    }
+    match find(variables, &[EXPORTER])? {
+        (variable, "otlp") if !has_endpoint => Some((variable, DEFAULT_ENDPOINT.to_owned())),
+        _ => None,
+    }
 }
 
 /// The first of these variables that is not empty.
