@@ -71,7 +71,7 @@ BUILDS = "builds what a command below it runs; "
 # What no test runs.
 LEFT_OUT = {
     "fix(config): refuse an origin pattern below all names": "an example of a commit message",
-    "sequenceDiagram": "a picture; tests/cluster/crossing.rs sends such a message",
+    "sequenceDiagram": "a picture; tests/cluster/messages.rs sends such a message",
     "cargo build --release --workspace": BUILDS + "tests/run has built it for this test",
     "cargo build --release --bins --example cluster_figures": BUILDS + "cargo lint compiles it in .ci/run",
     "target/release/examples/cluster_figures target/release/switchboard": MEASURES + "cargo lint compiles it in .ci/run",
