@@ -324,11 +324,18 @@ fn build_relay(
 /// Refreshes keys and certificates until the app stops.
 fn refresh_all(refresher: Option<KeyRefresher>, state: &HttpState) {
     let shutdown = &state.shutdown;
+    let metrics = state.relay.metrics();
     if let Some(refresher) = refresher {
-        shutdown.spawn_until_stopped(refresher.run());
+        let keys = metrics.with_keys();
+        shutdown.spawn_until_stopped(refresher.run(move |is_successful| keys.ended(is_successful)));
     }
-    for tls in [&state.tls, &state.admin_tls].into_iter().flatten() {
-        shutdown.spawn_until_stopped(tls.clone().refresh());
+    for (tls, listener) in [(&state.tls, "server"), (&state.admin_tls, "admin")] {
+        if let Some(tls) = tls {
+            let certificate = metrics.with_certificate(listener);
+            let on_read =
+                move |is_successful, not_after| certificate.read(is_successful, not_after);
+            shutdown.spawn_until_stopped(tls.clone().refresh(on_read));
+        }
     }
 }
 

@@ -226,7 +226,7 @@ impl VerifyOptions {
         // `verify` waits for the refresher where the token's key is unknown. The refresher never ends.
         let refresh = async {
             match refresher {
-                Some(refresher) => refresher.run().await,
+                Some(refresher) => refresher.run(|_| ()).await,
                 None => pending().await,
             }
         };

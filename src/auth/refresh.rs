@@ -55,6 +55,10 @@ pub struct KeyRefresher {
     source: Option<KeySource>,
     from_files: Vec<VerificationKey>,
     fetched: Vec<VerificationKey>,
+    /// Whether the files could be read when they were last read.
+    are_files_read: bool,
+    /// Whether the last fetch of a key set worked, or there is no key set to fetch.
+    is_set_fetched: bool,
 }
 
 impl KeyStore {
@@ -129,6 +133,8 @@ impl KeyRefresher {
             source,
             from_files,
             fetched: Vec::new(),
+            are_files_read: true,
+            is_set_fetched: true,
         };
         refresher.fetch().await;
         refresher.publish();
@@ -139,9 +145,11 @@ impl KeyRefresher {
         self.store.clone()
     }
 
-    /// Reads the keys again and again. Never ends.
-    pub async fn run(mut self) {
+    /// Reads the keys again and again. Never ends. Reports of each reading whether it worked, that before the
+    /// start included.
+    pub async fn run(mut self, on_read: impl Fn(bool)) {
         let mut due = self.due();
+        on_read(self.is_up_to_date());
         loop {
             // A request does not move `due`, or tokens with made-up key ids could delay it for ever.
             let is_requested = tokio::select! {
@@ -153,6 +161,7 @@ impl KeyRefresher {
             }
             self.fetch().await;
             self.publish();
+            on_read(self.is_up_to_date());
             if is_requested {
                 // Only a fetch that began after the request answers it. One for `due` may have begun before.
                 self.store.complete_request();
@@ -169,8 +178,15 @@ impl KeyRefresher {
         Instant::now() + interval.min(if has_no_set { REFRESH_GAP } else { interval })
     }
 
+    /// Whether the keys in use are those that the files and the key set had when they were last read.
+    fn is_up_to_date(&self) -> bool {
+        self.are_files_read && self.is_set_fetched
+    }
+
     fn read_files(&mut self) {
-        match key_files::read_all(&self.settings) {
+        let read = key_files::read_all(&self.settings);
+        self.are_files_read = read.is_ok();
+        match read {
             Ok(keys) => self.from_files = keys,
             Err(error) => warn!(
                 error = &error as &dyn Error,
@@ -186,6 +202,7 @@ impl KeyRefresher {
             Ok(body) => key_set::parse(&body, url, SymmetricKeys::Ignored).map_err(Into::into),
             Err(error) => Err(error.into()),
         };
+        self.is_set_fetched = fetched.is_ok();
         match fetched {
             Ok(keys) => {
                 if self.fetched.len() != keys.len() {

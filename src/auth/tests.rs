@@ -66,7 +66,7 @@ fn settings(change: impl FnOnce(&mut AuthSettings)) -> AuthSettings {
 async fn load(settings: &AuthSettings) -> Auth {
     let (auth, refresher) = Auth::load(settings).await.unwrap();
     #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
-    tokio::spawn(refresher.unwrap().run());
+    tokio::spawn(refresher.unwrap().run(|_| ()));
     auth
 }
 

@@ -20,6 +20,7 @@ use tokio_rustls::rustls::{self, ServerConfig, crypto, version};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tracing::{info, warn};
+use x509_cert::der::Decode;
 
 use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
 use crate::net::background::BackgroundPool;
@@ -57,6 +58,8 @@ struct CertificatePem {
 
 struct LoadedCertificate {
     config: Arc<ServerConfig>,
+    /// The time since the Unix epoch at which it expires. Clients refuse it afterwards.
+    not_after: Duration,
     /// SHA-256 of the files' bytes.
     digest: [u8; 32],
 }
@@ -68,6 +71,13 @@ struct ReloadHistory {
     refused: Option<[u8; 32]>,
     /// Failed reads in a row.
     failed_reads: u32,
+}
+
+impl ReloadHistory {
+    /// Whether the files could be used when they were last read.
+    fn is_successful(&self) -> bool {
+        self.refused.is_none() && self.failed_reads == 0
+    }
 }
 
 /// The whole `ClientHello` of a connection. It was read, and nothing was computed for it.
@@ -146,10 +156,13 @@ impl Tls {
     }
 
     /// Takes a new certificate when the files have one. Runs until it is dropped. Files that cannot be used leave
-    /// the last good certificate in place.
-    pub(crate) async fn refresh(self) {
+    /// the last good certificate in place. Reports of each reading whether it worked, and when the certificate in use
+    /// expires, as a time since the Unix epoch.
+    pub(crate) async fn refresh(self, on_read: impl Fn(bool, Duration)) {
         let mut history = ReloadHistory::default();
         loop {
+            let not_after = self.certificate.current.load().not_after;
+            on_read(history.is_successful(), not_after);
             sleep(RELOAD_INTERVAL).await;
             if let Err(error) = self.reload_if_changed(&mut history) {
                 warn!(
@@ -173,7 +186,11 @@ impl Tls {
         };
         history.failed_reads = 0;
         let digest = pem.digest();
-        if digest == current.load().digest || history.refused == Some(digest) {
+        if history.refused == Some(digest) {
+            return Ok(());
+        }
+        history.refused = None;
+        if digest == current.load().digest {
             return Ok(());
         }
         let loaded = files.parse(&pem);
@@ -222,6 +239,9 @@ impl CertificateFiles {
             "RSA PRIVATE KEY" => PrivateKeyDer::Pkcs1(key.expose().into()),
             _ => PrivateKeyDer::Sec1(key.expose().into()),
         };
+        let not_after = expiry(chain.first().map_or(&[], AsRef::as_ref))
+            .map_err(|_| rustls::CertificateError::BadEncoding.into())
+            .map_err(unusable)?;
         let certified = any_supported_type(&key).map(|key| CertifiedKey::new(chain, key));
         let certified = certified.map_err(unusable)?;
         certified.keys_match().map_err(unusable)?;
@@ -234,9 +254,17 @@ impl CertificateFiles {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(LoadedCertificate {
             config: Arc::new(config),
+            not_after,
             digest: pem.digest(),
         })
     }
+}
+
+/// The time since the Unix epoch at which the certificate expires.
+fn expiry(certificate: &[u8]) -> x509_cert::der::Result<Duration> {
+    let certificate = x509_cert::Certificate::from_der(certificate)?;
+    let not_after = certificate.tbs_certificate.validity.not_after;
+    Ok(not_after.to_unix_duration())
 }
 
 impl CertificatePem {
@@ -264,6 +292,8 @@ mod tests {
     use rcgen::{
         CertificateParams, CertifiedKey, KeyPair, PKCS_RSA_SHA256, generate_simple_self_signed,
     };
+
+    use tokio::sync::mpsc::channel;
 
     use super::*;
 
@@ -334,6 +364,39 @@ mod tests {
         assert_eq!(reload(), Ok(()));
         fs::remove_file(&key).unwrap();
         assert_eq!((0..20).filter_map(|_| reload().err()).count(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_read_reports_its_success_and_the_expiry() {
+        let files = TestFiles::new("switchboard-tls-reports");
+        let key = KeyPair::generate().unwrap();
+        let write = |year| {
+            let mut cert = CertificateParams::new(["localhost".to_owned()]).unwrap();
+            cert.not_after = rcgen::date_time_ymd(year, 1, 1);
+            files.write(&cert.self_signed(&key).unwrap().pem(), &key.serialize_pem());
+        };
+        write(2031);
+        let tls = Tls::load(&files.1).unwrap().unwrap();
+        let (reports, mut reported) = channel(1);
+        let refresh = tls.refresh(|successful, expiry| {
+            reports.try_send((successful, expiry.as_secs())).unwrap();
+        });
+        let (in_2031, in_2032) = (1_924_992_000, 1_956_528_000);
+        let checks = async {
+            assert_eq!(reported.recv().await, Some((true, in_2031)));
+            write(2032);
+            assert_eq!(reported.recv().await, Some((true, in_2032)));
+            fs::write(files.0.join("key.pem"), "x").unwrap();
+            assert_eq!(reported.recv().await, Some((false, in_2032)));
+            fs::remove_file(files.0.join("key.pem")).unwrap();
+            assert_eq!(reported.recv().await, Some((false, in_2032)));
+            write(2032);
+            assert_eq!(reported.recv().await, Some((true, in_2032)));
+        };
+        tokio::select! {
+            () = checks => {}
+            () = refresh => unreachable!("it runs until it is dropped"),
+        }
     }
 
     #[test]

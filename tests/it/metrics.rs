@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rcgen::{CertifiedKey, generate_simple_self_signed};
 use serde_json::Value;
 use switchboard::app::{App, Stop};
-use switchboard::config::Settings;
+use switchboard::config::{self, Settings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -41,11 +43,51 @@ async fn with_relay<R>(f: impl AsyncFnOnce(SocketAddr) -> R) -> R {
     with_relay_of(Settings::default(), f).await
 }
 
-/// The exposition with all metrics that exist, those of the link to other nodes included. NATS need not run.
+/// The exposition with all metrics that exist: those of the link to other nodes, of certificates and of keys
+/// included. NATS need not run.
 async fn whole_exposition() -> String {
+    let files = Files::new();
     let mut settings = Settings::default();
     settings.cluster.nats_url = vec!["nats://127.0.0.1:1".to_owned()];
-    with_relay_of(settings, exposition).await
+    settings.server.tls = config::TlsSettings {
+        cert_file: Some(files.0.join("cert.pem")),
+        key_file: Some(files.0.join("key.pem")),
+    };
+    settings.admin.listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    settings.auth.mode = config::AuthMode::Jwt;
+    settings.auth.secret_file = vec![files.0.join("token.key")];
+    let exposition = with_relay_of(settings, exposition).await;
+    // The machine of the test need not have a cgroup with a limit.
+    let of_cgroup =
+        ["usage", "limit"].map(|name| format!("switchboard_cgroup_memory_{name}_bytes"));
+    let missing = of_cgroup.iter().filter(|name| !exposition.contains(*name));
+    let missing = missing.map(|name| format!("# TYPE {name} gauge\n{name} 0\n"));
+    exposition.clone() + &missing.collect::<String>()
+}
+
+/// A folder with a certificate and keys, which the drop removes.
+struct Files(PathBuf);
+
+impl Files {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("metrics-{}-{name}", std::process::id());
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        fs::write(folder.join("cert.pem"), cert.pem()).unwrap();
+        fs::write(folder.join("key.pem"), signing_key.serialize_pem()).unwrap();
+        fs::write(folder.join("token.key"), [b'k'; 64]).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
 }
 
 async fn with_relay_of<R>(mut settings: Settings, f: impl AsyncFnOnce(SocketAddr) -> R) -> R {
@@ -53,7 +95,7 @@ async fn with_relay_of<R>(mut settings: Settings, f: impl AsyncFnOnce(SocketAddr
     settings.drain.spread = Duration::ZERO;
     settings.keepalive.close_timeout = Duration::from_millis(100);
     let app = App::build(settings).await.unwrap();
-    let addr = app.addrs()[0];
+    let addr = app.admin_addr().unwrap_or(app.addrs()[0]);
     let (stop, stopped) = oneshot::channel();
     let run = tokio::spawn(app.run(async { stopped.await.unwrap_or(Stop::DrainNow) }));
     let result = f(addr).await;
@@ -183,6 +225,10 @@ async fn document_lists_exactly_the_label_values_of_the_exposition() {
         "`code`" => ("switchboard_connections_closed_total", "code"),
         "`reason` of a drop" => ("switchboard_messages_dropped_total", "reason"),
         "`reason` of a refused handshake" => ("switchboard_handshakes_rejected_total", "reason"),
+        "`listener`" => (
+            "switchboard_certificate_not_after_timestamp_seconds",
+            "listener",
+        ),
         "`direction`" => ("switchboard_cluster_bytes_total", "direction"),
         "`reason` of a lost span" => ("switchboard_trace_spans_dropped_total", "reason"),
         other => panic!("no family for {other}"),
@@ -199,6 +245,9 @@ async fn document_lists_exactly_the_label_values_of_the_exposition() {
         if !first.is_empty() {
             label.clone_from(first);
         }
+        if label == "`listener`" {
+            continue;
+        }
         let (family, name) = of(&label);
         listed.insert((family, name, value.trim_matches('`').to_owned()));
     }
@@ -211,8 +260,11 @@ async fn document_lists_exactly_the_label_values_of_the_exposition() {
             let pairs = labels(series).into_iter();
             pairs.map(move |(name, value)| (family, name, value.to_owned()))
         })
-        // The labels of a build are open, and the bounds of buckets are numbers.
-        .filter(|(family, name, _)| *name != "le" && *family != "switchboard_build_info")
+        // The labels of a build are open, the bounds of buckets are numbers, and the relay of the test has one
+        // listener with a certificate.
+        .filter(|(family, name, _)| {
+            !["le", "listener"].contains(name) && *family != "switchboard_build_info"
+        })
         .collect();
     let differing: Vec<_> = shown.symmetric_difference(&listed).collect();
     assert!(

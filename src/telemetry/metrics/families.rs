@@ -1,5 +1,7 @@
 //! Builds Prometheus families from plain numbers. Knows no metric by name.
 
+use std::time::Duration;
+
 use prometheus::core::Collector;
 use prometheus::proto::{self, MetricFamily, MetricType};
 use prometheus::{IntCounter, IntGauge, Registry};
@@ -37,6 +39,15 @@ pub(super) fn gauge(name: &str, help: &str, value: u64) -> MetricFamily {
 /// A counter without labels.
 pub(super) fn counter(name: &str, help: &str, count: u64) -> MetricFamily {
     let metric = counter_metric(count);
+    family(name, help, MetricType::COUNTER, vec![metric])
+}
+
+/// A counter of time without labels.
+pub(super) fn counter_of_seconds(name: &str, help: &str, time: Duration) -> MetricFamily {
+    let mut counter = proto::Counter::default();
+    counter.set_value(time.as_secs_f64());
+    let mut metric = proto::Metric::default();
+    metric.set_counter(counter);
     family(name, help, MetricType::COUNTER, vec![metric])
 }
 

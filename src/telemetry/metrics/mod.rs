@@ -8,7 +8,9 @@ mod families;
 mod gauges;
 mod labels;
 mod link;
+mod memory;
 mod process;
+mod reloads;
 mod shards;
 mod stats;
 
@@ -29,6 +31,7 @@ use labels::CODE_LABELS;
 pub use labels::{CloseCode, DropReason, Initiator, Rejection};
 pub(crate) use link::LinkMetrics;
 use process::ProcessMetrics;
+pub(crate) use reloads::{CertificateMetrics, ReloadMetrics};
 use shards::WorkerShards;
 pub use stats::{ClusterStats, DirectoryStats};
 
@@ -138,6 +141,16 @@ impl Metrics {
     /// Registers the metrics of the link to other nodes. At most once for each app.
     pub(crate) fn with_link(&self) -> LinkMetrics {
         LinkMetrics::new(&self.registry)
+    }
+
+    /// Registers the metrics of the keys for tokens. At most once for each app.
+    pub(crate) fn with_keys(&self) -> ReloadMetrics {
+        ReloadMetrics::of_keys(&self.registry)
+    }
+
+    /// Registers the metrics of a listener's certificate. At most once for each listener.
+    pub(crate) fn with_certificate(&self, listener: &str) -> CertificateMetrics {
+        CertificateMetrics::new(&self.registry, listener)
     }
 
     pub(crate) fn message_received(&self) {
