@@ -92,6 +92,7 @@ impl App {
         let tls = Tls::load(&settings.server.tls).context(SERVER_TLS)?;
         let admin_tls = Tls::load(&settings.admin.tls).context(ADMIN_TLS)?;
         let operator_token = settings.admin.operator_token()?;
+        let metrics_token = settings.admin.metrics_token()?;
         let listeners = net::bind_server(&settings.server.listen)?;
         let addrs = listeners
             .iter()
@@ -137,6 +138,8 @@ impl App {
             tls,
             admin_tls,
             operator_token,
+            metrics_token,
+            ready_when_full: settings.admin.ready_when_full,
             api,
             throttle: HandshakeThrottle::new(workers),
             accept_limiter: settings.limits.accept_rate.map(AcceptLimiter::new),
@@ -264,6 +267,7 @@ pub fn check_files(settings: &Settings) -> anyhow::Result<()> {
     Tls::load(&settings.server.tls).context(SERVER_TLS)?;
     Tls::load(&settings.admin.tls).context(ADMIN_TLS)?;
     settings.admin.operator_token()?;
+    settings.admin.metrics_token()?;
     tickets(&settings.tickets)?;
     Cluster::check_files(&settings.cluster).context("unusable credentials for NATS (cluster)")?;
     Ok(())

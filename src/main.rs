@@ -64,7 +64,7 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     io::stdout().write_all(settings.to_string().as_bytes())?;
     let mut warnings = MachineLimits::read()?.warnings(settings);
     warnings.extend(settings.exposure_warnings());
-    warnings.extend(settings.weak_token());
+    warnings.extend(settings.weak_tokens());
     for warning in warnings {
         print_error(format_args!("warning: {warning}"));
     }
@@ -73,8 +73,11 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
 
 fn serve(options: &Options) -> anyhow::Result<ExitCode> {
     let settings = options.load()?;
-    // The CPUs that the process may use by its affinity and by the quota of its cgroup.
-    let workers = available_parallelism()?.get();
+    let workers = match settings.server.worker_threads {
+        Some(threads) => threads,
+        // The CPUs that the process may use by its affinity and by the quota of its cgroup.
+        None => available_parallelism()?.get(),
+    };
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .enable_all()

@@ -28,7 +28,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasherDefault;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -80,7 +80,7 @@ pub enum Unready {
     /// There is no id to give.
     #[error("no id is left")]
     NoId,
-    /// NATS is away, and `cluster.required` is set.
+    /// NATS is away for `cluster.unready_after`, and `cluster.required` is set.
     #[error("the cluster is away")]
     Away,
 }
@@ -113,7 +113,8 @@ struct Shared {
     seen: Mutex<HashMap<u64, Arc<Mutex<Cut>>>>,
     /// The present link, while it is up.
     link: Mutex<Option<Arc<Link>>>,
-    is_up: AtomicBool,
+    /// When the link was lost, microseconds; 0 while it is up.
+    away_since: AtomicU64,
     /// The highest block that was ever leased here.
     highest_block: AtomicU64,
     tracker: Shutdown,
@@ -209,7 +210,7 @@ impl Cluster {
         let shared = &self.shared;
         if shared.leases.unspent() == 0 {
             Err(Unready::NoId)
-        } else if shared.settings.required && !shared.is_up() {
+        } else if shared.settings.required && shared.is_long_away() {
             Err(Unready::Away)
         } else {
             Ok(())
@@ -287,7 +288,7 @@ impl Shared {
             seen: Mutex::default(),
             link: Mutex::default(),
             node,
-            is_up: AtomicBool::new(false),
+            away_since: AtomicU64::new(1),
             highest_block: AtomicU64::new(0),
             tracker: Shutdown::new(),
             stop: CancellationToken::new(),
@@ -302,7 +303,14 @@ impl Shared {
     }
 
     fn is_up(&self) -> bool {
-        self.is_up.load(Ordering::Acquire)
+        self.away_since.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether the link has been down for longer than a short outage of NATS. A node that was never linked
+    /// has no id to give, and is unready for that reason.
+    fn is_long_away(&self) -> bool {
+        let since = self.away_since.load(Ordering::Acquire);
+        since != 0 && self.now().saturating_sub(since) >= micros(self.settings.unready_after)
     }
 
     /// Whether nobody else has this id, whoever is here.
@@ -362,7 +370,7 @@ impl Shared {
     fn come_up(self: &Arc<Self>, link: &Arc<Link>) -> Up {
         self.queue().open();
         self.set_link(Some(link.clone()));
-        self.is_up.store(true, Ordering::Release);
+        self.away_since.store(0, Ordering::Release);
         Up(self.clone())
     }
 
@@ -459,7 +467,9 @@ struct Up(Arc<Shared>);
 
 impl Drop for Up {
     fn drop(&mut self) {
-        self.0.is_up.store(false, Ordering::Release);
+        self.0
+            .away_since
+            .store(self.0.now().max(1), Ordering::Release);
         self.0.set_link(None);
         let parcels = {
             let mut queue = self.0.queue();

@@ -70,11 +70,19 @@ impl Settings {
             }
         }
         if let Some(admin) = self.admin.listen.filter(|addr| !is_loopback(addr)) {
-            if self.admin.token_file.is_none() {
-                warnings.push(format!(
-                    "admin.token_file is not set: any client that reaches {admin} can read /metrics"
-                ));
-            } else if self.admin.tls.cert_file.is_none() {
+            let (token, metrics_token) = (&self.admin.token_file, &self.admin.metrics_token_file);
+            if metrics_token.is_none() {
+                warnings.push(match token {
+                    None => format!(
+                        "admin.metrics_token_file is not set: any client that reaches {admin} can read \
+                         /metrics"
+                    ),
+                    Some(_) => "admin.metrics_token_file is not set: a scrape needs the token of \
+                         admin.token_file, which can also send messages, remove users and drain"
+                        .to_owned(),
+                });
+            }
+            if (token.is_some() || metrics_token.is_some()) && self.admin.tls.cert_file.is_none() {
                 warnings.push(format!(
                     "admin.tls is not set: the token can be read on the network to {admin}"
                 ));

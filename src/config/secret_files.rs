@@ -1,4 +1,4 @@
-//! The secrets that the settings name by a file and that are used as they are: the operators' token and the
+//! The secrets that the settings name by a file and that are used as they are: the tokens of `[admin]` and the
 //! secret of tickets. Keys of `[auth]` and credentials of `[cluster]` are read by those modules.
 
 use std::path::{Path, PathBuf};
@@ -9,7 +9,10 @@ use super::settings::{AdminSettings, Settings, TicketSettings};
 /// The least bytes of `tickets.secret_file`: the size of the hash (RFC 2104 section 3).
 const TICKET_SECRET_BYTES_MIN: usize = 32;
 
-/// The least bytes of `admin.token_file` without a warning: 16 digits of base64 are 96 bits.
+const TOKEN_FILE: &str = "admin.token_file";
+const METRICS_TOKEN_FILE: &str = "admin.metrics_token_file";
+
+/// The least bytes of a token without a warning: 16 digits of base64 are 96 bits.
 const TOKEN_BYTES_STRONG: usize = 16;
 
 /// Why the file of a secret cannot be used.
@@ -22,15 +25,17 @@ pub struct SecretFileError {
 }
 
 impl AdminSettings {
-    /// The token of operators: visible ASCII, because a header carries it.
+    /// The token of operators.
     pub fn operator_token(&self) -> Result<Option<Secret>, SecretFileError> {
-        read(self.token_file.as_deref(), "admin.token_file", |token| {
-            if token.expose().iter().all(u8::is_ascii_graphic) {
-                Ok(())
-            } else {
-                Err(SecretError::NotVisibleAscii)
-            }
-        })
+        read_token(self.token_file.as_deref(), TOKEN_FILE)
+    }
+
+    /// The token of scrapers: that of operators where it has no file of its own.
+    pub fn metrics_token(&self) -> Result<Option<Secret>, SecretFileError> {
+        match &self.metrics_token_file {
+            Some(path) => read_token(Some(path), METRICS_TOKEN_FILE),
+            None => self.operator_token(),
+        }
     }
 }
 
@@ -54,18 +59,37 @@ impl TicketSettings {
 }
 
 impl Settings {
-    /// A warning where the operators' token is so short that it can be guessed.
-    pub fn weak_token(&self) -> Option<String> {
-        // An unusable file is an error of its own.
-        let token = self.admin.operator_token().ok()??;
-        let bytes = token.expose().len();
-        (bytes < TOKEN_BYTES_STRONG).then(|| {
-            format!(
-                "admin.token_file: {bytes} bytes can be guessed, because nothing limits the rate of \
-                 guesses: use {TOKEN_BYTES_STRONG} bytes or more"
-            )
-        })
+    /// Warnings about tokens that are so short that they can be guessed.
+    pub fn weak_tokens(&self) -> Vec<String> {
+        let admin = &self.admin;
+        let files = [
+            (TOKEN_FILE, &admin.token_file),
+            (METRICS_TOKEN_FILE, &admin.metrics_token_file),
+        ];
+        let weak = files.into_iter().filter_map(|(key, path)| {
+            // An unusable file is an error of its own.
+            let token = read_token(path.as_deref(), key).ok()??;
+            let bytes = token.expose().len();
+            (bytes < TOKEN_BYTES_STRONG).then(|| {
+                format!(
+                    "{key}: {bytes} bytes can be guessed, because nothing limits the rate of \
+                     guesses: use {TOKEN_BYTES_STRONG} bytes or more"
+                )
+            })
+        });
+        weak.collect()
     }
+}
+
+/// Reads a token: visible ASCII, because a header carries it.
+fn read_token(path: Option<&Path>, key: &'static str) -> Result<Option<Secret>, SecretFileError> {
+    read(path, key, |token| {
+        if token.expose().iter().all(u8::is_ascii_graphic) {
+            Ok(())
+        } else {
+            Err(SecretError::NotVisibleAscii)
+        }
+    })
 }
 
 /// Reads and checks the secret of a key, where the key is set.

@@ -65,6 +65,8 @@ pub struct ServerSettings {
     pub forwarded_header: ForwardedHeader,
     /// Whether connections from these proxies begin with a PROXY protocol header.
     pub proxy_protocol: bool,
+    /// Threads that serve connections. Not set: as many as the process has CPUs.
+    pub worker_threads: Option<usize>,
     /// The certificate. Not set: no TLS.
     pub tls: TlsSettings,
 }
@@ -85,8 +87,12 @@ pub struct TlsSettings {
 pub struct AdminSettings {
     /// Address of `/metrics`, health checks and the API. Not set: no API, the others on `server.listen`.
     pub listen: Option<SocketAddr>,
-    /// A file with the token that `/metrics` on `listen` and the API require. Not set: no API.
+    /// A file with the token that the API requires. Not set: no API.
     pub token_file: Option<PathBuf>,
+    /// A file with the token that `/metrics` on `listen` requires. Not set: that of `token_file`.
+    pub metrics_token_file: Option<PathBuf>,
+    /// Whether `/readyz` answers 200 while `limits.connections` is reached.
+    pub ready_when_full: bool,
     /// How long the API waits for the outcome of a message.
     #[serde(with = "units::duration")]
     pub outcome_timeout: Duration,
@@ -247,6 +253,9 @@ pub struct ClusterSettings {
     pub tls_key_file: Option<PathBuf>,
     /// Whether a node without NATS is not ready.
     pub required: bool,
+    /// How long such a node stays ready.
+    #[serde(with = "units::duration")]
+    pub unready_after: Duration,
     /// Ids in a block, the same on all nodes.
     pub block_size: NonZeroU32,
     /// NATS servers that keep the leases.

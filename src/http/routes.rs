@@ -14,6 +14,7 @@ use super::upgrade::PendingUpgrade;
 use super::{assets, handshake, opening};
 use crate::api::{Api, ProblemDetails};
 use crate::lifecycle::Stage;
+use crate::relay::JoinError;
 
 pub(super) async fn respond(
     request: Request<Incoming>,
@@ -27,7 +28,7 @@ pub(super) async fn respond(
         "/metrics" if operators => match read_only(request.method()) {
             Some(refusal) => refusal,
             // A listener that serves users as well asks for no token.
-            None if !users && !state.is_operators(request.headers()) => {
+            None if !users && !state.is_scrapers(request.headers()) => {
                 HandshakeRefusal::Unauthorized.response()
             }
             None => metrics(state).await,
@@ -117,6 +118,10 @@ async fn metrics(state: &Arc<HttpState>) -> HttpResponse {
 
 fn readiness(state: &HttpState) -> HttpResponse {
     match state.shutdown.stage() {
+        Stage::Ready if !state.ready_when_full && state.relay.is_full() => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{}\n", JoinError::Full),
+        ),
         Stage::Ready => match state.relay.ready() {
             Ok(()) => text(StatusCode::OK, "ready\n"),
             Err(unready) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{unready}\n")),

@@ -61,8 +61,12 @@ pub(crate) struct HttpState {
     pub(crate) admin_tls: Option<Tls>,
     /// Computes TLS handshakes.
     pub(crate) background: BackgroundPool,
-    /// `admin.token_file`: the token of operators on the admin listener. None if they need none.
+    /// `admin.token_file`: the token of the API. None where there is no API.
     pub(crate) operator_token: Option<Secret>,
+    /// The token of `/metrics` on the admin listener. None if a scrape needs none.
+    pub(crate) metrics_token: Option<Secret>,
+    /// `admin.ready_when_full`.
+    pub(crate) ready_when_full: bool,
     /// The operators' API on the admin listener. None without a token.
     pub(crate) api: Option<Api>,
     /// Shares the worker threads between users and pending connections.
@@ -84,11 +88,14 @@ impl ListenerRole {
 }
 
 impl HttpState {
-    /// Whether the request has the operators' token. True where there is no token.
+    /// Whether the request may use the API.
     pub(super) fn is_operators(&self, headers: &HeaderMap) -> bool {
-        self.operator_token.as_ref().is_none_or(|expected| {
-            auth::authorization(headers).is_some_and(|token| expected.is(token.as_bytes()))
-        })
+        has_token(headers, self.operator_token.as_ref())
+    }
+
+    /// Whether the request may read `/metrics` on the admin listener.
+    pub(super) fn is_scrapers(&self, headers: &HeaderMap) -> bool {
+        has_token(headers, self.metrics_token.as_ref())
     }
 
     /// The certificate of a listener that speaks TLS.
@@ -99,4 +106,11 @@ impl HttpState {
             self.admin_tls.as_ref()
         }
     }
+}
+
+/// Whether the request has the token. True where there is no token.
+fn has_token(headers: &HeaderMap, expected: Option<&Secret>) -> bool {
+    expected.is_none_or(|expected| {
+        auth::authorization(headers).is_some_and(|token| expected.is(token.as_bytes()))
+    })
 }

@@ -15,6 +15,7 @@ crate::tests!("outage":
     local_messages_arrive_without_nats_and_remote_ones_are_unavailable,
     users_are_accepted_without_nats_while_ids_are_left,
     a_node_that_requires_nats_is_not_ready_without_it,
+    a_short_outage_of_nats_refuses_no_new_user,
     nats_gives_up_a_node_that_does_not_answer,
 );
 
@@ -139,13 +140,30 @@ async fn users_are_accepted_without_nats_while_ids_are_left() {
 
 async fn a_node_that_requires_nats_is_not_ready_without_it() {
     let mut nats = Nats::start().await;
-    let node = Node::start(&nats.url(), &[("CLUSTER__REQUIRED", "true")]).await;
+    let required = ("CLUSTER__REQUIRED", "true");
+    let node = Node::start(&nats.url(), &[required, ("CLUSTER__UNREADY_AFTER", "0s")]).await;
     nats.stop();
     node.until_readiness(503).await;
     assert_eq!(node.get("/readyz").await.1, "the cluster is away\n");
     assert_eq!(node.get("/livez").await.0, 200);
     nats.run().await;
     node.until_ready().await;
+    node.stop().await;
+}
+
+/// A short outage of NATS ends at all nodes at once. If all nodes were unready meanwhile, a load balancer would
+/// have no node for a new user.
+async fn a_short_outage_of_nats_refuses_no_new_user() {
+    let mut nats = Nats::start().await;
+    let required = ("CLUSTER__REQUIRED", "true");
+    let node = Node::start(&nats.url(), &[required]).await;
+    nats.stop();
+    node.until_up(false).await;
+    assert_eq!(node.get("/readyz").await.0, 200);
+    let newcomer = node.user().await;
+    nats.run().await;
+    node.until_up(true).await;
+    drop(newcomer);
     node.stop().await;
 }
 

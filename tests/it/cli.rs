@@ -262,28 +262,30 @@ fn a_token_is_issued_and_verified() {
 #[test]
 fn check_refuses_a_token_that_no_header_can_carry() {
     let file = settings_file("admin-token", "");
-    for (text, code) in [
+    let keys = ["token_file", "metrics_token_file"];
+    let cases = [
         ("hunter2-hunter22", 0),
         ("hunter2-hunter2\n", 0),
         ("hunter2\nhunter2\n", 1),
         (" hunter2", 1),
         ("hunter2 hunter2", 1),
         ("hünter2", 1),
-    ] {
+    ];
+    for (key, (text, code)) in keys.iter().flat_map(|key| cases.map(|case| (key, case))) {
         fs::write(&file, text).unwrap();
         let mut command = switchboard(&["check"]);
         command.env("SWITCHBOARD__ADMIN__LISTEN", "127.0.0.1:9090");
-        command.env("SWITCHBOARD__ADMIN__TOKEN_FILE", &file);
+        let variable = format!("SWITCHBOARD__ADMIN__{}", key.to_uppercase());
+        command.env(variable, &file);
         let (found, stdout, stderr) = outcome(&mut command);
         assert_eq!(found, Some(code), "{text:?}: {stderr}");
         let path = file.display();
-        let complaint =
-            format!("{path} (admin.token_file): is more than one line of visible ASCII\n");
+        let complaint = format!("{path} (admin.{key}): is more than one line of visible ASCII\n");
         assert_eq!(stderr.ends_with(&complaint), code == 1, "{stderr}");
         let warning =
-            "admin.token_file: 15 bytes can be guessed, because nothing limits the rate of";
+            format!("admin.{key}: 15 bytes can be guessed, because nothing limits the rate of");
         let is_short = text == "hunter2-hunter2\n";
-        assert_eq!(stderr.contains(warning), is_short, "{text:?}: {stderr}");
+        assert_eq!(stderr.contains(&warning), is_short, "{text:?}: {stderr}");
         assert!(!stdout.contains("nter2") && !stderr.contains("nter2"));
     }
 }
@@ -552,10 +554,15 @@ struct Served {
 impl Served {
     /// A relay that answers. Its `drain.delay` is so long that only a second signal or SIGINT ends it soon.
     fn start() -> Self {
+        Self::start_with("SWITCHBOARD__DRAIN__DELAY", "10m")
+    }
+
+    fn start_with(variable: &str, value: &str) -> Self {
         let address = free_address();
         let process = switchboard(&["--listen", &address.to_string()])
             .env("SWITCHBOARD__DRAIN__DELAY", "10m")
             .env("SWITCHBOARD__DRAIN__TIMEOUT", "11m")
+            .env(variable, value)
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -620,6 +627,18 @@ fn healthcheck_finds_a_server_alive_and_its_drain_too() {
             .then_some(())
     });
     assert_eq!(outcome(&mut check).0, Some(0));
+}
+
+#[test]
+fn the_worker_threads_are_as_many_as_the_setting_says() {
+    let served = Served::start_with("SWITCHBOARD__SERVER__WORKER_THREADS", "3");
+    let tasks = format!("/proc/{}/task", served.process.id());
+    let names = fs::read_dir(tasks).unwrap().map(|task| {
+        let name = task.unwrap().path().join("comm");
+        fs::read_to_string(name).unwrap_or_default()
+    });
+    // Threads of the pool for blocking work have the same name and start only when there is such work.
+    assert_eq!(names.filter(|name| name.starts_with("tokio")).count(), 3);
 }
 
 #[test]

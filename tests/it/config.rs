@@ -213,6 +213,8 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
     check(&file(&uncommented), |settings| {
         settings.admin.listen = Some("127.0.0.1:9090".parse().unwrap());
         settings.admin.token_file = Some("/etc/switchboard/admin-token".into());
+        settings.admin.metrics_token_file = Some("/etc/switchboard/metrics-token".into());
+        settings.server.worker_threads = Some(4);
         settings.admin.tls.cert_file = Some("/etc/switchboard/admin.crt".into());
         settings.admin.tls.key_file = Some("/etc/switchboard/admin.key".into());
         settings.server.tls.cert_file = Some("/etc/switchboard/tls.crt".into());
@@ -508,7 +510,7 @@ fn a_refused_value_in_a_file_names_place_value_and_allowed_values() {
         (
             "admin",
             "5",
-            "a table of listen, token_file, outcome_timeout, tls",
+            "a table of listen, token_file, metrics_token_file, ready_when_full, outcome_timeout, tls",
         ),
     ];
     for (key, value, allowed) in cases {
@@ -552,7 +554,7 @@ fn a_refused_variable_is_named_with_value_and_allowed_values() {
         (
             "ADMIN",
             "5",
-            "a table of listen, token_file, outcome_timeout, tls",
+            "a table of listen, token_file, metrics_token_file, ready_when_full, outcome_timeout, tls",
         ),
     ];
     for (name, value, allowed) in cases {
@@ -943,12 +945,26 @@ const EXPOSURES: &[Exposure] = &[
     ),
     (
         |s| s.admin.listen = "10.0.0.1:9090".parse().ok(),
-        "admin.token_file is not set",
+        "admin.metrics_token_file is not set: any client that reaches 10.0.0.1:9090 can read /metrics",
     ),
     (
         |s| {
             s.admin.listen = "10.0.0.1:9090".parse().ok();
             s.admin.token_file = Some("token".into());
+        },
+        "admin.metrics_token_file is not set: a scrape needs the token of admin.token_file",
+    ),
+    (
+        |s| {
+            s.admin.listen = "10.0.0.1:9090".parse().ok();
+            s.admin.token_file = Some("token".into());
+        },
+        "admin.tls is not set",
+    ),
+    (
+        |s| {
+            s.admin.listen = "10.0.0.1:9090".parse().ok();
+            s.admin.metrics_token_file = Some("token".into());
         },
         "admin.tls is not set",
     ),

@@ -54,6 +54,26 @@ both_strategies! {
         relay.stop().await;
     }
 
+    /// With `admin.ready_when_full = false` a load balancer sends the next user to another node.
+    async fn a_full_node_is_not_ready_where_the_setting_says_so(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.limits.connections = Some(1);
+            settings.admin.ready_when_full = false;
+        })
+        .await;
+        assert_eq!(relay.http("GET", "/readyz").await.status, 200);
+        let one = relay.v1().await;
+        let answer = relay.http("GET", "/readyz").await;
+        assert_eq!((answer.status, answer.body.as_str()), (503, "the server is full\n"));
+        assert_eq!(relay.http("GET", "/livez").await.status, 200);
+        one.leave().await;
+        eventually("the node is ready again", async || {
+            (relay.http("GET", "/readyz").await.status == 200).then_some(())
+        })
+        .await;
+        relay.stop().await;
+    }
+
     /// Many upgrades at once: at most as many as the limit are accepted.
     async fn simultaneous_upgrades_do_not_exceed_the_limit(strategy) {
         let relay = Relay::start(strategy, |settings| settings.limits.connections = Some(10)).await;

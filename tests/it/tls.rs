@@ -300,6 +300,40 @@ async fn metrics_need_the_token_and_health_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metrics_token_reads_metrics_and_opens_nothing_else() {
+    for has_api in [true, false] {
+        let relay = Secured::start(|settings| {
+            let path = settings.admin.token_file.take().unwrap();
+            let metrics_token = path.with_file_name("metrics-token");
+            std::fs::write(&metrics_token, "scrape-me\n").unwrap();
+            settings.admin.metrics_token_file = Some(metrics_token);
+            settings.admin.token_file = has_api.then_some(path);
+        })
+        .await;
+        let api = if has_api {
+            ["200", "401"]
+        } else {
+            ["404", "404"]
+        };
+        for (path, operators, scrapers) in [
+            ("/metrics", "401", "200"),
+            ("/api/status", api[0], api[1]),
+            ("/livez", "200", "200"),
+        ] {
+            for (token, status) in [(TOKEN, operators), ("scrape-me", scrapers)] {
+                let fields = format!("Authorization: Bearer {token}\r\n");
+                let answer = relay.get(relay.admin, path, &fields).await;
+                let found = answer.split(' ').nth(1).unwrap();
+                assert_eq!(found, status, "{path} with {token}: {answer}");
+            }
+        }
+        let answer = relay.get(relay.admin, "/metrics", "").await;
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        relay.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_health_check_uses_tls_and_accepts_only_its_own_server() {
     let relay = Secured::start(|_| {}).await;
     let mut settings = relay.settings.clone();

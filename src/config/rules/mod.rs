@@ -26,6 +26,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const YEAR: Duration = Duration::from_hours(24 * 365);
+/// More than any machine has CPUs for.
+const WORKER_THREADS_MAX: u64 = 1024;
 /// The smallest buffer that hyper accepts for a connection; it panics below.
 const HEADER_BYTES_MIN: u64 = 8 * KIB;
 /// What a message takes in a mailbox beside its own bytes: 64 bytes that a frame adds to what the sender wrote,
@@ -80,6 +82,7 @@ fn server_rules(server: &ServerSettings) -> Vec<Rule> {
         trusted_proxies,
         forwarded_header: _,
         proxy_protocol,
+        worker_threads,
         tls,
     } = server;
     // Port 0 may occur more than once, because it is another port each time.
@@ -100,6 +103,11 @@ fn server_rules(server: &ServerSettings) -> Vec<Rule> {
             is_whole(tls),
         )
         .with(&["server.tls.cert_file"]),
+        count(
+            "server.worker_threads",
+            worker_threads.unwrap_or(1),
+            WORKER_THREADS_MAX,
+        ),
         Rule::new(
             "server.allowed_origins",
             "origins without a path, such as \"https://example.com\" or \"https://*.example.com\"",
@@ -128,6 +136,8 @@ fn admin_rules(admin: &AdminSettings, server: &ServerSettings) -> Vec<Rule> {
     let AdminSettings {
         listen,
         token_file,
+        metrics_token_file,
+        ready_when_full: _,
         outcome_timeout,
         tls,
     } = admin;
@@ -149,6 +159,12 @@ fn admin_rules(admin: &AdminSettings, server: &ServerSettings) -> Vec<Rule> {
             "admin.token_file",
             "a path if admin.listen is set, otherwise not set",
             listen.is_some() || token_file.is_none(),
+        )
+        .with(&["admin.listen"]),
+        Rule::new(
+            "admin.metrics_token_file",
+            "a path if admin.listen is set, otherwise not set",
+            listen.is_some() || metrics_token_file.is_none(),
         )
         .with(&["admin.listen"]),
         time("admin.outcome_timeout", *outcome_timeout, ONE_MS..=MINUTE),
