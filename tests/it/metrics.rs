@@ -16,8 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-/// The labels that Prometheus adds to every series of a target.
-const TARGET_LABELS: [&str; 2] = ["job", "instance"];
+/// The labels that Prometheus adds to every series of a target, the last two in Kubernetes.
+const TARGET_LABELS: [&str; 4] = ["job", "instance", "namespace", "pod"];
 /// The metrics that Prometheus itself records for every target.
 const OF_PROMETHEUS: [&str; 2] = ["up", "scrape_duration_seconds"];
 

@@ -187,15 +187,29 @@ fn panels_have_descriptions_and_use_the_variables() {
 fn each_alert_has_a_runbook_and_test_cases() {
     let cases = read("tests/prometheus/alerts.yml");
     let rules = read("config/prometheus/rules/alerts.yml");
+    let runbooks = read("config/prometheus/README.md");
     let alerts: Vec<_> = rules.split("- alert: ").skip(1).collect();
     assert!(alerts.len() > 8, "the alerts are not found");
     for alert in alerts {
         let (name, body) = alert.split_once('\n').unwrap();
         let summary = after(body, "summary: ");
-        // A summary names the node, or the job if the alert is about all nodes.
-        let named = ["$labels.instance", "$labels.job"];
-        assert!(named.iter().any(|label| summary.contains(label)), "{name}");
-        assert!(after(body, "runbook: ").len() > 40, "{name}");
+        // A summary names the node, or the job if the alert is about all nodes, and the namespace.
+        let node = summary.contains("or $labels.pod $labels.instance");
+        assert!(node || summary.contains("$labels.job"), "{name}");
+        // Where no target is left, nothing has a namespace.
+        let is_absent = body.contains("expr: absent(");
+        assert!(summary.contains("$labels.namespace") || is_absent, "{name}");
+        let shown = [summary, after(body, "description: ")];
+        assert!(shown.iter().all(|text| text.len() > 20), "{name}");
+        let place = format!("config/prometheus/README.md#{}", name.to_lowercase());
+        assert_eq!(after(body, "runbook_url: "), place, "{name}");
+        let runbook = runbooks
+            .split("\n### ")
+            .find(|text| text.starts_with(&format!("{name}\n")));
+        assert!(
+            runbook.is_some_and(|text| text.len() > 100),
+            "{name} has no runbook"
+        );
         assert!(after(body, "labels: ").contains("severity: "), "{name}");
         let raised = format!("- alertname: {name}\n");
         assert!(cases.contains(&raised), "no case fires {name}");
