@@ -75,18 +75,21 @@ impl PendingConnections {
     /// slot is. Only one caller may wait at a time, because a freed slot notifies one waiter.
     pub(crate) async fn acquire(&self, peer: IpAddr) -> PendingSlot {
         let network = Network::of(peer);
+        let mut has_evicted = false;
         loop {
             {
                 let mut usage = self.pool.usage.lock();
                 if usage.in_use < self.pool.slots_max {
                     return self.occupy(&mut usage, network);
                 }
-                if let Some(evict) = usage.remove_oldest_of_largest() {
+                if !has_evicted && let Some(evict) = usage.remove_oldest_of_largest() {
                     evict.notify_one();
+                    has_evicted = true;
                 }
             }
             // A slot that becomes free before this line is not missed: `notify_one` without a waiter
-            // leaves a permit for the next one.
+            // leaves a permit for the next one. The permit may be of a slot that is in use again, so the
+            // loop waits once more and evicts no second connection.
             self.pool.freed.notified().await;
         }
     }
@@ -251,6 +254,32 @@ mod tests {
             held.push(acquire.await);
             let in_use = pending.pool.usage.lock().in_use;
             assert_eq!((held.len(), in_use), (3, 3));
+        }
+    }
+
+    /// A slot that became free while no caller waited has notified a later one, which then finds all slots in
+    /// use again.
+    #[tokio::test]
+    async fn one_connection_is_evicted_for_one_newcomer_after_slots_were_free() {
+        let pending = PendingConnections::new(3);
+        let mut held = Vec::new();
+        for number in 0..4 {
+            held.push(pending.acquire(IpAddr::from([10, 0, 0, number])).await);
+            if number == 0 {
+                held.clear();
+            }
+        }
+        let mut newcomer = Box::pin(pending.acquire(address("2.2.2.2")));
+        assert!(poll_once(newcomer.as_mut()).await.is_none());
+        let mut evicted = Vec::new();
+        for slot in &held {
+            evicted.push(is_evicted(slot).await);
+        }
+        assert_eq!(evicted, [true, false, false]);
+        held.remove(0);
+        newcomer.await;
+        for slot in &held {
+            assert!(!is_evicted(slot).await);
         }
     }
 
