@@ -20,7 +20,7 @@ use crate::cluster::{self, Cluster};
 use crate::config::{self, Settings};
 use crate::directory::{Budget, Directory, MailboxBounds};
 use crate::drain;
-use crate::http::{self, HttpState, ListenerRole, TrustedProxies};
+use crate::http::{self, HttpState, ListenerRole, Scrapes, TrustedProxies};
 use crate::ledger::LedgerTotals;
 use crate::lifecycle::Shutdown;
 pub use crate::lifecycle::Stop;
@@ -144,6 +144,7 @@ impl App {
             throttle: HandshakeThrottle::new(workers),
             accept_limiter: settings.limits.accept_rate.map(AcceptLimiter::new),
             address_limiter: AddressLimiter::new(&settings.limits),
+            scrapes: Scrapes::default(),
         });
         info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");
         Ok(Self {

@@ -8,10 +8,12 @@ mod opening;
 mod refusal;
 mod response;
 mod routes;
+mod scrapes;
 mod server;
 mod state;
 mod upgrade;
 
 pub use client_address::TrustedProxies;
+pub(crate) use scrapes::Scrapes;
 pub(crate) use server::serve;
 pub(crate) use state::{HttpState, ListenerRole};

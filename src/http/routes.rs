@@ -95,12 +95,12 @@ async fn root(
     response
 }
 
-async fn metrics(state: &Arc<HttpState>) -> HttpResponse {
+async fn metrics(state: &HttpState) -> HttpResponse {
     let relay = state.relay.clone();
-    // A scrape walks all users and reads /proc, which must not delay messages on a worker thread.
-    let scraped =
-        tokio::task::spawn_blocking(move || relay.metrics().scrape(|| relay.stats())).await;
-    match scraped {
+    let scraped = state
+        .scrapes
+        .share(move || relay.metrics().scrape(|| relay.stats()));
+    match scraped.await {
         Ok(body) => {
             let mut response = text(StatusCode::OK, body);
             response.headers_mut().insert(

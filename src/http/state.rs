@@ -6,6 +6,7 @@ use std::time::Duration;
 use hyper::HeaderMap;
 
 use super::client_address::TrustedProxies;
+use super::scrapes::Scrapes;
 use crate::admission::{AcceptLimiter, AddressLimiter, HandshakeThrottle};
 use crate::api::Api;
 use crate::auth::{self, Auth};
@@ -75,6 +76,8 @@ pub(crate) struct HttpState {
     pub(crate) accept_limiter: Option<AcceptLimiter>,
     /// The limits of addresses, where any is set.
     pub(crate) address_limiter: Option<AddressLimiter>,
+    /// Shares scrapes among requests for metrics.
+    pub(crate) scrapes: Scrapes,
 }
 
 impl ListenerRole {
