@@ -34,10 +34,6 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
 use crate::ticket::Tickets;
 
-/// The most HTTP connections of the admin listener. It has its own number, so that probes and scrapes get
-/// through when the listeners for users are full.
-const ADMIN_CONNECTIONS_MAX: usize = 64;
-
 /// How long the end waits for tasks after it has told them to end. None of them waits for a peer.
 const TASK_END_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -51,6 +47,7 @@ pub struct App {
     listeners: Vec<TcpListener>,
     addrs: Vec<SocketAddr>,
     admin: Option<TcpListener>,
+    connection_limits: config::ConnectionLimits,
     state: Arc<HttpState>,
     relay_tasks: RelayTasks,
     refresher: Option<KeyRefresher>,
@@ -102,8 +99,11 @@ impl App {
 
         let workers = tokio::runtime::Handle::current().metrics().num_workers();
         let metrics = Arc::new(Metrics::new(workers).with_spans_of(&traces));
-        metrics.http_connections_limited_to(settings.limits.handshakes * listeners.len());
-        let users_max = users_max(&settings.limits)?;
+        let descriptors = rlimit::increase_nofile_limit(u64::MAX)
+            .context("cannot read the limit of open files")?;
+        let connection_limits = settings.connection_limits(descriptors);
+        metrics.http_connections_limited_to(connection_limits.pending * listeners.len());
+        let users_max = connection_limits.users;
         let shutdown = Shutdown::new();
         let sessions = Arc::new(SessionContext::new(
             session_config(&settings),
@@ -152,6 +152,7 @@ impl App {
             listeners,
             addrs,
             admin,
+            connection_limits,
             state,
             relay_tasks,
             refresher,
@@ -176,6 +177,7 @@ impl App {
             listeners,
             addrs: _,
             admin,
+            connection_limits,
             state,
             relay_tasks,
             refresher,
@@ -191,10 +193,10 @@ impl App {
             ListenerRole::All
         };
         for listener in listeners {
-            serve(listener, role, settings.limits.handshakes);
+            serve(listener, role, connection_limits.pending);
         }
         if let Some(listener) = admin {
-            serve(listener, ListenerRole::Admin, ADMIN_CONNECTIONS_MAX);
+            serve(listener, ListenerRole::Admin, connection_limits.admin);
         }
 
         let stop = tokio::select! {
@@ -276,13 +278,6 @@ pub fn check_files(settings: &Settings) -> anyhow::Result<()> {
 
 const SERVER_TLS: &str = "unusable certificate or key (server.tls)";
 const ADMIN_TLS: &str = "unusable certificate or key (admin.tls)";
-
-/// `limits.connections`, or fewer where the process cannot open that many files.
-fn users_max(limits: &config::LimitSettings) -> anyhow::Result<usize> {
-    let files =
-        rlimit::increase_nofile_limit(u64::MAX).context("cannot read the limit of open files")?;
-    Ok(limits.connections_within(files))
-}
 
 /// The relay and its tasks, by the settings of the cluster, routing and mailboxes.
 fn build_relay(

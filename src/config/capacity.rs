@@ -9,8 +9,12 @@ use super::units::size_text;
 
 /// The highest `limits.connections`.
 pub(super) const CONNECTIONS_MAX: u64 = 10_000_000;
-/// File descriptors that users cannot take: for listeners, health checks, scrapes, handshakes, log, runtime.
-const DESCRIPTORS_RESERVED: u64 = 500;
+/// The most HTTP connections of the admin listener. It has its own number, so that probes and scrapes get
+/// through when the listeners for users are full.
+const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// File descriptors for everything but connections of peers: listeners, the connection that a full listener has
+/// accepted, files that are read again, the log, the runtime, NATS, the key set and traces.
+const OTHER_DESCRIPTORS: u64 = 36;
 /// Memory of an idle user: 2.2 KiB of heap, and 4 KiB of the kernel for its socket.
 const CONNECTION_BYTES: u64 = 2253 + 4096;
 
@@ -23,16 +27,41 @@ pub struct MachineLimits {
     pub memory: Option<u64>,
 }
 
-impl LimitSettings {
-    /// How many users may connect if the process may open this many files: `connections`, or fewer where the
-    /// files do not suffice.
-    pub fn connections_within(&self, descriptors: u64) -> usize {
-        let room = descriptors
-            .saturating_sub(DESCRIPTORS_RESERVED)
-            .min(CONNECTIONS_MAX);
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
-        self.connections
-            .map_or(room, |connections| connections.min(room))
+/// How many connections of each kind may be open, so that none takes the file descriptors of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Connected users.
+    pub users: usize,
+    /// Connections on each listener for users that have not completed an upgrade.
+    pub pending: usize,
+    /// Connections on the admin listener.
+    pub admin: usize,
+}
+
+impl Settings {
+    /// The limits of a process that may open this many files: those of the settings, or lower ones where the files
+    /// do not suffice.
+    pub fn connection_limits(&self, descriptors: u64) -> ConnectionLimits {
+        let listeners = self.server.listen.len().max(1);
+        let admin = self.admin.listen.map_or(0, |_| ADMIN_CONNECTIONS_MAX);
+        let free = descriptors.saturating_sub(OTHER_DESCRIPTORS + admin as u64);
+        let free = usize::try_from(free).unwrap_or(usize::MAX);
+        // With few descriptors, a fifth stays for users.
+        let pending = self.limits.handshakes.min(free / 5 * 4 / listeners).max(1);
+        let most = usize::try_from(CONNECTIONS_MAX).unwrap_or(usize::MAX);
+        let users = free.saturating_sub(pending * listeners).min(most);
+        ConnectionLimits {
+            users: self.limits.connections.map_or(users, |max| max.min(users)),
+            pending,
+            admin,
+        }
+    }
+
+    /// The file descriptors that users cannot take.
+    fn descriptors_reserved(&self) -> u64 {
+        let admin = self.admin.listen.map_or(0, |_| ADMIN_CONNECTIONS_MAX);
+        let pending = self.limits.handshakes * self.server.listen.len();
+        OTHER_DESCRIPTORS + (admin + pending) as u64
     }
 }
 
@@ -59,12 +88,13 @@ impl MachineLimits {
         } = *self;
         let LimitSettings { connections, .. } = settings.limits;
         let mut warnings = Vec::new();
-        let users = settings.limits.connections_within(descriptors);
-        let needed = connections.unwrap_or(1) as u64 + DESCRIPTORS_RESERVED;
+        let users = settings.connection_limits(descriptors).users;
+        let reserved = settings.descriptors_reserved();
+        let needed = connections.unwrap_or(1) as u64 + reserved;
         if descriptors < needed {
             warnings.push(format!(
-                "RLIMIT_NOFILE is {descriptors}, which is enough for {users} users ({DESCRIPTORS_RESERVED} \
-                 are reserved): raise it to {needed}{}",
+                "RLIMIT_NOFILE is {descriptors}, which is enough for {users} users ({reserved} are \
+                 reserved): raise it to {needed}{}",
                 connections.map_or_else(String::new, |connections| format!(
                     ", or lower limits.connections, which is {connections}"
                 )),

@@ -21,7 +21,7 @@ mod secret_files;
 mod settings;
 mod units;
 
-pub use capacity::MachineLimits;
+pub use capacity::{ConnectionLimits, MachineLimits};
 pub use choices::{Algorithm, AuthMode, ForwardedHeader, LogFormat, Overflow, Strategy};
 pub use error::{ConfigError, SettingsProblem};
 pub use load::{DEFAULT, Sources};

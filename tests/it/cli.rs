@@ -172,7 +172,7 @@ fn check_warns_on_stderr_if_the_machine_is_too_small() {
     let (code, stdout, stderr) = outcome(&mut command);
     assert_eq!(code, Some(0));
     assert!(stdout.contains("connections = 501"), "{stdout}");
-    let warning = "switchboard: warning: RLIMIT_NOFILE is 1000, which is enough for 500 users";
+    let warning = "switchboard: warning: RLIMIT_NOFILE is 1000, which is enough for 196 users";
     assert!(stderr.starts_with(warning), "{stderr}");
     assert!(stderr.contains(UNSET_RATES), "{stderr}");
 }

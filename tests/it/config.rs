@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use switchboard::config::{
-    Algorithm, AuthMode, DEFAULT, ForwardedHeader, LogFormat, MachineLimits, Overflow, Settings,
-    SettingsProblem, Sources, Strategy, TlsSettings,
+    Algorithm, AuthMode, ConnectionLimits, DEFAULT, ForwardedHeader, LogFormat, MachineLimits,
+    Overflow, Settings, SettingsProblem, Sources, Strategy, TlsSettings,
 };
 
 /// Names with texts or values.
@@ -885,15 +885,15 @@ fn settings_above_the_machine_get_a_warning() {
     let cases = [
         ((None, 1_000_000, None), ""),
         ((None, 20_000, Some(GIB)), ""),
-        ((Some(19_500), 20_000, Some(GIB)), ""),
+        ((Some(19_164), 20_000, Some(GIB)), ""),
         (
-            (Some(19_501), 20_000, Some(GIB)),
-            "RLIMIT_NOFILE is 20000, which is enough for 19500 users (500 are reserved): raise it to \
-             20001, or lower limits.connections, which is 19501",
+            (Some(19_165), 20_000, Some(GIB)),
+            "RLIMIT_NOFILE is 20000, which is enough for 19164 users (836 are reserved): raise it to \
+             20001, or lower limits.connections, which is 19165",
         ),
         (
             (None, 256, None),
-            "RLIMIT_NOFILE is 256, which is enough for 0 users (500 are reserved): raise it to 501",
+            "RLIMIT_NOFILE is 256, which is enough for 44 users (836 are reserved): raise it to 837",
         ),
         (
             (Some(1_000_000), 2_000_000, Some(4 * GIB)),
@@ -1183,17 +1183,28 @@ fn limits_that_refuse_without_a_response_get_a_warning() {
     assert!(behind[0].starts_with(expected), "{behind:?}");
 }
 
+/// Each address of `server.listen` has its own pending connections, and so has `admin.listen`.
 #[test]
-fn the_lower_of_setting_and_descriptors_limits_the_users() {
-    let mut limits = Settings::default().limits;
-    for (connections, descriptors, expected) in [
-        (None, 1024, 524),
-        (None, 100, 0),
-        (Some(10), 1024, 10),
-        (Some(1000), 1024, 524),
+fn all_connections_together_are_within_the_descriptors() {
+    for (listeners, has_admin, connections, descriptors, expected) in [
+        (2, false, None, 1200, (364, 400, 0)),
+        (2, true, None, 1200, (300, 400, 64)),
+        (1, true, None, 1200, (700, 400, 64)),
+        (1, true, Some(10), 1200, (10, 400, 64)),
+        (1, true, Some(1000), 1200, (700, 400, 64)),
+        (2, false, None, 536, (100, 200, 0)),
+        (2, true, None, 20, (0, 1, 64)),
     ] {
-        limits.connections = connections;
-        assert_eq!(limits.connections_within(descriptors), expected);
+        let mut settings = Settings::default();
+        settings.server.listen.truncate(listeners);
+        settings.admin.listen = has_admin.then(|| "127.0.0.1:9090".parse().unwrap());
+        settings.limits.connections = connections;
+        let ConnectionLimits {
+            users,
+            pending,
+            admin,
+        } = settings.connection_limits(descriptors);
+        assert_eq!((users, pending, admin), expected);
     }
 }
 

@@ -197,8 +197,30 @@ struct Process {
 }
 
 impl Process {
-    /// Starts a relay with this limit of open files.
+    /// Starts a relay with this limit of open files, and a listener for users and one for operators.
     async fn start(files: u32) -> Self {
+        Self::start_with(files, |addr, admin| {
+            let listen = "SWITCHBOARD__SERVER__LISTEN";
+            vec![
+                (listen, addr.to_string()),
+                ("SWITCHBOARD__ADMIN__LISTEN", admin.to_string()),
+            ]
+        })
+        .await
+    }
+
+    /// Starts a relay that has two listeners for users, which probes use as well.
+    async fn with_two_listeners(files: u32) -> Self {
+        Self::start_with(files, |addr, admin| {
+            vec![("SWITCHBOARD__SERVER__LISTEN", format!("{addr},{admin}"))]
+        })
+        .await
+    }
+
+    async fn start_with(
+        files: u32,
+        variables: impl FnOnce(SocketAddr, SocketAddr) -> Vec<(&'static str, String)>,
+    ) -> Self {
         // Both listeners are held until both ports are known, so that the ports differ.
         let free = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [addr, admin] = free.map(|listener| listener.local_addr().unwrap());
@@ -207,8 +229,7 @@ impl Process {
             .args(["-c", &format!("ulimit -n {files} && exec \"$0\"")])
             .arg(env!("CARGO_BIN_EXE_switchboard"))
             .env_clear()
-            .env("SWITCHBOARD__SERVER__LISTEN", addr.to_string())
-            .env("SWITCHBOARD__ADMIN__LISTEN", admin.to_string())
+            .envs(variables(addr, admin))
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let child = command.spawn().unwrap();
@@ -280,4 +301,40 @@ async fn a_node_without_free_file_descriptors_keeps_working() {
         (peer.ask(&Handshake::new()).await.status == 101).then_some(())
     })
     .await;
+}
+
+/// The descriptors that users cannot take are enough for the connections without an upgrade on all listeners.
+#[tokio::test]
+async fn probes_are_answered_whatever_strangers_hold_open_on_two_listeners() {
+    let process = Process::with_two_listeners(1200).await;
+    let mut held = Vec::new();
+    for number in 0..900 {
+        for addr in [process.addr, process.admin] {
+            // As many connections as may be open in each state before an upgrade: silent, in the middle of a
+            // request, and behind an answer.
+            let mut peer = Raw::connect(addr).await;
+            match number % 3 {
+                0 => {}
+                1 => peer.write(b"GET / HTTP/1.1\r\nHost: ").await,
+                _ => assert_eq!(peer.http("GET", "/healthz").await.status, 200),
+            }
+            held.push(peer);
+        }
+        let mut user = Raw::connect(process.addr).await;
+        let answer = user.ask(&Handshake::new()).await;
+        if answer.status == 101 {
+            held.push(user);
+        } else {
+            assert_full(&answer);
+        }
+    }
+    for target in ["/livez", "/healthz", "/readyz", "/metrics"] {
+        for addr in [process.addr, process.admin] {
+            let probe = async { Raw::connect(addr).await.http("GET", target).await };
+            let answer = within("the probe is answered", probe).await;
+            assert_eq!(answer.status, 200, "{target} on {addr}");
+        }
+    }
+    assert_eq!(process.metric("switchboard_accept_errors_total").await, 0);
+    drop(held);
 }
