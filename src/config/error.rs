@@ -77,13 +77,22 @@ impl std::error::Error for ConfigError {}
 /// The known key nearest to a misspelt one.
 fn suggestion(key: &str, known: &[String]) -> String {
     let (_, name) = key.rsplit_once('.').unwrap_or(("", key));
-    // If half of a short name may differ, it is near to every key.
+    nearest(key, name, known.iter().map(String::as_str))
+        .map(|candidate| format!(" (did you mean {candidate}?)"))
+        .unwrap_or_default()
+}
+
+/// The candidate nearest to a misspelt text, of which only `name` may be misspelt.
+pub(super) fn nearest<'a>(
+    text: &str,
+    name: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    // If half of a short name may differ, it is near to every candidate.
     let distance_max = 3.min(name.chars().count() / 2);
-    known
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(key, candidate), candidate))
+    candidates
+        .map(|candidate| (strsim::damerau_levenshtein(text, candidate), candidate))
         .min()
         .filter(|(distance, _)| *distance <= distance_max)
-        .map(|(_, candidate)| format!(" (did you mean {candidate}?)"))
-        .unwrap_or_default()
+        .map(|(_, candidate)| candidate)
 }

@@ -117,8 +117,13 @@ impl Settings {
     /// Which pages and which tokens are accepted.
     fn authentication(&self) -> Vec<String> {
         let origins = self.server.allowed_origins.iter().map(|origin| {
+            let pages = if origin.is_null() {
+                "any page can get the origin null, by a sandboxed frame: all pages".to_owned()
+            } else {
+                format!("pages of {origin}")
+            };
             format!(
-                "server.allowed_origins: pages of {origin} may connect from every browser that opens them"
+                "server.allowed_origins: {pages} may connect from every browser that opens them"
             )
         });
         let mut warnings: Vec<_> = origins.collect();

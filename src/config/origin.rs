@@ -5,21 +5,30 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// An origin, or all origins with a host below a domain.
+/// An origin, all origins with a host below a domain, or all origins of a scheme.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct OriginPattern {
     scheme: String,
-    /// Whether the pattern means hosts below `host`, without `host` itself.
-    is_below: bool,
-    host: String,
+    hosts: Hosts,
     /// Not set: the scheme's default port.
     port: Option<u16>,
 }
 
+/// The hosts that a pattern means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Hosts {
+    One(String),
+    /// Those below this one, without itself.
+    Below(String),
+    Any,
+}
+
 /// A text that is not an [`OriginPattern`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an origin such as \"https://example.com\" or \"https://*.example.com\"")]
+#[error(
+    "an origin such as \"https://example.com\", \"https://*.example.com\", \"file://\" or \"null\""
+)]
 pub struct InvalidOrigin;
 
 /// This relay as the client of one handshake addresses it.
@@ -38,21 +47,30 @@ pub struct Site<'a> {
 /// The origin of a page: scheme, host and port.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin<'a> {
+    /// Empty for `null`, the origin of pages that have no other one.
     scheme: &'a str,
+    /// Empty for `null`, and for schemes without hosts, such as `file://`.
     host: &'a str,
     port: Option<u16>,
 }
 
 impl<'a> Origin<'a> {
-    /// Parses an `Origin` header. Returns `None` for `null` and any other text that is not an origin.
+    /// Parses an `Origin` header. Returns `None` for any text that is not an origin.
     pub fn parse(text: &'a str) -> Option<Self> {
+        if text == NULL {
+            let (scheme, host, port) = ("", "", None);
+            return Some(Self { scheme, host, port });
+        }
         let (scheme, authority) = text.split_once("://")?;
         let mut bytes = scheme.bytes();
         let is_valid = bytes
             .next()
             .is_some_and(|first| first.is_ascii_alphabetic())
             && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-        let (host, port) = split_authority(authority)?;
+        let (host, port) = match authority {
+            "" if default_port(scheme).is_none() => ("", None),
+            _ => split_authority(authority)?,
+        };
         is_valid.then_some(Self { scheme, host, port })
     }
 
@@ -91,19 +109,27 @@ impl<'a> Origin<'a> {
 }
 
 impl OriginPattern {
+    /// Whether this is `null`, which any page can get as its origin, by a sandboxed frame.
+    pub(super) fn is_null(&self) -> bool {
+        self.scheme.is_empty()
+    }
+
     /// Whether the pattern means this origin.
     pub fn allows(&self, origin: &Origin<'_>) -> bool {
-        let host = if self.is_below {
+        let is_host = match &self.hosts {
+            Hosts::Any => true,
+            Hosts::One(host) => origin.host.eq_ignore_ascii_case(host),
             // There is a dot before the domain, and a label before the dot.
-            let head = origin.host.len().checked_sub(self.host.len() + 1);
-            head.filter(|head| *head > 0).and_then(|head| {
-                let below = origin.host.get(head..)?.strip_prefix('.')?;
-                Some(below)
-            })
-        } else {
-            Some(origin.host)
+            Hosts::Below(domain) => {
+                let head = origin.host.len().checked_sub(domain.len() + 1);
+                let below = head.filter(|head| *head > 0).and_then(|head| {
+                    let below = origin.host.get(head..)?.strip_prefix('.')?;
+                    Some(below)
+                });
+                below.is_some_and(|host| host.eq_ignore_ascii_case(domain))
+            }
         };
-        host.is_some_and(|host| host.eq_ignore_ascii_case(&self.host))
+        is_host
             && origin.scheme.eq_ignore_ascii_case(&self.scheme)
             && origin.effective_port() == self.port.or(default_port(&self.scheme))
     }
@@ -113,6 +139,17 @@ impl TryFrom<String> for OriginPattern {
     type Error = InvalidOrigin;
 
     fn try_from(text: String) -> Result<Self, InvalidOrigin> {
+        // All hosts of a scheme of the web would be all pages.
+        let any = text.strip_suffix("://*");
+        if let Some(scheme) = any.filter(|scheme| default_port(scheme).is_none()) {
+            let plain = format!("{scheme}://");
+            let Origin { scheme, .. } = Origin::parse(&plain).ok_or(InvalidOrigin)?;
+            return Ok(Self {
+                scheme: scheme.to_ascii_lowercase(),
+                hosts: Hosts::Any,
+                port: None,
+            });
+        }
         let plain = text.replacen("://*.", "://", 1);
         let Origin { scheme, host, port } = Origin::parse(&plain).ok_or(InvalidOrigin)?;
         let is_below = plain != text;
@@ -122,10 +159,10 @@ impl TryFrom<String> for OriginPattern {
         if is_below && (is_address || !is_narrow) {
             return Err(InvalidOrigin);
         }
+        let hosts = if is_below { Hosts::Below } else { Hosts::One };
         Ok(Self {
             scheme: scheme.to_ascii_lowercase(),
-            is_below,
-            host: host.to_ascii_lowercase(),
+            hosts: hosts(host.to_ascii_lowercase()),
             port,
         })
     }
@@ -139,11 +176,19 @@ impl From<OriginPattern> for String {
 
 impl fmt::Display for OriginPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let below = if self.is_below { "*." } else { "" };
-        write!(f, "{}://{below}{}", self.scheme, self.host)?;
+        let scheme = &self.scheme;
+        match &self.hosts {
+            _ if scheme.is_empty() => f.write_str(NULL)?,
+            Hosts::Any => write!(f, "{scheme}://*")?,
+            Hosts::One(host) => write!(f, "{scheme}://{host}")?,
+            Hosts::Below(domain) => write!(f, "{scheme}://*.{domain}")?,
+        }
         self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
     }
 }
+
+/// The origin of a page that has no other one (RFC 6454 section 6.1).
+const NULL: &str = "null";
 
 /// Splits an authority into a host (an IPv6 address in brackets) and its port (RFC 3986 section 3.2).
 fn split_authority(text: &str) -> Option<(&str, Option<u16>)> {
@@ -294,8 +339,8 @@ mod tests {
     #[test]
     fn invalid_origins_are_refused() {
         for text in [
-            "null",
             "",
+            "NULL",
             "example.com",
             "://example.com",
             "https://",
@@ -343,10 +388,23 @@ mod tests {
             ("https://*.example.com:8443", "https://a.example.com", false),
             ("http://localhost:3000", "http://localhost:3000", true),
             ("http://localhost:3000", "http://localhost:3001", false),
+            ("null", "null", true),
+            ("null", "file://", false),
+            ("file://", "file://", true),
+            ("file://", "null", false),
+            ("file://", "file://host", false),
+            ("capacitor://localhost", "capacitor://localhost", true),
+            ("capacitor://localhost", "ionic://localhost", false),
+            ("app://-", "app://-", true),
+            ("app://*", "app://-", true),
+            ("app://*", "app://", true),
+            ("app://*", "https://app", false),
+            ("moz-extension://*", "moz-extension://5f1c-9a", true),
         ] {
             let pattern = OriginPattern::try_from(pattern.to_owned()).unwrap();
             let parsed = Origin::parse(origin).unwrap();
             assert_eq!(pattern.allows(&parsed), allowed, "{pattern} and {origin}");
+            assert_eq!(OriginPattern::try_from(pattern.to_string()), Ok(pattern));
         }
         for text in [
             "*",
@@ -359,7 +417,11 @@ mod tests {
             "https://*.192.0.2.1",
             "https://*.com.",
             "https://*..com",
-            "null",
+            "http://*",
+            "://*",
+            "*://*",
+            "file:///",
+            "app://*:80",
             "https://example.com/",
         ] {
             let pattern = OriginPattern::try_from(text.to_owned());

@@ -12,7 +12,7 @@ use super::read_error::ReadError;
 /// Whether a string in the tree may be another type.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Strings {
-    /// A string is a string: a file has types.
+    /// A string is a string, or a list with commas: a file has types.
     Typed,
     /// A string may be a number, a boolean or a list with commas: a variable has no types.
     Untyped,
@@ -107,7 +107,8 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
-        let Some(text) = self.untyped() else {
+        // In a file, too: one address needs no brackets.
+        let ValueKind::String(text) = &self.value.kind else {
             return self.deserialize_any(visitor);
         };
         let items = text

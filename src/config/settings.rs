@@ -107,10 +107,8 @@ pub struct AuthSettings {
     /// Whether a client needs a token.
     pub mode: AuthMode,
     /// Files with shared secrets.
-    #[serde(deserialize_with = "units::one_or_more")]
     pub secret_file: Vec<PathBuf>,
     /// Files with public keys in PEM.
-    #[serde(deserialize_with = "units::one_or_more")]
     pub public_key_file: Vec<PathBuf>,
     /// A file with a JSON Web Key Set.
     pub jwks_file: Option<PathBuf>,

@@ -81,7 +81,7 @@ fn the_documented_file_is_the_default() {
     assert_eq!((admin.listen, limits.connections), (None, None));
     assert_eq!(admin.outcome_timeout, Duration::from_secs(5));
     assert_eq!((auth.mode, auth.query_token), (AuthMode::None, false));
-    assert_eq!((limits.handshakes, limits.header_bytes), (400, 8 << 10));
+    assert_eq!((limits.handshakes, limits.header_bytes), (400, 16 << 10));
     assert_eq!(
         (limits.message_bytes, limits.frame_bytes),
         (64 << 10, 128 << 10)
@@ -315,6 +315,8 @@ fn settings_print_as_a_file_that_loads_to_them() {
     settings.server.allowed_origins = vec![
         "https://*.example.com".to_owned().try_into().unwrap(),
         "http://localhost:3000".to_owned().try_into().unwrap(),
+        "null".to_owned().try_into().unwrap(),
+        "app://*".to_owned().try_into().unwrap(),
     ];
     settings.server.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
     settings.server.forwarded_header = ForwardedHeader::Forwarded;
@@ -333,7 +335,7 @@ fn settings_print_as_a_file_that_loads_to_them() {
     let printed = print(&settings);
     for line in [
         "listen = [\"[::]:0\"]",
-        "allowed_origins = [\"https://*.example.com\", \"http://localhost:3000\"]",
+        "allowed_origins = [\"https://*.example.com\", \"http://localhost:3000\", \"null\", \"app://*\"]",
         "trusted_proxies = [\"10.0.0.0/8\"]",
         "forwarded_header = \"forwarded\"",
         "connections = 7",
@@ -501,7 +503,7 @@ fn a_refused_value_in_a_file_names_place_value_and_allowed_values() {
         ("keepalive.ping_interval", "\"25h\"", PING_INTERVAL),
         ("keepalive.ping_interval", "\"5é\"", PING_INTERVAL),
         ("server.listen", "[]", LISTEN),
-        ("server.listen", "\"[::1]:80\"", LISTEN),
+        ("server.listen", "\"\"", LISTEN),
         ("server.listen", "[\"[::1]:80\", \"[::1]:80\"]", LISTEN),
         ("mailbox.overflow", "\"explode\"", OVERFLOW),
         ("mailbox.overflow", "1", OVERFLOW),
@@ -540,6 +542,68 @@ fn a_refused_value_in_a_file_names_place_value_and_allowed_values() {
             &[&format!("relay.toml: {found}, allowed: {allowed}")],
         );
     }
+}
+
+/// A word that is no level would be taken as a target, and nothing else would be logged.
+#[test]
+fn a_log_filter_without_a_level_is_refused_with_a_suggestion() {
+    for (filter, suggestion) in [
+        ("verbose", "debug"),
+        ("Debugg", "debug"),
+        ("WARNING", "warn"),
+        ("none", "off"),
+        ("switchboard", "switchboard=debug"),
+        ("info,switchboard::http", "switchboard::http=debug"),
+        ("info,switchboard=debgu", "switchboard=debug"),
+        ("info,switchboard=verbose", "switchboard=debug"),
+        (
+            "info,switchboard[{user=\"7\"}]=tracee",
+            "switchboard[{user=\"7\"}]=trace",
+        ),
+        ("info, debug", "debug"),
+        ("warn,hyper=", "hyper=debug"),
+    ] {
+        let allowed = format!("{FILTER} (did you mean {suggestion:?}?)");
+        let name = "SWITCHBOARD__LOG__FILTER";
+        check_refused(
+            &variables(&[(name, filter)]),
+            &[&format!(
+                "{name}: log.filter: found {filter:?}, allowed: {allowed}"
+            )],
+        );
+    }
+    for filter in [
+        "INFO",
+        "5",
+        "warn,",
+        "off,switchboard[session]",
+        "error,a-b::c=Trace",
+    ] {
+        check(&variables(&[("SWITCHBOARD__LOG__FILTER", filter)]), |s| {
+            filter.clone_into(&mut s.log.filter);
+        });
+    }
+}
+
+#[test]
+fn a_list_may_be_written_as_one_text() {
+    check(
+        &file(
+            "auth.secret_file = \"a\"\n[server]\nlisten = \"[::1]:80\"\n\
+             allowed_origins = \"https://a.com, null\"\nallowed_hosts = \"a.com\"\n\
+             trusted_proxies = \"10.0.0.0/8,::1/128\"\n[cluster]\nnats_url = \"nats://a:4222\"",
+        ),
+        |settings| {
+            settings.auth.secret_file = vec!["a".into()];
+            settings.server.listen = vec!["[::1]:80".parse().unwrap()];
+            let origin = |text: &str| text.to_owned().try_into().unwrap();
+            settings.server.allowed_origins = vec![origin("https://a.com"), origin("null")];
+            settings.server.allowed_hosts = vec!["a.com".to_owned()];
+            settings.server.trusted_proxies =
+                vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
+            settings.cluster.nats_url = vec!["nats://a:4222".to_owned()];
+        },
+    );
 }
 
 #[test]

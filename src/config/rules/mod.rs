@@ -4,12 +4,12 @@
 //! A rule also gives the words for a value of the wrong type.
 
 mod cluster;
+mod log;
 
 use std::time::Duration;
 
 use hyper::Uri;
 use ipnet::IpNet;
-use tracing_subscriber::EnvFilter;
 
 use crate::config::capacity::CONNECTIONS_MAX;
 use crate::config::choices::AuthMode;
@@ -17,9 +17,9 @@ use crate::config::origin::is_host_name;
 use crate::config::otel;
 use crate::config::rule::{COUNT_MAX, DAY, GIB, KIB, MIB, ONE_MS, Rule, count, size, time};
 use crate::config::settings::{
-    AdminSettings, AuthSettings, DrainSettings, KeepaliveSettings, LimitSettings, LogSettings,
-    MailboxSettings, RoutingSettings, ServerSettings, Settings, TicketSettings, TlsSettings,
-    TracingSettings, UiSettings,
+    AdminSettings, AuthSettings, DrainSettings, KeepaliveSettings, LimitSettings, MailboxSettings,
+    RoutingSettings, ServerSettings, Settings, TicketSettings, TlsSettings, TracingSettings,
+    UiSettings,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -69,7 +69,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     rules.extend(cluster::rules(cluster, limits));
     rules.extend(drain_rules(drain));
     rules.push(time("tickets.ttl", *ttl, SECOND..=YEAR).warn_above_default());
-    rules.push(log_rule(log));
+    rules.push(log::rule(log));
     rules.extend(tracing_rules(tracing));
     rules
 }
@@ -110,7 +110,8 @@ fn server_rules(server: &ServerSettings) -> Vec<Rule> {
         ),
         Rule::new(
             "server.allowed_origins",
-            "origins without a path, such as \"https://example.com\" or \"https://*.example.com\"",
+            "origins without a path, such as \"https://example.com\", \"https://*.example.com\", \
+             \"capacitor://localhost\", \"app://*\", \"file://\" or \"null\"",
             true, // the type allows nothing else
         ),
         Rule::new(
@@ -364,16 +365,6 @@ fn drain_rules(drain: &DrainSettings) -> [Rule; 4] {
         )
         .with(&["drain.delay", "drain.spread"]),
     ]
-}
-
-fn log_rule(log: &LogSettings) -> Rule {
-    let LogSettings { format: _, filter } = log;
-    Rule::new(
-        "log.filter",
-        "off, error, warn, info, debug, trace, or targets with one of these, such as \
-         \"info,switchboard=debug\"",
-        EnvFilter::try_new(filter).is_ok(),
-    )
 }
 
 fn tracing_rules(tracing: &TracingSettings) -> Vec<Rule> {
