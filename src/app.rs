@@ -20,7 +20,7 @@ use crate::cluster::{self, Cluster};
 use crate::config::{self, Settings};
 use crate::directory::{Budget, Directory, MailboxBounds};
 use crate::drain;
-use crate::http::{self, HttpState, ListenerRole, Scrapes, TrustedProxies};
+use crate::http::{self, HttpState, ListenerRole, Origins, Scrapes, TrustedProxies};
 use crate::ledger::LedgerTotals;
 use crate::lifecycle::Shutdown;
 pub use crate::lifecycle::Stop;
@@ -127,8 +127,7 @@ impl App {
             shutdown,
             header_timeout: settings.limits.header_timeout,
             header_bytes: settings.limits.header_bytes,
-            allowed_origins: server.allowed_origins.clone(),
-            allowed_hosts: server.allowed_hosts.clone(),
+            origins: Origins::new(server),
             proxies: TrustedProxies::new(server.trusted_proxies.clone(), server.forwarded_header),
             proxy_protocol: server.proxy_protocol,
             tickets: tickets(&settings.tickets)?,

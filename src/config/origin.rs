@@ -81,18 +81,19 @@ impl<'a> Origin<'a> {
     /// that is not set never counts, because the foreign page could not reach a local relay otherwise. Addresses
     /// and `localhost` cannot be rebound.
     pub fn is_of(&self, site: &Site<'_>) -> bool {
+        let is_name = |name: &String| self.host.eq_ignore_ascii_case(name);
+        let is_fixed = !self.is_resolved() || site.names.iter().any(is_name);
+        let may_be_any = site.names.is_empty() && !site.client_addr.is_loopback();
+        self.is_at(site) && (is_fixed || may_be_any)
+    }
+
+    /// Whether the page has the host and the port by which the client addresses this relay.
+    pub fn is_at(&self, site: &Site<'_>) -> bool {
         let is_same = split_authority(site.host).is_some_and(|(host, port)| {
             host.eq_ignore_ascii_case(self.host)
                 && port.or(default_port(self.scheme)) == self.effective_port()
         });
-        let is_fixed = !self.is_resolved() || site.names.iter().any(|name| self.is_at(name));
-        let may_be_any = site.names.is_empty() && !site.client_addr.is_loopback();
-        let is_scheme = !site.is_tls || self.scheme.eq_ignore_ascii_case("https");
-        is_same && is_scheme && (is_fixed || may_be_any)
-    }
-
-    fn is_at(&self, name: &str) -> bool {
-        self.host.eq_ignore_ascii_case(name)
+        is_same && (!site.is_tls || self.scheme.eq_ignore_ascii_case("https"))
     }
 
     /// Whether a name server resolves the host.
@@ -112,6 +113,14 @@ impl OriginPattern {
     /// Whether this is `null`, which any page can get as its origin, by a sandboxed frame.
     pub(super) fn is_null(&self) -> bool {
         self.scheme.is_empty()
+    }
+
+    /// The host, or the domain of the hosts.
+    pub fn host(&self) -> &str {
+        match &self.hosts {
+            Hosts::One(host) | Hosts::Below(host) => host,
+            Hosts::Any => "",
+        }
     }
 
     /// Whether the pattern means this origin.

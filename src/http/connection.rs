@@ -20,11 +20,13 @@ use tracing::debug;
 use super::response::HttpResponse;
 use super::routes;
 use super::state::{HttpState, ListenerRole};
+use super::stream::HttpStream;
 use super::upgrade::{JoinedUser, PendingUpgrade, Source};
 use crate::admission::{LimitExceeded, PendingSlot};
 use crate::net::tls::ClientHello;
 use crate::net::{ByteStream, proxy_protocol};
 use crate::session::Session;
+use crate::telemetry::metrics::Rejection;
 
 /// The smallest buffer that hyper takes, bytes.
 const HYPER_BUFFER_BYTES_MIN: usize = 8192;
@@ -65,7 +67,7 @@ enum HttpEnd {
     Evicted,
 }
 
-type HyperConnection = http1::Connection<TokioIo<ByteStream>, RequestHandler>;
+type HyperConnection = http1::Connection<TokioIo<HttpStream>, RequestHandler>;
 
 /// Serves a connection until it ends. If a request upgrades it, spawns the session of the user.
 pub(super) async fn run(accepted: Accepted, role: ListenerRole, state: Arc<HttpState>) {
@@ -109,22 +111,31 @@ pub(super) async fn run(accepted: Accepted, role: ListenerRole, state: Arc<HttpS
         .header_read_timeout(state.header_timeout)
         .max_header_size(state.header_bytes)
         .max_buf_size(state.header_bytes.max(HYPER_BUFFER_BYTES_MIN))
-        .serve_connection(TokioIo::new(stream), handler);
+        .serve_connection(
+            TokioIo::new(HttpStream::new(stream, state.header_bytes)),
+            handler,
+        );
     match serve_requests(&mut connection, &upgrade, &state, evicted).await {
         HttpEnd::Done(Ok(())) => {
             if let Some(joined) = upgrade.take() {
                 let parts = connection.into_parts();
-                start_session(joined, parts.io.into_inner(), &parts.read_buf, &state);
+                let stream = parts.io.into_inner().into_inner();
+                start_session(joined, stream, &parts.read_buf, &state);
             }
         }
-        HttpEnd::Done(Err(error)) => debug!(%error, "http connection failed"),
+        HttpEnd::Done(Err(error)) => {
+            debug!(client.addr = %client_addr, %error, "http connection failed");
+            if error.is_parse_too_large() && role.serves_users() {
+                metrics.handshake_rejected(Rejection::HeadTooLarge);
+            }
+        }
         // Dropping the upgrade removes the client.
         HttpEnd::UpgradeTimedOut => {}
         HttpEnd::Evicted => {
             metrics.http_evicted();
             // A reset could take a response away that the peer has not read yet.
             if !upgrade.has_request() {
-                connection.into_parts().io.into_inner().reset();
+                connection.into_parts().io.into_inner().into_inner().reset();
             }
         }
     }

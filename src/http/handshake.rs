@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use hyper::body::Incoming;
-use hyper::header::{HOST, HeaderName, HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
+use hyper::header::{HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use hyper::{HeaderMap, Request, StatusCode};
 use tracing::{Instrument, debug, error};
 
@@ -15,7 +15,6 @@ use super::response::{HttpResponse, text};
 use super::state::HttpState;
 use super::upgrade::{JoinedUser, PendingUpgrade, Source};
 use crate::auth::{Authenticated, Denied};
-use crate::config::{Origin, Site};
 use crate::identity::{Subject, UserIdentity};
 use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
@@ -113,11 +112,14 @@ async fn join(
     if let Some(address_limiter) = address_limiter {
         address_limiter.count_upgrade(client_addr)?;
     }
+    if !opening::has_upgrade(headers) {
+        return Err(HandshakeRefusal::NoUpgrade);
+    }
     if !opening::is_version_13(headers) {
         return Err(HandshakeRefusal::Version);
     }
     opening::check(request).map_err(HandshakeRefusal::Malformed)?;
-    if !is_origin_allowed(headers, state, client_addr) {
+    if !state.origins.allow(headers, client_addr) {
         return Err(HandshakeRefusal::Origin);
     }
     if state.shutdown.stage() == Stage::Draining {
@@ -196,32 +198,4 @@ fn welcome(
         resumed: claim.is_some() && reason.is_none(),
         reason,
     }
-}
-
-/// Whether a page of the request's origin may connect: a page that this relay served, or of an allowed origin.
-/// A browser sends the origin with every handshake. A request without an origin is not from a browser, so no
-/// page can misuse a user's cookies or address by it.
-fn is_origin_allowed(headers: &HeaderMap, state: &HttpState, client_addr: IpAddr) -> bool {
-    let mut origins = headers.get_all(ORIGIN).into_iter();
-    let origin = match (origins.next(), origins.next()) {
-        (None, _) => return true,
-        (Some(origin), None) => origin.to_str().ok().and_then(Origin::parse),
-        (Some(_), Some(_)) => None,
-    };
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    origin.is_some_and(|origin| {
-        let is_ours = host.is_some_and(|host| {
-            origin.is_of(&Site {
-                host,
-                client_addr,
-                is_tls: state.tls.is_some(),
-                names: &state.allowed_hosts,
-            })
-        });
-        is_ours
-            || state
-                .allowed_origins
-                .iter()
-                .any(|pattern| pattern.allows(&origin))
-    })
 }

@@ -5,15 +5,18 @@ mod client_address;
 mod connection;
 mod handshake;
 mod opening;
+mod origins;
 mod refusal;
 mod response;
 mod routes;
 mod scrapes;
 mod server;
 mod state;
+mod stream;
 mod upgrade;
 
 pub use client_address::TrustedProxies;
+pub(crate) use origins::Origins;
 pub(crate) use scrapes::Scrapes;
 pub(crate) use server::serve;
 pub(crate) use state::{HttpState, ListenerRole};

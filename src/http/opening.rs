@@ -11,9 +11,14 @@ use hyper::{HeaderMap, Method, Request, Version};
 use crate::auth;
 use crate::protocol::{Dialect, SUBPROTOCOL};
 
-/// Whether the request asks for a WebSocket, well formed or not.
-pub(super) fn asks_for_websocket<B>(request: &Request<B>) -> bool {
-    lists(request.headers(), &UPGRADE, "websocket")
+/// Whether the request asks for a WebSocket, well formed or not. A proxy may have removed `Upgrade`, but never
+/// removes the key.
+pub(super) fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    has_upgrade(headers) || headers.contains_key(SEC_WEBSOCKET_KEY)
+}
+
+pub(super) fn has_upgrade(headers: &HeaderMap) -> bool {
+    lists(headers, &UPGRADE, "websocket")
 }
 
 pub(super) fn is_version_13(headers: &HeaderMap) -> bool {
@@ -30,7 +35,7 @@ pub(super) fn dialect(headers: &HeaderMap) -> Dialect {
 pub(super) fn check(request: &Request<impl Body>) -> Result<(), &'static str> {
     let headers = request.headers();
     if request.version() != Version::HTTP_11 {
-        return Err("a WebSocket handshake needs HTTP/1.1");
+        return Err("a WebSocket handshake needs HTTP/1.1, also from a proxy in front");
     }
     if request.method() != Method::GET {
         return Err("a WebSocket handshake is a GET request");
@@ -43,7 +48,7 @@ pub(super) fn check(request: &Request<impl Body>) -> Result<(), &'static str> {
         _ => {}
     }
     if !lists(headers, &CONNECTION, "upgrade") {
-        return Err("Connection must list Upgrade");
+        return Err("Connection must list Upgrade: a proxy in front must pass both headers");
     }
     let mut keys = headers.get_all(SEC_WEBSOCKET_KEY).into_iter();
     match (keys.next(), keys.next()) {

@@ -21,6 +21,8 @@ const RETRY_AFTER_SECONDS: std::ops::RangeInclusive<u16> = 1..=10;
 /// Why a handshake is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HandshakeRefusal {
+    /// A handshake without `Upgrade`: a proxy has removed it.
+    NoUpgrade,
     /// The version of the protocol is not 13.
     Version,
     /// The request is no handshake. The text names the header.
@@ -41,6 +43,7 @@ impl HandshakeRefusal {
     /// The reason by which metrics count the refusal.
     pub(super) fn reason(self) -> Rejection {
         match self {
+            Self::NoUpgrade => Rejection::NoUpgrade,
             Self::Version => Rejection::Version,
             Self::Malformed(_) => Rejection::Malformed,
             Self::Origin => Rejection::Origin,
@@ -55,6 +58,12 @@ impl HandshakeRefusal {
     /// The response to the peer.
     pub(super) fn response(self) -> HttpResponse {
         match self {
+            Self::NoUpgrade => with(
+                StatusCode::UPGRADE_REQUIRED,
+                "a WebSocket handshake without Upgrade: websocket: a proxy in front must pass the headers \
+                 Upgrade and Connection, over HTTP/1.1",
+                &[(UPGRADE, "websocket"), (CONNECTION, "upgrade")],
+            ),
             Self::Version => with(
                 StatusCode::UPGRADE_REQUIRED,
                 "Sec-WebSocket-Version must be 13",

@@ -77,7 +77,7 @@ async fn root(
     if let Some(response) = read_only(request.method()) {
         return response;
     }
-    if opening::asks_for_websocket(&request) {
+    if opening::asks_for_websocket(request.headers()) {
         return handshake::upgrade(request, state, pending).await;
     }
     if state.page && assets::accepts_html(request.headers()) {

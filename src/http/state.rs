@@ -6,11 +6,12 @@ use std::time::Duration;
 use hyper::HeaderMap;
 
 use super::client_address::TrustedProxies;
+use super::origins::Origins;
 use super::scrapes::Scrapes;
 use crate::admission::{AcceptLimiter, AddressLimiter, HandshakeThrottle};
 use crate::api::Api;
 use crate::auth::{self, Auth};
-use crate::config::{OriginPattern, Secret};
+use crate::config::Secret;
 use crate::lifecycle::Shutdown;
 use crate::net::background::BackgroundPool;
 use crate::net::tls::Tls;
@@ -42,10 +43,8 @@ pub(crate) struct HttpState {
     pub(crate) header_timeout: Duration,
     /// `limits.header_bytes`.
     pub(crate) header_bytes: usize,
-    /// `server.allowed_origins`.
-    pub(crate) allowed_origins: Vec<OriginPattern>,
-    /// `server.allowed_hosts`.
-    pub(crate) allowed_hosts: Vec<String>,
+    /// Decides which pages may connect.
+    pub(crate) origins: Origins,
     /// `server.trusted_proxies` and `server.forwarded_header`.
     pub(crate) proxies: TrustedProxies,
     /// `server.proxy_protocol`.

@@ -868,6 +868,55 @@ fn the_api_changes_the_log_filter_and_sighup_restores_that_of_the_file() {
     );
 }
 
+#[test]
+fn a_refused_origin_is_logged_once_with_the_setting_that_allows_it() {
+    let users = free_address();
+    let settings = [
+        ("SWITCHBOARD__SERVER__ALLOWED_ORIGINS", "https://a.com"),
+        ("SWITCHBOARD__LOG__FILTER", "info"),
+    ];
+    let mut command = switchboard(&["--listen", &users.to_string()]);
+    let log = settings_file("log-origins", "");
+    command
+        .envs(settings)
+        .stderr(fs::File::create(&log).unwrap());
+    let mut served = Served {
+        process: command.spawn().unwrap(),
+        address: users,
+    };
+    eventually(|| served.get("/livez"));
+    for (host, origin) in [
+        ("relay", "https://b.com"),
+        ("relay", "null"),
+        ("relay", "https://b.com"),
+        ("chat.test:80", "http://chat.test"),
+        ("relay", "https://b.com/path"),
+    ] {
+        let head = format!(
+            "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Origin: {origin}\r\n\r\n"
+        );
+        let answer = exchange(users, &head);
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    }
+    served.signal("INT");
+    assert_eq!(served.exit_code(), Some(0));
+    let log = fs::read_to_string(log).unwrap();
+    let lines = log.lines().filter(|line| line.contains("page refused"));
+    let lines: Vec<_> = lines.collect();
+    assert_eq!(lines.len(), 4, "{log}");
+    for (line, setting) in lines.iter().zip([
+        r#"server.allowed_origins = ["https://a.com", "https://b.com"]"#,
+        r#"server.allowed_origins = ["https://a.com", "null"]"#,
+        r#"server.allowed_hosts = ["chat.test"]"#,
+        "none, because this is not one origin",
+    ]) {
+        assert!(line.contains(" WARN "), "{line}");
+        assert!(line.contains(setting), "{setting} in {line}");
+    }
+}
+
 fn set_log_filter(admin: SocketAddr, filter: &str) {
     let body = format!(r#"{{"filter":"{filter}"}}"#);
     let length = body.len();

@@ -146,6 +146,45 @@ async fn http_1_0_cannot_upgrade() {
     stop_untouched(relay).await;
 }
 
+/// nginx forwards by HTTP/1.0 and without both headers unless it is told otherwise.
+#[tokio::test]
+async fn a_handshake_that_a_proxy_has_stripped_is_counted_and_names_the_proxy() {
+    let relay = Relay::plain().await;
+    let good = Handshake::new();
+    let bare = good.clone().without("Upgrade").without("Connection");
+    let closing = bare.clone().with("Connection", "close");
+    for (what, handshake, status, reason) in [
+        ("both stripped", bare.clone(), 426, "no_upgrade"),
+        ("HTTP/1.0", closing.version("HTTP/1.0"), 426, "no_upgrade"),
+        (
+            "for a browser",
+            bare.with("Accept", "text/html"),
+            426,
+            "no_upgrade",
+        ),
+        (
+            "another Upgrade",
+            good.clone().but("Upgrade", "h2c"),
+            426,
+            "no_upgrade",
+        ),
+        (
+            "no Connection",
+            good.clone().without("Connection"),
+            400,
+            "malformed",
+        ),
+        ("HTTP/1.0 alone", good.version("HTTP/1.0"), 400, "malformed"),
+    ] {
+        let labels = [("reason", reason)];
+        let name = "switchboard_handshakes_rejected_total";
+        let before = relay.metric(name, &labels).await;
+        check_refused(&relay, what, handshake, status, "proxy in front").await;
+        assert_eq!(relay.metric(name, &labels).await, before + 1, "{what}");
+    }
+    stop_untouched(relay).await;
+}
+
 #[tokio::test]
 async fn bytes_that_are_not_http_get_no_101() {
     let relay = Relay::plain().await;
@@ -430,19 +469,43 @@ async fn an_idle_http_connection_is_closed_after_the_header_timeout() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_refused() {
-    let relay = Relay::start(Strategy::Directory, |settings| {
-        settings.limits.header_bytes = 8192;
-    })
-    .await;
-    let mut peer = relay.raw().await;
-    let large = Handshake::new().with("X-Filler", &"f".repeat(9000));
-    peer.write(&large.bytes()).await;
-    let answer = peer.answer(true).await.expect("an answer");
-    assert_eq!(answer.status, 431, "{answer:?}");
-    let fits = Handshake::new().with("X-Filler", &"f".repeat(7000));
-    relay.raw().await.upgrade(&fits).await;
-    relay.stop().await;
+async fn a_head_that_is_too_large_is_counted_and_names_the_limit() {
+    let of_bytes = |bytes: usize| {
+        let rest = Handshake::new().with("Cookie", "").bytes().len();
+        Handshake::new().with("Cookie", &"c".repeat(bytes - rest))
+    };
+    for (limit, accepted, refused) in [
+        (8192, &[7000, 8191][..], &[8193, 9000, 20_000][..]),
+        (16 << 10, &[8193, 9000, 16_383], &[16_385, 20_000, 200_000]),
+    ] {
+        let relay = Relay::start(Strategy::Directory, |settings| {
+            settings.limits.header_bytes = limit;
+        })
+        .await;
+        for bytes in accepted {
+            relay.raw().await.upgrade(&of_bytes(*bytes)).await;
+        }
+        for bytes in refused {
+            let mut peer = relay.raw().await;
+            // Fails if the relay has answered and closed before it.
+            drop(peer.try_write(&of_bytes(*bytes).bytes()).await);
+            let answer = peer.answer(true).await.expect("an answer");
+            assert_eq!(answer.status, 431, "{bytes}: {answer:?}");
+            assert_eq!(answer.header("connection"), Some("close"));
+            let named = format!("limits.header_bytes, which is {limit} bytes");
+            assert!(answer.body.contains(&named), "{answer:?}");
+        }
+        let many = (0..120).fold(Handshake::new(), |handshake, _| handshake.with("A", "b"));
+        let answer = relay.raw().await.ask(&many).await;
+        assert_eq!(answer.status, 431, "{answer:?}");
+        assert!(answer.body.contains("100 fields"), "{answer:?}");
+        let labels = [("reason", "head_too_large")];
+        let count = refused.len() as u64 + 1;
+        relay
+            .until_metric("switchboard_handshakes_rejected_total", &labels, count)
+            .await;
+        relay.stop().await;
+    }
 }
 
 /// The relay does not read a head beyond its limit, and closes the connection.
@@ -501,5 +564,41 @@ async fn a_page_of_a_foreign_name_with_our_address_may_not_connect() {
     check_refused(&relay, "another", page("evil.com"), 403, "allowed_hosts").await;
     let answer = relay.raw().await.ask(&page("relay.test:8080")).await;
     assert_eq!(answer.status, 101, "{answer:?}");
+    relay.stop().await;
+}
+
+/// Apps in a web view, and add-ons of browsers.
+#[tokio::test]
+async fn origins_without_a_site_connect_where_they_are_allowed_by_name() {
+    let strange = [
+        "null",
+        "file://",
+        "capacitor://localhost",
+        "app://-",
+        "moz-extension://5f1c9a",
+    ];
+    let page = |origin: &str| Handshake::new().with("Origin", origin);
+    let relay = Relay::plain().await;
+    for origin in strange {
+        check_refused(&relay, origin, page(origin), 403, "allowed_origins").await;
+    }
+    relay.stop().await;
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        let names = [
+            "null",
+            "file://",
+            "capacitor://localhost",
+            "app://-",
+            "moz-extension://*",
+        ];
+        settings.server.allowed_origins = names
+            .map(|name| name.to_owned().try_into().unwrap())
+            .to_vec();
+    })
+    .await;
+    for origin in strange {
+        relay.raw().await.upgrade(&page(origin)).await;
+    }
+    check_refused(&relay, "another", page("app://x"), 403, "allowed_origins").await;
     relay.stop().await;
 }

@@ -23,14 +23,16 @@ const FOREIGN_LEVELS: [(&str, &str); 8] = [
 
 pub(super) fn rule(log: &LogSettings) -> Rule {
     let LogSettings { format: _, filter } = log;
-    let mut allowed =
-        "off, error, warn, info, debug, trace, or targets with one of these, such as \
-        \"info,switchboard=debug\""
-            .to_owned();
     let wrong = filter.split(',').find(|directive| !has_level(directive));
-    if let Some(suggestion) = wrong.and_then(suggestion) {
-        allowed += &format!(" (did you mean {suggestion:?}?)");
-    }
+    let suggestion = wrong
+        .and_then(suggestion)
+        .map_or_else(String::new, |suggestion| {
+            format!(" (did you mean {suggestion:?}?)")
+        });
+    let allowed = format!(
+        "off, error, warn, info, debug, trace, or targets with one of these, such as \
+         \"info,switchboard=debug\"{suggestion}"
+    );
     let is_met = wrong.is_none() && EnvFilter::try_new(filter).is_ok();
     Rule::new("log.filter", allowed, is_met)
 }

@@ -119,6 +119,10 @@ pub(super) fn code_label(index: usize) -> String {
 pub enum Rejection {
     /// Not a WebSocket handshake as RFC 6455 section 4.2.1 defines it.
     Malformed,
+    /// A request head above `limits.header_bytes`.
+    HeadTooLarge,
+    /// A handshake without `Upgrade`, which a proxy has removed.
+    NoUpgrade,
     /// A WebSocket version other than 13.
     Version,
     /// A web page of an origin that may not connect.
@@ -146,8 +150,10 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Malformed,
+        Self::HeadTooLarge,
+        Self::NoUpgrade,
         Self::Version,
         Self::Origin,
         Self::Unauthorized,
@@ -165,6 +171,8 @@ impl Rejection {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
+            Self::HeadTooLarge => "head_too_large",
+            Self::NoUpgrade => "no_upgrade",
             Self::Version => "version",
             Self::Origin => "origin",
             Self::Unauthorized => "unauthorized",

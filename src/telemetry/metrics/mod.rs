@@ -80,7 +80,7 @@ impl Metrics {
         let rejected = vector(
             &registry,
             "switchboard_handshakes_rejected_total",
-            "WebSocket upgrades that were refused, and TLS handshakes above their rate.",
+            "WebSocket upgrades that were refused, heads above limits.header_bytes, and TLS handshakes above their rate.",
             &["reason"],
         );
         let build = Opts::new(
