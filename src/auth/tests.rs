@@ -109,51 +109,62 @@ fn base64_url(bytes: &[u8]) -> String {
     BASE64URL_NOPAD.encode(bytes)
 }
 
+/// Checks the token of a handshake with these header fields.
+#[track_caller]
+fn check_token(given: &[(&'static str, &str)], query: Option<&str>, expected: Option<&str>) {
+    let mut headers = HeaderMap::new();
+    for (name, value) in given {
+        headers.append(*name, HeaderValue::from_str(value).unwrap());
+    }
+    assert_eq!(token(&headers, query), expected, "{given:?} {query:?}");
+}
+
+const PROTOCOLS: (&str, &str) = ("sec-websocket-protocol", "switchboard.v1, bearer.abc");
+
 #[test]
 fn only_one_place_of_a_handshake_counts_for_the_token() {
-    let fields = |fields: &[(&'static str, &str)]| {
-        let pairs = fields.iter().map(|(name, value)| {
-            let name = hyper::header::HeaderName::from_static(name);
-            (name, HeaderValue::from_str(value).unwrap())
-        });
-        let mut headers = HeaderMap::new();
-        for (name, value) in pairs {
-            headers.append(name, value);
-        }
-        headers
-    };
-    for (given, query, expected) in [
-        (&[][..], None, None),
-        (&[("authorization", "Bearer abc")], None, Some("abc")),
-        (&[("authorization", "bearer  abc ")], None, Some("abc")),
-        (&[("authorization", "Basic abc")], None, None),
-        (&[("authorization", "abc")], None, None),
-        (&[("authorization", "Basic x")], Some("token=abc"), None),
-        (
-            &[("authorization", "Bearer a"), ("authorization", "Bearer b")],
-            None,
-            None,
-        ),
-        (
-            &[("sec-websocket-protocol", "switchboard.v1, bearer.abc")],
-            None,
-            Some("abc"),
-        ),
-        (
-            &[
-                ("sec-websocket-protocol", "switchboard.v1"),
-                ("sec-websocket-protocol", "bearer.abc"),
-            ],
-            Some("token=def"),
-            Some("abc"),
-        ),
-        (&[("sec-websocket-protocol", "Bearer.abc")], None, None),
-        (&[], Some("token=abc"), Some("abc")),
-        (&[], Some("a=b&token=abc&c"), Some("abc")),
-        (&[], Some("mytoken=abc"), None),
+    let authorization = |value| ("authorization", value);
+    check_token(&[], None, None);
+    check_token(&[authorization("Bearer abc")], None, Some("abc"));
+    check_token(&[authorization("bearer  abc ")], None, Some("abc"));
+    check_token(&[authorization("abc")], None, None);
+    let two = [authorization("Bearer a"), authorization("Bearer b")];
+    check_token(&two, None, None);
+    check_token(&two, Some("token=abc"), None);
+    check_token(&[authorization("Bearer def"), PROTOCOLS], None, Some("def"));
+    check_token(&[PROTOCOLS], Some("token=def"), Some("abc"));
+    let lines = [
+        ("sec-websocket-protocol", "switchboard.v1"),
+        ("sec-websocket-protocol", "bearer.abc"),
+    ];
+    check_token(&lines, Some("token=def"), Some("abc"));
+    check_token(&[("sec-websocket-protocol", "Bearer.abc")], None, None);
+    check_token(&[], Some("token=abc"), Some("abc"));
+    check_token(&[], Some("a=b&token=abc&c"), Some("abc"));
+    check_token(&[], Some("mytoken=abc"), None);
+}
+
+/// A browser repeats the credentials of a site behind HTTP Basic in its handshakes.
+#[test]
+fn credentials_for_a_proxy_do_not_hide_a_token() {
+    let authorization = |value| ("authorization", value);
+    let basic = authorization("Basic eDp5");
+    let bearer = authorization("Bearer abc");
+    check_token(&[basic], None, None);
+    check_token(&[basic, PROTOCOLS], None, Some("abc"));
+    check_token(&[basic], Some("token=abc"), Some("abc"));
+    check_token(&[basic, bearer], None, Some("abc"));
+    check_token(&[bearer, basic], None, Some("abc"));
+    for (folded, expected) in [
+        ("Basic eDp5, Bearer abc", Some("abc")),
+        ("Basic eDp5=,bearer abc ", Some("abc")),
+        ("Bearer abc, Basic eDp5", Some("abc")),
+        ("Bearer a,b,Basic eDp5", Some("a,b")),
+        ("Bearer a, Bearer b", None),
+        ("Digest username=\"bearer x\", uri=\"/\"", None),
+        (",", None),
     ] {
-        let headers = fields(given);
-        assert_eq!(token(&headers, query), expected, "{given:?} {query:?}");
+        check_token(&[authorization(folded)], None, expected);
     }
 }
 
