@@ -64,7 +64,7 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     io::stdout().write_all(settings.to_string().as_bytes())?;
     let mut warnings = MachineLimits::read()?.warnings(settings);
     warnings.extend(settings.exposure_warnings());
-    warnings.extend(settings.weak_tokens());
+    warnings.extend(telemetry::warnings(&settings.tracing));
     for warning in warnings {
         print_error(format_args!("warning: {warning}"));
     }

@@ -68,3 +68,13 @@ pub enum LogFormat {
     /// One flat JSON object a line.
     Json,
 }
+
+/// How requests to the receiver of spans are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// By gzip.
+    Gzip,
+}

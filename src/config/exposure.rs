@@ -20,6 +20,7 @@ impl Settings {
         warnings.extend(self.between_nodes());
         warnings.extend(self.traced());
         warnings.extend(self.above_defaults());
+        warnings.extend(self.weak_tokens());
         warnings
     }
 

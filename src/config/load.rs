@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use config::{Config, FileFormat, Format, Map, Source, Value, ValueKind};
 
 use super::error::{ConfigError, SettingsProblem};
-use super::otel;
+use super::otel::{self, Instead, Unsupported};
 use super::read::{Strings, read};
 use super::read_error::{ReadError, describe};
 use super::rule::Rule;
@@ -72,6 +72,11 @@ impl Sources {
                 Ok(value) => {
                     sources.variables.insert(name, value);
                 }
+                // No text that OpenTelemetry allows has this character, so it becomes a warning.
+                Err(value) if otel::is_known(&name) => {
+                    let value = value.to_string_lossy().into_owned();
+                    sources.variables.insert(name, value);
+                }
                 Err(_) => problems.push(SettingsProblem::Unreadable {
                     origin: name,
                     reason: "is not UTF-8".to_owned(),
@@ -95,7 +100,7 @@ impl Settings {
     /// Makes settings from these sources alone, or returns all their problems.
     pub fn resolve(sources: &Sources) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
-        let mut layers = Layer::all(sources, &mut problems);
+        let (mut layers, unsupported) = Layer::all(sources, &mut problems);
         let (defaults, others) = layers.split_first_mut().expect("the defaults are a layer");
         let errors = others.iter_mut().flat_map(|layer| layer.clean(defaults));
         let errors: Vec<_> = errors.collect();
@@ -112,6 +117,8 @@ impl Settings {
         if otel::is_off(&sources.variables) {
             settings.tracing.otlp_endpoint = None;
         }
+        let warnings = unsupported.iter().map(|value| warning(value, &tree));
+        settings.tracing.warnings = warnings.collect();
         let rules = rules(&settings);
         let is_complete = problems.is_empty() && errors.is_empty();
         let errors = errors.into_iter();
@@ -148,8 +155,12 @@ struct Layer {
 }
 
 impl Layer {
-    /// All layers, the lowest first. A file with invalid TOML is a problem instead of a layer.
-    fn all(sources: &Sources, problems: &mut Vec<SettingsProblem>) -> Vec<Self> {
+    /// All layers, the lowest first, and the variables of OpenTelemetry that are none. A file with invalid TOML is
+    /// a problem instead of a layer.
+    fn all(
+        sources: &Sources,
+        problems: &mut Vec<SettingsProblem>,
+    ) -> (Vec<Self>, Vec<Unsupported>) {
         let mut layers = vec![DEFAULTS.clone()];
         for (origin, text) in &sources.files {
             match Self::typed(origin, text) {
@@ -168,14 +179,33 @@ impl Layer {
         }
         let has_endpoint = |layer: &Self| lookup(&layer.tree, "tracing.otlp_endpoint").is_some();
         let has_endpoint = layers.iter().any(has_endpoint);
-        for value in otel::values(&sources.variables, has_endpoint, problems) {
+        let values = otel::values(&sources.variables, has_endpoint);
+        let is_on = has_endpoint || !values.is_empty();
+        let mut unsupported = otel::unsupported(&sources.variables, is_on);
+        for value in values {
             let path = ["tracing", value.key];
-            layers.push(Self::untyped(value.variable, &path, &value.text));
+            let layer = Self::untyped(value.variable, &path, &value.text);
+            if layer.is_allowed() {
+                layers.push(layer);
+            } else {
+                unsupported.push(Unsupported {
+                    variable: value.variable,
+                    found: value.found,
+                    instead: Instead::Key(value.key),
+                });
+            }
         }
         if let Some(addresses) = &sources.listen {
             layers.push(Self::untyped("--listen", &["server", "listen"], addresses));
         }
-        layers
+        (layers, unsupported)
+    }
+
+    /// Whether the values can be read over the defaults, and meet all rules there.
+    fn is_allowed(&self) -> bool {
+        let tree = merge(&[DEFAULTS.clone(), self.clone()]);
+        let settings = read::<Settings>(&tree, self.strings);
+        settings.is_ok_and(|settings| rules(&settings).iter().all(|rule| rule.is_met))
     }
 
     /// The layer of a file.
@@ -273,10 +303,7 @@ fn lookup<'a>(tree: &'a Value, key: &str) -> Option<&'a Value> {
 
 /// The problem of a rule that is not met, with the values of the other keys that it looks at.
 fn broken_rule(rule: &Rule, tree: &Value) -> SettingsProblem {
-    let others = rule.with.iter().map(|key| match lookup(tree, key) {
-        Some(value) => format!("{key} is {}, set by {}", describe(value), origin(value)),
-        None => format!("{key} is not set"),
-    });
+    let others = rule.with.iter().map(|key| in_effect(tree, key));
     let others = others.collect::<Vec<_>>().join("; ");
     let allowed = if others.is_empty() {
         rule.allowed.clone()
@@ -290,6 +317,24 @@ fn broken_rule(rule: &Rule, tree: &Value) -> SettingsProblem {
         found: value.map_or_else(|| "nothing".to_owned(), describe),
         allowed,
     }
+}
+
+/// The value of a key, and its source.
+fn in_effect(tree: &Value, key: &str) -> String {
+    match lookup(tree, key) {
+        Some(value) => format!("{key} is {}, set by {}", describe(value), origin(value)),
+        None => format!("{key} is not set"),
+    }
+}
+
+/// What to tell of a variable's value that is not supported.
+fn warning(value: &Unsupported, tree: &Value) -> String {
+    let found = describe(&Value::new(None, value.found.as_str()));
+    let instead = match value.instead {
+        Instead::Key(key) => in_effect(tree, &format!("tracing.{key}")),
+        Instead::Fixed(text) => format!("{text} is used"),
+    };
+    format!("{}: {found} is not supported; {instead}", value.variable)
 }
 
 fn origin(value: &Value) -> &str {

@@ -22,7 +22,9 @@ mod settings;
 mod units;
 
 pub use capacity::{ConnectionLimits, MachineLimits};
-pub use choices::{Algorithm, AuthMode, ForwardedHeader, LogFormat, Overflow, Strategy};
+pub use choices::{
+    Algorithm, AuthMode, Compression, ForwardedHeader, LogFormat, Overflow, Strategy,
+};
 pub use error::{ConfigError, SettingsProblem};
 pub use load::{DEFAULT, Sources};
 pub use origin::{Origin, OriginPattern, Site};

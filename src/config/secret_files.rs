@@ -60,7 +60,7 @@ impl TicketSettings {
 
 impl Settings {
     /// Warnings about tokens that are so short that they can be guessed.
-    pub fn weak_tokens(&self) -> Vec<String> {
+    pub(super) fn weak_tokens(&self) -> Vec<String> {
         let admin = &self.admin;
         let files = [
             (TOKEN_FILE, &admin.token_file),

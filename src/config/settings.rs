@@ -13,7 +13,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::choices::{Algorithm, AuthMode, ForwardedHeader, LogFormat, Overflow, Strategy};
+use super::choices::{
+    Algorithm, AuthMode, Compression, ForwardedHeader, LogFormat, Overflow, Strategy,
+};
 use super::origin::OriginPattern;
 use super::{otel, units};
 
@@ -336,18 +338,28 @@ pub struct LogSettings {
 pub struct TracingSettings {
     /// URL of an OTLP receiver that takes spans over HTTP. Not set: nothing is traced.
     pub otlp_endpoint: Option<String>,
+    /// A file with the authorities that may sign the receiver's certificate. Not set: those of this machine.
+    pub tls_ca_file: Option<PathBuf>,
+    /// How requests to the receiver are compressed.
+    pub compression: Compression,
     /// Share of handshakes and messages that are traced, from 0 to 1.
     pub sample_ratio: f64,
     /// Whether a client's `traceparent` decides in place of the share.
     pub trust_clients: bool,
     /// Spans that wait to be sent.
     pub queue_spans: usize,
+    /// How long a span waits for a batch to become full.
+    #[serde(with = "units::duration")]
+    pub export_interval: Duration,
     /// Time for one request to the receiver.
     #[serde(with = "units::duration")]
     pub export_timeout: Duration,
     /// Time at the end of the process for the spans that still wait.
     #[serde(with = "units::duration")]
     pub flush_timeout: Duration,
+    /// Variables of OpenTelemetry with a value that is not supported, a sentence each.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
 }
 
 impl fmt::Display for Settings {

@@ -1,6 +1,6 @@
-//! The client for what the process asks of other servers by HTTP/1.1: key sets, its own health, and a
-//! receiver of spans. The load generator reads metrics by it. A request has a limit on its time and on the bytes of its response. The client follows no redirect, has
-//! no cookies and keeps no connection.
+//! The client for what the process asks of other servers by HTTP/1.1: key sets, and its own health. The load
+//! generator reads metrics by it. A request has a limit on its time and on the bytes of its response. The client
+//! follows no redirect, has no cookies and keeps no connection.
 
 use std::error::Error;
 use std::time::Duration;
@@ -113,17 +113,6 @@ impl HttpClient {
             }
             let (url, status) = (url.clone(), response.status());
             Err(HttpError::Status { url, status })
-        })
-        .await
-    }
-
-    /// The response to a request, whatever its status is.
-    pub(crate) async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let url = request.uri().clone();
-        self.in_time(&url, async {
-            let response = self.exchange(request.map(Full::new)).await?;
-            let (head, body) = response.into_parts();
-            Ok(Response::from_parts(head, self.read(&url, body).await?))
         })
         .await
     }

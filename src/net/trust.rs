@@ -21,6 +21,8 @@ use tokio_rustls::rustls::{
 pub enum Trust<'a> {
     /// Servers with a certificate that the system's authorities signed.
     System,
+    /// Servers with a certificate that an authority in this file signed.
+    Authorities(&'a Path),
     /// The server that has the certificate in this file. The names in the certificate do not matter,
     /// because the server is asked by an address that they need not include.
     Certificate(&'a Path),
@@ -44,16 +46,15 @@ pub enum TrustError {
 
 impl Trust<'_> {
     /// The TLS settings of a client that trusts these servers.
-    pub(super) fn client_config(self) -> Result<ClientConfig, TrustError> {
+    pub(crate) fn client_config(self) -> Result<ClientConfig, TrustError> {
         let config = client_config();
         let algorithms = config.crypto_provider().signature_verification_algorithms;
         let config = match self {
+            Self::Authorities(path) => config.with_root_certificates(authorities(path)?),
             Self::System => config.with_native_roots().map_err(TrustError::NoRoots)?,
             Self::Certificate(path) => {
-                let certificate = CertificateDer::from_pem_file(path).map_err(|source| {
-                    let path = path.to_owned();
-                    TrustError::Certificate { path, source }
-                })?;
+                let certificate = CertificateDer::from_pem_file(path);
+                let certificate = certificate.map_err(|error| unusable(path, error))?;
                 let pinned = Arc::new(PinnedCertificate {
                     certificate,
                     algorithms,
@@ -65,8 +66,26 @@ impl Trust<'_> {
     }
 }
 
+/// The certificates in a file; at least one.
+fn authorities(path: &Path) -> Result<RootCertStore, TrustError> {
+    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let certificates: Vec<_> = certificates.map_err(|error| unusable(path, error))?;
+    let mut authorities = RootCertStore::empty();
+    // Like the system's, a file may have certificates that cannot sign others.
+    let (added, _ignored) = authorities.add_parsable_certificates(certificates);
+    if added == 0 {
+        return Err(unusable(path, pem::Error::NoItemsFound));
+    }
+    Ok(authorities)
+}
+
+fn unusable(path: &Path, source: pem::Error) -> TrustError {
+    let path = path.to_owned();
+    TrustError::Certificate { path, source }
+}
+
 /// The TLS settings of a client that trusts no server.
-pub(super) fn no_server() -> ClientConfig {
+pub(crate) fn no_server() -> ClientConfig {
     client_config()
         .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth()

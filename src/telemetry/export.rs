@@ -12,8 +12,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use hyper::{Request, Response, Uri};
 use opentelemetry::{Context, Key, KeyValue};
+use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{
-    ExporterBuildError, Protocol, SpanExporter as OtlpExporter, WithExportConfig, WithHttpConfig,
+    Compression, ExporterBuildError, Protocol, SpanExporter as OtlpExporter, WithExportConfig,
+    WithHttpConfig,
 };
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use opentelemetry_sdk::Resource;
@@ -26,14 +28,13 @@ use opentelemetry_sdk::trace::{
     SpanExporter, SpanProcessor,
 };
 use prost::Message;
+use reqwest::redirect::Policy;
 use tokio::runtime::Handle;
+use tokio_rustls::rustls::ClientConfig;
 use tracing::{info, warn};
 
-use crate::config::TracingSettings;
-use crate::net::http_client::{HttpClient, HttpError, Limits};
-
-/// The largest response that is read, bytes: more than a receiver has to say.
-const RESPONSE_BYTES_MAX: usize = 64 * 1024;
+use crate::config::{self, TracingSettings};
+use crate::net::trust::{self, Trust, TrustError};
 
 /// Why a span did not reach the receiver: the `reason` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,17 @@ impl SpanLoss {
             Self::Refused => "refused",
         }
     }
+}
+
+/// Why spans cannot be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum ExporterError {
+    /// The HTTP client cannot be built.
+    #[error(transparent)]
+    Client(#[from] reqwest::Error),
+    /// The exporter cannot be built.
+    #[error(transparent)]
+    Exporter(#[from] ExporterBuildError),
 }
 
 /// The outcomes of finished spans.
@@ -91,21 +103,27 @@ pub(super) fn provider(
     endpoint: String,
     counts: &Arc<SpanCounts>,
     runtime: &Handle,
-) -> Result<SdkTracerProvider, ExporterBuildError> {
+) -> Result<SdkTracerProvider, ExporterError> {
     let timeout = settings.export_timeout;
-    let limits = Limits {
-        timeout,
-        body_bytes_max: RESPONSE_BYTES_MAX,
-    };
-    let client = SpanClient {
-        // The rule of tracing.otlp_endpoint takes only http URLs.
-        client: HttpClient::plain(limits),
+    // A relay that cannot check the receiver still relays: each request fails, and is counted and logged.
+    let tls = trust(settings).unwrap_or_else(|_| trust::no_server());
+    let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .timeout(timeout)
+        .redirect(Policy::none())
+        .no_proxy()
+        .build()?;
+    let client = ObservedClient {
+        client,
         runtime: runtime.clone(),
         counts: counts.clone(),
         failing: AtomicBool::new(false),
     };
-    let exporter = OtlpExporter::builder()
-        .with_http()
+    let mut exporter = OtlpExporter::builder().with_http();
+    if settings.compression == config::Compression::Gzip {
+        exporter = exporter.with_compression(Compression::Gzip);
+    }
+    let exporter = exporter
         .with_http_client(client)
         .with_endpoint(endpoint)
         .with_protocol(Protocol::HttpBinary)
@@ -115,7 +133,9 @@ pub(super) fn provider(
         inner: exporter,
         counts: counts.clone(),
     };
-    let batches = BatchConfigBuilder::default().with_max_queue_size(settings.queue_spans);
+    let batches = BatchConfigBuilder::default()
+        .with_max_queue_size(settings.queue_spans)
+        .with_scheduled_delay(settings.export_interval);
     let batches = BatchSpanProcessor::builder(exporter).with_batch_config(batches.build());
     let processor = BoundedProcessor {
         inner: batches.build(),
@@ -128,6 +148,18 @@ pub(super) fn provider(
         .with_sampler(Sampler::AlwaysOn)
         .with_resource(resource())
         .build())
+}
+
+/// Which receivers are trusted: those that `tracing.tls_ca_file` signed, or else the system's authorities. An
+/// http URL needs none, and a system may have none.
+pub(super) fn trust(settings: &TracingSettings) -> Result<ClientConfig, TrustError> {
+    let is_https = |url: &str| url.starts_with("https:");
+    match (&settings.tls_ca_file, &settings.otlp_endpoint) {
+        (_, Some(url)) if !is_https(url) => Ok(trust::no_server()),
+        (_, None) => Ok(trust::no_server()),
+        (Some(path), _) => Trust::Authorities(path).client_config(),
+        (None, _) => Trust::System.client_config(),
+    }
 }
 
 /// Describes this process. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` override it.
@@ -239,41 +271,37 @@ impl SpanExporter for CountingExporter {
     }
 }
 
-/// Posts batches by the client of the process, and reads the responses, because the exporter does not say
-/// how many spans a receiver refused. The clients of opentelemetry-http are heavier: hyper's, which includes
-/// HTTP/2, makes the program 0.8 MB larger, and reqwest's 0.5 MB (release build, x86-64).
+/// The client of the exporter crate, on the runtime: the processor's own thread, which encodes and compresses, has no
+/// reactor. Reads each response, because the exporter tells neither how many spans a receiver refused nor why a
+/// request failed.
 #[derive(Debug)]
-struct SpanClient {
-    client: HttpClient,
+struct ObservedClient {
+    client: reqwest::Client,
     runtime: Handle,
     counts: Arc<SpanCounts>,
     failing: AtomicBool,
 }
 
 #[async_trait]
-impl opentelemetry_http::HttpClient for SpanClient {
-    async fn send_bytes(
-        &self,
-        request: Request<Bytes>,
-    ) -> Result<Response<Bytes>, opentelemetry_http::HttpError> {
+impl HttpClient for ObservedClient {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let endpoint = request.uri().clone();
         let client = self.client.clone();
-        // The processor polls this on a thread of its own, where the client's timer and connections
-        // would find no runtime.
         #[allow(
             clippy::disallowed_methods,
             reason = "bounded by the timeout, and the flush waits for it"
         )]
-        let posted = self
+        let sent = self
             .runtime
-            .spawn(async move { client.send(request).await });
-        let response = posted.await?;
+            .spawn(async move { client.send_bytes(request).await });
+        // At the end of the process the runtime drops the request, which is an error here and no panic.
+        let response = sent.await?;
         self.log_change(&endpoint, &response);
-        Ok(response?)
+        response
     }
 }
 
-impl SpanClient {
+impl ObservedClient {
     /// Logs when spans begin to be lost and when they are sent again, not once for each batch.
     fn log_change(&self, endpoint: &Uri, response: &Result<Response<Bytes>, HttpError>) {
         let failure = match response {
@@ -282,7 +310,7 @@ impl SpanClient {
                 None
             }
             Ok(response) => Some(format!("the receiver answered {}", response.status())),
-            Err(error) => Some(with_causes(error)),
+            Err(error) => Some(with_causes(&**error)),
         };
         let was_failing = self.failing.swap(failure.is_some(), Relaxed);
         match failure {
@@ -304,7 +332,7 @@ impl SpanClient {
 }
 
 /// An error with its causes. "client error (Connect)" alone hides the kernel's reason two levels below.
-fn with_causes(error: &(dyn Error + 'static)) -> String {
+pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     let causes = successors(Some(error), |error| (*error).source());
     let causes: Vec<_> = causes.map(ToString::to_string).collect();
     causes.join(": ")

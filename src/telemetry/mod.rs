@@ -9,14 +9,14 @@ pub mod traces;
 use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 use crate::config::{LogSettings, Settings, TracingSettings};
-use export::SpanCounts;
+pub use export::ExporterError;
+use export::{SpanCounts, with_causes};
 pub use logs::{LogError, Logs};
 use traces::Traces;
 
@@ -40,7 +40,7 @@ pub enum TelemetryError {
     Logs(#[from] LogError),
     /// The exporter of spans cannot be built.
     #[error("cannot send spans (tracing.otlp_endpoint)")]
-    Exporter(#[from] ExporterBuildError),
+    Exporter(#[from] ExporterError),
 }
 
 /// Starts the logs of the process and, with `tracing.otlp_endpoint`, its traces. `runtime` drives the
@@ -55,12 +55,30 @@ pub fn init(
         .endpoint()
         .map(|endpoint| export::provider(tracing, endpoint, &counts, runtime))
         .transpose()?;
+    let logs = logs::init(log, provider.as_ref())?;
+    for warning in warnings(tracing) {
+        warn!("{warning}");
+    }
     Ok(Telemetry {
-        logs: logs::init(log, provider.as_ref())?,
+        logs,
         traces: Arc::new(Traces::new(tracing, counts)),
         provider,
         flush_timeout: tracing.flush_timeout,
     })
+}
+
+/// What an operator should know of these settings, a sentence each. None of it stops a relay, because a variable
+/// for a whole platform may be the reason.
+pub fn warnings(tracing: &TracingSettings) -> Vec<String> {
+    let mut warnings = tracing.warnings.clone();
+    if let Err(error) = export::trust(tracing) {
+        let reason = with_causes(&error);
+        warnings.push(format!(
+            "tracing.otlp_endpoint: no span is sent, because no receiver can be trusted (tracing.tls_ca_file, \
+             OTEL_EXPORTER_OTLP_CERTIFICATE): {reason}"
+        ));
+    }
+    warnings
 }
 
 impl Telemetry {

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use switchboard::config::{
-    Algorithm, AuthMode, ConnectionLimits, DEFAULT, ForwardedHeader, LogFormat, MachineLimits,
-    Overflow, Settings, SettingsProblem, Sources, Strategy, TlsSettings,
+    Algorithm, AuthMode, Compression, ConnectionLimits, DEFAULT, ForwardedHeader, LogFormat,
+    MachineLimits, Overflow, Settings, SettingsProblem, Sources, Strategy, TlsSettings,
 };
 
 /// Names with texts or values.
@@ -221,6 +221,7 @@ fn the_documented_file_has_every_key_each_with_a_comment() {
         settings.server.tls.key_file = Some("/etc/switchboard/tls.key".into());
         settings.tickets.secret_file = Some("/etc/switchboard/ticket-secret".into());
         settings.tracing.otlp_endpoint = Some("http://127.0.0.1:4318".to_owned());
+        settings.tracing.tls_ca_file = Some("/run/secrets/collector-ca.pem".into());
         let auth = &mut settings.auth;
         auth.jwks_file = Some("/etc/switchboard/jwks.json".into());
         auth.jwks_url = Some("https://example.com/.well-known/jwks.json".to_owned());
@@ -722,12 +723,6 @@ fn a_secret_in_a_url_is_refused_and_masked() {
             "auth.jwks_url",
             "https://me:secret@a/keys",
             "https://***@a/keys",
-        ),
-        (
-            "OTEL_EXPORTER_OTLP_ENDPOINT",
-            "tracing.otlp_endpoint",
-            "http://secret@a",
-            "http://***@a/v1/traces",
         ),
     ] {
         let error = Settings::resolve(&variables(&[(name, wrong)])).unwrap_err();
@@ -1310,14 +1305,8 @@ fn the_standard_variables_of_opentelemetry_win() {
         settings.tracing.export_timeout = Duration::from_millis(1);
         settings.tracing.otlp_endpoint = Some("http://spans:1/x".to_owned());
     });
-    for (name, off) in [
-        ("OTEL_TRACES_EXPORTER", "none"),
-        ("OTEL_SDK_DISABLED", "true"),
-    ] {
-        let mut off_by = variables(&[(name, off)]);
-        off_by.files = file("[tracing]\notlp_endpoint = \"http://file:1\"").files;
-        check(&off_by, |_| {});
-    }
+    check_off(&[("OTEL_TRACES_EXPORTER", "none")]);
+    check_off(&[("OTEL_SDK_DISABLED", "true")]);
 }
 
 #[test]
@@ -1342,29 +1331,153 @@ fn a_sampler_is_a_ratio() {
     }
 }
 
+/// Checks the warnings about these variables, beside a file that turns tracing on.
+#[track_caller]
+fn check_unsupported(variables: &[(&str, &str)], expected: &[&str]) {
+    let mut sources = self::variables(variables);
+    sources.files = file("[tracing]\notlp_endpoint = \"http://file:1\"\nqueue_spans = 9").files;
+    check(&sources, |settings| {
+        settings.tracing.otlp_endpoint = Some("http://file:1".to_owned());
+        settings.tracing.queue_spans = 9;
+        settings.tracing.warnings = expected.iter().map(ToString::to_string).collect();
+    });
+}
+
 #[test]
-fn standard_variables_are_refused_only_where_spans_are_sent() {
+fn a_standard_variable_that_is_not_supported_is_a_warning_and_changes_nothing() {
+    let timeout = "tracing.export_timeout is \"10s\", set by the built-in default";
+    let endpoint = "tracing.otlp_endpoint is \"http://file:1\", set by relay.toml";
+    for (name, value, instead) in [
+        (
+            "OTEL_EXPORTER_OTLP_PROTOCOL",
+            "grpc",
+            "http/protobuf is used",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            "http/json",
+            "http/protobuf is used",
+        ),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", timeout),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "0", timeout),
+        (
+            "OTEL_EXPORTER_OTLP_TIMEOUT",
+            "99999999999999999999",
+            timeout,
+        ),
+        ("OTEL_BSP_EXPORT_TIMEOUT", "30000", timeout),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", endpoint),
+        (
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "grpc://collector",
+            endpoint,
+        ),
+        ("OTEL_TRACES_EXPORTER", "console", endpoint),
+        ("OTEL_TRACES_EXPORTER", "otlp,console", endpoint),
+        ("OTEL_TRACES_SAMPLER", "jaeger_remote", SAMPLE_RATIO),
+        ("OTEL_TRACES_SAMPLER", "0.5", SAMPLE_RATIO),
+        (
+            "OTEL_BSP_MAX_QUEUE_SIZE",
+            "0",
+            "tracing.queue_spans is 9, set by relay.toml",
+        ),
+        (
+            "OTEL_BSP_SCHEDULE_DELAY",
+            "0",
+            "tracing.export_interval is \"5s\", set by the built-in default",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_COMPRESSION",
+            "zstd",
+            "tracing.compression is \"none\", set by the built-in default",
+        ),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "many", "512 is used"),
+        ("OTEL_SPAN_LINK_COUNT_LIMIT", "-1", "128 is used"),
+        (
+            "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+            "/key.pem",
+            "no client certificate is used",
+        ),
+        ("OTEL_PROPAGATORS", "b3", "tracecontext is used"),
+        ("OTEL_SDK_DISABLED", "yes", "false is used"),
+    ] {
+        let warning = format!("{name}: {value:?} is not supported; {instead}");
+        check_unsupported(&[(name, value)], &[&warning]);
+    }
+    // A password is not shown.
+    check_unsupported(
+        &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://me:secret@a")],
+        &[&format!(
+            "OTEL_EXPORTER_OTLP_ENDPOINT: \"http://***@a\" is not supported; {endpoint}"
+        )],
+    );
+}
+
+const SAMPLE_RATIO: &str = "tracing.sample_ratio is 0.01, set by the built-in default";
+
+#[test]
+fn the_next_source_counts_in_place_of_a_variable_that_is_not_supported() {
+    let sources = variables(&[
+        ("OTEL_TRACES_EXPORTER", "OTLP"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "2500"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "GZIP"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zstd"),
+        ("OTEL_TRACES_SAMPLER", "TraceIDRatio"),
+        ("OTEL_TRACES_SAMPLER_ARG", "1.5"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem"),
+        ("OTEL_PROPAGATORS", "tracecontext,baggage"),
+    ]);
+    check(&sources, |settings| {
+        let tracing = &mut settings.tracing;
+        tracing.otlp_endpoint = Some("http://localhost:4318/v1/traces".to_owned());
+        tracing.export_timeout = Duration::from_millis(2500);
+        tracing.compression = Compression::Gzip;
+        tracing.sample_ratio = 1.0;
+        tracing.tls_ca_file = Some("/ca.pem".into());
+        tracing.warnings = vec![
+            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT: \"soon\" is not supported; tracing.export_timeout is \
+             \"2500ms\", set by OTEL_EXPORTER_OTLP_TIMEOUT"
+                .to_owned(),
+            "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION: \"zstd\" is not supported; tracing.compression is \
+             \"gzip\", set by OTEL_EXPORTER_OTLP_COMPRESSION"
+                .to_owned(),
+            "OTEL_TRACES_SAMPLER_ARG: \"1.5\" is not supported; tracing.sample_ratio is \"1\", set by \
+             OTEL_TRACES_SAMPLER"
+                .to_owned(),
+        ];
+    });
+}
+
+#[test]
+fn standard_variables_are_checked_only_where_spans_are_sent() {
     let wrong = [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
-        ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
     ];
-    let mut sources = variables(&wrong);
-    check(&sources, |_| {});
-    sources.files = file("[tracing]\notlp_endpoint = \"http://collector\"").files;
-    check_refused(
-        &sources,
-        &[
-            "OTEL_EXPORTER_OTLP_PROTOCOL: tracing: found \"grpc\", allowed: http/protobuf",
-            "OTEL_EXPORTER_OTLP_TIMEOUT: tracing: found \"10s\", allowed: milliseconds as a whole \
-             number",
-            "OTEL_TRACES_SAMPLER: tracing: found \"jaeger_remote\", allowed: always_on, always_off, \
-             traceidratio, or one of them with the prefix parentbased_",
-            "OTEL_BSP_MAX_QUEUE_SIZE: tracing.queue_spans: found \"0\", allowed: a whole number from 1 \
-             to 1048576",
-        ],
+    check(&variables(&wrong), |_| {});
+    let off = [wrong[0], ("OTEL_TRACES_EXPORTER", "none")];
+    check_off(&off);
+    check_off(&[wrong[0], ("OTEL_SDK_DISABLED", "TRUE")]);
+    // It asks for spans where the relay can send none.
+    check(
+        &variables(&[("OTEL_TRACES_EXPORTER", "console"), wrong[0]]),
+        |settings| {
+            settings.tracing.warnings = vec![
+            "OTEL_TRACES_EXPORTER: \"console\" is not supported; tracing.otlp_endpoint is not set"
+                .to_owned(),
+        ];
+        },
     );
+}
+
+/// Checks that these variables turn tracing off without a warning, where a file turns it on.
+#[track_caller]
+fn check_off(off: &[(&str, &str)]) {
+    let mut sources = variables(off);
+    sources.files = file("[tracing]\notlp_endpoint = \"http://file:1\"").files;
+    check(&sources, |_| {});
 }
 
 #[test]
@@ -1372,6 +1485,7 @@ fn spans_go_to_a_path_of_their_own() {
     for (endpoint, url) in [
         ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
         ("http://[::1]:4318/", "http://[::1]:4318/v1/traces"),
+        ("https://collector", "https://collector/v1/traces"),
         ("http://collector/v1/traces", "http://collector/v1/traces"),
         ("http://collector/otlp?x=1", "http://collector/otlp?x=1"),
     ] {
@@ -1381,7 +1495,7 @@ fn spans_go_to_a_path_of_their_own() {
         assert_eq!(settings.tracing.endpoint().as_deref(), Some(url));
     }
     for endpoint in [
-        "https://collector",
+        "unix:///run/collector",
         "collector:4318",
         "http://",
         "http://a:b@c",
@@ -1390,9 +1504,8 @@ fn spans_go_to_a_path_of_their_own() {
         let text = format!("[tracing]\notlp_endpoint = {endpoint:?}");
         let found = endpoint.replace("a:b", "***");
         let problem = format!(
-            "relay.toml: tracing.otlp_endpoint: found {found:?}, allowed: an http:// URL such as \
-             \"http://127.0.0.1:4318\" (for https, send to a collector nearby that \
-             forwards)"
+            "relay.toml: tracing.otlp_endpoint: found {found:?}, allowed: an http or https URL \
+             without a user and a password, such as \"http://127.0.0.1:4318\""
         );
         check_refused(&file(&text), &[&problem]);
     }

@@ -1,10 +1,12 @@
-//! An OTLP receiver over HTTP that decodes the protocol. The tests of the cluster use it, too.
+//! An OTLP receiver over HTTP or HTTPS that decodes the protocol. The tests of the cluster use it, too.
 
 use std::convert::Infallible;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use flate2::read::GzDecoder;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -16,8 +18,10 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
 use prost::Message as _;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use crate::eventually;
 
@@ -44,8 +48,11 @@ pub(crate) struct Receiver {
 #[derive(Debug, Default)]
 pub(crate) struct Got {
     pub(crate) heads: Vec<HeaderMap>,
+    /// The bodies, decompressed.
     pub(crate) requests: Vec<Bytes>,
     pub(crate) spans: Vec<ResourceSpans>,
+    /// Why TLS handshakes failed.
+    pub(crate) refused: Vec<String>,
 }
 
 impl Receiver {
@@ -54,6 +61,11 @@ impl Receiver {
     }
 
     pub(crate) async fn start_at(addr: SocketAddr, manner: Manner) -> Self {
+        Self::serve(addr, manner, None).await
+    }
+
+    /// Receives by HTTPS where `tls` is given.
+    pub(crate) async fn serve(addr: SocketAddr, manner: Manner, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let got = Arc::<Mutex<Got>>::default();
@@ -64,14 +76,16 @@ impl Receiver {
                 let mut connections = JoinSet::new();
                 loop {
                     let (stream, _) = listener.accept().await.unwrap();
-                    let got = got.clone();
-                    let answer = service_fn(move |request| {
-                        let got = got.clone();
-                        async move { Ok::<_, Infallible>(receive(request, manner, &got).await) }
+                    let (got, tls) = (got.clone(), tls.clone());
+                    connections.spawn(async move {
+                        match tls {
+                            None => answer(stream, manner, &got).await,
+                            Some(tls) => match tls.accept(stream).await {
+                                Ok(stream) => answer(stream, manner, &got).await,
+                                Err(error) => got.lock().unwrap().refused.push(error.to_string()),
+                            },
+                        }
                     });
-                    let connection =
-                        http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-                    connections.spawn(async move { drop(connection.await) });
                 }
             }
         });
@@ -110,6 +124,14 @@ impl Receiver {
     }
 }
 
+/// Answers the requests of a connection.
+async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, manner: Manner, got: &Mutex<Got>) {
+    let answer =
+        service_fn(async |request| Ok::<_, Infallible>(receive(request, manner, got).await));
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+    drop(connection.await);
+}
+
 async fn receive(
     request: Request<Incoming>,
     manner: Manner,
@@ -120,7 +142,15 @@ async fn receive(
     assert_eq!(request.headers()["content-type"], "application/x-protobuf");
     assert!(request.headers().contains_key("host"));
     let (head, body) = request.into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
+    let mut body = body.collect().await.unwrap().to_bytes();
+    if let Some(encoding) = head.headers.get("content-encoding") {
+        assert_eq!(encoding, "gzip");
+        let mut decompressed = Vec::new();
+        GzDecoder::new(&*body)
+            .read_to_end(&mut decompressed)
+            .unwrap();
+        body = decompressed.into();
+    }
     let decoded = ExportTraceServiceRequest::decode(body.clone()).unwrap();
     let mut answer = ExportTraceServiceResponse::default();
     let mut status = StatusCode::OK;

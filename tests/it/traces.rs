@@ -2,8 +2,10 @@
 //! process. Each relay is a process of its own, because a process has one place for spans and logs.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -14,10 +16,15 @@ use opentelemetry_proto::tonic::common::v1::{InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode as SpanStatus;
 use opentelemetry_proto::tonic::trace::v1::{Span, Status};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_websockets::ClientBuilder;
 
 use super::harness::{Client, Dialect, Raw, Scrape, eventually, within};
@@ -623,6 +630,165 @@ async fn a_receiver_that_refuses_is_counted() {
         })
         .await;
     }
+}
+
+/// An authority, and a receiver's certificate and key that it signed.
+fn authority() -> (String, TlsAcceptor) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &authority).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        )
+        .unwrap();
+    (authority.pem(), TlsAcceptor::from(Arc::new(config)))
+}
+
+const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+#[tokio::test]
+async fn spans_go_by_https_and_gzip_to_a_receiver_that_a_given_authority_signed() {
+    for variable in [
+        "OTEL_EXPORTER_OTLP_CERTIFICATE",
+        "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+        "SWITCHBOARD__TRACING__TLS_CA_FILE",
+        "SSL_CERT_FILE",
+    ] {
+        let (authority, tls) = authority();
+        let authority = settings_file(&format!("{variable}.pem"), &authority);
+        let receiver = Receiver::serve(HERE, Manner::Takes, Some(tls)).await;
+        let endpoint = format!("https://{}", receiver.addr);
+        let variables = [
+            ALL[0],
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+            // Spans are sent only at the end of the process.
+            ("OTEL_BSP_SCHEDULE_DELAY", "600000"),
+            (variable, authority.to_str().unwrap()),
+        ];
+        let mut relay = Relay::start(&endpoint, &variables).await;
+        let mut ann = relay.v1().await;
+        ann.say(ann.id, "Go Braves!").await;
+        assert_eq!(ann.hear().await["message"], "Go Braves!");
+        assert_eq!(receiver.spans(), []);
+        assert_eq!(relay.stop().await.code(), Some(0));
+
+        let spans = receiver.spans();
+        assert_eq!(spans.len(), 3, "{variable}: {spans:?}");
+        let (send, process) = (
+            only(&spans, "send users/{id}"),
+            only(&spans, "process users/{id}"),
+        );
+        assert_eq!(process.parent_span_id, send.span_id);
+        assert_eq!(process.links[0].span_id, send.span_id);
+        let got = receiver.got.lock().unwrap();
+        assert_eq!(got.heads[0]["content-encoding"], "gzip");
+        assert_eq!(got.refused, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_no_authority_signed_gets_no_span_and_the_relay_says_why() {
+    let (_, tls) = authority();
+    let receiver = Receiver::serve(HERE, Manner::Takes, Some(tls)).await;
+    let endpoint = format!("https://{}", receiver.addr);
+    let (other, _) = authority();
+    let other = settings_file("other-authority.pem", &other);
+    let (other, none) = (other.to_str().unwrap(), "/no/such/file.pem");
+    for (variable, file) in [
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", other),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", none),
+        ("SSL_CERT_FILE", none),
+    ] {
+        let relay = Relay::start(&endpoint, &[ALL[0], ALL[1], (variable, file)]).await;
+        let mut ann = relay.v1().await;
+        ann.say(ann.id, "hi").await;
+        ann.hear().await;
+        eventually("all are lost", async || {
+            (relay.spans("export_failed").await == (0, 3)).then_some(())
+        })
+        .await;
+        let warning = relay.logs("spans cannot be sent and will be lost").await;
+        let reason = warning["error"].as_str().unwrap();
+        assert!(
+            reason.contains("certificate"),
+            "{variable} {file}: {reason}"
+        );
+        let log = relay.log.lock().unwrap();
+        let said = log.iter().filter_map(|line| line["message"].as_str());
+        let said = said.filter(|text| text.contains("no receiver can be trusted"));
+        assert_eq!(said.count(), usize::from(file == none), "{variable}");
+    }
+    assert_eq!(receiver.spans(), []);
+}
+
+#[tokio::test]
+async fn a_standard_variable_that_is_not_supported_does_not_stop_the_relay() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let variables = [
+        ALL[0],
+        ALL[1],
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_TRACES_EXPORTER", "console"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://me:secret@collector"),
+    ];
+    let endpoint = receiver.endpoint();
+    let relay = Relay::start(&endpoint, &variables).await;
+    let _ann = relay.v1().await;
+    receiver.spans_once(1).await;
+    let set = format!(
+        "tracing.otlp_endpoint is {endpoint:?}, set by SWITCHBOARD__TRACING__OTLP_ENDPOINT"
+    );
+    let default =
+        |key: &str, value: &str| format!("{key} is {value:?}, set by the built-in default");
+    let warnings = [
+        format!("OTEL_TRACES_EXPORTER: \"console\" is not supported; {set}"),
+        "OTEL_EXPORTER_OTLP_PROTOCOL: \"grpc\" is not supported; http/protobuf is used".to_owned(),
+        format!("OTEL_EXPORTER_OTLP_ENDPOINT: \"http://***@collector\" is not supported; {set}"),
+        format!(
+            "OTEL_EXPORTER_OTLP_TIMEOUT: \"10s\" is not supported; {}",
+            default("tracing.export_timeout", "10s")
+        ),
+        format!(
+            "OTEL_EXPORTER_OTLP_COMPRESSION: \"zstd\" is not supported; {}",
+            default("tracing.compression", "none")
+        ),
+    ];
+    for warning in &warnings {
+        assert_eq!(relay.logged(warning).len(), 1, "{warning}");
+        assert_eq!(relay.logged(warning)[0]["level"], "WARN");
+    }
+
+    let check = Command::new(env!("CARGO_BIN_EXE_switchboard"))
+        .arg("check")
+        .env_clear()
+        .env("SWITCHBOARD__TRACING__OTLP_ENDPOINT", &endpoint)
+        .envs(variables)
+        // Not UTF-8.
+        .env("OTEL_TRACES_SAMPLER", OsStr::from_bytes(b"\xff"))
+        .output();
+    let check = within("check", check).await.unwrap();
+    let said = str::from_utf8(&check.stderr).unwrap();
+    assert_eq!(check.status.code(), Some(0), "{said}");
+    for warning in &warnings {
+        assert!(
+            said.contains(&format!("switchboard: warning: {warning}\n")),
+            "{said}"
+        );
+    }
+    assert!(
+        said.contains("OTEL_TRACES_SAMPLER: \"\u{fffd}\" is not supported"),
+        "{said}"
+    );
 }
 
 /// Writes a file of this name and returns its path.

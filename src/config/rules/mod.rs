@@ -370,17 +370,20 @@ fn drain_rules(drain: &DrainSettings) -> [Rule; 4] {
 fn tracing_rules(tracing: &TracingSettings) -> Vec<Rule> {
     let TracingSettings {
         otlp_endpoint,
+        tls_ca_file: _,
+        compression: _,
         sample_ratio,
         trust_clients: _,
         queue_spans,
+        export_interval,
         export_timeout,
         flush_timeout,
+        warnings: _,
     } = tracing;
     vec![
         Rule::new(
             "tracing.otlp_endpoint",
-            "an http:// URL such as \"http://127.0.0.1:4318\" (for https, send to a collector nearby \
-             that forwards)",
+            "an http or https URL without a user and a password, such as \"http://127.0.0.1:4318\"",
             otlp_endpoint.as_deref().is_none_or(otel::is_endpoint),
         ),
         Rule::new(
@@ -389,6 +392,7 @@ fn tracing_rules(tracing: &TracingSettings) -> Vec<Rule> {
             (0.0..=1.0).contains(sample_ratio),
         ),
         count("tracing.queue_spans", *queue_spans, COUNT_MAX).warn_above_default(),
+        time("tracing.export_interval", *export_interval, ONE_MS..=DAY),
         time("tracing.export_timeout", *export_timeout, ONE_MS..=DAY),
         time(
             "tracing.flush_timeout",
