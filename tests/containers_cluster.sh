@@ -27,5 +27,5 @@ finish() {
 trap finish EXIT
 
 "${compose[@]}" build node1
-"${compose[@]}" up --wait --quiet-pull node1 node2 node3 nats haproxy
+docker compose --profile cluster up --wait nats node1 node2 node3 haproxy
 python3 tests/python/cluster_talk.py "ws://127.0.0.1:$CLUSTER_PORT/" "${compose[@]}"

@@ -13,7 +13,7 @@ use crate::node::Node;
 
 crate::tests!("access":
     a_user_with_a_password_is_accepted,
-    the_permissions_of_the_readme_are_sufficient,
+    the_permissions_of_the_shipped_file_are_sufficient,
     a_token_is_accepted,
     an_nkey_is_accepted,
     credentials_of_an_account_are_accepted,
@@ -58,15 +58,14 @@ async fn a_user_with_a_password_is_accepted() {
     .await;
 }
 
-async fn the_permissions_of_the_readme_are_sufficient() {
+/// tests/python/link.py checks that they allow nothing else.
+async fn the_permissions_of_the_shipped_file_are_sufficient() {
     let folder = Folder::new();
     let password = folder.file("password", "s3cret");
-    let nats = Nats::with(
-        "authorization { users: [ { user: relay, password: \"s3cret\", permissions: {
-            publish: [\"switchboard.>\", \"$JS.API.STREAM.*.switchboard_blocks\"]
-            subscribe: \"switchboard.>\"
-        } } ] }",
-    )
+    let permissions = include_str!("../../config/nats/permissions.conf");
+    let nats = Nats::with(&format!(
+        "authorization {{ users: [ {{\n user: relay\n password: \"s3cret\"\n {permissions}\n}} ] }}"
+    ))
     .await;
     let good = [
         ("CLUSTER__USER", "relay"),

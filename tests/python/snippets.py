@@ -53,6 +53,10 @@ ELSEWHERE = {
     r"docker compose ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}'": (
         "tests/containers.sh", [r"docker compose ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}'"],
     ),
+    "docker compose --profile cluster up --wait nats node1 node2 node3 haproxy": (
+        "tests/containers_cluster.sh", ["\ndocker compose --profile cluster up --wait nats node1 node2 node3 haproxy\n"],
+    ),
+    "apiVersion: kustomize.config.k8s.io/v1beta1": ("tests/k8s", ["def check_documented():", "\n    check_documented()\n"]),
     "docker run --rm --read-only --cap-drop ALL -p 127.0.0.1:8080:8080 switchboard:0.1.0": (
         "tests/containers.sh", ["docker run --rm --read-only --cap-drop ALL ", " -p 127.0.0.1:"],
     ),
