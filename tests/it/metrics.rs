@@ -21,6 +21,22 @@ const TARGET_LABELS: [&str; 4] = ["job", "instance", "namespace", "pod"];
 /// The metrics that Prometheus itself records for every target.
 const OF_PROMETHEUS: [&str; 2] = ["up", "scrape_duration_seconds"];
 
+/// Metrics, by the beginning of their name, that neither a panel nor a rule uses, each with the reason.
+const IN_NO_PANEL: [(&str, &str); 3] = [
+    (
+        "process_",
+        "the same as switchboard_process_, for dashboards of others",
+    ),
+    (
+        "switchboard_process_virtual_memory_bytes",
+        "says nothing about the memory in use",
+    ),
+    (
+        "switchboard_process_threads",
+        "does not change while the process runs",
+    ),
+];
+
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
@@ -356,8 +372,8 @@ fn named(expression: &str) -> Named {
         "group_left",
         "group_right",
     ];
-    const WORDS: [&str; 10] = [
-        "and", "or", "unless", "offset", "bool", "sum", "min", "max", "avg", "count",
+    const WORDS: [&str; 11] = [
+        "and", "or", "unless", "offset", "bool", "sum", "min", "max", "avg", "count", "topk",
     ];
     let mut named = Named::default();
     let mut rest = expression;
@@ -366,7 +382,9 @@ fn named(expression: &str) -> Named {
         let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
         let (word, behind) = rest.split_at(end);
         rest = behind.trim_start();
-        if word.is_empty() {
+        if first == '"' {
+            rest = behind[1..].split_once('"').unwrap().1;
+        } else if word.is_empty() {
             rest = behind.strip_prefix(first).unwrap().trim_start();
         } else if first.is_ascii_digit() || first == '$' || WORDS.contains(&word) {
             // A number, a duration, a variable, an operator.
@@ -505,13 +523,11 @@ async fn dashboards_and_rules_use_only_exposed_metrics() {
             return of_family(name);
         };
         let metrics = named(&rule.expression).metrics;
-        Some(
-            metrics
-                .iter()
-                .filter_map(|(name, _)| of_family(name))
-                .flatten()
-                .collect(),
-        )
+        // The first part of a recorded name lists labels, those that the rule adds included.
+        let level = name.split(':').next().unwrap_or_default();
+        let added = level.split('_').map(str::to_owned);
+        let labels = metrics.iter().filter_map(|(name, _)| of_family(name));
+        Some(labels.flatten().chain(added).collect())
     };
     let mut mistakes = Vec::new();
     for Asked {
@@ -548,4 +564,24 @@ async fn dashboards_and_rules_use_only_exposed_metrics() {
         }
     }
     assert!(mistakes.is_empty(), "{mistakes:#?}");
+
+    let used: BTreeSet<_> = rules
+        .iter()
+        .chain(&asked)
+        .flat_map(|asked| named(&asked.expression).metrics)
+        .filter_map(|(name, _)| family(&families, &name))
+        .collect();
+    let unused: Vec<_> = families
+        .keys()
+        .filter(|name| {
+            !used.contains(*name)
+                && !IN_NO_PANEL
+                    .iter()
+                    .any(|(prefix, _)| name.starts_with(prefix))
+        })
+        .collect();
+    assert!(
+        unused.is_empty(),
+        "neither on a panel nor in a rule: {unused:#?}"
+    );
 }

@@ -111,7 +111,15 @@ fn dashboard_has_its_rows_and_variables() {
     };
     assert_eq!(
         names(&dashboard["templating"]["list"], "name"),
-        ["datasource", "job", "instance"]
+        [
+            "datasource",
+            "job",
+            "namespace",
+            "pod",
+            "instance",
+            "traces",
+            "repository"
+        ]
     );
     let all = dashboard["panels"].as_array().unwrap();
     let rows: Vec<_> = all
@@ -169,11 +177,8 @@ fn panels_have_descriptions_and_use_the_variables() {
             let expression = target["expr"].as_str().unwrap();
             assert!(!expression.contains("vector(0)"), "{title} hides a gap");
             for selector in expression.split('{').skip(1) {
-                let begin = match title {
-                    // The sum over all nodes, because a message lost between two belongs to neither.
-                    "Lost between nodes" => r#"job=~"$job"}"#,
-                    _ => r#"job=~"$job", instance=~"$instance""#,
-                };
+                let begin =
+                    r#"job=~"$job", namespace=~"$namespace", pod=~"$pod", instance=~"$instance""#;
                 assert!(selector.starts_with(begin), "{title}: {selector}");
             }
             for range in expression.split('[').skip(1) {
