@@ -40,7 +40,7 @@ pub(crate) async fn drain(
     // then still connected, learn the outcome, and close in order.
     let margin = (settings.timeout / 10).min(ABORT_MARGIN_MAX);
     tokio::select! {
-        () = async { restart_all(relay, settings.spread).await; relay.emptied().await } => return 0,
+        () = async { restart_all(relay, settings.spread, deadline).await; relay.emptied().await } => return 0,
         () = sleep_until(deadline - margin) => {}
     }
     let mut aborted = abort(relay, |client| client.stats().queue_messages > 0);
@@ -51,12 +51,13 @@ pub(crate) async fn drain(
     aborted
 }
 
-/// Aborts the connections that are `chosen`. Returns how many.
+/// Aborts the connections that are `chosen`. Returns how many, without those that have said all and only wait for
+/// their peers to end the stream.
 fn abort(relay: &Relay, chosen: impl Fn(&Client) -> bool) -> u64 {
     let mut aborted = 0;
     relay.directory().for_each(|client| {
         if chosen(client) {
-            aborted += 1;
+            aborted += u64::from(!client.has_finished());
             client.command(Command::Abort);
         }
     });
@@ -64,7 +65,7 @@ fn abort(relay: &Relay, chosen: impl Fn(&Client) -> bool) -> u64 {
 }
 
 /// Tells all users to reconnect, in random order and evenly over `spread`.
-async fn restart_all(relay: &Relay, spread: Duration) {
+async fn restart_all(relay: &Relay, spread: Duration, deadline: Instant) {
     let mut clients: Vec<Arc<Client>> = Vec::with_capacity(relay.users());
     relay
         .directory()
@@ -80,18 +81,20 @@ async fn restart_all(relay: &Relay, spread: Duration) {
             () = sleep_until(due) => {}
             () = &mut emptied => return,
         }
-        client.command(restart(spread));
+        client.command(restart(spread, deadline));
     }
     // Upgrades that were under way when `clients` was filled have joined since.
     relay
         .directory()
-        .for_each(|client| client.command(restart(spread)));
+        .for_each(|client| client.command(restart(spread, deadline)));
 }
 
-/// The command to reconnect after a random time within `spread`.
-fn restart(spread: Duration) -> Command {
-    let spread_ms = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
+/// The command to reconnect after a random time within `spread`. A user may wait for its outcomes until the
+/// deadline of the drain, because the messages that others do not read have one only then.
+fn restart(spread: Duration, deadline: Instant) -> Command {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Command::Restart {
-        after_ms: fastrand::u64(0..=spread_ms.max(RECONNECT_MS_MIN)),
+        after_ms: fastrand::u64(0..=millis(spread).max(RECONNECT_MS_MIN)),
+        within_ms: millis(deadline.saturating_duration_since(Instant::now())),
     }
 }

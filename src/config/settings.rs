@@ -212,7 +212,7 @@ pub struct KeepaliveSettings {
     /// Time for a write without progress.
     #[serde(with = "units::duration")]
     pub write_timeout: Duration,
-    /// Time for the peer's close frame after the relay's.
+    /// Time for each step of a close.
     #[serde(with = "units::duration")]
     pub close_timeout: Duration,
 }

@@ -213,13 +213,10 @@ impl Client {
         Err(Undeliverable::Full)
     }
 
-    /// Tells the session to end. The first command stands until the session has heard it, except that
-    /// [`Command::Abort`] replaces any other. A session that already closes obeys only that one.
+    /// Tells the session to end. Until the session has heard it, a stronger command may replace it.
     pub fn command(&self, command: Command) {
         let mut state = self.state.lock();
-        if command == Command::Abort || state.command.is_none() {
-            state.command = Some(command);
-        }
+        state.order(command);
         // Parked or not: a session that waits for its socket has to hear a command too.
         let waker = state.waker.clone();
         drop(state);
@@ -327,6 +324,16 @@ impl Client {
     /// Whether it accepts messages. It stops before its session ends.
     pub(crate) fn is_open(&self) -> bool {
         self.state.lock().accepts == Accepts::All
+    }
+
+    /// Accepts nothing more, because its session has written all that it could. The session may still hear a
+    /// command while it waits for the end of its connection.
+    pub(crate) fn finish(&self) {
+        self.state.lock().accepts = Accepts::Nothing;
+    }
+
+    pub(crate) fn has_finished(&self) -> bool {
+        self.state.lock().accepts == Accepts::Nothing
     }
 
     /// Accepts no more messages. Queued ones stay and are written.

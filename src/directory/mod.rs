@@ -41,6 +41,7 @@ pub use mailbox::{Message, QueuedMessage, give_back};
 pub(crate) use outcomes::PendingOutcomes;
 pub use receipt::Receipt;
 pub(crate) use receipt::{Undeliverable, settle_undeliverable};
+pub(crate) use state::Strength;
 pub use state::{Command, Flushed};
 use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard, lock};
 pub use table::SLOTS;

@@ -14,6 +14,8 @@ pub enum Command {
     Restart {
         /// How long the peer is asked to wait before it reconnects, milliseconds.
         after_ms: u64,
+        /// How long the session may wait for the outcomes that its user is owed, milliseconds.
+        within_ms: u64,
     },
     /// Close with this code.
     Close {
@@ -29,6 +31,32 @@ pub enum Command {
     },
     /// The drain timed out: end at once.
     Abort,
+}
+
+/// How strong an order to end is. A stronger order replaces a weaker one that is not carried out yet; of two
+/// equal orders the first one stands. The table of what each order does is in `session::machine`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Strength {
+    /// The user may come back at once, and may wait for its outcomes first: a drain, an old connection.
+    Restart,
+    /// A fault of the peer or of the relay, a full mailbox, a newer connection of the user, or the peer's own
+    /// close frame.
+    Close,
+    /// The user has lost the right to be here: its token has expired, or an operator has removed it.
+    Revoke,
+    /// Time is up.
+    Abort,
+}
+
+impl Command {
+    pub(crate) fn strength(&self) -> Strength {
+        match self {
+            Self::Restart { .. } => Strength::Restart,
+            Self::Close { .. } => Strength::Close,
+            Self::Remove { .. } => Strength::Revoke,
+            Self::Abort => Strength::Abort,
+        }
+    }
 }
 
 /// What a session has flushed since it last reported to its client.
@@ -49,7 +77,7 @@ pub(super) enum Accepts {
     All,
     /// Replies only: the session is about to close.
     Replies,
-    /// Nothing: the session is gone.
+    /// Nothing: the session writes nothing more, or is gone.
     Nothing,
 }
 
@@ -105,19 +133,27 @@ impl ClientState {
         self.overflowed = self.overflowed.saturating_add(count);
     }
 
+    /// Keeps a command for the session, unless one that is as strong waits for it already.
+    pub(super) fn order(&mut self, command: Command) {
+        let waiting = self.command.as_ref().map(Command::strength);
+        if waiting < Some(command.strength()) {
+            self.command = Some(command);
+        }
+    }
+
     pub(super) fn disconnect_if_that_is_the_policy(&mut self) {
         if self.mailbox.overflow() == Overflow::Disconnect {
-            self.command.get_or_insert(Command::Close {
+            self.order(Command::Close {
                 code: close_code::TRY_AGAIN,
                 reason: "reads too slowly",
             });
         }
     }
 
-    /// The waker to call if the session waits for something new. The waker stays registered, because a
-    /// command wakes a session that waits for its socket too.
+    /// The waker to call if the session waits for something new, or has a command to hear: a session that
+    /// waits for its socket is not parked, and must hear a command all the same. The waker stays registered.
     pub(super) fn unpark(&mut self) -> Option<Waker> {
-        if std::mem::take(&mut self.parked) {
+        if std::mem::take(&mut self.parked) || self.command.is_some() {
             self.waker.clone()
         } else {
             None

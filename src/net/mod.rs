@@ -3,6 +3,7 @@
 //! messages.
 
 pub(crate) mod background;
+pub(crate) mod ending;
 pub mod http_client;
 mod listen;
 pub mod proxy_protocol;

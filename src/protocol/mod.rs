@@ -109,4 +109,11 @@ pub mod close_code {
     pub const TAKEN_OVER: u16 = 4409;
     /// An operator has removed the user.
     pub const REMOVED: u16 = 4410;
+
+    /// Whether a peer may send this code in a close frame: those that RFC 6455 section 7.4.1 and the IANA registry
+    /// define, without 1004 to 1006 and 1015, which no close frame may carry, and those from 3000 to 4999, which are
+    /// for libraries and applications (section 7.4.2).
+    pub fn may_be_received(code: u16) -> bool {
+        matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+    }
 }

@@ -18,8 +18,8 @@ pub struct SessionConfig {
     pub pong_timeout: Duration,
     /// Time within which a write must make progress.
     pub write_timeout: Duration,
-    /// Time for all that is written before the relay's close frame, and again from that frame until
-    /// the peer's.
+    /// Time for the outcomes that a peer which closes is owed; again for all that is written before the relay's
+    /// close frame; and again from that frame until the end of the connection.
     pub close_timeout: Duration,
     /// Age at which a connection is asked to reconnect, give or take a fifth.
     pub connection_age: Option<Duration>,

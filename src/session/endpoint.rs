@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::context::{SessionConfig, SessionContext};
 use super::frames::FrameIo;
-use super::timers::NEVER;
+use super::timers::{NEVER, micros};
 use crate::directory::{Flushed, QueuedMessage, Wakes};
 use crate::protocol::{Dialect, Outbound, push_frame};
 use crate::relay::Membership;
@@ -110,9 +110,14 @@ impl<S> Endpoint<S> {
         self.replies.on_pushed();
     }
 
-    /// Reads nothing more; the connection counts as closed by the relay with `code`.
-    pub(super) fn close_input(&mut self, code: CloseCode) {
-        self.membership.ended(Initiator::Server, code);
+    /// When a step of a close that begins now has to be done.
+    pub(super) fn close_deadline(&self, now: u64) -> u64 {
+        now.saturating_add(micros(self.config().close_timeout))
+    }
+
+    /// Takes no more messages from the peer; the connection counts as closed by `initiator` with `code`.
+    pub(super) fn close_input(&mut self, initiator: Initiator, code: CloseCode) {
+        self.membership.ended(initiator, code);
         self.io.discard_input();
         self.membership.stop_sending();
     }

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::tracker::FrameTracker;
+use crate::net::ending::Ending;
 
 /// The most bytes of one read. It is enough that a sender with 64 small messages under way costs one
 /// read, and little enough that a turn stays short.
@@ -22,7 +23,7 @@ pub(super) const READ_CHUNK_BYTES: usize = 64 * 1024;
 /// meanwhile.
 const SMALL_FRAME_BUDGET_BYTES: u16 = 1024;
 
-/// The most bytes that are read and discarded at once.
+/// The most bytes that are read and discarded at once: a few hundred small frames, or thousands of the smallest.
 const DISCARD_CHUNK_BYTES: usize = 16 * 1024;
 
 /// The most bytes of pongs that wait for a peer that does not read. Tungstenite then keeps only the
@@ -111,9 +112,19 @@ impl<S> FrameIo<S> {
         self.tracker.is_violated
     }
 
-    /// Whether a close frame has come whole.
+    /// Whether the peer sends no more: its close frame has come whole, or its stream has ended.
     pub(super) fn has_peer_closed(&self) -> bool {
         self.tracker.is_closed
+    }
+
+    /// The code of the peer's close frame, which has come with one.
+    pub(super) fn peer_close_code(&self) -> u16 {
+        self.tracker.close_code
+    }
+
+    /// Whether the last chunk was of many small frames that end no message.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.is_flooded
     }
 
     /// Returns how many frames came since the last call that end no message: pings, pongs and fragments.
@@ -191,8 +202,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameIo<S> {
         Poll::Ready(Ok(count))
     }
 
-    /// Reads and discards; only the tracker sees the bytes. Returns their number, 0 at the end of the
-    /// stream.
+    /// Reads and discards; only the tracker sees the bytes. Returns their number. Must not be called after
+    /// the peer has closed.
     pub(super) fn poll_discard(
         &mut self,
         cx: &mut Context<'_>,
@@ -201,8 +212,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameIo<S> {
         let bytes = chunk.len().min(DISCARD_CHUNK_BYTES);
         let mut buffer = ReadBuf::new(&mut chunk[..bytes]);
         ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer))?;
+        let count = buffer.filled().len();
         self.tracker.feed(buffer.filled());
-        Poll::Ready(Ok(buffer.filled().len()))
+        self.tracker.is_closed |= count == 0;
+        self.is_flooded = is_flood(self.take_non_message_frames(), count);
+        Poll::Ready(Ok(count))
     }
 
     /// Writes `output`; ready when all of it has left. [`FrameIo::flushed`] tells how much has left.
@@ -227,9 +241,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameIo<S> {
         }
     }
 
-    /// Ends the write side of the connection.
-    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+    /// Goes on with the end of the connection.
+    pub(super) fn poll_end(&mut self, ending: &mut Ending, cx: &mut Context<'_>) -> Poll<()> {
+        ending.poll(&mut self.socket, cx)
     }
 }
 

@@ -1,5 +1,18 @@
 //! The state machine of a session: its state and its endpoint, and what may end any state, which is a
 //! deadline, a command or a panic.
+//!
+//! What an order to end does in each state. A stronger order replaces a weaker one until the close frame is in the
+//! write buffer; a second one could not follow it (RFC 6455 section 5.5.1).
+//!
+//! | order | strength | in `Open` | in `AwaitingOutcomes` | in `Flushing` | in `Discarding`, `Lingering` |
+//! | - | - | - | - | - | - |
+//! | a drain, an old connection | `Restart` | `AwaitingOutcomes` | none | none | none |
+//! | a fault, a panic, a full mailbox, a newer connection | `Close` | `Flushing` | `Flushing`, if the close is a `Restart` | new code, likewise | none |
+//! | the peer's close frame | `Close` | `AwaitingOutcomes` | shortens the wait | none | `Lingering` |
+//! | an expired token, an operator | `Revoke` | `Flushing` | `Flushing` | new code, if the close is weaker | none |
+//! | the drain's timeout | `Abort` | `Ended` | `Ended` | `Ended` | `Ended` |
+//!
+//! `AwaitingOutcomes` is left out where no outcome is owed. A new code does not move the deadline.
 
 use std::task::Context;
 
@@ -32,36 +45,80 @@ impl<S> Machine<S> {
     pub(super) fn on_deadline(&mut self, now: u64) {
         let endpoint = &mut self.endpoint;
         if now >= endpoint.write_deadline {
-            self.state = SessionState::end_as(Initiator::Server, CloseCode::WriteTimeout, endpoint);
+            // A session that has begun to close has decided how the connection counts.
+            self.state = match self.state {
+                SessionState::Open(_) => {
+                    SessionState::end_as(Initiator::Server, CloseCode::WriteTimeout, endpoint)
+                }
+                _ => SessionState::end(),
+            };
             return;
         }
-        if let SessionState::Open(open) = &mut self.state {
-            if let Some(next) = open.on_deadline(endpoint, now).break_value() {
-                self.state = *next;
+        match &mut self.state {
+            SessionState::Open(open) => {
+                if let Some(next) = open.on_deadline(endpoint, now).break_value() {
+                    self.state = *next;
+                }
             }
-        } else if now >= self.state.deadline() {
-            self.state = SessionState::end();
+            SessionState::AwaitingOutcomes { expires_at, .. } if now >= *expires_at => {
+                self.close(Close::expired(), now);
+            }
+            SessionState::AwaitingOutcomes {
+                close, deadline, ..
+            } if now >= *deadline => {
+                // The outcomes that are still missing stay unknown.
+                self.state = SessionState::flush(close.clone(), endpoint, now);
+            }
+            other if now >= other.deadline() => self.state = SessionState::end(),
+            _ => {}
         }
     }
 
-    /// Acts on a command. Once the session has begun to close, only an abort counts.
+    /// Acts on a command.
     pub(super) fn on_command(&mut self, command: Command, now: u64) {
-        let endpoint = &mut self.endpoint;
-        self.state = match command {
-            Command::Abort => SessionState::abort(endpoint),
-            _ if !self.state.is_open() => return,
-            Command::Restart { after_ms } => SessionState::restart(after_ms, endpoint, now),
+        let strength = command.strength();
+        match command {
+            Command::Abort => self.state = SessionState::abort(&mut self.endpoint),
+            Command::Restart {
+                after_ms,
+                within_ms,
+            } => {
+                if let SessionState::Open(open) = &self.state {
+                    let within = within_ms.saturating_mul(1000);
+                    self.state = open.restart(after_ms, within, &mut self.endpoint, now);
+                }
+            }
             Command::Close { code, reason } => {
-                SessionState::close(Close::new(code, reason), endpoint, now)
+                self.close(Close::new(code, reason).of(strength), now);
             }
             Command::Remove { reason } => {
                 let close = Close::new(close_code::REMOVED, reason.to_string());
-                SessionState::close(close, endpoint, now)
+                self.close(close.of(strength), now);
             }
-        };
+        }
     }
 
-    /// After a panic in a turn: tries once to close the connection properly.
+    /// Begins to close, or replaces a close that is weaker and whose frame is not written yet.
+    fn close(&mut self, close: Close, now: u64) {
+        let endpoint = &mut self.endpoint;
+        match &mut self.state {
+            SessionState::Open(_) => self.state = SessionState::close(close, endpoint, now),
+            SessionState::AwaitingOutcomes { close: weaker, .. }
+                if weaker.strength < close.strength =>
+            {
+                self.state = SessionState::close(close, endpoint, now);
+            }
+            SessionState::Flushing { close: weaker, .. } if weaker.strength < close.strength => {
+                // The deadline stays: else each order would give a peer that does not read more time.
+                endpoint.close_input(Initiator::Server, close.counts_as);
+                *weaker = close;
+            }
+            _ => {}
+        }
+    }
+
+    /// After a panic in a turn: tries once to close the connection properly. A session that has written its
+    /// close frame goes on to its end, because a second one may not follow.
     pub(super) fn recover(&mut self, cx: &Context<'_>) {
         let endpoint = &mut self.endpoint;
         endpoint.context.metrics.session_panicked();
@@ -72,7 +129,7 @@ impl<S> Machine<S> {
         }
         let close = Close::new(close_code::INTERNAL, "internal error");
         let now = endpoint.context.now();
-        self.state = SessionState::close(close, endpoint, now);
+        self.close(close, now);
         cx.waker().wake_by_ref();
     }
 }

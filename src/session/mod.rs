@@ -35,6 +35,7 @@ use state::SessionState;
 use timers::{Timer, micros};
 use turn::Turn;
 
+use crate::net::ending::Ending;
 use crate::protocol::Outbound;
 use crate::relay::Membership;
 
@@ -101,6 +102,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
         machine.endpoint.io.end_turn(&mut turn.chunk);
         turn.end();
         if machine.state.has_ended() {
+            // A deadline or an abort has ended the session: what the socket takes at once still ends it in order.
+            let _pending = machine.endpoint.io.poll_end(&mut Ending::default(), cx);
             return Poll::Ready(());
         }
         let mut next = machine.next_deadline();
@@ -119,9 +122,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
             self.endpoint.is_throttled = false;
             self.on_deadline(turn.now);
         }
+        let was_open = self.state.is_open();
         self.read(turn, cx);
         if !self.state.has_ended() {
             self.write(turn, cx);
+        }
+        if was_open && !self.state.is_open() {
+            // An open session may have paused reading, and so not be woken by what the peer sends. The next turn
+            // begins with a read.
+            cx.waker().wake_by_ref();
         }
     }
 }
@@ -131,5 +140,17 @@ impl<S> std::fmt::Debug for Session<S> {
         f.debug_struct("Session")
             .field("membership", &self.machine.endpoint.membership)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::ByteStream;
+
+    /// The sessions of idle users are most of the memory of a relay.
+    #[test]
+    fn a_session_has_at_most_512_bytes() {
+        assert!(size_of::<Session<ByteStream>>() <= 512);
     }
 }

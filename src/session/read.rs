@@ -15,7 +15,6 @@ use super::receive::OpenTurn;
 use super::state::{Close, SessionState, Step};
 use super::turn::{Turn, yield_turn};
 use crate::protocol::close_code;
-use crate::telemetry::metrics::{CloseCode, Initiator};
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
     pub(super) fn read(&mut self, turn: &mut Turn, cx: &mut Context<'_>) {
@@ -30,11 +29,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
                 turn,
             }
             .read(cx),
-            SessionState::Discarding { .. } => endpoint.discard(turn, cx),
-            SessionState::AwaitingOutcomes { .. }
-            | SessionState::Flushing { .. }
-            | SessionState::Answering { .. }
-            | SessionState::Ended { .. } => return,
+            SessionState::AwaitingOutcomes { deadline, .. } => {
+                let step = endpoint.discard(turn, cx);
+                if endpoint.io.has_peer_closed() {
+                    // The earliest of these times counts, which is that of the turn that found the close frame.
+                    *deadline = endpoint.close_deadline(turn.now).min(*deadline);
+                }
+                step
+            }
+            SessionState::Flushing { .. } | SessionState::Discarding { .. } => {
+                endpoint.discard(turn, cx)
+            }
+            SessionState::Lingering { .. } | SessionState::Ended { .. } => return,
         };
         if let ControlFlow::Break(next) = step {
             self.state = *next;
@@ -118,11 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> OpenTurn<'_, S> {
         }
         match endpoint.io.poll_read_chunk(cx, &mut turn.chunk) {
             Poll::Pending => ControlFlow::Continue(false),
-            Poll::Ready(Ok(0)) => {
-                // RFC 6455 section 7.1.5: the end of the stream without a close frame counts as 1006.
-                let code = CloseCode::Code(1006);
-                SessionState::end_as(Initiator::Client, code, endpoint).into_step()
-            }
+            Poll::Ready(Ok(0)) => SessionState::cut(endpoint, turn.now).into_step(),
             Poll::Ready(Ok(count)) => {
                 // A chunk that is not full may have emptied the socket. It is read once more all the
                 // same, because only a read that finds nothing registers this task to be woken.
@@ -156,20 +158,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> OpenTurn<'_, S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Endpoint<S> {
-    /// Reads and discards, so that the peer gets the relay's close frame: closing a socket with unread
-    /// bytes resets the connection, and a reset can overtake what was flushed.
+    /// Reads and discards what the peer sends while the connection closes, up to its close frame. A peer may write
+    /// all that it has before it reads, and unread bytes would reset the connection, which can overtake what was
+    /// flushed.
     fn discard(&mut self, turn: &mut Turn, cx: &mut Context<'_>) -> Step {
-        if self.io.has_peer_closed() {
-            return SessionState::end().into_step();
-        }
-        match self.io.poll_discard(cx, &mut turn.chunk) {
-            Poll::Pending => ControlFlow::Continue(()),
-            Poll::Ready(Ok(1..)) if !self.io.has_peer_closed() => {
-                // A little at a time, so that a peer that sends on does not delay others.
-                self.is_throttled = true;
-                ControlFlow::Continue(())
+        while !self.io.has_peer_closed() {
+            if turn.chunk_bytes >= READ_CHUNK_BYTES {
+                yield_turn(cx);
+                break;
             }
-            Poll::Ready(_) => SessionState::end().into_step(),
+            match self.io.poll_discard(cx, &mut turn.chunk) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(count)) => turn.chunk_bytes += count,
+                Poll::Ready(Err(_)) => return SessionState::end().into_step(),
+            }
+            if self.io.is_flooded() {
+                // Small frames cost by their number, so that they are read slowly, as in an open session.
+                self.is_throttled = true;
+                break;
+            }
         }
+        ControlFlow::Continue(())
     }
 }

@@ -6,13 +6,13 @@ use std::ops::ControlFlow;
 use hyper_tungstenite::tungstenite::Message;
 use hyper_tungstenite::tungstenite::error::{Error, ProtocolError};
 use hyper_tungstenite::tungstenite::protocol::CloseFrame;
-use hyper_tungstenite::tungstenite::protocol::frame::coding::{CloseCode as FrameCode, Data};
+use hyper_tungstenite::tungstenite::protocol::frame::coding::Data;
 
 use super::endpoint::Endpoint;
 use super::state::{Close, Open, SessionState, Step};
 use super::turn::Turn;
 use crate::protocol::{BadInput, Dialect, Status, close_code, decode, push_data};
-use crate::telemetry::metrics::{DropReason, Initiator};
+use crate::telemetry::metrics::DropReason;
 
 /// A turn of a session that is open.
 pub(super) struct OpenTurn<'a, S> {
@@ -160,16 +160,18 @@ impl<S> OpenTurn<'_, S> {
 
     /// The peer closes: its code is echoed (RFC 6455 section 5.5.1).
     fn on_close(&mut self, frame: Option<&CloseFrame>) -> Step {
-        // tungstenite turns a close frame that a peer may not send into a protocol error of its own.
-        let initiator = match frame {
-            Some(CloseFrame {
-                code: FrameCode::Protocol,
-                reason,
-            }) if reason.as_str() == "Protocol violation" => Initiator::Server,
-            _ => Initiator::Client,
-        };
-        let code = frame.map(|frame| u16::from(frame.code));
-        SessionState::answer(code, initiator, self.endpoint, self.turn.now).into_step()
+        // tungstenite gives out 1002 for every code that it does not know, 1014 among them.
+        let code = frame.map(|_| self.endpoint.io.peer_close_code());
+        if code.is_none_or(close_code::may_be_received) {
+            return self
+                .open
+                .answer(code, self.endpoint, self.turn.now)
+                .into_step();
+        }
+        self.close(Close::new(
+            close_code::PROTOCOL,
+            "no peer may send this close code",
+        ))
     }
 
     /// Closes for what tungstenite could not read. Tungstenite must not be asked again: after some of

@@ -1,11 +1,14 @@
 //! The states of a session. Each state owns the fields that only it needs, and exactly one deadline.
 //!
 //! ```text
-//! Open ──────────────► Flushing ──► Discarding ──► Ended
-//!  │ └► AwaitingOutcomes ─┘                          ▲
-//!  └──────────────────► Answering ───────────────────┤
-//!  a failed socket, a passed deadline, Command::Abort ┘ from every state
+//! Open ────────────────► Flushing ──► Discarding ──► Lingering ──► Ended
+//!  │└► AwaitingOutcomes ──┘                            ▲             ▲
+//!  └── the stream ends without a close frame ──────────┘             │
+//!  a failed socket, a passed deadline, Command::Abort: from any state┘
 //! ```
+//!
+//! A connection that the peer closes takes the same way as one that the relay closes: what the peer sent before its
+//! close frame is settled and answered before the relay's close frame is written.
 //!
 //! A function that may end a state returns a [`Step`]. The functions that create a state, below, do all that has
 //! to happen on the way into it.
@@ -21,7 +24,9 @@ use super::endpoint::Endpoint;
 use super::heartbeat::{Beat, Heartbeat};
 use super::rates::RateBuckets;
 use super::timers::{NEVER, micros};
-use crate::protocol::{Dialect, Outbound, close_code, push_close, push_ping};
+use crate::directory::Strength;
+use crate::net::ending::Ending;
+use crate::protocol::{Outbound, close_code, push_close, push_ping};
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
 
 /// Goes on, or breaks with the next state of the session. The state is boxed, so that a step returns in
@@ -32,16 +37,22 @@ pub(super) type Step<T = ()> = ControlFlow<Box<SessionState>, T>;
 pub(super) enum SessionState {
     /// Messages go both ways.
     Open(Open),
-    /// Nothing is read any more. The relay closes the connection once the user has the outcome of each of
-    /// its messages.
-    AwaitingOutcomes { close: Close, deadline: u64 },
-    /// Nothing is read any more. What is queued is written, and the close frame behind it.
+    /// What comes is discarded, from here on. The relay closes the connection once the user has the outcome
+    /// of each of its messages.
+    AwaitingOutcomes {
+        close: Close,
+        deadline: u64,
+        /// When the user's token expires, which does not wait for outcomes.
+        expires_at: u64,
+    },
+    /// What is queued is written, and the close frame behind it.
     Flushing { close: Close, deadline: u64 },
-    /// The relay's close frame was written. What comes is discarded until the peer's close frame, or the
-    /// end of the stream.
+    /// The relay's close frame was put into the write buffer. The write side stays open until the peer's close
+    /// frame, or the end of its stream: a proxy in between drops both connections at the end of one, and the peer's
+    /// close frame would then meet a reset.
     Discarding { deadline: u64 },
-    /// The peer has closed. The answer to its close frame is written.
-    Answering { deadline: u64 },
+    /// Both sides have said all. The write side is shut down, and the connection ends when the peer ends it.
+    Lingering { ending: Ending, deadline: u64 },
     /// The session is over.
     Ended {
         /// How messages count that were taken from the mailbox and not flushed.
@@ -56,14 +67,19 @@ impl SessionState {
         ControlFlow::Break(Box::new(self))
     }
 
-    /// The one time at which this state has something to do by itself.
+    /// The one time at which this state has something to do by itself. Every state but the last one has such a
+    /// time, so that no peer can keep a connection in it.
     pub(super) fn deadline(&self) -> u64 {
         match self {
             Self::Open(open) => open.deadline(),
-            Self::AwaitingOutcomes { deadline, .. }
-            | Self::Flushing { deadline, .. }
+            Self::AwaitingOutcomes {
+                deadline,
+                expires_at,
+                ..
+            } => *deadline.min(expires_at),
+            Self::Flushing { deadline, .. }
             | Self::Discarding { deadline }
-            | Self::Answering { deadline } => *deadline,
+            | Self::Lingering { deadline, .. } => *deadline,
             Self::Ended { .. } => NEVER,
         }
     }
@@ -83,23 +99,8 @@ impl SessionState {
 
     /// Begins to close: no message is read from here on, and what is queued is written first.
     pub(super) fn close<S>(close: Close, endpoint: &mut Endpoint<S>, now: u64) -> Self {
-        endpoint.close_input(close.counts_as);
+        endpoint.close_input(Initiator::Server, close.counts_as);
         Self::flush(close, endpoint, now)
-    }
-
-    /// Asks the user to reconnect, and begins to close.
-    pub(super) fn restart<S>(after_ms: u64, endpoint: &mut Endpoint<S>, now: u64) -> Self {
-        endpoint.push(Outbound::Reconnect { after_ms });
-        let close = Close::new(close_code::RESTART, "restart");
-        if endpoint.dialect() == Dialect::Bare {
-            return Self::close(close, endpoint, now);
-        }
-        endpoint.close_input(close.counts_as);
-        Self::AwaitingOutcomes {
-            close,
-            // The drain ends it by `Command::Abort`.
-            deadline: NEVER,
-        }
     }
 
     /// Takes no more messages for the user, and gives what is queued time to be written.
@@ -107,34 +108,33 @@ impl SessionState {
         endpoint.membership.client().shut();
         Self::Flushing {
             close,
-            deadline: now + micros(endpoint.config().close_timeout),
+            deadline: endpoint.close_deadline(now),
         }
     }
 
     /// Writes the close frame, behind which nothing may follow (RFC 6455 section 5.5.1).
     pub(super) fn discard<S>(close: &Close, endpoint: &mut Endpoint<S>, now: u64) -> Self {
-        let frame = Some((close.code, &*close.reason));
+        let frame = close.code.map(|code| (code, &*close.reason));
         push_close(&mut endpoint.io.output, frame);
         Self::Discarding {
-            deadline: now + micros(endpoint.config().close_timeout),
+            deadline: endpoint.close_deadline(now),
         }
     }
 
-    /// Answers the peer's close frame (RFC 6455 section 5.5.1), and writes nothing else.
-    pub(super) fn answer<S>(
-        code: Option<u16>,
-        initiator: Initiator,
-        endpoint: &mut Endpoint<S>,
-        now: u64,
-    ) -> Self {
-        push_close(&mut endpoint.io.output, code.map(|code| (code, "")));
-        endpoint.membership.client().shut();
-        // Section 7.1.5: a close frame without a code counts as 1005.
-        let counts_as = CloseCode::Code(code.unwrap_or(1005));
-        endpoint.membership.ended(initiator, counts_as);
-        Self::Answering {
-            deadline: now + micros(endpoint.config().close_timeout),
+    /// Ends the write side of the connection.
+    pub(super) fn linger<S>(endpoint: &Endpoint<S>, deadline: u64) -> Self {
+        endpoint.membership.client().finish();
+        Self::Lingering {
+            ending: Ending::default(),
+            deadline,
         }
+    }
+
+    /// The stream of an open session has ended without a close frame.
+    pub(super) fn cut<S>(endpoint: &mut Endpoint<S>, now: u64) -> Self {
+        // RFC 6455 section 7.1.5: it counts as 1006.
+        endpoint.close_input(Initiator::Client, CloseCode::Code(1006));
+        Self::linger(endpoint, endpoint.close_deadline(now))
     }
 
     /// Ends a session that has begun to close, which has decided how the connection counts.
@@ -173,12 +173,14 @@ impl SessionState {
     }
 }
 
-/// How the relay closes a connection.
+/// How a connection is closed.
 #[derive(Clone, Debug)]
 pub(super) struct Close {
-    counts_as: CloseCode,
-    /// The close frame's code and reason.
-    code: u16,
+    pub(super) counts_as: CloseCode,
+    /// What may replace it, until its close frame is written.
+    pub(super) strength: Strength,
+    /// The close frame's code, if it has one, and its reason.
+    code: Option<u16>,
     reason: Cow<'static, str>,
 }
 
@@ -186,7 +188,8 @@ impl Close {
     pub(super) fn new(code: u16, reason: impl Into<Cow<'static, str>>) -> Self {
         Self {
             counts_as: CloseCode::Code(code),
-            code,
+            strength: Strength::Close,
+            code: Some(code),
             reason: reason.into(),
         }
     }
@@ -200,6 +203,25 @@ impl Close {
         Self {
             counts_as: CloseCode::PongTimeout,
             ..Self::new(close_code::POLICY, "no pong in time")
+        }
+    }
+
+    pub(super) fn of(self, strength: Strength) -> Self {
+        Self { strength, ..self }
+    }
+
+    pub(super) fn expired() -> Self {
+        Self::new(close_code::EXPIRED, "the token has expired").of(Strength::Revoke)
+    }
+
+    /// The answer to the peer's close frame, which repeats its code (RFC 6455 section 5.5.1).
+    fn answer(code: Option<u16>) -> Self {
+        Self {
+            // Section 7.1.5: a close frame without a code counts as 1005.
+            counts_as: CloseCode::Code(code.unwrap_or(1005)),
+            strength: Strength::Close,
+            code,
+            reason: Cow::Borrowed(""),
         }
     }
 }
@@ -236,6 +258,50 @@ impl Open {
         self.expires_at = time;
     }
 
+    /// Asks the user to reconnect, and closes once it has its outcomes, at the latest after `within`.
+    pub(super) fn restart<S>(
+        &self,
+        after_ms: u64,
+        within: u64,
+        endpoint: &mut Endpoint<S>,
+        now: u64,
+    ) -> SessionState {
+        endpoint.push(Outbound::Reconnect { after_ms });
+        let close = Close::new(close_code::RESTART, "restart").of(Strength::Restart);
+        endpoint.close_input(Initiator::Server, close.counts_as);
+        self.close_after_outcomes(close, now.saturating_add(within), endpoint, now)
+    }
+
+    /// Answers the peer's close frame once the peer has its outcomes.
+    pub(super) fn answer<S>(
+        &self,
+        code: Option<u16>,
+        endpoint: &mut Endpoint<S>,
+        now: u64,
+    ) -> SessionState {
+        let close = Close::answer(code);
+        endpoint.close_input(Initiator::Client, close.counts_as);
+        self.close_after_outcomes(close, endpoint.close_deadline(now), endpoint, now)
+    }
+
+    fn close_after_outcomes<S>(
+        &self,
+        close: Close,
+        deadline: u64,
+        endpoint: &Endpoint<S>,
+        now: u64,
+    ) -> SessionState {
+        if endpoint.replies.owed() == 0 {
+            return SessionState::flush(close, endpoint, now);
+        }
+        // The user still gets messages: those to itself may be among the ones that it waits for.
+        SessionState::AwaitingOutcomes {
+            close,
+            deadline,
+            expires_at: self.expires_at,
+        }
+    }
+
     fn deadline(&self) -> u64 {
         let heartbeat = self.heartbeat.deadline();
         heartbeat.min(self.expires_at).min(self.aged_at)
@@ -244,12 +310,14 @@ impl Open {
     /// Does one of the things that are due; what else is due follows in the next turn.
     pub(super) fn on_deadline<S>(&mut self, endpoint: &mut Endpoint<S>, now: u64) -> Step {
         if now >= self.expires_at {
-            let close = Close::new(close_code::EXPIRED, "the token has expired");
-            return SessionState::close(close, endpoint, now).into_step();
+            return SessionState::close(Close::expired(), endpoint, now).into_step();
         }
         if now >= self.aged_at {
-            // Without a spread of its own, because no two connections are of an age.
-            return SessionState::restart(0, endpoint, now).into_step();
+            // Without a spread of its own, because no two connections are of an age. A recipient that reads
+            // nothing is gone after these two timeouts, and its messages have their outcomes then.
+            let config = endpoint.config();
+            let within = micros(config.write_timeout + config.close_timeout);
+            return self.restart(0, within, endpoint, now).into_step();
         }
         match self.heartbeat.beat(endpoint.config(), now) {
             Beat::Rest => {}

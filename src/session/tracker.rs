@@ -1,6 +1,6 @@
 //! Follows the frames of a client by their headers (RFC 6455 section 5.2). Finds frames that tungstenite
 //! accepts and no client may send, and knows when the stream is between two messages. Must not look at
-//! payloads.
+//! payloads, except for the code of a close frame: tungstenite hides the codes that it does not know.
 
 /// Header bytes of a masked frame with a payload of at most 125 bytes.
 const SHORT_HEADER_BYTES: usize = 6;
@@ -20,6 +20,8 @@ pub(super) struct FrameTracker {
     pub(super) non_message_frames: u32,
     /// Frames that came whole. The reader sets it back to 0.
     pub(super) frames_ended: u32,
+    /// The code of a close frame, as far as it has come; none yet if 0.
+    pub(super) close_code: u16,
     /// A close frame has come whole.
     pub(super) is_closed: bool,
     /// A header has come that no client may send.
@@ -39,12 +41,12 @@ impl FrameTracker {
         while at < bytes.len() {
             if self.header_len == 0
                 && self.payload_left == 0
-                && let Some(&[first, second, ..]) = bytes.get(at..at + SHORT_HEADER_BYTES)
-                && second & 0x80 != 0
-                && second & 0x7f < 126
+                && let Some(short) = bytes[at..].first_chunk::<SHORT_HEADER_BYTES>()
+                && short[1] & 0x80 != 0
+                && short[1] & 0x7f < 126
             {
                 // Nearly every header: whole, and of its shortest form.
-                self.header[..2].copy_from_slice(&[first, second]);
+                self.header[..SHORT_HEADER_BYTES].copy_from_slice(short);
                 if !self.begin_frame() {
                     self.is_violated = true;
                     sound.get_or_insert(at);
@@ -56,6 +58,9 @@ impl FrameTracker {
             if self.payload_left > 0 {
                 let count = usize::try_from(self.payload_left)
                     .map_or(bytes.len() - at, |left| left.min(bytes.len() - at));
+                if self.opcode == 8 && !self.is_closed {
+                    self.read_close_code(&bytes[at..at + count]);
+                }
                 self.payload_left -= count as u64;
                 at += count;
                 self.end_frame_if_whole();
@@ -118,6 +123,19 @@ impl FrameTracker {
         self.payload_left = length;
         // The reserved bits are of extensions, and none is negotiated.
         is_minimal && is_known && is_masked && first & 0x70 == 0
+    }
+
+    /// Reads the code from a part of a close frame's payload: its first two bytes (RFC 6455 section 5.5.1).
+    #[cold]
+    fn read_close_code(&mut self, payload: &[u8]) {
+        // A close frame has at most 125 bytes, or is no frame that a client may send: then the code does not
+        // matter. The header with the mask stays until the next frame begins.
+        let length = u64::from(self.header[1] & 0x7f);
+        let begin = length.saturating_sub(self.payload_left);
+        for (at, byte) in (begin..2).zip(payload) {
+            let mask = self.header[if at == 0 { 2 } else { 3 }];
+            self.close_code = self.close_code << 8 | u16::from(byte ^ mask);
+        }
     }
 
     fn end_frame_if_whole(&mut self) {

@@ -30,6 +30,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
     /// Writes the buffer, then fills it again. Pending where the session waits, for the socket or for
     /// something to write, and where it has ended.
     fn write_once(&mut self, turn: &mut Turn, cx: &mut Context<'_>) -> Poll<()> {
+        if let SessionState::Lingering { ending, .. } = &mut self.state {
+            if self.endpoint.io.poll_end(ending, cx).is_ready() {
+                self.state = SessionState::end();
+            } else {
+                self.settle(turn.now);
+            }
+            return Poll::Pending;
+        }
         ready!(self.poll_flush(turn, cx));
         match &mut self.state {
             SessionState::Open(open) if self.endpoint.io.take_owed_pong() => {
@@ -40,15 +48,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
                 return Poll::Ready(());
             }
             // Nothing may follow a close frame (RFC 6455 section 5.5.1).
-            SessionState::Discarding { .. } | SessionState::Answering { .. } => {
-                self.settle(turn.now);
-            }
+            SessionState::Discarding { .. } => self.settle(turn.now),
             _ => self.take(turn, cx),
         }
         if !self.endpoint.io.output.is_empty() && !self.state.has_ended() {
             return Poll::Ready(());
         }
-        self.poll_advance(turn, cx)
+        self.poll_advance(turn)
     }
 
     /// Writes the buffer and settles what has left. Pending while the socket takes no more, and where
@@ -125,12 +131,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
 
     /// With nothing left to write: goes on to the next state of a connection that closes. Pending where
     /// the state has to wait for something else.
-    fn poll_advance(&mut self, turn: &mut Turn, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_advance(&mut self, turn: &Turn) -> Poll<()> {
         let endpoint = &mut self.endpoint;
         match &self.state {
-            SessionState::Open(_)
-            | SessionState::Discarding { .. }
-            | SessionState::Ended { .. } => Poll::Pending,
+            SessionState::Open(_) | SessionState::Lingering { .. } | SessionState::Ended { .. } => {
+                Poll::Pending
+            }
             SessionState::AwaitingOutcomes { close, .. } => {
                 if endpoint.replies.owed() > 0 {
                     return Poll::Pending;
@@ -141,15 +147,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
             }
             SessionState::Flushing { close, .. } => {
                 self.state = SessionState::discard(close, endpoint, turn.now);
-                // The next turn begins with a read, which registers this task to be woken by what comes.
-                cx.waker().wake_by_ref();
                 Poll::Ready(())
             }
-            SessionState::Answering { .. } => {
-                // The connection is dropped either way; the shutdown lets the peer see an orderly end.
-                let _ended = endpoint.io.poll_shutdown(cx);
-                self.state = SessionState::end();
-                Poll::Pending
+            SessionState::Discarding { deadline } => {
+                if !endpoint.io.has_peer_closed() {
+                    return Poll::Pending;
+                }
+                self.state = SessionState::linger(endpoint, *deadline);
+                Poll::Ready(())
             }
         }
     }

@@ -319,7 +319,10 @@ async fn step(
             let _ended = peer.shutdown().await;
         }
         _ => client.command(match script.byte() % 3 {
-            0 => Command::Restart { after_ms: 7 },
+            0 => Command::Restart {
+                after_ms: 7,
+                within_ms: 60_000,
+            },
             1 => Command::Abort,
             _ => Command::Close {
                 code: 1008,

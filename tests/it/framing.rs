@@ -422,17 +422,23 @@ async fn a_close_is_answered_with_its_code() {
     let relay = Relay::plain().await;
     for dialect in Dialect::BOTH {
         for code in [
-            1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999,
+            1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3003,
+            3008, 3999, 4000, 4999,
         ] {
             let mut peer = relay.raw_user(dialect).await;
             let reason = "r".repeat(if code == 1000 { 123 } else { 0 });
             peer.write(&Wire::close(code, reason).bytes()).await;
             assert_eq!(peer.answered().await.1, code, "{dialect:?}");
+            let mut slow = relay.raw_user(dialect).await;
+            let close = Wire::close(code, "").masked_by([7, 140, 9, 200]).bytes();
+            slow.trickle(&close).await.unwrap();
+            assert_eq!(slow.answered().await.1, code, "{dialect:?}, byte by byte");
         }
     }
-    relay.until_closed("client", "1000", 2).await;
-    relay.until_closed("client", "1001", 2).await;
-    relay.until_closed("client", "1009", 2).await;
+    for code in ["1000", "1001", "1002", "1009", "1012"] {
+        relay.until_closed("client", code, 4).await;
+    }
+    relay.until_closed("server", "1002", 0).await;
     relay.stop().await;
 }
 

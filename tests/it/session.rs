@@ -3,13 +3,13 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use switchboard::admission::token_bucket::Rate;
 use switchboard::config::Overflow;
-use switchboard::directory::{Budget, MailboxBounds};
+use switchboard::directory::{Budget, Client, Command, MailboxBounds};
 use switchboard::protocol::Dialect;
 use switchboard::relay::{Dependencies, Relay};
 use switchboard::session::{Session, SessionConfig, SessionContext, Welcome};
@@ -45,6 +45,8 @@ struct TestRelay {
     relay: Relay,
     context: Arc<SessionContext>,
     metrics: Arc<Metrics>,
+    /// The clients of its users, in the order of their ids.
+    clients: Mutex<Vec<Arc<Client>>>,
 }
 
 impl TestRelay {
@@ -66,6 +68,7 @@ impl TestRelay {
             relay,
             context,
             metrics,
+            clients: Mutex::default(),
         }
     }
 
@@ -80,6 +83,10 @@ impl TestRelay {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let membership = self.relay.join(dialect, None, None).await.unwrap();
+        self.clients
+            .lock()
+            .unwrap()
+            .push(membership.client().clone());
         let context = self.context.clone();
         let session = Session::new(io, &[], membership, &Welcome::default(), context);
         tokio::spawn(session)
@@ -137,12 +144,12 @@ fn message(to: u64, text: &str) -> Vec<u8> {
     frame(1, json.as_bytes())
 }
 
-/// Reads the next frame, of up to 125 bytes; nothing at the end.
+/// Reads the next frame, of up to 125 bytes; nothing at the end, which an abort puts within a frame.
 async fn next_frame(client: &mut (impl AsyncRead + Unpin)) -> Option<(u8, Vec<u8>)> {
     let mut head = [0; 2];
     client.read_exact(&mut head).await.ok()?;
     let mut payload = vec![0; usize::from(head[1])];
-    client.read_exact(&mut payload).await.unwrap();
+    client.read_exact(&mut payload).await.ok()?;
     Some((head[0] & 0x0f, payload))
 }
 
@@ -567,6 +574,7 @@ fn routed() -> TestRelay {
         relay,
         context: Arc::new(SessionContext::new(config(), metrics.clone())),
         metrics,
+        clients: Mutex::default(),
     }
 }
 
@@ -700,8 +708,413 @@ async fn a_peer_that_sends_on_behind_the_close_frame_is_read_slowly() {
     let (mut peer, session) = relay.user(Dialect::Bare, 1 << 20).await;
     let begin = Instant::now();
     peer.write_all(&all).await.unwrap();
+    assert_eq!(next_frame(&mut peer).await.unwrap().0, 8);
+    assert_eq!(next_frame(&mut peer).await, None);
+    drop(peer);
     session.await.unwrap();
     let took = begin.elapsed();
     assert!(took >= Duration::from_millis(30), "{took:?} for 560 kB");
     assert!(took < 5 * SECOND, "{took:?}: its close frame was found");
+}
+
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// What a session is doing when an order comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum In {
+    Open,
+    /// It awaits outcomes, after a command to restart.
+    AwaitingToRestart,
+    /// It awaits outcomes, after the peer's close frame with 1000.
+    AwaitingToAnswer,
+    /// It waits for its socket, after this order.
+    Flushing(Order),
+    /// It waits for the peer's close frame, after its own with 1013.
+    Discarding,
+    /// It waits for the end of the peer's stream, after both close frames.
+    Lingering,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Restart,
+    TooSlow,
+    TakenOver,
+    Remove,
+    Abort,
+}
+
+impl Order {
+    const ALL: [Self; 5] = [
+        Self::Restart,
+        Self::TooSlow,
+        Self::TakenOver,
+        Self::Remove,
+        Self::Abort,
+    ];
+
+    fn command(self) -> Command {
+        let close = |code, reason| Command::Close { code, reason };
+        match self {
+            Self::Restart => Command::Restart {
+                after_ms: 0,
+                within_ms: 30_000,
+            },
+            Self::TooSlow => close(1013, "reads too slowly"),
+            Self::TakenOver => close(4409, "taken over"),
+            Self::Remove => Command::Remove {
+                reason: "out".into(),
+            },
+            Self::Abort => Command::Abort,
+        }
+    }
+}
+
+/// A user in a state, and what keeps it there.
+struct Case {
+    relay: TestRelay,
+    peer: DuplexStream,
+    session: JoinHandle<()>,
+    /// Reads nothing, so that messages for it have no outcome.
+    _stalled: (DuplexStream, JoinHandle<()>),
+}
+
+impl Case {
+    async fn new(state: In) -> Self {
+        let patient = SessionConfig {
+            ping_interval: 1000 * SECOND,
+            write_timeout: 100 * SECOND,
+            ..config()
+        };
+        let relay = TestRelay::with(Overflow::DropNewest, patient);
+        let (mut peer, session) = relay.user(Dialect::V1, 200).await;
+        let mut stalled = relay.user(Dialect::Bare, 4).await;
+        assert_eq!(next_frame(&mut peer).await.unwrap().0, 1);
+        let ask = |to: u64| {
+            let json = format!("{{\"recipient_id\":{to},\"message\":\"hi\",\"id\":1}}");
+            frame(1, json.as_bytes())
+        };
+        let close = |code: u16| frame(8, &code.to_be_bytes());
+        match state {
+            In::Open => {}
+            In::AwaitingToRestart => {
+                peer.write_all(&ask(2)).await.unwrap();
+                run_all_tasks().await;
+                relay.order(1, Order::Restart);
+                let (_, payload) = next_frame(&mut peer).await.unwrap();
+                assert!(payload.starts_with(b"{\"type\":\"reconnect\""));
+            }
+            In::AwaitingToAnswer => {
+                peer.write_all(&ask(2)).await.unwrap();
+                peer.write_all(&close(1000)).await.unwrap();
+            }
+            In::Flushing(order) => {
+                for _ in 0..3 {
+                    let text = message(1, &"x".repeat(70));
+                    stalled.0.write_all(&text).await.unwrap();
+                }
+                run_all_tasks().await;
+                relay.order(1, order);
+            }
+            In::Discarding | In::Lingering => {
+                relay.order(1, Order::TooSlow);
+                assert_eq!(next_frame(&mut peer).await.unwrap().0, 8);
+                if state == In::Lingering {
+                    peer.write_all(&close(1013)).await.unwrap();
+                }
+            }
+        }
+        run_all_tasks().await;
+        assert!(!session.is_finished(), "{state:?}");
+        Self {
+            relay,
+            peer,
+            session,
+            _stalled: stalled,
+        }
+    }
+
+    /// Reads to the end, and answers the close. Returns the codes of the close frames, the code that the connection
+    /// counts as, and the time that it took.
+    async fn end(mut self) -> (Vec<u16>, u16, Duration) {
+        let begin = Instant::now();
+        let mut codes = Vec::new();
+        while let Some((opcode, payload)) = next_frame(&mut self.peer).await {
+            if opcode == 8 {
+                codes.push(u16::from_be_bytes([payload[0], payload[1]]));
+                // Fails where the session has ended already.
+                drop(self.peer.write_all(&frame(8, &payload[..2])).await);
+            }
+        }
+        drop(self.peer);
+        self.session.await.unwrap();
+        let counted = [1000, 1011, 1012, 1013, 4401, 4409, 4410]
+            .into_iter()
+            .find(|code| {
+                ["client", "server"].iter().any(|initiator| {
+                    let series = "switchboard_connections_closed_total";
+                    self.relay.metric(&format!(
+                        "{series}{{code=\"{code}\",initiator=\"{initiator}\"}}"
+                    )) > 0
+                })
+            });
+        (codes, counted.expect("one of these codes"), begin.elapsed())
+    }
+}
+
+impl TestRelay {
+    /// Gives an order to the session of the user `id`.
+    fn order(&self, id: usize, order: Order) {
+        self.clients.lock().unwrap()[id - 1].command(order.command());
+    }
+}
+
+/// The table at the head of `src/session/machine.rs`.
+#[tokio::test(start_paused = true)]
+async fn every_order_to_end_is_obeyed_in_every_state() {
+    let close_timeout = config().close_timeout;
+    let flushing = [
+        Order::Restart,
+        Order::TooSlow,
+        Order::TakenOver,
+        Order::Remove,
+    ];
+    let states = [
+        In::Open,
+        In::AwaitingToRestart,
+        In::AwaitingToAnswer,
+        In::Discarding,
+        In::Lingering,
+    ]
+    .into_iter()
+    .chain(flushing.map(In::Flushing));
+    for state in states {
+        // The close code after an order to restart, to close with 1013, 4409 and 4410.
+        let expected: [u16; 4] = match state {
+            In::Open | In::AwaitingToRestart | In::Flushing(Order::Restart) => {
+                [1012, 1013, 4409, 4410]
+            }
+            In::AwaitingToAnswer => [1000, 1000, 1000, 4410],
+            In::Flushing(Order::TooSlow) => [1013, 1013, 1013, 4410],
+            In::Flushing(Order::TakenOver) => [4409, 4409, 4409, 4410],
+            In::Flushing(_) => [4410; 4],
+            In::Discarding | In::Lingering => [1013; 4],
+        };
+        for (order, code) in Order::ALL
+            .into_iter()
+            .zip(expected.into_iter().map(Some).chain([None]))
+        {
+            let case = Case::new(state).await;
+            case.relay.order(1, order);
+            run_all_tasks().await;
+            if order == Order::Abort {
+                assert!(
+                    case.session.is_finished(),
+                    "{state:?} does not obey an abort"
+                );
+            }
+            let (codes, counted, took) = case.end().await;
+            let what =
+                format!("{order:?} in {state:?}: {codes:?}, counts as {counted}, took {took:?}");
+            // The close frame of these two came before the order.
+            let comes = !matches!(state, In::Discarding | In::Lingering);
+            assert_eq!(codes, Vec::from_iter(code.filter(|_| comes)), "{what}");
+            assert_eq!(counted, code.unwrap_or(1012), "{what}");
+            let waits = match (state, order) {
+                (In::AwaitingToRestart, Order::Restart) => WITHIN,
+                (In::AwaitingToAnswer, Order::Restart | Order::TooSlow | Order::TakenOver) => {
+                    close_timeout
+                }
+                (In::Discarding, order) if order != Order::Abort => close_timeout,
+                _ => Duration::ZERO,
+            };
+            assert!(took.abs_diff(waits) < Duration::from_millis(5), "{what}");
+        }
+    }
+}
+
+/// Without a peer that answers, every state ends by itself.
+#[tokio::test(start_paused = true)]
+async fn every_state_that_closes_has_a_deadline() {
+    for (state, waits) in [
+        (In::AwaitingToRestart, WITHIN + 5 * SECOND),
+        (In::AwaitingToAnswer, 5 * SECOND),
+        (In::Flushing(Order::Restart), 5 * SECOND),
+        (In::Flushing(Order::Remove), 5 * SECOND),
+        (In::Discarding, 5 * SECOND),
+        (In::Lingering, 5 * SECOND),
+    ] {
+        let begin = Instant::now();
+        let case = Case::new(state).await;
+        // Still there, reads nothing and says nothing.
+        let Case { peer, session, .. } = case;
+        session.await.unwrap();
+        let took = begin.elapsed();
+        assert!(
+            took <= waits + 5 * SECOND + SECOND / 100,
+            "{state:?}: {took:?}"
+        );
+        drop(peer);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_expires_does_not_wait_for_outcomes() {
+    let config = SessionConfig {
+        connection_age: Some(4 * SECOND),
+        write_timeout: 100 * SECOND,
+        ..config()
+    };
+    let relay = TestRelay::with(Overflow::DropNewest, config);
+    let _stalled = relay.user(Dialect::Bare, 4).await;
+    let (ours, mut client) = duplex(4096);
+    let membership = relay.relay.join(Dialect::V1, None, None).await.unwrap();
+    let (welcome, context) = (Welcome::default(), relay.context.clone());
+    let mut session = Session::new(ours, &[], membership, &welcome, context);
+    session.expire_in(7 * SECOND);
+    let begin = Instant::now();
+    let _session = tokio::spawn(session);
+    let ask = br#"{"recipient_id":1,"message":"hi","id":1}"#;
+    client.write_all(&frame(1, ask)).await.unwrap();
+    let mut kinds = Vec::new();
+    let close = loop {
+        match next_frame(&mut client).await.unwrap() {
+            (8, payload) => break payload,
+            (_, payload) => kinds.push(String::from_utf8(payload).unwrap()),
+        }
+    };
+    assert!(
+        kinds[1].contains("reconnect") && kinds.len() == 2,
+        "{kinds:?}"
+    );
+    assert_eq!(close[..2], 4401_u16.to_be_bytes());
+    assert!(
+        begin.elapsed().abs_diff(7 * SECOND) < SECOND / 100,
+        "{:?}",
+        begin.elapsed()
+    );
+}
+
+/// The peer may give up its wait, and a program that has gone is noticed.
+#[tokio::test(start_paused = true)]
+async fn a_close_of_the_peer_shortens_the_wait_for_outcomes() {
+    let mut case = Case::new(In::AwaitingToRestart).await;
+    let begin = Instant::now();
+    case.peer
+        .write_all(&frame(8, &1000_u16.to_be_bytes()))
+        .await
+        .unwrap();
+    let (codes, counted, _) = case.end().await;
+    assert_eq!((codes, counted), (vec![1012], 1012));
+    assert!(begin.elapsed() < 6 * SECOND, "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_is_told_to_go_while_its_session_waits_in_a_write() {
+    let relay = TestRelay::new(Overflow::Disconnect);
+    let (mut slow, session) = relay.user(Dialect::Bare, 40).await;
+    let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
+    for number in 100..120 {
+        sender
+            .write_all(&message(1, &number.to_string()))
+            .await
+            .unwrap();
+    }
+    run_all_tasks().await;
+    let begin = Instant::now();
+    // It reads nothing: it is gone after the close timeout, which is shorter than the write timeout.
+    session.await.unwrap();
+    assert!(
+        begin.elapsed().abs_diff(5 * SECOND) < SECOND / 100,
+        "{:?}",
+        begin.elapsed()
+    );
+    let series = "switchboard_connections_closed_total{code=\"1013\",initiator=\"server\"}";
+    assert_eq!(relay.metric(series), 1);
+    assert!(next_frame(&mut slow).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_behind_the_close_frame_writes_no_second_one() {
+    let relay = TestRelay::new(Overflow::DropNewest);
+    let (ours, mut peer) = duplex(4096);
+    let (arm, armed) = tokio::sync::oneshot::channel();
+    let armed = Some(armed);
+    let _session = relay
+        .session(Dialect::Bare, PanickingSocket { io: ours, armed })
+        .await;
+    relay.order(1, Order::TooSlow);
+    run_all_tasks().await;
+    arm.send(()).unwrap();
+    peer.write_all(&frame(1, b"something to read"))
+        .await
+        .unwrap();
+    let mut codes = Vec::new();
+    while let Some((opcode, payload)) = next_frame(&mut peer).await {
+        assert_eq!(opcode, 8);
+        codes.push(u16::from_be_bytes([payload[0], payload[1]]));
+    }
+    assert_eq!(codes, [1013]);
+    assert_eq!(relay.metric("switchboard_session_panics_total"), 1);
+}
+
+/// `… | websocat`: the peer's last bytes are messages and a close frame, and then its side ends.
+#[tokio::test(start_paused = true)]
+async fn what_was_read_before_a_close_of_the_peer_is_answered_before_the_close() {
+    for relay in [TestRelay::new(Overflow::DropNewest), routed()] {
+        let (mut peer, session) = relay.user(Dialect::V1, 4096).await;
+        let (mut friend, _friend) = relay.user(Dialect::Bare, 4096).await;
+        let (mut stalled, _stalled) = relay.user(Dialect::Bare, 4).await;
+        assert_eq!(next_frame(&mut peer).await.unwrap().0, 1);
+        let ask = |to: u64| {
+            let json = format!("{{\"recipient_id\":{to},\"message\":\"hi\",\"id\":{to}}}");
+            frame(1, json.as_bytes())
+        };
+        let close = frame(8, &1000_u16.to_be_bytes());
+        // To itself, a friend, and a user who is not connected.
+        let all = [ask(1), ask(2), ask(9), close].concat();
+        peer.write_all(&all).await.unwrap();
+        peer.shutdown().await.unwrap();
+        let begin = Instant::now();
+        let mut frames = Vec::new();
+        while let Some((opcode, payload)) = next_frame(&mut peer).await {
+            if opcode == 8 {
+                frames.push("close".to_owned());
+                assert_eq!(payload, 1000_u16.to_be_bytes());
+                continue;
+            }
+            let frame: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+            frames.push(format!("{} {}", frame["id"], frame["status"]));
+        }
+        session.await.unwrap();
+        assert_eq!(frames.pop().unwrap(), "close");
+        frames.sort();
+        let expected = [
+            "1 \"delivered\"",
+            "2 \"delivered\"",
+            "9 \"offline\"",
+            "null null",
+        ];
+        assert_eq!(frames, expected);
+        assert!(begin.elapsed() < SECOND / 10, "{:?}", begin.elapsed());
+        assert_eq!(next_frame(&mut friend).await.unwrap().0, 1);
+
+        // An outcome that does not come holds the close up for the close timeout.
+        let (mut peer, session) = relay.user(Dialect::V1, 4096).await;
+        assert_eq!(next_frame(&mut peer).await.unwrap().0, 1);
+        peer.write_all(&[ask(3), frame(8, b"")].concat())
+            .await
+            .unwrap();
+        peer.shutdown().await.unwrap();
+        let begin = Instant::now();
+        assert_eq!(next_frame(&mut peer).await, Some((8, Vec::new())));
+        assert_eq!(next_frame(&mut peer).await, None);
+        session.await.unwrap();
+        assert!(
+            begin.elapsed().abs_diff(5 * SECOND) < SECOND / 100,
+            "{:?}",
+            begin.elapsed()
+        );
+        drop(stalled.shutdown().await);
+    }
 }

@@ -54,6 +54,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "directory",
             "lifecycle",
             "admission",
+            "net",
             "telemetry",
         ],
     ),
