@@ -197,9 +197,9 @@ pub enum TokenError {
     /// Stdin cannot be read.
     #[error("cannot read the token")]
     Stdin(#[from] io::Error),
-    /// The token is invalid.
-    #[error(transparent)]
-    Denied(#[from] Denied),
+    /// The token is invalid, for this reason.
+    #[error("invalid token: {0}")]
+    Invalid(String),
 }
 
 impl IssueOptions {
@@ -230,11 +230,13 @@ impl VerifyOptions {
                 None => pending().await,
             }
         };
+        let token = token.trim();
         let verified = tokio::select! {
-            verified = auth.verify(token.trim()) => verified,
+            verified = auth.verify(token) => verified,
             () = refresh => Err(Denied),
         };
-        let Authenticated { subject, remaining } = verified?;
+        let Authenticated { subject, remaining } =
+            verified.map_err(|Denied| TokenError::Invalid(auth.explain(token)))?;
         let subject = subject.as_ref().map_or("none", Subject::as_str);
         let seconds = remaining.map_or(0, |remaining| remaining.as_secs());
         Ok(format!(

@@ -29,18 +29,18 @@ pub struct Authenticated {
 #[derive(Debug)]
 pub struct Jwt {
     store: Arc<KeyStore>,
-    issuer: Option<String>,
-    audience: Option<String>,
-    leeway: Duration,
+    pub(super) issuer: Option<String>,
+    pub(super) audience: Option<String>,
+    pub(super) leeway: Duration,
     /// `auth.query_token`
     pub(super) query_token: bool,
 }
 
 /// The head of a token (RFC 7515 section 4.1), without the members that are not used.
-struct TokenHead {
-    alg: Algorithm,
-    kid: Option<String>,
-    crit: Option<IgnoredAny>,
+pub(super) struct TokenHead {
+    pub(super) alg: Algorithm,
+    pub(super) kid: Option<String>,
+    pub(super) crit: Option<IgnoredAny>,
     /// Longer than usual. The library parses the whole head more than once for each key, so it gets a long head
     /// only after the signature has been verified.
     is_long: bool,
@@ -48,7 +48,7 @@ struct TokenHead {
 
 /// The claims that are used here. The library checks the others (`nbf`, `iss`, `aud`).
 #[derive(Debug, Deserialize)]
-struct TokenClaims {
+pub(super) struct TokenClaims {
     sub: Option<String>,
     exp: f64,
 }
@@ -88,7 +88,21 @@ impl Jwt {
         head: &TokenHead,
         token: &str,
     ) -> Option<Authenticated> {
-        let mut validation = Validation::new(head.alg);
+        let validation = self.validation(head.alg);
+        key::candidates(keys, head.alg, head.kid.as_deref())
+            .filter(|key| !head.is_long || key.has_signed(token))
+            .find_map(|key| jsonwebtoken::decode::<TokenClaims>(token, &key.key, &validation).ok())
+            .and_then(|data| self.authenticated(&data.claims))
+    }
+
+    /// The keys in use.
+    pub(super) fn keys(&self) -> Arc<Vec<VerificationKey>> {
+        self.store.keys()
+    }
+
+    /// What the library checks.
+    pub(super) fn validation(&self, algorithm: Algorithm) -> Validation {
+        let mut validation = Validation::new(algorithm);
         validation.leeway = self.leeway.as_secs();
         validation.validate_nbf = true;
         validation.validate_aud = self.audience.is_some();
@@ -100,10 +114,7 @@ impl Jwt {
             validation.set_issuer(&[issuer]);
             validation.required_spec_claims.insert("iss".to_owned());
         }
-        key::candidates(keys, head.alg, head.kid.as_deref())
-            .filter(|key| !head.is_long || key.has_signed(token))
-            .find_map(|key| jsonwebtoken::decode::<TokenClaims>(token, &key.key, &validation).ok())
-            .and_then(|data| self.authenticated(&data.claims))
+        validation
     }
 
     fn authenticated(&self, claims: &TokenClaims) -> Option<Authenticated> {
@@ -122,7 +133,7 @@ impl Jwt {
 }
 
 impl TokenHead {
-    fn parse(token: &str) -> Option<Self> {
+    pub(super) fn parse(token: &str) -> Option<Self> {
         #[derive(Deserialize)]
         struct Fields {
             alg: Algorithm,

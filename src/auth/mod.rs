@@ -4,6 +4,7 @@
 mod credentials;
 mod crypto;
 mod error;
+mod explain;
 mod issue;
 mod jwt;
 mod key;
@@ -59,6 +60,14 @@ impl Auth {
         match self {
             Self::None => Err(Denied),
             Self::Jwt(jwt) => jwt.verify(token).await.ok_or(Denied),
+        }
+    }
+
+    /// The reason why [`Auth::verify`] has refused a token, for the operator alone: a peer could learn from it.
+    pub fn explain(&self, token: &str) -> String {
+        match self {
+            Self::None => "auth.mode is \"none\", so there is no key".to_owned(),
+            Self::Jwt(jwt) => jwt.explain(token),
         }
     }
 

@@ -249,14 +249,101 @@ fn a_token_is_issued_and_verified() {
         stdout.starts_with("subject \"alice\", valid for 6"),
         "{stdout}"
     );
-    let complaint = "switchboard: invalid token\n";
-    let refused = (Some(1), String::new(), complaint.to_owned());
+    let refused = |token: (Option<i32>, String, String), reason: &str| {
+        let complaint = format!("switchboard: invalid token: {reason}\n");
+        assert_eq!(token, (Some(1), String::new(), complaint));
+    };
     let spoilt = issued.replacen('.', ".x", 1);
-    assert_eq!(token(&["verify", &spoilt]), refused);
+    let unsigned = "wrong signature: no key for HS256 has signed it";
+    refused(token(&["verify", &spoilt]), unsigned);
     // Valid only because of the leeway.
     let (_, old, _) = token(&["issue", "--subject", "alice", "--expires-in", "0s"]);
     std::fs::write(&secret, "another-secret-0123456789abcdef0").unwrap();
-    assert_eq!(token(&["verify", old.trim()]), refused);
+    refused(token(&["verify", old.trim()]), unsigned);
+}
+
+/// A token of the secret of [`the_reason_of_an_invalid_token_is_named`].
+fn signed(head: &str, claims: &str) -> String {
+    let text = [head, claims].map(|part| BASE64URL_NOPAD.encode(part.as_bytes()));
+    let text = text.join(".");
+    let key = b"0123456789abcdef0123456789abcdef";
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key);
+    let signature = ring::hmac::sign(&key, text.as_bytes());
+    format!("{text}.{}", BASE64URL_NOPAD.encode(signature.as_ref()))
+}
+
+#[test]
+fn the_reason_of_an_invalid_token_is_named() {
+    let secret = settings_file("token-reasons", "0123456789abcdef0123456789abcdef");
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let head = r#"{"alg":"HS256"}"#;
+    let far = format!(r#""exp":{},"iss":"us","aud":"relay""#, now + 600);
+    let claims = |more: &str| signed(head, &format!("{{{far}{more}}}"));
+    let replaced = |from: &str, to: &str| signed(head, &format!("{{{far}}}").replace(from, to));
+    let past = format!(r#"{{"exp":{},"iss":"us","aud":"relay"}}"#, now - 100);
+    let good = claims("");
+    let (text, signature) = good.rsplit_once('.').unwrap();
+    let forged = format!("{text}.{}", signature.chars().rev().collect::<String>());
+    for (token, reason) in [
+        (signed(head, &past), "expired 10"),
+        (
+            claims(&format!(r#","nbf":{}"#, now + 500)),
+            "not valid before ",
+        ),
+        (
+            claims(r#","nbf":"soon""#),
+            r#"nbf is "soon", expected seconds"#,
+        ),
+        (
+            replaced("relay", "x"),
+            r#"aud is "x", expected "relay" (auth.audience)"#,
+        ),
+        (
+            replaced(r#""relay""#, r#"["a","b"]"#),
+            r#"aud is ["a","b"], expected "relay" (auth.audience)"#,
+        ),
+        (
+            replaced("aud", "dua"),
+            r#"aud is missing, expected "relay""#,
+        ),
+        (
+            replaced("us", "them"),
+            r#"iss is "them", expected "us" (auth.issuer)"#,
+        ),
+        (replaced("exp", "pxe"), "exp is missing, expected seconds"),
+        (claims(r#","sub":42"#), "sub is 42, expected a text"),
+        (
+            signed(r#"{"alg":"HS384"}"#, "{}"),
+            "unknown key: alg is HS384, and the known keys are for: HS256",
+        ),
+        (
+            signed(r#"{"alg":"none"}"#, "{}"),
+            r#"its head is not supported: alg is "none""#,
+        ),
+        (signed(head, "[]"), "malformed: its claims are not"),
+        (signed("{", "{}"), "malformed: its head is not JSON"),
+        (forged, "wrong signature: no key for HS256 has signed it"),
+        (
+            "one.two".to_owned(),
+            "malformed: 2 parts between dots, expected 3",
+        ),
+        (good, ""),
+    ] {
+        let mut command = switchboard(&["token", "verify", &token]);
+        command.env("SWITCHBOARD__AUTH__MODE", "jwt");
+        command.env("SWITCHBOARD__AUTH__SECRET_FILE", &secret);
+        command.env("SWITCHBOARD__AUTH__AUDIENCE", "relay");
+        command.env("SWITCHBOARD__AUTH__ISSUER", "us");
+        let (code, _, stderr) = outcome(&mut command);
+        if reason.is_empty() {
+            assert_eq!((code, &*stderr), (Some(0), ""));
+            continue;
+        }
+        assert_eq!(code, Some(1), "{stderr}");
+        let begin = format!("switchboard: invalid token: {reason}");
+        assert!(stderr.starts_with(&begin), "{reason:?}: {stderr}");
+    }
 }
 
 #[test]
@@ -393,7 +480,11 @@ fn a_token_of_an_unknown_key_makes_verify_fetch_the_set_again() {
     let begin = Instant::now();
     let (code, _, stderr) = outcome(&mut command);
     assert_eq!(code, Some(1));
-    assert!(stderr.ends_with("invalid token\n"), "{stderr}");
+    let unknown = r#"unknown key: kid is "unknown", and the known ids are []"#;
+    assert!(
+        stderr.ends_with(&format!("invalid token: {unknown}\n")),
+        "{stderr}"
+    );
     assert!(
         begin.elapsed() < Duration::from_secs(15),
         "the refresher fetched the set without a wait"
