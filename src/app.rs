@@ -221,7 +221,7 @@ impl App {
         // when its channel closes.
         drop(state);
         relay_tasks.finish().await;
-        let ledger = LedgerTotals::read(&metrics, directory.stats().mailbox_messages);
+        let ledger = LedgerTotals::read(&metrics, || directory.stats().mailbox_messages);
         let report = Report { aborted, ledger };
         report.log();
         report
@@ -234,6 +234,7 @@ impl Report {
             received,
             delivered,
             dropped,
+            dropped_by: _,
             mailbox,
             cluster_received,
             cluster_sent,

@@ -9,6 +9,8 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::fence;
 
 use crate::telemetry::metrics::{DropReason, Metrics};
 
@@ -147,6 +149,8 @@ pub struct LedgerTotals {
     pub delivered: u64,
     /// Messages dropped, for all reasons.
     pub dropped: u64,
+    /// Messages dropped, in the order of [`DropReason::ALL`].
+    pub dropped_by: [u64; DropReason::ALL.len()],
     /// Messages in mailboxes and write buffers, and on their way to other nodes.
     pub mailbox: u64,
     /// Messages received from the cluster.
@@ -156,15 +160,21 @@ pub struct LedgerTotals {
 }
 
 impl LedgerTotals {
-    /// Reads the counters. The caller has read `mailbox` before.
-    pub fn read(metrics: &Metrics, mailbox: u64) -> Self {
+    /// Reads the counters, and `mailbox` in between. As in a scrape, what has ended is read first and what has
+    /// begun last: a message that moves meanwhile can make the gap positive, but never negative.
+    pub fn read(metrics: &Metrics, mailbox: impl FnOnce() -> u64) -> Self {
+        let delivered = metrics.delivered();
+        let dropped_by = DropReason::ALL.map(|reason| metrics.dropped(reason));
+        let cluster_sent = metrics.sent_to_cluster();
+        // Neither the compiler nor the CPU may move the reads of one step into another.
+        fence(SeqCst);
+        let mailbox = mailbox();
+        fence(SeqCst);
         Self {
-            delivered: metrics.delivered(),
-            dropped: DropReason::ALL
-                .iter()
-                .map(|reason| metrics.dropped(*reason))
-                .sum(),
-            cluster_sent: metrics.sent_to_cluster(),
+            delivered,
+            dropped: dropped_by.iter().sum(),
+            dropped_by,
+            cluster_sent,
             mailbox,
             received: metrics.received(),
             cluster_received: metrics.received_from_cluster(),
@@ -185,7 +195,7 @@ mod tests {
     use super::*;
 
     fn totals(metrics: &Metrics, held: &Held) -> (u64, u64, u64, u32) {
-        let totals = LedgerTotals::read(metrics, held.messages().into());
+        let totals = LedgerTotals::read(metrics, || held.messages().into());
         assert_eq!(totals.gap(), 0);
         (
             totals.received,
@@ -216,6 +226,26 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_moves_during_a_reading_makes_no_negative_gap() {
+        let metrics = Arc::new(Metrics::new(1));
+        let mut held = Held::new(metrics.clone());
+        held.hold(InHand::receive(&*metrics));
+        held.hold(InHand::receive(&*metrics));
+        let totals = LedgerTotals::read(&metrics, || {
+            let mailbox = held.messages().into();
+            held.delivered(1);
+            held.dropped(1, DropReason::Offline);
+            mailbox
+        });
+        assert_eq!((totals.gap(), totals.mailbox), (0, 2));
+        let totals = LedgerTotals::read(&metrics, || {
+            drop(InHand::receive(&*metrics));
+            0
+        });
+        assert_eq!(totals.gap(), 1);
+    }
+
+    #[test]
     fn messages_that_cross_nodes_are_in_the_balance() {
         let metrics = Arc::new(Metrics::new(1));
         let mut held = Held::new(metrics.clone());
@@ -227,7 +257,7 @@ mod tests {
         held.delivered(1);
         InHand::receive_from_cluster(&*metrics).dropped(DropReason::Offline);
         assert_eq!(totals(&metrics, &held), (1, 1, 1, 0));
-        let totals = LedgerTotals::read(&metrics, 0);
+        let totals = LedgerTotals::read(&metrics, || 0);
         assert_eq!((totals.cluster_received, totals.cluster_sent), (2, 1));
     }
 }

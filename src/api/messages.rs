@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn totals(relay: &Relay) -> LedgerTotals {
-        LedgerTotals::read(relay.metrics(), relay.stats().mailbox_messages)
+        LedgerTotals::read(relay.metrics(), || relay.stats().mailbox_messages)
     }
 
     async fn send_one(state: &ApiState) -> (u16, Value) {

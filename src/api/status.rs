@@ -12,7 +12,7 @@ use super::response::{ApiResponse, json, time_text};
 use super::state::ApiState;
 use crate::ledger::LedgerTotals;
 use crate::lifecycle::Stage;
-use crate::telemetry::metrics::{ClusterStats, DropReason, Metrics};
+use crate::telemetry::metrics::{ClusterStats, DirectoryStats, DropReason};
 
 #[derive(Serialize)]
 struct NodeStatus {
@@ -63,8 +63,11 @@ pub(super) async fn get(state: &ApiState) -> Result<ApiResponse, ProblemDetails>
     let relay = state.relay.clone();
     // On a thread for blocking work, because it walks all users.
     let counted = tokio::task::spawn_blocking(move || {
-        let users = relay.stats();
-        let totals = LedgerTotals::read(relay.metrics(), users.mailbox_messages);
+        let mut users = DirectoryStats::default();
+        let totals = LedgerTotals::read(relay.metrics(), || {
+            users = relay.stats();
+            users.mailbox_messages
+        });
         (users, totals)
     });
     let (users, totals) = counted.await.map_err(|error| {
@@ -79,7 +82,7 @@ pub(super) async fn get(state: &ApiState) -> Result<ApiResponse, ProblemDetails>
         started: time_text(state.started),
         ready: reached == Stage::Ready && state.relay.ready().is_ok(),
         users: users.connections,
-        messages: MessageTotals::new(&totals, metrics),
+        messages: MessageTotals::from(totals),
         queue: QueueTotals {
             messages: users.mailbox_messages,
             bytes: users.mailbox_bytes,
@@ -90,14 +93,13 @@ pub(super) async fn get(state: &ApiState) -> Result<ApiResponse, ProblemDetails>
     Ok(json(StatusCode::OK, &body))
 }
 
-impl MessageTotals {
-    fn new(totals: &LedgerTotals, metrics: &Metrics) -> Self {
-        let dropped = DropReason::ALL.iter();
-        let dropped = dropped.map(|reason| (reason.as_str(), metrics.dropped(*reason)));
+impl From<LedgerTotals> for MessageTotals {
+    fn from(totals: LedgerTotals) -> Self {
+        let reasons = DropReason::ALL.map(DropReason::as_str);
         Self {
             received: totals.received,
             delivered: totals.delivered,
-            dropped: dropped.collect(),
+            dropped: reasons.into_iter().zip(totals.dropped_by).collect(),
             mailbox: totals.mailbox,
             cluster_received: totals.cluster_received,
             cluster_sent: totals.cluster_sent,

@@ -496,7 +496,7 @@ mod tests {
         queue.dropped(DropReason::TooLarge);
         assert_eq!(queue.drop_queued(DropReason::Unavailable).len(), 2);
         assert!(queue.is_empty());
-        let figures = LedgerTotals::read(&metrics, queue.messages().into());
+        let figures = LedgerTotals::read(&metrics, || queue.messages().into());
         assert_eq!(
             (figures.gap(), figures.cluster_sent, figures.dropped),
             (0, 2, 3)

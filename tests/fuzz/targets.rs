@@ -256,7 +256,7 @@ async fn play(bytes: &[u8]) {
     tokio::time::timeout(Duration::from_hours(1), rest)
         .await
         .expect("a session ends");
-    let figures = LedgerTotals::read(&metrics, relay.stats().mailbox_messages);
+    let figures = LedgerTotals::read(&metrics, || relay.stats().mailbox_messages);
     assert_eq!((figures.gap(), figures.mailbox), (0, 0), "{figures:?}");
     assert_eq!(relay.users(), 0);
     check_frames(&heard);

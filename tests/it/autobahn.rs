@@ -727,7 +727,7 @@ async fn check(cases: Vec<Case>, count: usize) {
         }
     });
     gone.await.expect("all sessions end");
-    let totals = LedgerTotals::read(&echo.metrics, 0);
+    let totals = LedgerTotals::read(&echo.metrics, || 0);
     assert_eq!((totals.received, totals.gap()), (0, 0));
 }
 
