@@ -118,6 +118,18 @@ mod tests {
         check("text/html; Q=0.000, */*", false);
     }
 
+    /// So that the page works below a path of a proxy.
+    #[test]
+    fn the_page_names_its_files_by_relative_paths() {
+        let links = |text: &'static str| text.match_indices(['"', '`']).map(|(at, _)| at + 1);
+        for text in [PAGE.text, find("/page.js").unwrap().text] {
+            let is_absolute = |at: &usize| text.get(*at..).unwrap().starts_with('/');
+            let absolute = links(text).find(is_absolute).and_then(|at| text.get(at..));
+            assert_eq!(absolute.and_then(|text| text.lines().next()), None);
+        }
+        assert!(PAGE.text.contains("src=\"page.js\""));
+    }
+
     #[test]
     fn the_page_names_no_other_host_and_has_no_inline_script() {
         for path in ["/switchboard.js", "/page.js", "/page.css"] {
@@ -129,7 +141,7 @@ mod tests {
         assert_eq!(
             PAGE.text.matches("<script").count(),
             PAGE.text
-                .matches("<script type=\"module\" src=\"/page.js\"></script>")
+                .matches("<script type=\"module\" src=\"page.js\"></script>")
                 .count()
         );
     }

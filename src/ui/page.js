@@ -148,7 +148,7 @@ function onId(id) {
   self.textContent = String(id);
   self.classList.toggle("long", id > 999_999);
   document.title = `${id} · Switchboard`;
-  const link = new URL(`/#to=${id}`, location.href);
+  const link = new URL(`./#to=${id}`, location.href);
   invite.href = link.href;
   invite.textContent = link.href;
   copy.disabled = !navigator.clipboard;
@@ -183,7 +183,8 @@ const storage = (() => {
   }
 })();
 
-const url = new URL("/", location.href);
+// Relative, because a proxy may serve the page below a path.
+const url = new URL("./", location.href);
 url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
 url.hash = "";
 
