@@ -265,13 +265,18 @@ pub async fn healthcheck(settings: &Settings) -> Result<(), Unhealthy> {
         None => (settings.server.listen[0], &settings.server.tls),
     };
     let address = reachable(address);
-    let (scheme, client) = match &tls.cert_file {
-        None => ("http", HttpClient::plain(HEALTH_LIMITS)),
-        Some(cert_file) => (
-            "https",
-            HttpClient::new(Trust::Certificate(cert_file), HEALTH_LIMITS)?,
-        ),
+    let scheme = if tls.cert_file.is_none() {
+        "http"
+    } else {
+        "https"
     };
+    // On the listener for users, where this address is one of a trusted proxy.
+    let networks = match settings.admin.listen {
+        None if settings.server.proxy_protocol => settings.server.trusted_proxies.clone(),
+        _ => Vec::new(),
+    };
+    let trust = tls.cert_file.as_deref().map(Trust::Certificate);
+    let client = HttpClient::as_proxy(trust, HEALTH_LIMITS, networks)?;
     let url = format!("{scheme}://{address}/livez");
     let url = url.parse().expect("an address is the host of a URL");
     client.get(&url, "*/*").await?;

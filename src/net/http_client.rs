@@ -3,6 +3,9 @@
 //! follows no redirect, has no cookies and keeps no connection.
 
 use std::error::Error;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,16 +16,21 @@ use hyper::{Request, Response, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use ipnet::IpNet;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::rustls::ClientConfig;
+use tower_service::Service;
 
+use crate::net::proxy_protocol;
 use crate::net::trust::{self, Trust, TrustError};
 
 /// Asks servers, within limits.
 #[derive(Clone, Debug)]
 pub struct HttpClient {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<HttpsConnector<Connector>, Full<Bytes>>,
     limits: Limits,
 }
 
@@ -78,20 +86,37 @@ pub enum HttpError {
 impl HttpClient {
     /// A client for `http` URLs, and for `https` URLs of the servers that it trusts.
     pub fn new(trust: Trust<'_>, limits: Limits) -> Result<Self, TrustError> {
-        Ok(Self::with(trust.client_config()?, limits))
+        Ok(Self::with(trust.client_config()?, limits, Vec::new()))
     }
 
     /// A client for `http` URLs.
     pub fn plain(limits: Limits) -> Self {
-        Self::with(trust::no_server(), limits)
+        Self::with(trust::no_server(), limits, Vec::new())
     }
 
-    fn with(tls: ClientConfig, limits: Limits) -> Self {
+    /// A client that begins a connection with a PROXY protocol header, if its own address is in one of these
+    /// networks. The header names no client.
+    pub fn as_proxy(
+        trust: Option<Trust<'_>>,
+        limits: Limits,
+        networks: Vec<IpNet>,
+    ) -> Result<Self, TrustError> {
+        let tls = trust.map_or_else(|| Ok(trust::no_server()), Trust::client_config)?;
+        Ok(Self::with(tls, limits, networks))
+    }
+
+    fn with(tls: ClientConfig, limits: Limits, proxy_networks: Vec<IpNet>) -> Self {
+        let mut tcp = HttpConnector::new();
+        // The URL may have the scheme `https`: TLS is made around this connector.
+        tcp.enforce_http(false);
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .build();
+            .wrap_connector(Connector {
+                tcp,
+                proxy_networks: proxy_networks.into(),
+            });
         let client = Client::builder(TokioExecutor::new())
             // Requests are seconds or minutes apart: a connection that was kept could be dead by then.
             .pool_max_idle_per_host(0)
@@ -152,6 +177,36 @@ impl HttpClient {
             source,
         })?;
         Ok(body.to_bytes())
+    }
+}
+
+/// Opens connections, those of a proxy with a PROXY protocol header.
+#[derive(Clone, Debug)]
+struct Connector {
+    tcp: HttpConnector,
+    proxy_networks: Arc<[IpNet]>,
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.tcp.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, url: Uri) -> Self::Future {
+        let connecting = self.tcp.call(url);
+        let networks = self.proxy_networks.clone();
+        Box::pin(async move {
+            let mut stream = connecting.await?.into_inner();
+            let own = stream.local_addr()?.ip().to_canonical();
+            if networks.iter().any(|network| network.contains(&own)) {
+                stream.write_all(proxy_protocol::UNKNOWN).await?;
+            }
+            Ok(TokioIo::new(stream))
+        })
     }
 }
 

@@ -14,6 +14,9 @@ const HEADER_BYTES_MAX: usize = 4096;
 /// The longest header of version 1 with its end of line, bytes (section 2.1 of the specification).
 const VERSION_1_BYTES_MAX: usize = 107;
 
+/// The header of a connection that a proxy has opened for itself.
+pub(super) const UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
+
 /// The first bytes of version 1, and those of version 2.
 const SIGNATURES: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
 

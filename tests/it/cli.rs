@@ -732,6 +732,43 @@ fn the_worker_threads_are_as_many_as_the_setting_says() {
     assert_eq!(names.filter(|name| name.starts_with("tokio")).count(), 3);
 }
 
+/// A trusted proxy has to begin with a header, and from the same machine the check has the proxy's address.
+#[test]
+fn healthcheck_speaks_the_proxy_protocol_where_its_address_is_trusted() {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["relay.test".to_owned()]).unwrap();
+    let cert = settings_file("health-cert.pem", &cert.pem());
+    let key = settings_file("health-key.pem", &signing_key.serialize_pem());
+    let (cert, key) = (cert.to_str().unwrap(), key.to_str().unwrap());
+    for (trusted, tls) in [
+        ("127.0.0.0/8", false),
+        ("127.0.0.0/8", true),
+        ("10.0.0.0/8", false),
+        ("10.0.0.0/8", true),
+    ] {
+        let address = free_address();
+        let command = |verb: &str| {
+            let mut command = switchboard(&[verb, "--listen", &address.to_string()]);
+            command.env("SWITCHBOARD__SERVER__PROXY_PROTOCOL", "true");
+            command.env("SWITCHBOARD__SERVER__TRUSTED_PROXIES", trusted);
+            if tls {
+                command.env("SWITCHBOARD__SERVER__TLS__CERT_FILE", cert);
+                command.env("SWITCHBOARD__SERVER__TLS__KEY_FILE", key);
+            }
+            command
+        };
+        let process = command("serve").stderr(Stdio::null()).spawn().unwrap();
+        let served = Served { process, address };
+        eventually(|| TcpStream::connect(served.address).ok());
+        let checked = outcome(&mut command("healthcheck"));
+        assert_eq!(
+            checked,
+            (Some(0), String::new(), String::new()),
+            "{trusted}, tls {tls}"
+        );
+    }
+}
+
 #[test]
 fn sigterm_drains_and_ends_with_0() {
     let address = free_address();
