@@ -30,10 +30,8 @@ docker info >/dev/null 2>&1 || { echo "containers: no Docker engine answers: doc
 export COMPOSE_PROJECT_NAME=switchboard-test-$$
 RELAY_PORT=$(free_port)
 PROMETHEUS_PORT=$(free_port)
-files=$(ulimit -Hn)
-[[ $files != unlimited && $files -le 100000 ]] || files=100000
 REVISION=$(git rev-parse HEAD)
-export RELAY_PORT PROMETHEUS_PORT REVISION NOFILE=$files
+export RELAY_PORT PROMETHEUS_PORT REVISION
 relay=ws://127.0.0.1:$RELAY_PORT/
 
 work=$(mktemp -d)
@@ -57,6 +55,25 @@ label() { docker image inspect --format "{{index .Config.Labels \"org.opencontai
 is "label version" "$(label version)" "$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)"
 is "label revision" "$(label revision)" "$REVISION"
 
+answer() { # answer QUERY: the number that Prometheus returns
+  curl --silent --show-error --fail --get --data-urlencode "query=$1" \
+    "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/query" |
+    python3 -c 'import json, sys; print(*(one["value"][1] for one in json.load(sys.stdin)["data"]["result"]))'
+}
+answers() { # answers QUERY NUMBER: waits for a scrape and an evaluation of the rules
+  local found
+  for _ in $(seq 300); do
+    found=$(answer "$1")
+    [[ $found == "$2" ]] && break
+    sleep 0.1
+  done
+  is "$1" "$found" "$2"
+}
+
+say "prometheus without the relay"
+docker compose up --wait prometheus
+answers 'up{job="switchboard"}' 0
+
 say "up"
 docker compose up --wait switchboard prometheus
 docker compose ps --format 'table {{.Service}}\t{{.Status}}\t{{.Ports}}' | tee "$work/ps"
@@ -76,24 +93,12 @@ is "user" "$(awk '/^Uid:/ { print $2 }' /proc/"$pid"/status)" 65532
 is "capabilities" "$(awk '/^Cap(Eff|Prm|Bnd):/ { print $2 }' /proc/"$pid"/status | sort -u)" 0000000000000000
 is "no new privileges" "$(awk '/^NoNewPrivs:/ { print $2 }' /proc/"$pid"/status)" 1
 is "root" "$(awk '$5 == "/" { split($6, options, ","); print options[1] }' /proc/"$pid"/mountinfo)" ro
-is "open files" "$(awk '/^Max open files/ { print $5 }' /proc/"$pid"/limits)" "$NOFILE"
+is "open files" "$(awk '/^Max open files/ { print $5 }' /proc/"$pid"/limits)" 20000
+is "memory" "$(state '{{.HostConfig.Memory}}')" $((768 << 20))
+is "log" "$(state '{{.HostConfig.LogConfig.Type}} {{index .HostConfig.LogConfig.Config "max-size"}} {{index .HostConfig.LogConfig.Config "max-file"}}')" "json-file 10m 3"
 
 say "talk"
 python3 tests/compose_users.py talk "$relay" || fail "two users could not exchange messages"
-answer() { # answer QUERY: the number that Prometheus returns
-  curl --silent --show-error --fail --get --data-urlencode "query=$1" \
-    "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/query" |
-    python3 -c 'import json, sys; print(*(one["value"][1] for one in json.load(sys.stdin)["data"]["result"]))'
-}
-answers() { # answers QUERY NUMBER: waits for a scrape and an evaluation of the rules
-  local found
-  for _ in $(seq 300); do
-    found=$(answer "$1")
-    [[ $found == "$2" ]] && break
-    sleep 0.1
-  done
-  is "$1" "$found" "$2"
-}
 answers 'up{job="switchboard"}' 1
 answers switchboard_messages_received_total 3
 answers switchboard_messages_delivered_total 2

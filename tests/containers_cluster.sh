@@ -6,17 +6,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [[ -x ../shared/containers/base-images ]]; then
-  ../shared/containers/base-images debian rust distroless nats haproxy
+  NATS_TAG=$(sed -n 's/^ *image: nats://p' docker-compose.yml) ../shared/containers/base-images debian rust distroless nats haproxy
 fi
 docker info >/dev/null 2>&1 || { echo "containers: no Docker engine answers: docker info fails" >&2; exit 1; }
 
 export COMPOSE_PROJECT_NAME=switchboard-cluster-$$
 CLUSTER_PORT=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-files=$(ulimit -Hn)
-[[ $files != unlimited && $files -le 100000 ]] || files=100000
 # The same value as in tests/containers.sh; otherwise Docker builds the image again.
 REVISION=$(git rev-parse HEAD)
-export CLUSTER_PORT REVISION NOFILE=$files
+export CLUSTER_PORT REVISION
 compose=(docker compose --profile cluster)
 finish() {
   local code=$?
