@@ -27,6 +27,8 @@ pub use crate::lifecycle::Stop;
 use crate::net;
 use crate::net::background::BackgroundPool;
 use crate::net::tls::Tls;
+use crate::notices;
+pub use crate::notices::Report;
 use crate::relay::{Dependencies, Relay};
 use crate::session::{SessionConfig, SessionContext};
 use crate::telemetry::Logs;
@@ -60,15 +62,6 @@ struct RelayTasks {
     cluster: Option<cluster::Tasks>,
 }
 
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// Connections that the drain aborted.
-    pub aborted: u64,
-    /// The ledger at the end.
-    pub ledger: LedgerTotals,
-}
-
 impl App {
     /// Binds the listeners and constructs the parts. Needs a tokio runtime.
     ///
@@ -99,9 +92,7 @@ impl App {
 
         let workers = tokio::runtime::Handle::current().metrics().num_workers();
         let metrics = Arc::new(Metrics::new(workers).with_spans_of(&traces));
-        let descriptors = rlimit::increase_nofile_limit(u64::MAX)
-            .context("cannot read the limit of open files")?;
-        let connection_limits = settings.connection_limits(descriptors);
+        let connection_limits = connection_limits(&settings)?;
         metrics.http_connections_limited_to(connection_limits.pending * listeners.len());
         let users_max = connection_limits.users;
         let shutdown = Shutdown::new();
@@ -145,8 +136,7 @@ impl App {
             address_limiter: AddressLimiter::new(&settings.limits),
             scrapes: Scrapes::default(),
         });
-        info!(?addrs, admin = ?settings.admin.listen, connections_max = users_max, "listening");
-        Ok(Self {
+        let app = Self {
             settings,
             listeners,
             addrs,
@@ -155,7 +145,21 @@ impl App {
             state,
             relay_tasks,
             refresher,
-        })
+        };
+        app.log_start();
+        Ok(app)
+    }
+
+    fn log_start(&self) {
+        let state = &self.state;
+        let urls = self.addrs.iter();
+        let urls: Vec<_> = urls
+            .map(|addr| notices::url(*addr, state.tls.is_some()))
+            .collect();
+        let admin = self.admin_addr();
+        let admin = admin.map(|addr| notices::url(addr, state.admin_tls.is_some()));
+        let connections_max = self.connection_limits.users;
+        info!(?urls, ?admin, connections_max, "listening");
     }
 
     /// The addresses of `server.listen`, with the ports that the kernel chose for port 0.
@@ -183,6 +187,8 @@ impl App {
         } = self;
         let shutdown = state.shutdown.clone();
         refresh_all(refresher, &state);
+        let watch = notices::lack_of_room(state.relay.clone(), connection_limits.users);
+        shutdown.spawn_until_stopped(watch);
         let serve = |listener, role, connections_max| {
             shutdown.spawn(http::serve(listener, role, state.clone(), connections_max));
         };
@@ -206,7 +212,11 @@ impl App {
             spread: shutdown.request_drain(settings.drain.spread),
             ..settings.drain
         };
-        let aborted = drain::drain(&state.relay, &shutdown, &drain_settings, stop).await;
+        let aborted = tokio::select! {
+            aborted = drain::drain(&state.relay, &shutdown, &drain_settings, stop) => aborted,
+            // Only a person at a terminal waits for the end.
+            never = notices::users_left(&state.relay), if stop == Stop::DrainNow => match never {},
+        };
 
         shutdown.stop();
         if timeout(TASK_END_TIMEOUT, shutdown.finished())
@@ -225,25 +235,6 @@ impl App {
         let report = Report { aborted, ledger };
         report.log();
         report
-    }
-}
-
-impl Report {
-    fn log(&self) {
-        let LedgerTotals {
-            received,
-            delivered,
-            dropped,
-            dropped_by: _,
-            mailbox,
-            cluster_received,
-            cluster_sent,
-        } = self.ledger;
-        let left = self.aborted;
-        info!(
-            left,
-            received, cluster_received, delivered, dropped, mailbox, cluster_sent, "drained"
-        );
     }
 }
 
@@ -278,6 +269,13 @@ pub fn check_files(settings: &Settings) -> anyhow::Result<()> {
 
 const SERVER_TLS: &str = "unusable certificate or key (server.tls)";
 const ADMIN_TLS: &str = "unusable certificate or key (admin.tls)";
+
+/// How many connections there may be, by the settings and by the files that this process may open.
+fn connection_limits(settings: &Settings) -> anyhow::Result<config::ConnectionLimits> {
+    let descriptors =
+        rlimit::increase_nofile_limit(u64::MAX).context("cannot read the limit of open files")?;
+    Ok(settings.connection_limits(descriptors))
+}
 
 /// The relay and its tasks, by the settings of the cluster, routing and mailboxes.
 fn build_relay(

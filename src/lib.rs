@@ -25,7 +25,7 @@
 //! | module | task |
 //! | - | - |
 //! | [`app`] | builds and runs the parts |
-//! | [`lifecycle`], `drain` | stages, the task tracker and signals; the drain |
+//! | [`lifecycle`], `drain`, `notices` | stages, the task tracker and signals; the drain; what the log says of a whole node |
 //! | [`config`] | the settings: layers, rules, warnings |
 //! | [`net`] | listening sockets, byte streams, TLS, the PROXY protocol, background threads |
 //! | [`admission`] | which connections and handshakes are let in, and how fast |
@@ -92,6 +92,7 @@ pub mod identity;
 pub mod ledger;
 pub mod lifecycle;
 pub mod net;
+mod notices;
 pub mod protocol;
 pub mod relay;
 pub mod session;

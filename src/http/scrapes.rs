@@ -86,13 +86,14 @@ mod tests {
                     Box::pin(scrapes.share(move || event.lock().to_string()))
                 })
                 .collect();
-            let mut now = event.lock();
-            for request in &mut requests {
-                let mut cx = Context::from_waker(Waker::noop());
-                assert!(request.as_mut().poll(&mut cx).is_pending());
+            {
+                let mut now = event.lock();
+                for request in &mut requests {
+                    let mut cx = Context::from_waker(Waker::noop());
+                    assert!(request.as_mut().poll(&mut cx).is_pending());
+                }
+                *now = round;
             }
-            *now = round;
-            drop(now);
             for text in join_all(requests).await {
                 assert_eq!(text.unwrap(), round.to_string());
             }

@@ -5,6 +5,8 @@ use std::io::{self, IsTerminal};
 use opentelemetry::InstrumentationScope;
 use opentelemetry::trace::{TraceContextExt, TracerProvider};
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use serde::de::IgnoredAny;
+use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::{FilterExt, LevelFilter, ParseError, Targets};
 use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
@@ -147,12 +149,20 @@ where
     ) -> std::fmt::Result {
         let current =
             opentelemetry::Context::map_current(|current| current.span().span_context().clone());
-        if !current.is_valid() {
+        let mut retyped = Retyped::default();
+        event.record(&mut retyped);
+        if !current.is_valid() && retyped.0.is_empty() {
             return self.0.format_event(context, writer, event);
         }
         let mut line = String::new();
         self.0
             .format_event(context, Writer::new(&mut line), event)?;
+        for (text, json) in retyped.0 {
+            line = line.replacen(&text, &json, 1);
+        }
+        if !current.is_valid() {
+            return writer.write_str(&line);
+        }
         let open = line.trim_end().strip_suffix('}').ok_or(std::fmt::Error)?;
         writeln!(
             writer,
@@ -160,6 +170,37 @@ where
             current.trace_id(),
             current.span_id()
         )
+    }
+}
+
+/// The fields of an event that are lists of texts or options: as the library writes them, which is the text of
+/// Debug, and as JSON has them.
+#[derive(Default)]
+struct Retyped(Vec<(String, String)>);
+
+impl Visit for Retyped {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let text = format!("{value:?}");
+        let some = text
+            .strip_prefix("Some(")
+            .and_then(|text| text.strip_suffix(')'));
+        let json = match (some, text.as_str()) {
+            (Some(some), _) => some,
+            (None, "None") => "null",
+            (None, "[]") => "[]",
+            (None, list) if list.starts_with("[\"") => list,
+            (None, _) => return,
+        };
+        let name = field.name();
+        if let (Ok(written), Ok(_)) = (
+            serde_json::to_string(&text),
+            serde_json::from_str::<IgnoredAny>(json),
+        ) {
+            self.0.push((
+                format!("\"{name}\":{written}"),
+                format!("\"{name}\":{json}"),
+            ));
+        }
     }
 }
 
@@ -224,6 +265,28 @@ mod tests {
         assert_eq!(
             (line.get("spans"), line.get("fields"), lines.len()),
             (None, None, 1)
+        );
+    }
+
+    #[test]
+    fn a_json_line_has_lists_and_nulls() {
+        let lines = logged(LogFormat::Json, |_| {
+            let urls = vec!["http://a".to_owned(), "http://[::1]:1".to_owned()];
+            let (one, none) = (Some("http://b".to_owned()), None::<String>);
+            info!(?urls, ?one, ?none, text = "None", peer = %"[\"]", "listening");
+        });
+        let line: Value = serde_json::from_str(&lines[0]).unwrap();
+        assert_eq!(
+            line["urls"],
+            serde_json::json!(["http://a", "http://[::1]:1"])
+        );
+        assert_eq!(
+            (&line["one"], &line["none"]),
+            (&"http://b".into(), &Value::Null)
+        );
+        assert_eq!(
+            (&line["text"], &line["peer"]),
+            (&"None".into(), &"[\"]".into())
         );
     }
 

@@ -841,6 +841,143 @@ fn hear(users: SocketAddr, target: &str, fields: &str, said: &str, word: &str) -
     }
 }
 
+/// A relay with a log that can be read while it runs.
+struct Logged {
+    served: Served,
+    log: PathBuf,
+}
+
+impl Logged {
+    fn start(name: &str, settings: &[(&str, &str)]) -> Self {
+        let (address, log) = (free_address(), settings_file(name, ""));
+        let process = switchboard(&["--listen", &address.to_string()])
+            .envs(settings.iter().copied())
+            .stderr(fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let served = Served { process, address };
+        eventually(|| TcpStream::connect(address).ok());
+        Self { served, log }
+    }
+
+    /// The lines that contain all words.
+    fn lines(&self, words: &[&str]) -> Vec<String> {
+        let log = fs::read_to_string(&self.log).unwrap();
+        let lines = log
+            .lines()
+            .filter(|line| words.iter().all(|word| line.contains(word)));
+        lines.map(str::to_owned).collect()
+    }
+
+    fn up_to(&self, words: &[&str]) -> String {
+        eventually(|| self.lines(words).pop())
+    }
+
+    /// A user that has joined and reads nothing more.
+    fn user(&self) -> TcpStream {
+        let (stream, status) = handshake(self.served.address);
+        assert_eq!(status, "101");
+        stream
+    }
+}
+
+/// Makes a handshake. Returns the connection and the status of the response.
+fn handshake(address: SocketAddr) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream
+        .write_all(
+            b"GET / HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        )
+        .unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).unwrap();
+    let status = str::from_utf8(&head[9..]).unwrap().to_owned();
+    (stream, status)
+}
+
+#[test]
+fn the_first_line_has_the_urls_of_the_listeners() {
+    let logged = Logged::start("start-text", &[]);
+    let url = format!("http://{}", logged.served.address);
+    let line = logged.up_to(&["listening"]);
+    assert!(line.contains(&format!("urls=[\"{url}\"]")), "{line}");
+
+    let admin = free_address().to_string();
+    for (admin, expected) in [("", None), (&*admin, Some(format!("http://{admin}")))] {
+        let settings = [
+            ("SWITCHBOARD__LOG__FORMAT", "json"),
+            ("SWITCHBOARD__ADMIN__LISTEN", admin),
+        ];
+        let logged = Logged::start("start-json", &settings);
+        let line: serde_json::Value = serde_json::from_str(&logged.up_to(&["listening"])).unwrap();
+        let url = format!("http://{}", logged.served.address);
+        assert_eq!(line["urls"], serde_json::json!([url]));
+        assert_eq!(line.get("admin"), Some(&serde_json::json!(expected)));
+        assert!(line["connections_max"].is_u64(), "{line}");
+    }
+}
+
+#[test]
+fn a_drain_after_sigint_tells_each_second_how_many_users_are_left() {
+    let settings = [
+        ("SWITCHBOARD__DRAIN__SPREAD", "10m"),
+        ("SWITCHBOARD__DRAIN__TIMEOUT", "11m"),
+    ];
+    let mut logged = Logged::start("drain-int", &settings);
+    let users = [logged.user(), logged.user()];
+    logged.served.signal("INT");
+    let words = ["users=", "a second Ctrl-C ends at once"];
+    eventually(|| (logged.lines(&words).len() >= 3).then_some(()));
+    logged.served.signal("INT");
+    assert_eq!(logged.served.exit_code(), Some(130));
+    drop(users);
+}
+
+#[test]
+fn a_node_without_room_warns_once_of_each_kind() {
+    let settings = [
+        ("SWITCHBOARD__LIMITS__CONNECTIONS", "2"),
+        ("SWITCHBOARD__LIMITS__HANDSHAKES", "2"),
+        ("SWITCHBOARD__MAILBOX__MESSAGES", "1"),
+    ];
+    let logged = Logged::start("no-room", &settings);
+    let address = logged.served.address;
+    let (reader, mut writer) = (logged.user(), logged.user());
+    let full = ["WARN", "the node is full", "limits.connections"];
+    logged.up_to(&full);
+    for _ in 0..3 {
+        assert_eq!(handshake(address).1, "503");
+    }
+    let silent: Vec<_> = (0..6)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    let evicting = ["WARN", "limits.handshakes", "evicted="];
+    logged.up_to(&evicting);
+    // More than the kernel holds for a user that does not read.
+    let message = format!(r#"{{"recipient_id":1,"message":"{}"}}"#, "m".repeat(60_000));
+    let length = u16::try_from(message.len()).unwrap().to_be_bytes();
+    let frame = [
+        &[0x81, 0xfe, length[0], length[1], 0, 0, 0, 0],
+        message.as_bytes(),
+    ]
+    .concat();
+    for _ in 0..200 {
+        writer.write_all(&frame).unwrap();
+    }
+    let dropping = [
+        "WARN",
+        "messages are dropped",
+        "mailbox.total_bytes",
+        "dropped=",
+    ];
+    logged.up_to(&dropping);
+    for words in [&full[..], &evicting, &dropping] {
+        assert_eq!(logged.lines(words).len(), 1, "{words:?}");
+    }
+    drop((reader, silent));
+}
+
 /// A relay that logs everything, and a thread that returns its log.
 fn verbose(settings: &[(&str, &str)], address: SocketAddr) -> (Served, thread::JoinHandle<String>) {
     let mut command = switchboard(&["--listen", &address.to_string()]);
@@ -998,21 +1135,8 @@ fn the_api_changes_the_log_filter_and_sighup_restores_that_of_the_file() {
 
 #[test]
 fn a_refused_origin_is_logged_once_with_the_setting_that_allows_it() {
-    let users = free_address();
-    let settings = [
-        ("SWITCHBOARD__SERVER__ALLOWED_ORIGINS", "https://a.com"),
-        ("SWITCHBOARD__LOG__FILTER", "info"),
-    ];
-    let mut command = switchboard(&["--listen", &users.to_string()]);
-    let log = settings_file("log-origins", "");
-    command
-        .envs(settings)
-        .stderr(fs::File::create(&log).unwrap());
-    let mut served = Served {
-        process: command.spawn().unwrap(),
-        address: users,
-    };
-    eventually(|| served.get("/livez"));
+    let settings = [("SWITCHBOARD__SERVER__ALLOWED_ORIGINS", "https://a.com")];
+    let logged = Logged::start("log-origins", &settings);
     for (host, origin) in [
         ("relay", "https://b.com"),
         ("relay", "null"),
@@ -1025,15 +1149,14 @@ fn a_refused_origin_is_logged_once_with_the_setting_that_allows_it() {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
              Origin: {origin}\r\n\r\n"
         );
-        let answer = exchange(users, &head);
+        let answer = exchange(logged.served.address, &head);
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     }
-    served.signal("INT");
-    assert_eq!(served.exit_code(), Some(0));
-    let log = fs::read_to_string(log).unwrap();
-    let lines = log.lines().filter(|line| line.contains("page refused"));
-    let lines: Vec<_> = lines.collect();
-    assert_eq!(lines.len(), 4, "{log}");
+    let lines = eventually(|| {
+        let lines = logged.lines(&["page refused"]);
+        (lines.len() >= 4).then_some(lines)
+    });
+    assert_eq!(lines.len(), 4, "{lines:?}");
     for (line, setting) in lines.iter().zip([
         r#"server.allowed_origins = ["https://a.com", "https://b.com"]"#,
         r#"server.allowed_origins = ["https://a.com", "null"]"#,

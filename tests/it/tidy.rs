@@ -89,6 +89,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("drain", &["config", "directory", "lifecycle", "relay"]),
+    ("notices", &["ledger", "relay", "telemetry"]),
     ("cli", &["auth", "config", "identity", "net"]),
     (
         "app",
@@ -103,6 +104,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "identity",
             "ledger",
             "lifecycle",
+            "notices",
             "protocol",
             "admission",
             "relay",

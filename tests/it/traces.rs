@@ -83,8 +83,8 @@ impl Relay {
             log,
         };
         let listening = relay.logs("listening").await;
-        let addrs = listening["addrs"].as_str().unwrap();
-        relay.addr = addrs.trim_matches(['[', ']']).parse().unwrap();
+        let url = listening["urls"][0].as_str().unwrap();
+        relay.addr = url.strip_prefix("http://").unwrap().parse().unwrap();
         relay
     }
 

@@ -277,6 +277,14 @@ impl Metrics {
         self.shards.sum(|shard| &shard.cluster_sent)
     }
 
+    pub(crate) fn rejected(&self, reason: Rejection) -> u64 {
+        self.rejected[reason as usize].get()
+    }
+
+    pub(crate) fn http_evictions(&self) -> u64 {
+        self.http_evicted.get()
+    }
+
     /// The text exposition, version 0.0.4.
     ///
     /// Reads against the way of a message and of a connection: first what has ended, then what the
