@@ -38,6 +38,8 @@ pub enum Stop {
 #[derive(Clone, Debug)]
 pub struct Shutdown {
     stage: Arc<AtomicU8>,
+    /// Cancelled at [`Stage::Draining`].
+    draining: CancellationToken,
     /// The spread of the drain, once one was requested.
     requested_spread: Arc<SetOnce<Duration>>,
     tracker: TaskTracker,
@@ -49,6 +51,7 @@ impl Shutdown {
     pub fn new() -> Self {
         Self {
             stage: Arc::new(AtomicU8::new(Stage::Ready as u8)),
+            draining: CancellationToken::new(),
             requested_spread: Arc::default(),
             tracker: TaskTracker::new(),
             stopped: CancellationToken::new(),
@@ -57,7 +60,9 @@ impl Shutdown {
 
     /// The current stage.
     pub fn stage(&self) -> Stage {
-        match self.stage.load(Ordering::Acquire) {
+        // Sequentially consistent, as the change is: a handshake that adds its user and then reads an earlier stage
+        // has added it before the drain walks the users.
+        match self.stage.load(Ordering::SeqCst) {
             0 => Stage::Ready,
             1 => Stage::Unready,
             _ => Stage::Draining,
@@ -66,7 +71,15 @@ impl Shutdown {
 
     /// Moves on to a stage. Does nothing if the app has passed it.
     pub fn advance(&self, stage: Stage) {
-        self.stage.fetch_max(stage as u8, Ordering::AcqRel);
+        self.stage.fetch_max(stage as u8, Ordering::SeqCst);
+        if stage == Stage::Draining {
+            self.draining.cancel();
+        }
+    }
+
+    /// Waits for [`Stage::Draining`].
+    pub async fn draining(&self) {
+        self.draining.cancelled().await;
     }
 
     /// Requests a drain that spreads reconnects over `spread`. Only the first request counts; returns its

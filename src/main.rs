@@ -87,23 +87,21 @@ fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         // Caught before anything is bound, because from then on a signal must start a drain.
         let signals = Signals::new()?;
         let hangup = signal(SignalKind::hangup())?;
-        let app = App::build_with(
-            settings.clone(),
-            telemetry.traces.clone(),
-            telemetry.logs.clone(),
-        )
-        .await?;
         let (stop, stopped) = oneshot::channel();
-        // The channel closes without a value only if `stop_and_wait` is dropped, and then this is, too.
+        // The start is a part of it: it may wait for a key server, and a second signal must not.
         let drained = async {
+            let (traces, logs) = (telemetry.traces.clone(), telemetry.logs.clone());
+            let app = App::build_with(settings.clone(), traces, logs).await?;
+            // The channel closes without a value only if `stop_and_wait` is dropped, and then this is, too.
             app.run(async { stopped.await.unwrap_or(Stop::Drain) })
                 .await;
             telemetry.flush().await;
+            anyhow::Ok(ExitCode::SUCCESS)
         };
         tokio::select! {
-            number = signals.stop_and_wait(stop) => anyhow::Ok(ExitCode::from(128 + number)),
-            () = drained => Ok(ExitCode::SUCCESS),
-            never = reload(hangup, options, settings, &telemetry) => match never {},
+            number = signals.stop_and_wait(stop) => Ok(ExitCode::from(128 + number)),
+            code = drained => code,
+            never = reload(hangup, options, settings.clone(), &telemetry) => match never {},
         }
     });
     // Does not wait for tasks: the drain has waited for them, and a second signal must not wait.

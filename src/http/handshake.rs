@@ -133,10 +133,11 @@ async fn join(
     if state.relay.is_full() {
         return Err(HandshakeRefusal::NotJoined(JoinError::Full));
     }
-    let authenticated = state
-        .auth
-        .authenticate(headers, request.uri().query())
-        .await;
+    let authenticated = tokio::select! {
+        authenticated = state.auth.authenticate(headers, request.uri().query()) => authenticated,
+        // The key server may take longer than the drain, which waits for no handshake.
+        () = state.shutdown.draining() => return Err(HandshakeRefusal::Draining),
+    };
     let Authenticated { subject, remaining } = authenticated.map_err(|Denied| {
         if let Some(address_limiter) = address_limiter {
             address_limiter.count_auth_failure(client_addr);
@@ -157,6 +158,11 @@ async fn join(
         .join(opening::dialect(headers), subject, resume)
         .await
         .map_err(HandshakeRefusal::NotJoined)?;
+    // Once more, behind the join: a drain that begins later finds the user in the directory and tells it, and one
+    // that began before may have told all users already.
+    if state.shutdown.stage() == Stage::Draining {
+        return Err(HandshakeRefusal::Draining);
+    }
     Ok(JoinedUser {
         welcome: welcome(&membership, claim, &state.tickets),
         membership,

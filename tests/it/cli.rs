@@ -691,6 +691,13 @@ impl Served {
         );
     }
 
+    /// Sends a signal to a process that may just have ended.
+    fn signal_if_running(&self, name: &str) {
+        let id = self.process.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).output();
+        drop(sent.unwrap());
+    }
+
     fn exit_code(&mut self) -> Option<i32> {
         eventually(|| self.process.try_wait().unwrap()).code()
     }
@@ -1265,4 +1272,35 @@ fn bench_without_its_program_tells_how_to_build_it() {
             "{stderr}"
         );
     }
+}
+
+#[test]
+fn a_second_signal_ends_a_slow_start_at_once() {
+    // The start waits for this key server, which answers nothing.
+    let keys = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/keys", keys.local_addr().unwrap());
+    let address = free_address();
+    let process = switchboard(&["--listen", &address.to_string()])
+        .env("SWITCHBOARD__AUTH__MODE", "jwt")
+        .env("SWITCHBOARD__AUTH__JWKS_URL", url)
+        .env("SWITCHBOARD__AUTH__JWKS_TIMEOUT", "1m")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut starting = Served { process, address };
+    let _request = keys.accept().unwrap();
+    let begin = Instant::now();
+    starting.signal("TERM");
+    // Two signals that come at once may be one.
+    assert!(starting.process.try_wait().unwrap().is_none());
+    eventually(|| {
+        starting.signal_if_running("TERM");
+        starting.process.try_wait().unwrap()
+    });
+    assert_eq!(starting.exit_code(), Some(128 + 15));
+    assert!(
+        begin.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begin.elapsed()
+    );
 }

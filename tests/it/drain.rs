@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use data_encoding::BASE64URL_NOPAD;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use switchboard::app::Stop;
-use switchboard::config::Strategy;
-use tokio::net::TcpStream;
+use switchboard::config::{AuthMode, Strategy};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_websockets::Message;
 
 use crate::harness::client::heard;
 use crate::harness::{
-    Answer, Client, Dialect, Handshake, Heard, Raw, Relay, clog, eventually, within,
+    Answer, Client, Dialect, Handshake, Heard, PATIENCE, Raw, Relay, Seen, clog, eventually, within,
 };
 
 /// A relay with these settings of the drain.
@@ -409,4 +410,51 @@ async fn the_admin_listener_answers_during_the_drain() {
     one.closed_with(1012).await;
     two.closed_with(1012).await;
     relay.ended().await;
+}
+
+/// A key server that refuses the first requests at once, and never answers a later one.
+async fn silent_key_server() -> (String, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/keys", listener.local_addr().unwrap());
+    let serve = tokio::spawn(async move {
+        drop(listener.accept().await.unwrap());
+        let mut silent = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            silent.push(stream);
+        }
+    });
+    (url, serve)
+}
+
+/// The upgrade of a token with an unknown key waits for the key server while the drain begins.
+#[tokio::test]
+async fn a_handshake_that_waits_for_a_key_server_is_refused_when_the_drain_begins() {
+    let (url, server) = silent_key_server().await;
+    let mut relay = Relay::start(Strategy::Directory, |settings| {
+        settings.auth.mode = AuthMode::Jwt;
+        settings.auth.jwks_url = Some(url);
+        settings.auth.jwks_timeout = PATIENCE;
+        settings.drain.delay = NONE;
+        settings.drain.timeout = LONG;
+    })
+    .await;
+    let part = |json: &str| BASE64URL_NOPAD.encode(json.as_bytes());
+    let head = part(r#"{"alg":"RS256","kid":"unknown"}"#);
+    let token = format!("{head}.{}.AAAA", part(r#"{"sub":"x","exp":99999999999}"#));
+    let mut peer = relay.raw().await;
+    let handshake = Handshake::new().with("Authorization", &format!("Bearer {token}"));
+    peer.write(&handshake.bytes()).await;
+    // Another request of the same relay is answered only after the handshake has begun to wait.
+    eventually("the handshake waits", async || {
+        (relay.metric("switchboard_http_connections", &[]).await >= 2).then_some(())
+    })
+    .await;
+    relay.begin_stop(Stop::DrainNow);
+    let begin = Instant::now();
+    let answer = peer.answer(true).await.expect("an answer");
+    assert_refused(&answer);
+    assert!(begin.elapsed() < seconds(10), "{:?}", begin.elapsed());
+    assert_eq!(peer.next().await, Seen::End);
+    assert_eq!(relay.ended().await.aborted, 0);
+    server.abort();
 }
