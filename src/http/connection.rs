@@ -7,24 +7,27 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::Duration;
 
-use hyper::Request;
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
+use hyper::header::{SEC_WEBSOCKET_KEY, UPGRADE};
 use hyper::server::conn::http1;
 use hyper::service::Service;
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::response::HttpResponse;
+use super::response::{HttpResponse, close_after};
 use super::routes;
 use super::state::{HttpState, ListenerRole};
 use super::stream::HttpStream;
 use super::upgrade::{JoinedUser, PendingUpgrade, Source};
 use crate::admission::{LimitExceeded, PendingSlot};
 use crate::net::tls::ClientHello;
-use crate::net::{ByteStream, proxy_protocol};
+use crate::net::{ByteStream, ending, proxy_protocol};
 use crate::session::Session;
 use crate::telemetry::metrics::Rejection;
 
@@ -106,38 +109,85 @@ pub(super) async fn run(accepted: Accepted, role: ListenerRole, state: Arc<HttpS
         state: state.clone(),
         upgrade: upgrade.clone(),
     };
-    let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(state.header_timeout)
-        .max_header_size(state.header_bytes)
-        .max_buf_size(state.header_bytes.max(HYPER_BUFFER_BYTES_MIN))
-        .serve_connection(
-            TokioIo::new(HttpStream::new(stream, state.header_bytes)),
-            handler,
-        );
-    match serve_requests(&mut connection, &upgrade, &state, evicted).await {
-        HttpEnd::Done(Ok(())) => {
-            if let Some(joined) = upgrade.take() {
-                let parts = connection.into_parts();
-                let stream = parts.io.into_inner().into_inner();
-                start_session(joined, stream, &parts.read_buf, &state);
-            }
+    let mut connection = serve_connection(stream, handler);
+    let end = serve_requests(&mut connection, &upgrade, &state, evicted.as_mut()).await;
+    // Taken in every case: dropping it removes a client whose connection has failed.
+    let joined = upgrade.take();
+    match (end, joined) {
+        (HttpEnd::Done(Ok(())), Some(joined)) => {
+            let (stream, read) = into_stream(connection);
+            start_session(joined, stream, &read, &state);
         }
-        HttpEnd::Done(Err(error)) => {
-            debug!(client.addr = %client_addr, %error, "http connection failed");
-            if error.is_parse_too_large() && role.serves_users() {
-                metrics.handshake_rejected(Rejection::HeadTooLarge);
+        (HttpEnd::Done(done), joined) => {
+            drop(joined);
+            if let Err(error) = done {
+                debug!(client.addr = %client_addr, %error, "http connection failed");
+                if error.is_parse_too_large() && role.serves_users() {
+                    metrics.handshake_rejected(Rejection::HeadTooLarge);
+                }
             }
+            end_in_order(connection, &state, evicted).await;
         }
-        // Dropping the upgrade removes the client.
-        HttpEnd::UpgradeTimedOut => {}
-        HttpEnd::Evicted => {
+        // The peer does not read, so that no end could reach it.
+        (HttpEnd::UpgradeTimedOut, _) => {}
+        (HttpEnd::Evicted, _) => {
             metrics.http_evicted();
-            // A reset could take a response away that the peer has not read yet.
-            if !upgrade.has_request() {
-                connection.into_parts().io.into_inner().into_inner().reset();
+            let (stream, _) = into_stream(connection);
+            if upgrade.has_request() {
+                // A reset could take a response away that the peer has not read yet.
+                ending::end(stream, Duration::ZERO).await;
+            } else {
+                stream.reset();
             }
         }
+    }
+}
+
+/// hyper's side of a connection.
+fn serve_connection(stream: ByteStream, handler: RequestHandler) -> HyperConnection {
+    let HttpState {
+        header_timeout,
+        header_bytes,
+        ..
+    } = *handler.state;
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_header_size(header_bytes)
+        .max_buf_size(header_bytes.max(HYPER_BUFFER_BYTES_MIN))
+        .serve_connection(TokioIo::new(HttpStream::new(stream, header_bytes)), handler)
+}
+
+/// The stream of a connection, and the bytes that hyper has read and not used.
+fn into_stream(connection: HyperConnection) -> (ByteStream, Bytes) {
+    let parts = connection.into_parts();
+    (parts.io.into_inner().into_inner(), parts.read_buf)
+}
+
+/// Ends a connection that was not upgraded, so that its peer gets the whole of the last response. Its slot is in use
+/// until then, so it can be evicted like any other.
+async fn end_in_order(
+    mut connection: HyperConnection,
+    state: &HttpState,
+    evicted: Pin<&mut impl Future<Output = ()>>,
+) {
+    let ended = async {
+        // hyper is done as soon as it reads no more, which after an early response is before the response has left.
+        // Polled as a future, it writes the rest; without keep-alive, so that it does not wait for a request.
+        Pin::new(&mut connection).graceful_shutdown();
+        // The error was logged before, or is that of a peer that has gone.
+        let _failed = (&mut connection).await;
+        let (stream, _) = into_stream(connection);
+        tokio::select! {
+            // First, because a process that ends still discards what has come.
+            biased;
+            () = ending::end(stream, state.sessions.close_timeout()) => {}
+            () = state.shutdown.stopped() => {}
+        }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = evicted => state.relay.metrics().http_evicted(),
     }
 }
 
@@ -281,6 +331,22 @@ impl Service<Request<Incoming>> for RequestHandler {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         self.upgrade.on_request();
         let (role, state, upgrade) = (self.role, self.state.clone(), self.upgrade.clone());
-        Box::pin(async move { Ok(routes::respond(request, role, &state, &upgrade).await) })
+        // A proxy in front may take the connection for a tunnel from here on, and pass on requests that it has not
+        // checked. Behind a refusal they are not answered.
+        let is_tunnel = request.headers().contains_key(UPGRADE)
+            || request.headers().contains_key(SEC_WEBSOCKET_KEY)
+            || request.method() == Method::CONNECT;
+        let has_body = !request.body().is_end_stream();
+        Box::pin(async move {
+            let mut response = routes::respond(request, role, &state, &upgrade).await;
+            let status = response.status();
+            let is_refused_tunnel = is_tunnel && status != StatusCode::SWITCHING_PROTOCOLS;
+            // Most of these come before the body was read, and hyper then ends the connection.
+            let may_be_early = has_body && !status.is_success();
+            if is_refused_tunnel || may_be_early {
+                close_after(&mut response);
+            }
+            Ok(response)
+        })
     }
 }

@@ -74,6 +74,11 @@ impl SessionContext {
         self.epoch
     }
 
+    /// `keepalive.close_timeout`, which also bounds the ends of connections that are no sessions.
+    pub(crate) fn close_timeout(&self) -> Duration {
+        self.config.close_timeout
+    }
+
     /// Microseconds since [`SessionContext::epoch`].
     pub(super) fn now(&self) -> u64 {
         micros(self.epoch.elapsed())

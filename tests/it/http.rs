@@ -1,11 +1,14 @@
 //! Metrics and health, and the listeners that serve them.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 use switchboard::config::Strategy;
+use tokio::net::TcpStream;
 
-use crate::harness::{Answer, Dialect, Handshake, Relay, Scrape};
+use crate::harness::{Answer, Dialect, Handshake, Raw, Relay, Scrape, Seen, eventually};
 
 #[tokio::test]
 async fn health_is_200_while_the_process_works() {
@@ -103,7 +106,9 @@ async fn metrics_are_prometheus_text() {
     );
     for line in answer.body.lines() {
         assert!(
-            line.starts_with("# ") || line.starts_with("switchboard_"),
+            ["# ", "switchboard_", "process_"]
+                .iter()
+                .any(|begin| line.starts_with(begin)),
             "{line}"
         );
     }
@@ -333,5 +338,168 @@ async fn the_wire_is_described_beside_the_client() {
     relay.stop().await;
     let relay = Relay::start(Strategy::Directory, |settings| settings.ui.enabled = false).await;
     assert_eq!(relay.http("GET", "/asyncapi.yaml").await.status, 404);
+    relay.stop().await;
+}
+
+/// An upload that is refused before it was read (RFC 9112 section 9.6). A reset could take the response away.
+#[tokio::test]
+async fn an_answer_before_the_body_was_read_is_followed_by_an_orderly_end() {
+    let relay = Relay::plain().await;
+    for (target, status) in [("/livez", 405), ("/", 405), ("/nowhere", 404)] {
+        for size in [10, 60_000] {
+            let mut peer = relay.raw().await;
+            let head =
+                format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n");
+            peer.write(head.as_bytes()).await;
+            // The relay answers before the rest of the body is sent.
+            let answer = peer.answer(true).await.expect("an answer");
+            assert_eq!(answer.status, status, "{target}: {answer:?}");
+            assert_eq!(answer.header("connection"), Some("close"), "{answer:?}");
+            peer.write(&vec![b'x'; size]).await;
+            assert_eq!(peer.drained().await, Seen::End, "{target}, {size} bytes");
+        }
+    }
+    relay.stop().await;
+}
+
+/// The wait for the end of the peer's stream is bounded.
+#[tokio::test]
+async fn a_peer_that_does_not_end_its_stream_is_dropped() {
+    let relay = Relay::plain().await;
+    let ask = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let mut floods = relay.raw().await;
+    floods.write(ask).await;
+    let flood = async { while floods.try_write(&[b'x'; 4096]).await.is_ok() {} };
+    crate::harness::within("the relay disconnects", flood).await;
+    let mut silent = relay.raw().await;
+    silent.write(ask).await;
+    silent.answer(true).await.expect("an answer");
+    assert_eq!(silent.next().await, Seen::End);
+    // This connection and that of the scrape itself.
+    relay
+        .until_metric("switchboard_http_connections", &[], 2)
+        .await;
+    relay
+        .until_metric("switchboard_http_connections", &[], 1)
+        .await;
+    relay.stop().await;
+}
+
+/// A proxy in front may take the connection for a tunnel, and pass on what it would not let through.
+#[tokio::test]
+async fn a_request_behind_a_refused_upgrade_is_not_answered() {
+    let relay = Relay::plain().await;
+    let hidden = Handshake::request("GET", "/metrics").bytes();
+    for (what, refused, status) in [
+        (
+            "version",
+            Handshake::new().but("Sec-WebSocket-Version", "12"),
+            426,
+        ),
+        ("key", Handshake::new().without("Sec-WebSocket-Key"), 400),
+        (
+            "origin",
+            Handshake::new().with("Origin", "https://elsewhere.example"),
+            403,
+        ),
+        ("no upgrade", Handshake::new().without("Upgrade"), 426),
+        ("another path", Handshake::new().target("/livez"), 200),
+        ("no route", Handshake::new().target("/chat"), 404),
+        ("another method", Handshake::new().method("PUT"), 405),
+        (
+            "another protocol",
+            Handshake::request("GET", "/livez").with("Upgrade", "h2c"),
+            200,
+        ),
+    ] {
+        let mut peer = relay.raw().await;
+        peer.write(&[refused.bytes(), hidden.clone()].concat())
+            .await;
+        let answer = peer.answer(true).await.expect("an answer");
+        assert_eq!(answer.status, status, "{what}: {answer:?}");
+        let connection = answer.header("connection").expect("a Connection field");
+        assert!(connection.ends_with("close"), "{what}: {connection}");
+        assert_eq!(peer.next().await, Seen::End, "{what}");
+    }
+    relay.stop().await;
+}
+
+/// nginx with the configuration of an HTTP server in front of `relay`.
+struct Nginx {
+    process: Child,
+    folder: PathBuf,
+    addr: SocketAddr,
+}
+
+impl Nginx {
+    /// None where nginx is not installed.
+    async fn start(relay: SocketAddr) -> Option<Self> {
+        let program = ["/usr/sbin/nginx", "/usr/local/sbin/nginx", "/usr/bin/nginx"];
+        let program = program
+            .into_iter()
+            .find(|path| PathBuf::from(path).exists())?;
+        let name = format!("nginx-{}", std::process::id());
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let addr = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("{kind}_temp_path {kind};\n"))
+            .concat();
+        let config = format!(
+            "daemon off; master_process off; pid nginx.pid; error_log stderr;\n\
+             events {{ worker_connections 64; }}\n\
+             http {{ access_log off; {temporary} client_max_body_size 64m; client_body_buffer_size 16m;\n\
+             server {{ listen {addr}; location / {{ proxy_pass http://{relay}; proxy_http_version 1.1; }} }} }}\n"
+        );
+        std::fs::write(folder.join("nginx.conf"), config).unwrap();
+        let mut command = Command::new(program);
+        command
+            .arg("-p")
+            .arg(&folder)
+            .args(["-c", "nginx.conf", "-e", "stderr"]);
+        let log = std::fs::File::create(folder.join("log")).unwrap();
+        let process = command.stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        eventually("nginx listens", async || {
+            TcpStream::connect(addr).await.ok()
+        })
+        .await;
+        Some(Self {
+            process,
+            folder,
+            addr,
+        })
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // An error means that nginx has ended by itself, of which the test has noticed.
+        drop(self.process.kill());
+        drop(self.process.wait());
+        drop(std::fs::remove_dir_all(&self.folder));
+    }
+}
+
+#[tokio::test]
+async fn an_early_answer_passes_through_nginx() {
+    let relay = Relay::plain().await;
+    if let Some(nginx) = Nginx::start(relay.addr).await {
+        for size in [1_000, 100_000, 1_000_000, 8_000_000] {
+            for _ in 0..5 {
+                let mut peer = Raw::connect(nginx.addr).await;
+                let head =
+                    format!("POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n");
+                let request = [head.as_bytes(), &vec![b'x'; size]].concat();
+                peer.write(&request).await;
+                let answer = peer.answer(true).await.expect("an answer");
+                assert_eq!(answer.status, 405, "{size} bytes: {answer:?}");
+            }
+        }
+    } else {
+        eprintln!("left out: nginx is not installed");
+    }
     relay.stop().await;
 }

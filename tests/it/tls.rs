@@ -162,8 +162,9 @@ impl Secured {
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         let read = timeout(PATIENCE, stream.read_to_end(&mut answer));
-        // The server, as hyper does, ends the connection without a TLS close_notify.
-        let _ended = read.await.expect("a response within the time limit");
+        // rustls returns an error where the end comes without a close_notify.
+        let ended = read.await.expect("a response within the time limit");
+        ended.expect("a close_notify before the end");
         String::from_utf8(answer).unwrap()
     }
 
@@ -542,5 +543,74 @@ async fn clients_that_a_proxy_names_first_are_counted_one_by_one() {
     // A peer that is no proxy counts by its own address.
     assert_eq!(relay.answered(5, HERE, "").await, 2);
     drop(clock);
+    relay.end().await;
+}
+
+/// Reads to the end, which is an error unless a `close_notify` comes before it (RFC 8446 section 6.1).
+async fn read_to_close_notify(what: &str, stream: &mut TlsStream<TcpStream>) -> Vec<u8> {
+    let mut read = Vec::new();
+    let ended = timeout(PATIENCE, stream.read_to_end(&mut read)).await;
+    let ended = ended.expect("an end within the time limit");
+    assert!(ended.is_ok(), "{what}: {ended:?} after {read:?}");
+    read
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_end_of_a_connection_begins_with_a_close_notify() {
+    let relay = Secured::start(|settings| {
+        settings.keepalive.close_timeout = Duration::from_secs(1);
+        settings.limits.header_timeout = Duration::from_secs(2);
+    })
+    .await;
+    for version in [&version::TLS12, &version::TLS13] {
+        let ask = |fields: &str| format!("GET / HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n");
+        let upgrade_with = |version: u8| {
+            ask(&format!(
+                "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: {version}\r\n\
+                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            ))
+        };
+        for (what, request) in [
+            ("Connection: close", ask("Connection: close\r\n")),
+            ("a refused handshake", upgrade_with(12)),
+            ("a request that is none", "what?\r\n\r\n".to_owned()),
+            (
+                "an early answer",
+                "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".to_owned(),
+            ),
+            ("a head that does not end", "GET / HTTP/1.1\r\n".to_owned()),
+            ("no request", String::new()),
+        ] {
+            let mut stream = relay.connect(relay.users, version).await;
+            stream.write_all(request.as_bytes()).await.unwrap();
+            read_to_close_notify(what, &mut stream).await;
+        }
+
+        let close = |code: u16| [&[0x88, 0x82, 0, 0, 0, 0], &code.to_be_bytes()[..]].concat();
+        for (what, last_frame, answers) in [
+            ("a close by the peer", close(1000), false),
+            ("a close by the relay", text_frame("no JSON"), true),
+            (
+                "a close by the relay without an answer",
+                text_frame("no JSON"),
+                false,
+            ),
+        ] {
+            let mut stream = relay.connect(relay.users, version).await;
+            assert!(upgrade(&mut stream).await.starts_with("HTTP/1.1 101 "));
+            stream.write_all(&last_frame).await.unwrap();
+            if answers {
+                stream.write_all(&close(1007)).await.unwrap();
+            }
+            let read = read_to_close_notify(what, &mut stream).await;
+            assert_eq!(read[0], 0x88, "{what}: {read:?}");
+        }
+
+        // The peer ends its stream without a close frame, and reads on.
+        let mut stream = relay.connect(relay.users, version).await;
+        assert!(upgrade(&mut stream).await.starts_with("HTTP/1.1 101 "));
+        stream.shutdown().await.unwrap();
+        read_to_close_notify("the end of the peer's stream", &mut stream).await;
+    }
     relay.end().await;
 }
