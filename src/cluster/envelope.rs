@@ -303,6 +303,8 @@ fn code(status: Status) -> u8 {
         Status::Draining => 7,
         Status::Unavailable => 8,
         Status::Unknown => 9,
+        // Never sent: the sender's own node refuses such a message.
+        Status::Invalid => 10,
     }
 }
 

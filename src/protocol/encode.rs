@@ -50,6 +50,8 @@ pub enum Outbound<'a> {
         code: &'a str,
         /// The fault in words. Needs no escapes, because it never quotes the client.
         detail: &'a str,
+        /// The message's id as the client wrote it, a JSON literal, where it could be read.
+        id: Option<&'a str>,
     },
     /// Messages to this client were dropped because its mailbox was full.
     Dropped {
@@ -129,8 +131,9 @@ fn notice_text(notice: Outbound<'_>) -> String {
                 r#"{{"type":"welcome","user_id":{user_id},"heartbeat_ms":{heartbeat_ms},"max_message_bytes":{max_message_bytes},"ticket":"{ticket}","resumed":{resumed}{reason}}}"#
             )
         }
-        Outbound::Error { code, detail } => {
-            format!(r#"{{"type":"error","code":"{code}","detail":"{detail}"}}"#)
+        Outbound::Error { code, detail, id } => {
+            let id = id.map_or_else(String::new, |id| format!(r#","id":{id}"#));
+            format!(r#"{{"type":"error","code":"{code}","detail":"{detail}"{id}}}"#)
         }
         Outbound::Dropped { count } => format!(r#"{{"type":"dropped","count":{count}}}"#),
         Outbound::Reconnect { after_ms } => {

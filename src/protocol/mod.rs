@@ -5,7 +5,7 @@
 mod decode;
 mod encode;
 
-pub use decode::{BadInput, Field, Inbound, decode};
+pub use decode::{BadInput, Field, Inbound, decode, readable_id};
 pub(crate) use decode::{JsonString, is_sound_string};
 pub use encode::{
     FRAME_HEADER_BYTES_MAX, Outbound, message_frame_bytes, push_close, push_data, push_frame,
@@ -33,7 +33,8 @@ pub enum Dialect {
 /// The outcome of a message, as the sender learns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// The message was written and flushed to the recipient's socket.
+    /// The message was written and flushed to the recipient's socket. The kernels of both ends may hold about 173 KB of
+    /// such messages that the recipient never reads.
     Delivered,
     /// No user with that id is connected.
     Offline,
@@ -51,11 +52,14 @@ pub enum Status {
     Unavailable,
     /// The message went to another node, whose answer did not come in time. It may have arrived.
     Unknown,
+    /// The message does not follow the contract. An error frame with the same id says why. The ledger does not count
+    /// it.
+    Invalid,
 }
 
 impl Status {
     /// Every status.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Delivered,
         Self::Offline,
         Self::QueueFull,
@@ -65,6 +69,7 @@ impl Status {
         Self::Draining,
         Self::Unavailable,
         Self::Unknown,
+        Self::Invalid,
     ];
 
     /// The name on the wire.
@@ -79,6 +84,7 @@ impl Status {
             Self::Draining => "draining",
             Self::Unavailable => "unavailable",
             Self::Unknown => "unknown",
+            Self::Invalid => "invalid",
         }
     }
 }

@@ -140,6 +140,13 @@ impl Membership {
             receipt.settle(status, wakes);
         }
     }
+
+    /// Tells the user that what it sent with `id` is no message. The ledger counts none.
+    pub(crate) fn reject(&self, id: &str, wakes: &mut Wakes) {
+        if let Some(receipt) = self.client.receipt(Some(id), None) {
+            receipt.settle(Status::Invalid, wakes);
+        }
+    }
 }
 
 impl Drop for Membership {

@@ -105,8 +105,8 @@ impl<S> Endpoint<S> {
 
     /// Puts an error into the write buffer. It counts as a reply, so that reading pauses for a peer that
     /// sends bad messages and does not read the errors.
-    pub(super) fn push_error(&mut self, code: &str, detail: &str) {
-        self.push(Outbound::Error { code, detail });
+    pub(super) fn push_error(&mut self, code: &str, detail: &str, id: Option<&str>) {
+        self.push(Outbound::Error { code, detail, id });
         self.replies.on_pushed();
     }
 

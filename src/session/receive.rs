@@ -11,7 +11,7 @@ use hyper_tungstenite::tungstenite::protocol::frame::coding::Data;
 use super::endpoint::Endpoint;
 use super::state::{Close, Open, SessionState, Step};
 use super::turn::Turn;
-use crate::protocol::{BadInput, Dialect, Status, close_code, decode, push_data};
+use crate::protocol::{BadInput, Dialect, Status, close_code, decode, push_data, readable_id};
 use crate::telemetry::metrics::DropReason;
 
 /// A turn of a session that is open.
@@ -35,7 +35,7 @@ impl<S> OpenTurn<'_, S> {
             Message::Text(text) => self.on_text(text),
             Message::Binary(bytes) => match std::str::from_utf8(bytes) {
                 Ok(text) => self.on_text(text),
-                Err(_) => self.on_bad_input(BadInput::NotJson),
+                Err(_) => self.on_bad_input(BadInput::NotJson, None),
             },
             Message::Close(frame) => self.on_close(frame.as_ref()),
             Message::Pong(_) => {
@@ -72,11 +72,17 @@ impl<S> OpenTurn<'_, S> {
             return self.on_rate_limited(None);
         }
         let decoded = decode(text, dialect);
+        // Whatever else is wrong with a message, its sender learns by its id what became of it.
+        let id = match &decoded {
+            Ok(inbound) => inbound.id,
+            Err(_) if dialect == Dialect::V1 => readable_id(text),
+            Err(_) => None,
+        };
         if !is_within_rates {
-            return self.on_rate_limited(decoded.ok().and_then(|inbound| inbound.id));
+            return self.on_rate_limited(id);
         }
         if text.len() > endpoint.config().message_bytes {
-            return self.on_too_large(decoded.ok().and_then(|inbound| inbound.id));
+            return self.on_too_large(id);
         }
         match decoded {
             Ok(inbound) => {
@@ -85,7 +91,7 @@ impl<S> OpenTurn<'_, S> {
                 endpoint.membership.send(inbound, turn.now, &mut turn.wakes);
                 ControlFlow::Continue(())
             }
-            Err(bad) => self.on_bad_input(bad),
+            Err(bad) => self.on_bad_input(bad, id),
         }
     }
 
@@ -103,7 +109,7 @@ impl<S> OpenTurn<'_, S> {
         self.refuse(id, DropReason::RateLimited, Status::RateLimited);
         if id.is_none() && self.endpoint.dialect() == Dialect::V1 {
             self.endpoint
-                .push_error("rate_limited", "too many messages, or bytes of them");
+                .push_error("rate_limited", "too many messages, or bytes of them", None);
         }
         ControlFlow::Continue(())
     }
@@ -118,18 +124,23 @@ impl<S> OpenTurn<'_, S> {
             Dialect::Bare => self.close(Close::too_large(bytes)),
             Dialect::V1 => {
                 let detail = format!("the message is over {bytes} bytes");
-                self.endpoint.push_error("too_large", &detail);
+                self.endpoint.push_error("too_large", &detail, None);
                 self.count_bad_message()
             }
         }
     }
 
-    fn on_bad_input(&mut self, bad: BadInput) -> Step {
+    fn on_bad_input(&mut self, bad: BadInput, id: Option<&str>) -> Step {
         self.endpoint.context.metrics.bad_message();
         match self.endpoint.dialect() {
             Dialect::Bare => self.close(Close::new(close_code::INVALID, bad.to_string())),
             Dialect::V1 => {
-                self.endpoint.push_error(bad.code(), &bad.to_string());
+                let Self { endpoint, turn, .. } = self;
+                endpoint.push_error(bad.code(), &bad.to_string(), id);
+                if let Some(id) = id {
+                    endpoint.replies.promise(1);
+                    endpoint.membership.reject(id, &mut turn.wakes);
+                }
                 self.count_bad_message()
             }
         }

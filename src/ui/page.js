@@ -22,6 +22,7 @@ const OUTCOMES = {
   disconnected: ["the recipient left; the message may have arrived", "bad"],
   too_large: ["too large", "bad"],
   rate_limited: ["too many messages at once", "bad"],
+  invalid: ["the relay could not take the message", "bad"],
   draining: ["not delivered: the server restarts", "bad"],
   unavailable: ["not delivered: the recipient's server cannot be reached now", "bad"],
   not_sent: ["not sent: no connection", "bad"],

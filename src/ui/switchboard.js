@@ -18,11 +18,11 @@
 
 /**
  * The outcome of a message. `delivered`: the relay wrote the message to the recipient's socket and flushed it.
- * Treat every other outcome as not delivered, and outcomes that this version does not know, too. With
+ * The recipient's program may not have read it: of such messages, the kernels may hold about 173 KB. Treat every other outcome as not delivered, and outcomes that this version does not know, too. With
  * `disconnected` and `unknown` the message may have arrived; with `not_sent` it never left this client.
  *
  * @typedef {"delivered" | "offline" | "queue_full" | "disconnected" | "too_large" | "rate_limited"
- *   | "draining" | "unavailable" | "not_sent" | "unknown" | (string & {})} Outcome
+ *   | "invalid" | "draining" | "unavailable" | "not_sent" | "unknown" | (string & {})} Outcome
  */
 
 /**

@@ -417,6 +417,104 @@ both_strategies! {
         assert!(outcomes.values().all(|told| **told == ["offline"]), "not one outcome for each id");
         relay.stop().await;
     }
+
+    async fn bad_input_whose_id_can_be_read_has_one_outcome_and_its_id_on_the_error(strategy) {
+        let relay = Relay::start(strategy, |settings| settings.limits.bad_messages = 1000).await;
+        let mut user = relay.v1().await;
+        for (text, code, id) in BAD_WITH_ID {
+            let id: Value = serde_json::from_str(id).unwrap();
+            for is_binary in [false, true] {
+                if is_binary {
+                    user.send_binary(text.as_bytes()).await;
+                } else {
+                    user.send_text(text).await;
+                }
+                let error = user.hear().await;
+                assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!(code)), "{text}: {error}");
+                assert_eq!((&error["id"], error.as_object().unwrap().len()), (&id, 4), "{text}: {error}");
+                user.learns(id.clone(), "invalid").await;
+            }
+        }
+        // An id that cannot be read, or that could be either of two.
+        for text in [r#"{"id":{}}"#, r#"{"id":1.5}"#, r#"{"id":1,"id":2}"#, r#"{"id":1"#] {
+            user.send_text(text).await;
+            let error = user.hear().await;
+            assert_eq!((&error["type"], &error["id"]), (&json!("error"), &Value::Null), "{text}: {error}");
+        }
+        user.ask(1, "still here", "last").await;
+        user.hears(1, "still here").await;
+        user.learns("last", "delivered").await;
+        assert_eq!(relay.ledger().await.ledger().received, 1, "bad input is outside of the ledger");
+        relay.stop().await;
+    }
+
+    /// Too large, or over the rate, and bad as well: the ledger counts these, and one outcome says so.
+    async fn bad_input_over_a_limit_has_the_outcome_of_the_limit(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.limits.message_bytes = 1024;
+            settings.limits.frame_bytes = 8192;
+        })
+        .await;
+        let mut user = relay.v1().await;
+        let text = format!(r#"{{"recipient_id":0,"message":"{}","id":5}}"#, "x".repeat(2000));
+        user.send_text(&text).await;
+        user.learns(5, "too_large").await;
+        let scrape = relay.ledger().await;
+        assert_eq!((scrape.ledger().received, scrape.dropped("too_large")), (1, 1));
+        relay.stop().await;
+
+        let relay = Relay::start(strategy, |settings| settings.limits.message_rate = Some(1)).await;
+        let mut user = relay.v1().await;
+        for _ in 0..4 {
+            user.send_text(r#"{"recipient_id":0,"message":"x","id":6}"#).await;
+        }
+        let mut statuses = Vec::new();
+        while statuses.len() < 4 {
+            let frame = user.hear().await;
+            assert_eq!(frame["id"], 6, "{frame}");
+            statuses.extend(frame["status"].as_str().map(str::to_owned));
+        }
+        statuses.sort();
+        assert_eq!(statuses, ["invalid", "invalid", "rate_limited", "rate_limited"]);
+        relay.stop().await;
+    }
+
+    /// As `… | websocat` does: all that it has to say, its close frame, and the end of its side, in one write.
+    async fn a_program_that_ends_at_once_gets_its_outcomes_before_the_close(strategy) {
+        let relay = Relay::start(strategy, |settings| {
+            settings.keepalive.close_timeout = PATIENCE * 2;
+        })
+        .await;
+        let mut friend = relay.bare().await;
+        for round in 0..20 {
+            let mut peer = relay.raw_user(Dialect::V1).await;
+            let mut frames: Vec<Wire> = (0..60)
+                .map(|n| question([friend.id, peer.id, 1 << 40][n % 3], "last words", n))
+                .collect();
+            frames.push(Wire::text(r#"{"recipient_id":0,"message":"x","id":60}"#));
+            frames.push(Wire::close(1000, ""));
+            peer.write(&joined(&frames)).await;
+            peer.half_close().await;
+            let (heard, code, _) = peer.answered().await;
+            assert_eq!(code, 1000);
+            let mut outcomes: Vec<_> = heard
+                .iter()
+                .filter(|frame| frame["type"] == "outcome")
+                .map(|frame| (frame["id"].as_u64().unwrap(), frame["status"].as_str().unwrap()))
+                .collect();
+            outcomes.sort_unstable();
+            let expected: Vec<_> = (0..60)
+                .map(|n| (n, if n % 3 == 2 { "offline" } else { "delivered" }))
+                .chain([(60, "invalid")])
+                .collect();
+            assert_eq!(outcomes, expected, "round {round}");
+            for _ in 0..20 {
+                friend.hears(peer.id, "last words").await;
+            }
+        }
+        relay.until_closed("client", "1000", 20).await;
+        relay.stop().await;
+    }
 }
 
 /// Sends a message from `one` to `two`, and waits for it and its outcome.
@@ -612,6 +710,68 @@ async fn an_error_has_a_code_and_names_the_field() {
     );
     relay.stop().await;
 }
+
+/// A message that the relay cannot take, and the id by which its sender waits for the outcome.
+const BAD_WITH_ID: &[(&str, &str, &str)] = &[
+    (
+        r#"{"recipient_id":0,"message":"x","id":7}"#,
+        "invalid_field",
+        "7",
+    ),
+    (
+        r#"{"recipient_id":"2","message":"x","id":"a"}"#,
+        "invalid_field",
+        r#""a""#,
+    ),
+    (
+        r#"{"recipient_id":2.5,"message":"x","id":-1}"#,
+        "invalid_field",
+        "-1",
+    ),
+    (
+        r#"{"id":8,"recipient_id":9007199254740992,"message":"x"}"#,
+        "invalid_field",
+        "8",
+    ),
+    (
+        r#"{"recipient_id":null,"message":"x","id":0}"#,
+        "invalid_field",
+        "0",
+    ),
+    (r#"{"recipient_id":2,"id":9}"#, "missing_field", "9"),
+    (r#"{"message":"x","id":10}"#, "missing_field", "10"),
+    (r#"{"id":11}"#, "missing_field", "11"),
+    (
+        r#"{"id":"\u0061\ud83c\udfba","unknown":[{}]}"#,
+        "missing_field",
+        r#""a🎺""#,
+    ),
+    (
+        r#"{"recipient_id":2,"message":7,"id":12}"#,
+        "invalid_field",
+        "12",
+    ),
+    (
+        r#"{"recipient_id":2,"message":"\ud83c","id":13}"#,
+        "invalid_field",
+        "13",
+    ),
+    (
+        r#"{"recipient_id":2,"recipient_id":2,"message":"x","id":14}"#,
+        "duplicate_field",
+        "14",
+    ),
+    (
+        r#"{"recipient_id":2,"message":"x","message":"x","id":15}"#,
+        "duplicate_field",
+        "15",
+    ),
+    (
+        r#" { "id" : "" , "recipient_id" : [ ] , "message" : { } } "#,
+        "invalid_field",
+        r#""""#,
+    ),
+];
 
 #[tokio::test]
 async fn json_other_than_an_object_is_an_error() {

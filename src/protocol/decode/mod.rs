@@ -97,6 +97,17 @@ pub fn decode(text: &str, dialect: Dialect) -> Result<Inbound<'_>, BadInput> {
     }
 }
 
+/// The `id` of a `switchboard.v1` message that [`decode`] has refused, where it can be read: the text is a JSON object
+/// with one valid `id`. Parses the text a second time, so that messages that are taken do not pay for those that are
+/// not.
+pub fn readable_id(text: &str) -> Option<&str> {
+    let Members { fields, .. } = serde_json::from_str(text).ok()?;
+    match fields[Field::Id as usize] {
+        Occurrence::Once(value) => client_id(value.get()).ok(),
+        Occurrence::None | Occurrence::More => None,
+    }
+}
+
 /// Decodes `{"recipient_id":2,"message":"…"}` without escapes, with or without a space after each colon and comma.
 /// In `switchboard.v1` an integer `id` may follow. Returns nothing for every other layout.
 fn fast(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
