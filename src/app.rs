@@ -83,12 +83,12 @@ impl App {
         let admin_tls = Tls::load(&settings.admin.tls).context(ADMIN_TLS)?;
         let operator_token = settings.admin.operator_token()?;
         let metrics_token = settings.admin.metrics_token()?;
-        let listeners = net::bind_server(&settings.server.listen)?;
+        let listeners = net::bind_server(&settings)?;
         let addrs = listeners
             .iter()
             .map(TcpListener::local_addr)
             .collect::<io::Result<Vec<_>>>()?;
-        let admin = settings.admin.listen.map(net::bind_admin).transpose()?;
+        let admin = net::bind_admin(&settings)?;
 
         let workers = tokio::runtime::Handle::current().metrics().num_workers();
         let metrics = Arc::new(Metrics::new(workers).with_spans_of(&traces));
@@ -369,6 +369,7 @@ fn session_config(settings: &Settings) -> SessionConfig {
     SessionConfig {
         ping_interval: keepalive.ping_interval,
         pong_timeout: keepalive.pong_timeout,
+        slowest_rate: keepalive.slowest_rate,
         write_timeout: keepalive.write_timeout,
         close_timeout: keepalive.close_timeout,
         connection_age: Some(limits.connection_age).filter(|age| !age.is_zero()),

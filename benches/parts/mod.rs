@@ -18,6 +18,7 @@ use switchboard::directory::{
 };
 use switchboard::identity::{ResumptionId, UserId, UserIdentity};
 use switchboard::ledger::InHand;
+use switchboard::net::Transport;
 use switchboard::protocol::Dialect;
 use switchboard::relay::Relay;
 use switchboard::session::{Session, SessionConfig, SessionContext, Welcome};
@@ -187,6 +188,8 @@ struct Buffers {
     got: Vec<u8>,
 }
 
+impl Transport for Socket {}
+
 impl AsyncRead for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -345,6 +348,7 @@ fn config() -> SessionConfig {
     SessionConfig {
         ping_interval: never,
         pong_timeout: never,
+        slowest_rate: 4096,
         write_timeout: never,
         close_timeout: never,
         connection_age: None,

@@ -206,9 +206,12 @@ pub struct KeepaliveSettings {
     /// Time between two pings.
     #[serde(with = "units::duration")]
     pub ping_interval: Duration,
-    /// Time for the pong.
+    /// Time for a sign of life after a ping.
     #[serde(with = "units::duration")]
     pub pong_timeout: Duration,
+    /// Bytes a second of the slowest link.
+    #[serde(with = "units::size")]
+    pub slowest_rate: u64,
     /// Time for a write without progress.
     #[serde(with = "units::duration")]
     pub write_timeout: Duration,

@@ -300,6 +300,7 @@ fn start_session(joined: JoinedUser, stream: ByteStream, read: &[u8], state: &Ht
         permit,
         remaining,
     } = joined;
+    stream.spread_probes();
     let mut session = Session::new(stream, read, membership, &welcome, state.sessions.clone());
     if let Some(remaining) = remaining {
         session.expire_in(remaining);

@@ -9,7 +9,8 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tracing::warn;
 
-use crate::config::Settings;
+use super::stream::PROBE_AFTER_MAX;
+use crate::config::{KeepaliveSettings, Settings};
 
 /// Connections that the kernel holds until they are accepted. With tokio's default of 128, many peers that reconnect
 /// at once would lose SYN packets, and each lost SYN is sent again only after a second.
@@ -19,8 +20,9 @@ const BACKLOG: i32 = 4096;
 /// 4.27 MB before its mailbox fills, and with this 173 KB (measured).
 const NOT_SENT_BYTES: u32 = 16 * 1024;
 
-/// How long the kernel waits until a peer acknowledges sent bytes.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Probes in a row that must be lost before the kernel gives up an idle connection. Thousands of probes at once lose
+/// packets: on loopback, the kernel drops what is over 1000 packets (`net.core.netdev_max_backlog`).
+const PROBES: u32 = 5;
 
 /// Linux's number on all architectures that have a target.
 const EAFNOSUPPORT: i32 = 97;
@@ -45,11 +47,12 @@ pub enum BindError {
 
 /// Binds `server.listen`. If it has its default value, addresses whose family the machine lacks are skipped.
 /// Needs a tokio runtime.
-pub(crate) fn bind_server(addrs: &[SocketAddr]) -> Result<Vec<TcpListener>, BindError> {
-    let is_default = addrs == Settings::default().server.listen;
+pub(crate) fn bind_server(settings: &Settings) -> Result<Vec<TcpListener>, BindError> {
+    let addrs = &settings.server.listen;
+    let is_default = *addrs == Settings::default().server.listen;
     let mut listeners = Vec::new();
     for &addr in addrs {
-        match bind(addr) {
+        match bind(addr, &settings.keepalive) {
             Ok(listener) => listeners.push(listener),
             Err(error) if is_default && lacks_address_family(&error) => {
                 warn!(%addr, %error, "default address skipped: the machine lacks its family");
@@ -70,17 +73,20 @@ pub(crate) fn bind_server(addrs: &[SocketAddr]) -> Result<Vec<TcpListener>, Bind
     Ok(listeners)
 }
 
-/// Binds `admin.listen`. Needs a tokio runtime.
-pub(crate) fn bind_admin(addr: SocketAddr) -> Result<TcpListener, BindError> {
+/// Binds `admin.listen`, if it is set. Needs a tokio runtime.
+pub(crate) fn bind_admin(settings: &Settings) -> Result<Option<TcpListener>, BindError> {
     let setting = "admin.listen";
-    bind(addr).map_err(|source| BindError::Address {
-        addr,
-        setting,
-        source,
-    })
+    let bound = settings.admin.listen.map(|addr| {
+        bind(addr, &settings.keepalive).map_err(|source| BindError::Address {
+            addr,
+            setting,
+            source,
+        })
+    });
+    bound.transpose()
 }
 
-fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+fn bind(addr: SocketAddr, keepalive: &KeepaliveSettings) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
@@ -91,15 +97,26 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     // The session gathers frames before it writes, so Nagle's algorithm could only delay them.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(NOT_SENT_BYTES)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_mins(1))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
-    socket.set_tcp_keepalive(&keepalive)?;
+    set_timers(&socket, keepalive)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Sets when the kernel gives up a connection by itself. The session does it first, except where pings are rare.
+fn set_timers(socket: &Socket, keepalive: &KeepaliveSettings) -> io::Result<()> {
+    let interval = keepalive
+        .pong_timeout
+        .clamp(Duration::from_secs(5), Duration::from_mins(1));
+    // Linux compares the silence of an idle connection with the user timeout, and then ignores the number of
+    // probes: a timeout below the time of the first probe would need only that one to be lost.
+    let user_timeout = (PROBE_AFTER_MAX + PROBES * interval).max(keepalive.write_timeout);
+    socket.set_tcp_user_timeout(Some(user_timeout))?;
+    let probes = TcpKeepalive::new()
+        .with_time(PROBE_AFTER_MAX)
+        .with_interval(interval)
+        .with_retries(PROBES);
+    socket.set_tcp_keepalive(&probes)
 }
 
 /// Whether binding failed because the kernel lacks the address family, or no interface has an address of it.
@@ -108,4 +125,68 @@ fn lacks_address_family(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
     ) || error.raw_os_error() == Some(EAFNOSUPPORT)
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::net::ByteStream;
+
+    /// The idle time before the first probe, the interval of probes, and the user timeout of an accepted connection.
+    async fn timers(keepalive: &KeepaliveSettings) -> [Duration; 3] {
+        let listener = bind(([127, 0, 0, 1], 0).into(), keepalive).unwrap();
+        let _peer = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let stream = ByteStream::Plain(listener.accept().await.unwrap().0);
+        stream.spread_probes();
+        let ByteStream::Plain(stream) = stream else {
+            unreachable!("it is plain");
+        };
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        [
+            socket.tcp_keepalive_time().unwrap(),
+            socket.tcp_keepalive_interval().unwrap(),
+            socket.tcp_user_timeout().unwrap().unwrap(),
+        ]
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_outlives_several_lost_probes() {
+        let default = Settings::default().keepalive;
+        let seconds = Duration::from_secs;
+        for (pong_timeout, write_timeout, expected) in [
+            (seconds(10), seconds(10), seconds(10)),
+            (Duration::from_millis(200), seconds(10), seconds(5)),
+            (seconds(3600), seconds(86400), seconds(60)),
+        ] {
+            let keepalive = KeepaliveSettings {
+                pong_timeout,
+                write_timeout,
+                ..default.clone()
+            };
+            let [idle, interval, user_timeout] = timers(&keepalive).await;
+            assert_eq!(interval, expected);
+            let lost = user_timeout.abs_diff(idle).as_secs() / interval.as_secs();
+            assert!(lost >= 4, "closed after {lost} probes");
+            assert!(user_timeout >= write_timeout, "{user_timeout:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_that_came_at_once_are_not_probed_at_once() {
+        let keepalive = Settings::default().keepalive;
+        let mut idle = Vec::new();
+        for _ in 0..50 {
+            idle.push(timers(&keepalive).await[0].as_secs());
+        }
+        idle.sort_unstable();
+        assert!(idle[0] >= 60 && idle[49] <= 120, "{idle:?}");
+        idle.dedup();
+        assert!(idle.len() > 10, "{idle:?}");
+    }
 }

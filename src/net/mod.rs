@@ -14,3 +14,4 @@ pub mod trust;
 pub use listen::BindError;
 pub(crate) use listen::{bind_admin, bind_server};
 pub(crate) use stream::ByteStream;
+pub use stream::{Directions, Transport};

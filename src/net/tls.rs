@@ -24,6 +24,7 @@ use x509_cert::der::Decode;
 
 use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
 use crate::net::background::BackgroundPool;
+use crate::net::stream::RecordStream;
 
 /// How often the files are read again. Certificates are renewed days before they expire.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
@@ -82,12 +83,12 @@ impl ReloadHistory {
 
 /// The whole `ClientHello` of a connection. It was read, and nothing was computed for it.
 #[derive(Debug)]
-pub(crate) struct ClientHello(StartHandshake<TcpStream>);
+pub(crate) struct ClientHello(StartHandshake<RecordStream>);
 
 impl ClientHello {
     /// Reads until the hello is whole. Fails as soon as the bytes cannot be one.
     pub(crate) async fn read(stream: TcpStream) -> io::Result<Self> {
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), RecordStream::new(stream));
         Ok(Self(hello.await?))
     }
 
@@ -97,7 +98,7 @@ impl ClientHello {
     pub(crate) fn refuse(self) {
         let Self(StartHandshake { io: stream, .. }) = self;
         // If the option cannot be set, the connection ends in order.
-        let _reset = stream.set_zero_linger();
+        let _reset = stream.tcp().set_zero_linger();
     }
 }
 
@@ -148,7 +149,7 @@ impl Tls {
         &self,
         ClientHello(hello): ClientHello,
         background: &BackgroundPool,
-    ) -> io::Result<TlsStream<TcpStream>> {
+    ) -> io::Result<TlsStream<RecordStream>> {
         let config = self.certificate.current.load().config.clone();
         // rustls computes the server's answer in this call, before the first poll of the returned future.
         let answered = background.run(move || hello.into_stream(config)).await?;

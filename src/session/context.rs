@@ -14,8 +14,10 @@ use crate::telemetry::metrics::Metrics;
 pub struct SessionConfig {
     /// Time from one ping to the next.
     pub ping_interval: Duration,
-    /// Time from a ping until its pong must have come.
+    /// Time from a ping, or a later sign of life, until the pong or the next sign of life must have come.
     pub pong_timeout: Duration,
+    /// Bytes a second of the slowest link; at least 1. A pong has more time by what was written before its ping.
+    pub slowest_rate: u64,
     /// Time within which a write must make progress.
     pub write_timeout: Duration,
     /// Time for the outcomes that a peer which closes is owed; again for all that is written before the relay's

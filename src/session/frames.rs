@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::tracker::FrameTracker;
 use crate::net::ending::Ending;
+use crate::net::{Directions, Transport};
 
 /// The most bytes of one read. It is enough that a sender with 64 small messages under way costs one
 /// read, and little enough that a turn stays short.
@@ -28,7 +29,7 @@ const DISCARD_CHUNK_BYTES: usize = 16 * 1024;
 
 /// The most bytes of pongs that wait for a peer that does not read. Tungstenite then keeps only the
 /// newest further pong, as RFC 6455 section 5.5.3 allows.
-const PONG_BYTES_MAX: usize = 4096;
+const PONG_BYTES_MAX: u16 = 4096;
 
 /// Frames in and out of a socket.
 #[derive(Debug)]
@@ -46,7 +47,7 @@ pub(super) struct FrameIo<S> {
     written: usize,
     flushed: usize,
     /// Bytes of `output` that are pongs of tungstenite's.
-    pong_bytes: usize,
+    pong_bytes: u16,
     /// A pong found no room in `output`, so tungstenite still has it.
     owes_pong: bool,
     /// The last chunk was of many small frames that end no message.
@@ -84,6 +85,11 @@ impl<S> FrameIo<S> {
     /// Whether this turn has passed on small frames, and so reads no further chunk.
     pub(super) fn is_budget_spent(&self) -> bool {
         self.is_flooded && self.small_frame_budget < SMALL_FRAME_BUDGET_BYTES
+    }
+
+    /// Bytes of `output` that have not left yet.
+    pub(super) fn unflushed(&self) -> usize {
+        self.output.len() - self.flushed
     }
 
     /// Whether nothing is in any buffer, tungstenite's included, and no message is half here.
@@ -247,6 +253,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameIo<S> {
     }
 }
 
+impl<S: Transport> FrameIo<S> {
+    /// See [`Transport::readiness`].
+    pub(super) fn readiness(&self) -> Directions {
+        self.socket.readiness()
+    }
+
+    /// See [`Transport::take_activity`].
+    pub(super) fn take_activity(&mut self) -> Directions {
+        self.socket.take_activity()
+    }
+}
+
 /// Whether a chunk costs more by the frames in it that end no message than by its bytes.
 fn is_flood(non_message_frames: u32, bytes: usize) -> bool {
     non_message_frames > 4 && bytes < 256 * non_message_frames as usize
@@ -276,11 +294,13 @@ impl<S> Read for FrameIo<S> {
 /// For tungstenite, which writes only pongs: each call brings whole frames.
 impl<S> Write for FrameIo<S> {
     fn write(&mut self, frames: &[u8]) -> io::Result<usize> {
-        if self.pong_bytes + frames.len() > PONG_BYTES_MAX {
+        let bytes = u16::try_from(frames.len()).unwrap_or(u16::MAX);
+        let pong_bytes = self.pong_bytes.saturating_add(bytes);
+        if pong_bytes > PONG_BYTES_MAX {
             self.owes_pong = true;
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.pong_bytes += frames.len();
+        self.pong_bytes = pong_bytes;
         self.output.extend_from_slice(frames);
         Ok(frames.len())
     }

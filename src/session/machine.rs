@@ -18,7 +18,9 @@ use std::task::Context;
 
 use super::endpoint::Endpoint;
 use super::state::{Close, Open, SessionState};
+use super::timers::micros;
 use crate::directory::Command;
+use crate::net::Transport;
 use crate::protocol::close_code;
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
 
@@ -40,38 +42,6 @@ impl<S> Machine<S> {
     /// The time of the next deadline, of the state or of a blocked write.
     pub(super) fn next_deadline(&self) -> u64 {
         self.state.deadline().min(self.endpoint.write_deadline)
-    }
-
-    pub(super) fn on_deadline(&mut self, now: u64) {
-        let endpoint = &mut self.endpoint;
-        if now >= endpoint.write_deadline {
-            // A session that has begun to close has decided how the connection counts.
-            self.state = match self.state {
-                SessionState::Open(_) => {
-                    SessionState::end_as(Initiator::Server, CloseCode::WriteTimeout, endpoint)
-                }
-                _ => SessionState::end(),
-            };
-            return;
-        }
-        match &mut self.state {
-            SessionState::Open(open) => {
-                if let Some(next) = open.on_deadline(endpoint, now).break_value() {
-                    self.state = *next;
-                }
-            }
-            SessionState::AwaitingOutcomes { expires_at, .. } if now >= *expires_at => {
-                self.close(Close::expired(), now);
-            }
-            SessionState::AwaitingOutcomes {
-                close, deadline, ..
-            } if now >= *deadline => {
-                // The outcomes that are still missing stay unknown.
-                self.state = SessionState::flush(close.clone(), endpoint, now);
-            }
-            other if now >= other.deadline() => self.state = SessionState::end(),
-            _ => {}
-        }
     }
 
     /// Acts on a command.
@@ -131,6 +101,44 @@ impl<S> Machine<S> {
         let now = endpoint.context.now();
         self.close(close, now);
         cx.waker().wake_by_ref();
+    }
+}
+
+impl<S: Transport> Machine<S> {
+    pub(super) fn on_deadline(&mut self, now: u64) {
+        let endpoint = &mut self.endpoint;
+        // A relay that was frozen finds the deadline passed, and room in its socket.
+        if now >= endpoint.write_deadline && endpoint.io.readiness().write {
+            endpoint.write_deadline = now + micros(endpoint.config().write_timeout);
+        }
+        if now >= endpoint.write_deadline {
+            // A session that has begun to close has decided how the connection counts.
+            self.state = match self.state {
+                SessionState::Open(_) => {
+                    SessionState::end_as(Initiator::Server, CloseCode::WriteTimeout, endpoint)
+                }
+                _ => SessionState::end(),
+            };
+            return;
+        }
+        match &mut self.state {
+            SessionState::Open(open) => {
+                if let Some(next) = open.on_deadline(endpoint, now).break_value() {
+                    self.state = *next;
+                }
+            }
+            SessionState::AwaitingOutcomes { expires_at, .. } if now >= *expires_at => {
+                self.close(Close::expired(), now);
+            }
+            SessionState::AwaitingOutcomes {
+                close, deadline, ..
+            } if now >= *deadline => {
+                // The outcomes that are still missing stay unknown.
+                self.state = SessionState::flush(close.clone(), endpoint, now);
+            }
+            other if now >= other.deadline() => self.state = SessionState::end(),
+            _ => {}
+        }
     }
 }
 

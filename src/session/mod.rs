@@ -35,6 +35,7 @@ use state::SessionState;
 use timers::{Timer, micros};
 use turn::Turn;
 
+use crate::net::Transport;
 use crate::net::ending::Ending;
 use crate::protocol::Outbound;
 use crate::relay::Membership;
@@ -85,7 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
+impl<S: Transport> Future for Session<S> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -116,14 +117,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Session<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
+impl<S: Transport> Machine<S> {
     fn turn(&mut self, turn: &mut Turn, is_due: bool, cx: &mut Context<'_>) {
         if is_due {
             self.endpoint.is_throttled = false;
-            self.on_deadline(turn.now);
         }
         let was_open = self.state.is_open();
         self.read(turn, cx);
+        // After the read: a relay that was frozen finds the deadline passed, and the pong in its socket.
+        if is_due && !self.state.has_ended() {
+            self.on_deadline(turn.now);
+        }
         if !self.state.has_ended() {
             self.write(turn, cx);
         }

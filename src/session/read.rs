@@ -8,15 +8,17 @@ use std::task::{Context, Poll};
 use hyper_tungstenite::tungstenite::error::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::context::SessionContext;
 use super::endpoint::Endpoint;
 use super::frames::READ_CHUNK_BYTES;
 use super::machine::Machine;
 use super::receive::OpenTurn;
 use super::state::{Close, SessionState, Step};
 use super::turn::{Turn, yield_turn};
+use crate::net::Transport;
 use crate::protocol::close_code;
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
+impl<S: Transport> Machine<S> {
     pub(super) fn read(&mut self, turn: &mut Turn, cx: &mut Context<'_>) {
         let endpoint = &mut self.endpoint;
         if endpoint.is_throttled {
@@ -48,7 +50,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> OpenTurn<'_, S> {
+impl<S: Transport> OpenTurn<'_, S> {
     fn read(&mut self, cx: &mut Context<'_>) -> Step {
         self.endpoint.io.begin_turn();
         let step = self.read_messages(cx);
@@ -109,7 +111,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> OpenTurn<'_, S> {
 
     /// Reads the next chunk. Returns false where none can be had in this turn.
     fn read_chunk(&mut self, cx: &mut Context<'_>) -> Step<bool> {
-        let Self { endpoint, turn, .. } = self;
+        let Self {
+            open,
+            endpoint,
+            turn,
+        } = self;
         if endpoint.io.is_violated() {
             return self.close(Close::new(close_code::PROTOCOL, "malformed frame header"));
         }
@@ -123,14 +129,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> OpenTurn<'_, S> {
             return ControlFlow::Continue(false);
         }
         match endpoint.io.poll_read_chunk(cx, &mut turn.chunk) {
-            Poll::Pending => ControlFlow::Continue(false),
+            Poll::Pending => {
+                if endpoint.io.take_activity().read {
+                    let config = &endpoint.context.config;
+                    open.heartbeat.on_sign_of_life(config, turn.now);
+                }
+                ControlFlow::Continue(false)
+            }
             Poll::Ready(Ok(0)) => SessionState::cut(endpoint, turn.now).into_step(),
             Poll::Ready(Ok(count)) => {
                 // A chunk that is not full may have emptied the socket. It is read once more all the
                 // same, because only a read that finds nothing registers this task to be woken.
                 turn.chunk_bytes += count;
                 turn.is_late = true;
-                endpoint.context.metrics.bytes_read(count);
+                let SessionContext {
+                    config, metrics, ..
+                } = &*endpoint.context;
+                open.heartbeat.on_sign_of_life(config, turn.now);
+                metrics.bytes_read(count);
                 self.meter_non_message_frames()?;
                 ControlFlow::Continue(true)
             }

@@ -25,6 +25,7 @@ use super::heartbeat::{Beat, Heartbeat};
 use super::rates::RateBuckets;
 use super::timers::{NEVER, micros};
 use crate::directory::Strength;
+use crate::net::Transport;
 use crate::net::ending::Ending;
 use crate::protocol::{Outbound, close_code, push_close, push_ping};
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
@@ -202,7 +203,7 @@ impl Close {
     fn pong_timeout() -> Self {
         Self {
             counts_as: CloseCode::PongTimeout,
-            ..Self::new(close_code::POLICY, "no pong in time")
+            ..Self::new(close_code::POLICY, "no sign of life in time")
         }
     }
 
@@ -308,7 +309,11 @@ impl Open {
     }
 
     /// Does one of the things that are due; what else is due follows in the next turn.
-    pub(super) fn on_deadline<S>(&mut self, endpoint: &mut Endpoint<S>, now: u64) -> Step {
+    pub(super) fn on_deadline<S: Transport>(
+        &mut self,
+        endpoint: &mut Endpoint<S>,
+        now: u64,
+    ) -> Step {
         if now >= self.expires_at {
             return SessionState::close(Close::expired(), endpoint, now).into_step();
         }
@@ -319,9 +324,14 @@ impl Open {
             let within = micros(config.write_timeout + config.close_timeout);
             return self.restart(0, within, endpoint, now).into_step();
         }
-        match self.heartbeat.beat(endpoint.config(), now) {
+        let unflushed = endpoint.io.unflushed();
+        match self.heartbeat.beat(endpoint.config(), unflushed, now) {
             Beat::Rest => {}
             Beat::Ping => push_ping(&mut endpoint.io.output),
+            // Bytes have come that tokio does not know of yet, so this turn could not read them.
+            Beat::TimedOut if endpoint.io.readiness().read => {
+                self.heartbeat.on_sign_of_life(endpoint.config(), now);
+            }
             Beat::TimedOut => {
                 let close = Close::pong_timeout();
                 return SessionState::close(close, endpoint, now).into_step();

@@ -3,8 +3,6 @@
 
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite};
-
 use super::endpoint::Endpoint;
 use super::machine::Machine;
 use super::state::SessionState;
@@ -12,12 +10,13 @@ use super::timers::{NEVER, micros};
 use super::turn::{Turn, yield_turn};
 use crate::config::Overflow;
 use crate::directory::{QueuedMessage, Wakes, give_back};
+use crate::net::Transport;
 use crate::protocol::Status;
 
 /// Writes in one turn, so that the task of a fast reader lets others run.
 const WRITES_MAX: usize = 8;
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
+impl<S: Transport> Machine<S> {
     pub(super) fn write(&mut self, turn: &mut Turn, cx: &mut Context<'_>) {
         for _ in 0..WRITES_MAX {
             if self.write_once(turn, cx).is_pending() {
@@ -78,8 +77,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Machine<S> {
         let bytes = endpoint.io.flushed() - flushed_before;
         endpoint.context.metrics.bytes_written(bytes);
         endpoint.on_flushed(&mut turn.wakes);
+        let was_blocked = endpoint.write_deadline != NEVER;
+        // Taken wherever the write stops, so that it is never of an earlier write.
+        let goes_on = flushed.is_pending() && endpoint.io.take_activity().write || bytes > 0;
+        if let SessionState::Open(open) = &mut self.state {
+            open.heartbeat.on_written(bytes);
+            if was_blocked && goes_on {
+                let config = &endpoint.context.config;
+                open.heartbeat.on_sign_of_life(config, turn.now);
+            }
+        }
         if flushed.is_pending() {
-            if bytes > 0 || endpoint.write_deadline == NEVER {
+            if goes_on || !was_blocked {
                 endpoint.write_deadline = turn.now + micros(endpoint.config().write_timeout);
             }
             self.settle(turn.now);

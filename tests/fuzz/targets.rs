@@ -267,6 +267,7 @@ fn config(kind: u8) -> SessionConfig {
     SessionConfig {
         ping_interval: Duration::from_secs(25),
         pong_timeout: Duration::from_secs(10),
+        slowest_rate: 4096,
         write_timeout: Duration::from_secs(10),
         close_timeout: Duration::from_secs(5),
         message_bytes: 1024,

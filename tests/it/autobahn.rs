@@ -79,6 +79,7 @@ impl Echo {
         let config = SessionConfig {
             ping_interval: 10 * PATIENCE,
             pong_timeout: 10 * PATIENCE,
+            slowest_rate: 4096,
             write_timeout: 10 * PATIENCE,
             close_timeout: 10 * PATIENCE,
             connection_age: None,

@@ -1,15 +1,20 @@
 //! Pings, and peers that do not answer them or do not read. The timeouts are short; the tests wait for what
 //! has to happen, and do not measure how long it takes.
 
+use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
 use switchboard::config::Strategy;
 use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::harness::raw::{PING, PONG, message};
-use crate::harness::{Dialect, Handshake, Relay, Seen, Wire, clog, within};
+use crate::harness::raw::{PING, PONG, TEXT, message};
+use crate::harness::{Dialect, Handshake, Raw, Relay, Seen, Wire, clog, eventually, within};
 
 /// A relay that pings every `interval` and waits `timeout` for the pong.
 async fn pinging(strategy: Strategy, interval: Duration, timeout: Duration) -> Relay {
@@ -22,6 +27,9 @@ async fn pinging(strategy: Strategy, interval: Duration, timeout: Duration) -> R
 
 const SOON: Duration = Duration::from_millis(200);
 const LATE: Duration = Duration::from_secs(20);
+
+/// The pong of a slow link may take this long, and a test of one takes several times as long.
+const SLOW: Duration = Duration::from_secs(1);
 
 #[tokio::test]
 async fn a_silent_user_is_pinged_and_stays_while_it_answers() {
@@ -101,27 +109,143 @@ both_strategies! {
         }
         relay.stop().await;
     }
+
+    /// A message of an allowed size takes longer than a pong may, and no pong can be inside it.
+    async fn a_user_with_a_slow_uplink_stays(strategy) {
+        let relay = pinging(strategy, SOON, SLOW).await;
+        for dialect in Dialect::BOTH {
+            let mut slow = relay.raw_user(dialect).await;
+            let text = "x".repeat(40_000);
+            let bytes = message(slow.id, &text).bytes();
+            for piece in bytes.chunks(bytes.len() / 25) {
+                slow.try_write(piece).await.expect("the relay reads on");
+                sleep(SLOW / 10).await;
+            }
+            let frame = loop {
+                let frame = slow.frame().await;
+                if frame.opcode != PING {
+                    break frame;
+                }
+            };
+            assert_eq!(frame.json(), dialect.message(slow.id, &text));
+        }
+        relay.stop().await;
+    }
+
+    /// It reads on at a steady rate what was written to it at once. Its pongs would come behind that, so it
+    /// answers no ping.
+    async fn a_user_with_a_slow_downlink_stays(strategy) {
+        let relay = pinging(strategy, SOON, SLOW).await;
+        for dialect in Dialect::BOTH {
+            let mut slow = relay.narrow_user(dialect).await;
+            let text = "x".repeat(10_000);
+            let message = message(slow.id, &text).bytes();
+            for _ in 0..32 {
+                slow.write(&message).await;
+            }
+            let mut left = 32 * text.len();
+            let mut piece = [0; 8 * 1024];
+            while left > 0 {
+                let read = within("bytes", slow.stream.read(&mut piece)).await;
+                let piece = &piece[..read.expect("the relay keeps the connection")];
+                assert!(!piece.is_empty(), "closed with {left} bytes left");
+                left -= piece.iter().filter(|&&byte| byte == b'x').count();
+                sleep(SLOW / 10).await;
+            }
+            assert_eq!(relay.metric("switchboard_connections", &[]).await, 1);
+            drop(slow);
+            relay.until_metric("switchboard_connections", &[], 0).await;
+        }
+        relay.stop().await;
+    }
 }
 
-/// Messages are no answer to a ping.
+/// A relay in a process of its own.
+struct Process {
+    child: Child,
+    addr: SocketAddr,
+}
+
+impl Process {
+    async fn start(variables: &[(&str, &str)]) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = free.local_addr().unwrap();
+        drop(free);
+        let child = Command::new(env!("CARGO_BIN_EXE_switchboard"))
+            .args(["--listen", &addr.to_string()])
+            .env_clear()
+            .envs(variables.iter().copied())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        eventually("the relay listens", async || {
+            TcpStream::connect(addr).await.ok()
+        })
+        .await;
+        Self { child, addr }
+    }
+
+    async fn signal(&self, name: &str) {
+        let id = self.child.id().expect("it runs").to_string();
+        let kill = Command::new("kill").args(["-s", name, &id]).status().await;
+        assert!(kill.unwrap().success());
+    }
+}
+
+/// A paused container and a suspended laptop find all deadlines passed, and the pongs in their sockets. There are
+/// more users than tokio takes events for in one look at the sockets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_relay_closes_no_user_who_has_answered() {
+    let relay = Process::start(&[
+        ("SWITCHBOARD__KEEPALIVE__PING_INTERVAL", "2s"),
+        ("SWITCHBOARD__KEEPALIVE__PONG_TIMEOUT", "2s"),
+    ])
+    .await;
+    let mut users = JoinSet::new();
+    let (thawed, has_thawed) = watch::channel(false);
+    for n in 0..1200 {
+        let mut user = Raw::connect(relay.addr).await;
+        user.upgrade(&Handshake::new().dialect(Dialect::BOTH[n % 2]))
+            .await;
+        let has_thawed = has_thawed.clone();
+        users.spawn(async move {
+            let mut pings_after = 0;
+            while pings_after < 2 {
+                let frame = user.frame().await;
+                if frame.opcode == PING {
+                    // So late that the pongs of about half of the users come while the relay is frozen.
+                    sleep(Duration::from_secs(1)).await;
+                    user.write(&Wire::new(PONG, frame.payload).bytes()).await;
+                    pings_after += usize::from(*has_thawed.borrow());
+                } else {
+                    assert_eq!(frame.opcode, TEXT, "{frame:?}");
+                }
+            }
+        });
+    }
+    sleep(Duration::from_secs(3)).await;
+    relay.signal("STOP").await;
+    sleep(Duration::from_secs(4)).await;
+    relay.signal("CONT").await;
+    thawed.send(true).unwrap();
+    within("all are pinged twice", users.join_all()).await;
+}
+
+/// A peer is alive while bytes come from it, and dead once none do.
 #[tokio::test]
-async fn a_user_who_sends_messages_but_answers_no_ping_is_closed() {
+async fn a_user_who_sends_messages_but_answers_no_ping_is_closed_when_it_falls_silent() {
     let relay = pinging(Strategy::Directory, SOON, SOON).await;
     let mut peer = relay.raw_user(Dialect::Bare).await;
     let id = peer.id;
-    let talk = async {
-        loop {
-            let message = message(id, "I am so busy").bytes();
-            if peer.try_write(&message).await.is_err() {
-                break;
-            }
-            match peer.next().await {
-                Seen::Frame(_) => {}
-                Seen::End | Seen::Reset => break,
-            }
-        }
-    };
-    within("the relay closes", talk).await;
+    let begun = Instant::now();
+    while begun.elapsed() < 6 * SOON {
+        peer.say(id, "I am so busy").await;
+        let talks = async { while peer.frame().await.opcode == PING {} };
+        within("its message", talks).await;
+        sleep(SOON / 10).await;
+    }
+    peer.drained().await;
     relay.until_closed("server", "pong_timeout", 1).await;
     relay.stop().await;
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use switchboard::admission::token_bucket::Rate;
 use switchboard::config::Overflow;
 use switchboard::directory::{Budget, Client, Command, MailboxBounds};
+use switchboard::net::Transport;
 use switchboard::protocol::Dialect;
 use switchboard::relay::{Dependencies, Relay};
 use switchboard::session::{Session, SessionConfig, SessionContext, Welcome};
@@ -27,6 +28,7 @@ fn config() -> SessionConfig {
     SessionConfig {
         ping_interval: 25 * SECOND,
         pong_timeout: 10 * SECOND,
+        slowest_rate: 4096,
         write_timeout: 10 * SECOND,
         close_timeout: 5 * SECOND,
         connection_age: None,
@@ -80,7 +82,7 @@ impl TestRelay {
 
     async fn session<S>(&self, dialect: Dialect, io: S) -> JoinHandle<()>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Transport + Send + 'static,
     {
         let membership = self.relay.join(dialect, None, None).await.unwrap();
         self.clients
@@ -195,6 +197,108 @@ async fn a_missing_pong_closes_and_a_missing_answer_to_the_close_ends() {
     session.await.unwrap();
     let series = "switchboard_connections_closed_total{code=\"pong_timeout\",initiator=\"server\"}";
     assert_eq!(relay.metric(series), 1);
+}
+
+/// What the relay sends next is its close for a missing pong. Returns how long that took, in seconds.
+async fn seconds_to_pong_timeout(client: &mut (impl AsyncRead + Unpin), begin: Instant) -> f64 {
+    let (opcode, payload) = next_frame(client).await.unwrap();
+    assert_eq!((opcode, &payload[..2]), (8, &1008_u16.to_be_bytes()[..]));
+    begin.elapsed().as_secs_f64()
+}
+
+/// RFC 6455 section 5.4: a pong cannot be inside a frame that is on its way.
+#[tokio::test(start_paused = true)]
+async fn bytes_that_come_are_a_sign_of_life() {
+    for dialect in [Dialect::Bare, Dialect::V1] {
+        let relay = TestRelay::new(Overflow::DropNewest);
+        let (mut client, _session) = relay.user(dialect, 1024).await;
+        while next_frame(&mut client).await.unwrap().0 != 9 {}
+        let message = message(1, &"x".repeat(40));
+        for byte in &message[..30] {
+            client.write_all(std::slice::from_ref(byte)).await.unwrap();
+            tokio::time::sleep(9 * SECOND).await;
+        }
+        client.write_all(&message[30..]).await.unwrap();
+        assert_eq!(next_frame(&mut client).await.unwrap().0, 1);
+        // No pong has come, so the next silence is the last.
+        let silent = seconds_to_pong_timeout(&mut client, Instant::now()).await;
+        assert!((10.0..10.2).contains(&silent), "{dialect:?}: {silent}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocked_write_that_goes_on_is_a_sign_of_life() {
+    for dialect in [Dialect::Bare, Dialect::V1] {
+        let relay = TestRelay::new(Overflow::DropNewest);
+        let (mut slow, _slow) = relay.user(dialect, 100).await;
+        let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
+        for _ in 0..8 {
+            let message = message(1, &"x".repeat(60));
+            sender.write_all(&message).await.unwrap();
+        }
+        // It reads for twice as long as the time to a ping and for its pong.
+        let mut opcodes = Vec::new();
+        // The ping comes last.
+        while !opcodes.contains(&9) {
+            opcodes.push(next_frame(&mut slow).await.unwrap().0);
+            tokio::time::sleep(9 * SECOND).await;
+        }
+        assert!(!opcodes.contains(&8), "{dialect:?}: {opcodes:?}");
+        assert_eq!(relay.ledger(), (8, 8, 0));
+    }
+}
+
+/// The kernel takes messages for a dead peer, too.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_is_not_blocked_is_no_sign_of_life() {
+    let relay = TestRelay::new(Overflow::DropNewest);
+    let (mut dead, session) = relay.user(Dialect::Bare, 1 << 20).await;
+    assert_eq!(next_frame(&mut dead).await.unwrap().0, 9);
+    let pinged = Instant::now();
+    while !session.is_finished() {
+        let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
+        let message = message(1, "are you there?");
+        sender.write_all(&message).await.unwrap();
+        tokio::time::sleep(SECOND).await;
+    }
+    let ended = pinged.elapsed();
+    // The time for the pong, and the time for the answer to the close.
+    assert!(ended < 17 * SECOND, "{ended:?}");
+}
+
+/// A pong comes behind all that was written before its ping.
+#[tokio::test(start_paused = true)]
+async fn a_pong_has_more_time_by_what_the_slowest_link_needs() {
+    for answers in [0, 1] {
+        let ten_bytes_a_second = SessionConfig {
+            slowest_rate: 10,
+            ..config()
+        };
+        let relay = TestRelay::with(Overflow::DropNewest, ten_bytes_a_second);
+        let (mut client, _session) = relay.user(Dialect::Bare, 4096).await;
+        for _ in 0..5 {
+            client.write_all(&message(1, "hi")).await.unwrap();
+        }
+        let mut bytes = 0;
+        for answer in 0..=answers {
+            loop {
+                let (opcode, payload) = next_frame(&mut client).await.unwrap();
+                if opcode == 9 {
+                    break;
+                }
+                bytes += 2 + payload.len();
+            }
+            if answer < answers {
+                client.write_all(&frame(10, &[])).await.unwrap();
+            }
+        }
+        let silent = seconds_to_pong_timeout(&mut client, Instant::now()).await;
+        // A pong shows that what was before its ping has been read.
+        let ahead = [bytes, 0][answers];
+        let expected = 10.0 + f64::from(u32::try_from(ahead).unwrap()) / 10.0;
+        assert!(bytes > 100, "{bytes}");
+        assert!((silent - expected).abs() < 0.3, "{silent}, not {expected}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -343,6 +447,8 @@ struct PanickingSocket {
     io: DuplexStream,
     armed: Option<tokio::sync::oneshot::Receiver<()>>,
 }
+
+impl Transport for PanickingSocket {}
 
 impl AsyncRead for PanickingSocket {
     fn poll_read(
@@ -585,6 +691,8 @@ struct BufferingStream {
     inside: Vec<u8>,
     locked: Arc<std::sync::atomic::AtomicBool>,
 }
+
+impl Transport for BufferingStream {}
 
 impl AsyncRead for BufferingStream {
     fn poll_read(

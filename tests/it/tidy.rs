@@ -48,6 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "config",
             "identity",
+            "net",
             "protocol",
             "ledger",
             "relay",

@@ -8,15 +8,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use futures_util::{SinkExt, StreamExt};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use switchboard::app::{App, Report, Stop};
 use switchboard::cli;
 use switchboard::config::{self, Settings};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
@@ -24,6 +25,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::{
     ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion, version,
 };
+use tokio_websockets::{ClientBuilder, Message};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const TOKEN: &str = "let-me-in";
@@ -612,5 +614,62 @@ async fn every_end_of_a_connection_begins_with_a_close_notify() {
         stream.shutdown().await.unwrap();
         read_to_close_notify("the end of the peer's stream", &mut stream).await;
     }
+    relay.end().await;
+}
+
+/// Carries bytes both ways, a kilobyte each tenth of a second.
+async fn slow_link(near: DuplexStream, far: TcpStream) {
+    async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+        let mut piece = [0; 1024];
+        while let Ok(count @ 1..) = from.read(&mut piece).await {
+            if to.write_all(&piece[..count]).await.is_err() {
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+    let (from_near, to_near) = tokio::io::split(near);
+    let (from_far, to_far) = tokio::io::split(far);
+    tokio::join!(carry(from_near, to_far), carry(from_far, to_near));
+}
+
+/// A record is a step for the session, and takes longer than a pong may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_behind_a_slow_link_stays() {
+    let relay = Secured::start(|settings| {
+        settings.keepalive.ping_interval = Duration::from_millis(300);
+        settings.keepalive.pong_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let (near, theirs) = duplex(64 << 10);
+    let far = TcpStream::connect(relay.users).await.unwrap();
+    tokio::spawn(slow_link(theirs, far));
+    let connector = TlsConnector::from(relay.client(&version::TLS13));
+    let name = "localhost".try_into().unwrap();
+    let stream = connector.connect(name, near).await.unwrap();
+    let (mut user, answer) = ClientBuilder::new()
+        .uri("ws://localhost/")
+        .unwrap()
+        .connect_on(stream)
+        .await
+        .unwrap();
+    let id: u64 = answer.headers()["x-user-id"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let text = "x".repeat(20_000);
+    let message = format!("{{\"recipient_id\":{id},\"message\":\"{text}\"}}");
+    user.send(Message::text(message)).await.unwrap();
+    let received = async {
+        loop {
+            let message = user.next().await.expect("the relay keeps the connection");
+            if let Some(json) = message.unwrap().as_text() {
+                return json.len();
+            }
+        }
+    };
+    let received = timeout(PATIENCE, received).await.unwrap();
+    assert!(received > text.len(), "{received}");
     relay.end().await;
 }

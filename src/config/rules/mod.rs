@@ -324,20 +324,23 @@ fn mailbox_rules(mailbox: &MailboxSettings, limits: &LimitSettings) -> Vec<Rule>
     ]
 }
 
-fn keepalive_rules(keepalive: &KeepaliveSettings) -> [Rule; 4] {
+fn keepalive_rules(keepalive: &KeepaliveSettings) -> [Rule; 5] {
     let KeepaliveSettings {
         ping_interval,
         pong_timeout,
+        slowest_rate,
         write_timeout,
         close_timeout,
     } = keepalive;
+    let within_a_day =
+        |key, duration: &Duration| time(key, *duration, ONE_MS..=DAY).warn_above_default();
     [
-        ("keepalive.ping_interval", ping_interval),
-        ("keepalive.pong_timeout", pong_timeout),
-        ("keepalive.write_timeout", write_timeout),
-        ("keepalive.close_timeout", close_timeout),
+        within_a_day("keepalive.ping_interval", ping_interval),
+        within_a_day("keepalive.pong_timeout", pong_timeout),
+        size("keepalive.slowest_rate", *slowest_rate, 256..=GIB),
+        within_a_day("keepalive.write_timeout", write_timeout),
+        within_a_day("keepalive.close_timeout", close_timeout),
     ]
-    .map(|(key, duration)| time(key, *duration, ONE_MS..=DAY).warn_above_default())
 }
 
 fn routing_rule(routing: &RoutingSettings) -> Rule {

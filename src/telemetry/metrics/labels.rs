@@ -76,7 +76,7 @@ pub enum CloseCode {
     Code(u16),
     /// The connection was reset.
     Reset,
-    /// No pong within `keepalive.pong_timeout`.
+    /// A ping, and then no sign of life for `keepalive.pong_timeout`.
     PongTimeout,
     /// A write made no progress for `keepalive.write_timeout`.
     WriteTimeout,
