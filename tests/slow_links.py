@@ -1,0 +1,298 @@
+"""Soaks a relay with users on slow links: `slow_links.py BINARY [MINUTES] [USERS]` (30 200).
+
+Each user has a network interface of its own, which `tc … tbf` limits in both directions: from 10 to 200 kB/s. Half of
+the users are also behind a proxy that delays what passes, and stalls now and then for as long as TCP does when it
+loses a packet twice. The settings are the defaults.
+
+Others write 1.5 times as much to each user as its link carries, a minute long, then nothing for a minute. Each user
+reads on, answers pings and sends long messages itself. Users come and stay; no connection may close.
+
+Prints a line a minute, and at the end what was closed and why; exits with 1 if anything was. Needs root, for two
+network namespaces of its own, which end with it.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import resource
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+
+PORT = 18094
+SLOWEST, FASTEST = 10_000, 200_000
+KEY = bytes(4)  # a masking key of zeros does not change the payload (RFC 6455, section 5.3)
+TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
+
+
+def link(n):
+    """The addresses of the relay and the user on link `n`."""
+    net = f"10.{1 + n // 250}.{n % 250}"
+    return f"{net}.1", f"{net}.2"
+
+
+def rate(n, users):
+    """Bytes a second of link `n`."""
+    return round(SLOWEST * (FASTEST / SLOWEST) ** (n / max(users - 1, 1)))
+
+
+def frame(opcode, payload=b""):
+    length = len(payload)
+    if length < 126:
+        head = struct.pack(">BB", 0x80 | opcode, 0x80 | length)
+    elif length < 65536:
+        head = struct.pack(">BBH", 0x80 | opcode, 0x80 | 126, length)
+    else:
+        head = struct.pack(">BBQ", 0x80 | opcode, 0x80 | 127, length)
+    return head + KEY + payload
+
+
+def message(to, size):
+    return frame(TEXT, json.dumps({"recipient_id": to, "message": "x" * size}).encode())
+
+
+async def join(host, port):
+    """Opens a connection and joins. Returns the user's id and the streams."""
+    # Little is read ahead, so that the link alone decides how fast the user reads.
+    reader, writer = await asyncio.open_connection(host, port, limit=16 * 1024)
+    writer.write(
+        f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+    )
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    assert head.startswith("HTTP/1.1 101"), head
+    return int(re.search(r"x-user-id: (\d+)", head)[1]), reader, writer
+
+
+async def frames(reader):
+    while True:
+        first, length = await reader.readexactly(2)
+        if length == 126:
+            (length,) = struct.unpack(">H", await reader.readexactly(2))
+        elif length == 127:
+            (length,) = struct.unpack(">Q", await reader.readexactly(8))
+        yield first & 0x0F, await reader.readexactly(length)
+
+
+class User:
+    """A user on link `n`: reads on, answers pings, and sends messages up to half of what its link carries."""
+
+    def __init__(self, n, users, by_proxy):
+        self.n, self.rate, self.by_proxy = n, rate(n, users), by_proxy
+        self.id, self.ids, self.messages, self.pings, self.end = 0, [], 0, 0, None
+
+    async def run(self, host, port, joined):
+        self.id, reader, writer = await join(host, port)
+        joined()
+        sends = asyncio.create_task(self.send(writer))
+        try:
+            async for opcode, payload in frames(reader):
+                self.messages += opcode == TEXT
+                if opcode == PING:
+                    self.pings += 1
+                    writer.write(frame(PONG, payload))
+                elif opcode == CLOSE:
+                    self.end = f"close {struct.unpack('>H', payload[:2])[0]} {payload[2:].decode()}"
+                    return
+        except (OSError, EOFError) as error:
+            self.end = self.end or repr(error)
+        finally:
+            sends.cancel()
+
+    async def send(self, writer):
+        while True:
+            size = random.choice([100, 5_000, 40_000])
+            await asyncio.sleep(size / self.rate * 2 + random.random() * 5)
+            if self.ids:
+                writer.write(message(random.choice(self.ids), size))
+                await writer.drain()
+
+
+async def proxy(host):
+    """Starts a proxy to the relay. Returns its port."""
+
+    async def carry(reader, writer):
+        delay = random.uniform(0.02, 0.3)
+        late = asyncio.Queue(8)  # so that a stall of one direction is soon felt at its other end
+
+        async def pass_on():
+            while (item := await late.get())[1]:
+                await asyncio.sleep(item[0] - time.monotonic())
+                writer.write(item[1])
+                await writer.drain()
+            writer.close()
+
+        passes = asyncio.create_task(pass_on())
+        while data := await reader.read(4096):
+            # One packet in 200 is lost twice: 0.2 s and 0.4 s pass until it is there. Sometimes it is lost more often.
+            lost = random.choice([0.6, 0.6, 1.4, 3]) if random.random() < 0.005 else 0
+            await late.put((time.monotonic() + delay + lost, data))
+        await late.put((0, b""))
+        await passes
+
+    async def accept(reader, writer):
+        try:
+            out_reader, out_writer = await asyncio.open_connection(host, PORT, limit=16 * 1024)
+            await asyncio.gather(carry(reader, out_writer), carry(out_reader, writer), return_exceptions=True)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=16 * 1024)
+    return server.sockets[0].getsockname()[1]
+
+
+async def run_users(count):
+    """The users' process. Prints their ids, and then their state whenever it reads a line."""
+    users = [User(n, count, by_proxy=n % 2 == 1) for n in range(count)]
+    tasks = []
+    for user in users:
+        host, port = link(user.n)[0], PORT
+        if user.by_proxy:
+            host, port = "127.0.0.1", await proxy(host)
+        joined = asyncio.Event()
+        tasks.append(asyncio.create_task(user.run(host, port, joined.set)))
+        await asyncio.wait_for(joined.wait(), 30)
+    ids = [user.id for user in users]
+    for user in users:
+        user.ids = ids
+    print(json.dumps(ids), flush=True)
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
+    )
+    while await lines.readline():
+        states = [vars(user) | {"ids": None} for user in users]
+        print(json.dumps(states), flush=True)
+
+
+async def write_to(ids, count, until):
+    """Writes to each user 1.5 times what its link carries, every other minute."""
+
+    async def answer(reader, writer):
+        async for opcode, payload in frames(reader):
+            if opcode == PING:
+                writer.write(frame(PONG, payload))
+
+    joined = [await join("127.0.0.1", PORT) for _ in range(4)]
+    writers = [writer for _, _, writer in joined]
+    answers = [asyncio.create_task(answer(reader, writer)) for _, reader, writer in joined]
+
+    async def write(n, to):
+        writer, begin = writers[n % len(writers)], random.random() * 120
+        size = random.choice([200, 2_000, 20_000, 60_000])
+        data = message(to, size)
+        while time.monotonic() < until:
+            if (time.monotonic() + begin) % 120 < 60:
+                writer.write(data)
+                await writer.drain()
+            await asyncio.sleep(size / rate(n, count) / 1.5)
+
+    await asyncio.gather(*(write(n, to) for n, to in enumerate(ids)))
+    for task in answers:
+        task.cancel()
+
+
+def scrape():
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
+
+
+def lay_links(count, pid):
+    """Makes the links between this namespace and that of process `pid`."""
+    inside = ["nsenter", "-t", str(pid), "-n"]
+    ours, theirs = [], []
+    for n in range(count):
+        relay, user = link(n)
+        ours.append(f"link add r{n} type veth peer name u{n} netns {pid}")
+        ours.append(f"addr add {relay}/30 dev r{n}")
+        ours.append(f"link set r{n} up")
+        theirs.append(f"addr add {user}/30 dev u{n}")
+        theirs.append(f"link set u{n} up")
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(ours), text=True, check=True)
+    subprocess.run([*inside, "ip", "-batch", "-"], input="\n".join(["link set lo up", *theirs]), text=True, check=True)
+    for side, prefix in (("r", []), ("u", inside)):
+        slow = [
+            f"qdisc add dev {side}{n} root tbf rate {rate(n, count) * 8}bit burst 4000 latency 500ms"
+            for n in range(count)
+        ]
+        subprocess.run([*prefix, "tc", "-batch", "-"], input="\n".join(slow), text=True, check=True)
+
+
+async def soak(users, minutes, ids):
+    begin = time.monotonic()
+    until = begin + minutes * 60
+    writes = asyncio.create_task(write_to(ids, len(ids), until))
+
+    def states():
+        users.stdin.write("\n")
+        users.stdin.flush()
+        return json.loads(users.stdout.readline())
+
+    while (left := until - time.monotonic()) > 0:
+        await asyncio.sleep(min(60, left))
+        here, metrics = await asyncio.to_thread(states), await asyncio.to_thread(scrape)
+        ended = [user for user in here if user["end"]]
+        print(
+            f"{(time.monotonic() - begin) / 60:5.1f} min: {len(here) - len(ended)} of {len(here)} users are there; "
+            f"they got {sum(user['messages'] for user in here):,} messages and "
+            f"{metrics['switchboard_socket_written_bytes_total'] / 1e6:,.0f} MB, "
+            f"and {sum(user['pings'] for user in here):,} pings",
+            flush=True,
+        )
+    await writes
+    for user in ended:
+        print(f"closed: {user['rate']} B/s, by a proxy: {user['by_proxy']}, {user['end']}")
+    for name, value in metrics.items():
+        if value and re.match(r"switchboard_(connections|messages_\w+|mailbox_messages)\b", name):
+            print(f"{name} {value:,.0f}")
+    settled = sum(
+        value
+        for name, value in metrics.items()
+        if re.match(r"switchboard_(messages_(delivered|dropped)_total|mailbox_messages)\b", name)
+    )
+    gap = metrics["switchboard_messages_received_total"] - settled
+    print(f"gap in the ledger: {gap:.0f}")
+    return not ended and gap == 0
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    binary, given = sys.argv[1], sys.argv[2:]
+    minutes, count = (int(value) for value in [*given, *["30", "200"][len(given) :]])
+    if os.environ.get("SOAK") is None:
+        os.execvpe("unshare", ["unshare", "--net", sys.executable, *sys.argv], os.environ | {"SOAK": "relay"})
+    if os.environ["SOAK"] == "users":
+        sys.stdin.readline()  # the links are there
+        asyncio.run(run_users(count))
+        return
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    relay = subprocess.Popen([binary, "--listen", f"0.0.0.0:{PORT}"], stderr=subprocess.DEVNULL)
+    users = subprocess.Popen(
+        ["unshare", "--net", sys.executable, *sys.argv],
+        env=os.environ | {"SOAK": "users"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        time.sleep(1)  # until `unshare` has its namespace
+        lay_links(count, users.pid)
+        users.stdin.write("\n")
+        users.stdin.flush()
+        ids = json.loads(users.stdout.readline())
+        sys.exit(0 if asyncio.run(soak(users, minutes, ids)) else 1)
+    finally:
+        users.kill()
+        relay.kill()
+
+
+if __name__ == "__main__":
+    main()
