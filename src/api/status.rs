@@ -80,7 +80,7 @@ pub(super) async fn get(state: &ApiState) -> Result<ApiResponse, ProblemDetails>
         version: env!("CARGO_PKG_VERSION"),
         node: state.node.clone(),
         started: time_text(state.started),
-        ready: reached == Stage::Ready && state.relay.ready().is_ok(),
+        ready: reached == Stage::Ready && !state.relay.is_full() && state.relay.ready().is_ok(),
         users: users.connections,
         messages: MessageTotals::from(totals),
         queue: QueueTotals {

@@ -278,6 +278,22 @@ both_strategies! {
         operated.end().await;
     }
 
+    async fn a_full_node_says_that_no_user_can_connect(strategy) {
+        let operated = Operated::start(strategy, |settings| {
+            settings.limits.connections = Some(1);
+        })
+        .await;
+        let user = operated.relay.bare().await;
+        assert_eq!(operated.done("GET", "/api/status", "").await["ready"], false);
+        user.leave().await;
+        eventually("the node is ready again", async || {
+            let status = operated.done("GET", "/api/status", "").await;
+            (status["ready"] == true).then_some(())
+        })
+        .await;
+        operated.end().await;
+    }
+
     /// Like a drain by a signal, but with the requested spread. A second request changes nothing.
     async fn only_the_first_request_for_a_drain_counts(strategy) {
         let operated = Operated::start(strategy, |settings| {

@@ -102,7 +102,8 @@ class Server:
         return status(f"http://127.0.0.1:{self.monitor}{self.pod.container[name]['httpGet']['path']}") == 200
 
     def until_ready(self):
-        until(f"{self.pod.name} is ready: {self.process.text()}", lambda: self.probe("startupProbe") and self.probe("readinessProbe"))
+        probes = ("startupProbe", "readinessProbe", "livenessProbe")
+        until(f"{self.pod.name} is ready", lambda: all(map(self.probe, probes)))
 
     def connections(self):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor}/connz", timeout=5) as answer:
@@ -121,12 +122,13 @@ class Server:
 class Relay:
     """A pod of the Deployment."""
 
-    def __init__(self, documents, secrets, binary, folder, servers, name):
+    def __init__(self, documents, secrets, binary, folder, servers, name, url=None):
         pod = RelayPod(documents, secrets, f"{folder}/{name}")
         self.port, self.admin = free_port(), free_port()
         environment = pod.environment()
         scheme = environment["SWITCHBOARD__CLUSTER__NATS_URL"].partition(":")[0]
-        environment["SWITCHBOARD__CLUSTER__NATS_URL"] = ",".join(f"{scheme}://localhost:{one.port}" for one in servers)
+        urls = [f"{scheme}://localhost:{one.port}" for one in servers]
+        environment["SWITCHBOARD__CLUSTER__NATS_URL"] = url or ",".join(urls)
         environment["SWITCHBOARD__SERVER__LISTEN"] = f"127.0.0.1:{self.port}"
         environment["SWITCHBOARD__ADMIN__LISTEN"] = f"127.0.0.1:{self.admin}"
         environment["SWITCHBOARD__DRAIN__DELAY"] = environment["SWITCHBOARD__DRAIN__SPREAD"] = "0s"
@@ -156,33 +158,40 @@ class Case:
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory()
-        assert one(self.documents, "StatefulSet")["spec"]["replicas"] == self.count
-        peers = [free_port() for _ in range(self.count)]
-        self.servers = [self.server(number, peers) for number in range(self.count)]
-        for server in self.servers:
-            server.start()
-        for server in self.servers:
-            server.until_ready()
-        self.relays = [Relay(self.documents, self.secrets, BINARY, self.folder.name, self.servers, f"relay-{number}")
-                       for number in range(self.relay_count)]
-        for relay in self.relays:
-            relay.until_ready()
+        self.servers, self.relays = [], []
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
-    def server(self, number, peers, secrets=None):
-        return Server(self.documents, secrets or self.secrets, NATS, self.folder.name, number, peers)
+    def start(self):
+        assert one(self.documents, "StatefulSet")["spec"]["replicas"] == self.count
+        peers = [free_port() for _ in range(self.count)]
+        for number in range(self.count):
+            self.servers.append(Server(self.documents, self.secrets, NATS, self.folder.name, number, peers))
+            self.servers[-1].start()
+        for server in self.servers:
+            server.until_ready()
+        for number in range(self.relay_count):
+            self.relays.append(Relay(self.documents, self.secrets, BINARY, self.folder.name, self.servers, f"relay-{number}"))
+        for relay in self.relays:
+            relay.until_ready()
 
     def __exit__(self, *_):
         for running in [*self.relays, *self.servers]:
-            running.process.end(5)
+            if running.process:
+                running.process.end(5)
         self.folder.cleanup()
 
-    async def talk(self):
-        """A user of each relay writes to the other."""
-        (one, one_id), (two, two_id) = [await relay.user() for relay in self.relays]
-        await exchange((one, one_id), (two, two_id))
-        await one.close()
-        await two.close()
+
+async def talk(relays):
+    """A user of each relay writes to the other."""
+    one, two = [await relay.user() for relay in relays]
+    await exchange(one, two)
+    await one[0].close()
+    await two[0].close()
 
 
 async def exchange(one, two):
@@ -201,7 +210,7 @@ async def send(sender, recipient):
 
 def a_stranger_is_refused_and_a_password_opens_no_more_than_a_relay_needs():
     with Case("cluster") as case:
-        asyncio.run(case.talk())
+        asyncio.run(talk(case.relays))
         port = case.servers[0].port
         for options in ({}, {"user": "switchboard", "pass": "guess"}, {"user": "routes", "pass": SECRETS["switchboard-nats"]["routes-password"]}):
             refused = Client(port, **options).hear()
@@ -219,7 +228,7 @@ def a_stranger_is_refused_and_a_password_opens_no_more_than_a_relay_needs():
                         "$JS.API.STREAM.CREATE.mine", "$SYS.REQ.SERVER.PING"):
             thief.say(f"PUB {subject} switchboard.thief 2", "{}")
             assert "Permissions Violation for Publish" in thief.hear(), subject
-        asyncio.run(case.talk())
+        asyncio.run(talk(case.relays))
 
 
 def permissions():
@@ -232,7 +241,7 @@ def tls_is_spoken_where_its_component_is_added():
         stranger = Client(case.servers[0].port, user="switchboard", **{"pass": SECRETS["switchboard-nats"]["password"]})
         assert stranger.info["tls_required"], stranger.info
         assert stranger.hear().endswith("closed"), "the server answers a client without TLS"
-        asyncio.run(case.talk())
+        asyncio.run(talk(case.relays))
         # Another authority did not sign the server's certificate.
         others = {**secrets, "switchboard-nats-tls": certificates()}
         other = Relay(case.documents, others, BINARY, case.folder.name, case.servers, "other")
@@ -254,6 +263,29 @@ def certificates():
         openssl("x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "1",
                 "-extfile", "names", "-out", "tls.crt")
         return {name: pathlib.Path(folder, name).read_text() for name in ("ca.crt", "tls.crt", "tls.key")}
+
+
+def an_existing_nats_is_used_with_the_shipped_permissions():
+    """The overlay for it, with a server that has nothing else of the manifests."""
+    documents = adapted("cluster-existing-nats")
+    secrets = {"switchboard": {"tickets": random(), "nats-password": random()}}
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        config = pathlib.Path(folder, "nats.conf")
+        config.write_text(f"""port: {port}\njetstream {{ store_dir: {folder}/store }}\n"""
+                          f"""authorization {{ users: [ {{\nuser: switchboard\npassword: "{secrets['switchboard']['nats-password']}"\n"""
+                          f"""{permissions()}\n}} ] }}\n""")
+        nats = Process([NATS, "--config", str(config)], {"PATH": os.environ["PATH"]})
+        relays = []
+        try:
+            for name in ("one", "two"):
+                relay = Relay(documents, secrets, BINARY, folder, [], name, f"nats://127.0.0.1:{port}")
+                relays.append(relay)
+                relay.until_ready()
+            asyncio.run(talk(relays))
+        finally:
+            for running in [*(relay.process for relay in relays), nats]:
+                running.end(5)
 
 
 def three_servers_are_replaced_one_by_one_while_users_are_connected():
@@ -316,6 +348,7 @@ def a_server_without_the_password_of_the_routes_stays_alone():
 CASES = [
     a_stranger_is_refused_and_a_password_opens_no_more_than_a_relay_needs,
     tls_is_spoken_where_its_component_is_added,
+    an_existing_nats_is_used_with_the_shipped_permissions,
     three_servers_are_replaced_one_by_one_while_users_are_connected,
     a_server_without_the_password_of_the_routes_stays_alone,
 ]
