@@ -50,7 +50,7 @@ base=$(sed -n 's/^ARG RUNTIME_IMAGE=//p' Dockerfile)
 size() { docker image inspect --format '{{.Size}}' "$1"; }
 added=$(($(size "$image") - $(size "$base")))
 printf '  size: %d KB on a base of %d KB\n' $((added / 1000)) $(($(size "$base") / 1000))
-((added <= 15000000)) || fail "the image adds $added bytes to its base"
+((added <= 16000000)) || fail "the image adds $added bytes to its base"
 label() { docker image inspect --format "{{index .Config.Labels \"org.opencontainers.image.$1\"}}" "$image"; }
 is "label version" "$(label version)" "$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)"
 is "label revision" "$(label revision)" "$REVISION"
