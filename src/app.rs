@@ -21,6 +21,7 @@ use crate::config::{self, Settings};
 use crate::directory::{Budget, Directory, MailboxBounds};
 use crate::drain;
 use crate::http::{self, HttpState, ListenerRole, Origins, Scrapes, TrustedProxies};
+use crate::id_file::{IdFile, IdFileError};
 use crate::ledger::LedgerTotals;
 use crate::lifecycle::Shutdown;
 pub use crate::lifecycle::Stop;
@@ -84,10 +85,8 @@ impl App {
         let operator_token = settings.admin.operator_token()?;
         let metrics_token = settings.admin.metrics_token()?;
         let listeners = net::bind_server(&settings)?;
-        let addrs = listeners
-            .iter()
-            .map(TcpListener::local_addr)
-            .collect::<io::Result<Vec<_>>>()?;
+        let addrs = listeners.iter().map(TcpListener::local_addr);
+        let addrs = addrs.collect::<io::Result<Vec<_>>>()?;
         let admin = net::bind_admin(&settings)?;
 
         let workers = tokio::runtime::Handle::current().metrics().num_workers();
@@ -295,6 +294,10 @@ fn build_relay(
         let joined = Cluster::join(&settings.cluster, directory, metrics, traces, epoch)?;
         Some(joined).unzip()
     };
+    let id_file = id_file(settings)?.map(Arc::new);
+    if let Some(id_file) = &id_file {
+        id_file.start();
+    }
     let dependencies = Dependencies {
         bounds: mailbox_bounds(&settings.mailbox),
         users_max,
@@ -302,6 +305,7 @@ fn build_relay(
         traces,
         directory,
         cluster,
+        id_file,
     };
     let (relay, router) = match settings.routing.strategy {
         config::Strategy::Directory => (Relay::of(dependencies), None),
@@ -319,13 +323,16 @@ fn build_relay(
     Ok((relay, tasks))
 }
 
-/// Refreshes keys and certificates until the app stops.
+/// Refreshes keys and certificates, and writes the file of ids, until the app stops.
 fn refresh_all(refresher: Option<KeyRefresher>, state: &HttpState) {
     let shutdown = &state.shutdown;
     let metrics = state.relay.metrics();
     if let Some(refresher) = refresher {
         let keys = metrics.with_keys();
         shutdown.spawn_until_stopped(refresher.run(move |is_successful| keys.ended(is_successful)));
+    }
+    if let Some(id_file) = state.relay.id_file() {
+        shutdown.spawn_until_stopped(id_file.clone().run());
     }
     for (tls, listener) in [(&state.tls, "server"), (&state.admin_tls, "admin")] {
         if let Some(tls) = tls {
@@ -345,6 +352,13 @@ fn background(settings: &Settings, workers: usize) -> anyhow::Result<BackgroundP
     let threads = if has_tls { workers } else { 0 };
     BackgroundPool::new(threads, settings.limits.handshakes)
         .context("cannot start threads for TLS handshakes")
+}
+
+/// The file beside `tickets.secret_file`, where no cluster leases ids.
+pub fn id_file(settings: &Settings) -> Result<Option<IdFile>, IdFileError> {
+    let secret_file = settings.tickets.secret_file.as_deref();
+    let secret_file = secret_file.filter(|_| settings.cluster.nats_url.is_empty());
+    secret_file.map(IdFile::open).transpose()
 }
 
 fn tickets(settings: &config::TicketSettings) -> anyhow::Result<Tickets> {

@@ -153,16 +153,16 @@ impl Blocks {
 /// The source of new users' ids. It gives no id twice.
 #[derive(Debug)]
 pub(crate) enum Sequence {
-    /// 1, 2, 3, …; unique while the process lives.
+    /// 1, 2, 3, …, or from where an earlier process has ended; unique while the process lives.
     Local(AtomicU64),
     /// Ids of blocks that this node has leased; unique while the cluster lives.
     Leased(Arc<Leases>),
 }
 
 impl Sequence {
-    /// A sequence of this process, whose first id is 1.
-    pub(crate) fn local() -> Self {
-        Self::Local(AtomicU64::new(1))
+    /// A sequence of this process, which begins with the id `first`.
+    pub(crate) fn local(first: u64) -> Self {
+        Self::Local(AtomicU64::new(first))
     }
 
     /// The next id. `None` when all 2^53 - 1 are given, or while no leased block has an id left.
@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn a_resumed_id_is_not_given_to_a_new_user() {
-        let sequence = Sequence::local();
+        let sequence = Sequence::local(1);
         assert_eq!(sequence.next(), UserId::new(1));
         assert!(sequence.give_back(UserId::new(3).unwrap()));
         assert!(sequence.give_back(UserId::new(2).unwrap()));

@@ -35,7 +35,7 @@
 //! | [`session`] | one upgraded connection |
 //! | [`relay`] | join a user, send a message; by the directory or by the router |
 //! | [`directory`] | the connected users of this node and their mailboxes |
-//! | [`identity`], [`ticket`] | user ids, and what lets a user come back with its id |
+//! | [`identity`], [`ticket`], [`id_file`] | user ids; what lets a user come back with its id; what keeps the id for it across a restart |
 //! | [`ledger`] | each message is received once and settled once, by type |
 //! | [`cluster`] | other nodes, through NATS |
 //! | [`api`] | requests of operators |
@@ -88,6 +88,7 @@ pub mod config;
 pub mod directory;
 mod drain;
 pub mod http;
+pub mod id_file;
 pub mod identity;
 pub mod ledger;
 pub mod lifecycle;

@@ -65,6 +65,7 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
     let mut warnings = MachineLimits::read()?.warnings(settings);
     warnings.extend(settings.exposure_warnings());
     warnings.extend(telemetry::warnings(&settings.tracing));
+    warnings.extend(app::id_file(settings)?.and_then(|id_file| id_file.warning()));
     for warning in warnings {
         print_error(format_args!("warning: {warning}"));
     }

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Cluster, MigratedId, Unready};
 use crate::directory::{Client, Directory, MailboxBounds, Message, Receipt, Wakes};
+use crate::id_file::IdFile;
 use crate::identity::{Sender, Sequence, Subject, UserId, UserIdentity};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Status, close_code};
@@ -48,6 +49,8 @@ pub struct Dependencies {
     pub directory: Directory,
     /// The other nodes, which deliver into the same directory.
     pub cluster: Option<Cluster>,
+    /// Keeps ids across a restart. Not used with other nodes, which lease ids.
+    pub id_file: Option<Arc<IdFile>>,
 }
 
 /// A message that no connected user sends: an operator's.
@@ -89,6 +92,7 @@ impl Dependencies {
             traces,
             directory: Directory::new(),
             cluster: None,
+            id_file: None,
         }
     }
 }
@@ -134,10 +138,12 @@ impl Relay {
             traces,
             directory,
             cluster,
+            id_file,
         } = dependencies;
-        let sequence = cluster
-            .as_ref()
-            .map_or_else(Sequence::local, Cluster::sequence);
+        let sequence = match &cluster {
+            Some(cluster) => cluster.sequence(),
+            None => Sequence::local(id_file.as_ref().map_or(1, |id_file| id_file.first())),
+        };
         Self {
             shared: Arc::new(RelayShared {
                 directory,
@@ -147,6 +153,7 @@ impl Relay {
                 traces,
                 bounds: Arc::new(bounds),
                 sequence,
+                id_file,
                 users: AtomicUsize::new(0),
                 users_max,
                 emptied: Notify::new(),
@@ -183,6 +190,10 @@ impl Relay {
         };
         let (client, migrated) = self.register(dialect, subject.as_ref(), resumed)?;
         let mut membership = Membership::new(client, permit, migrated, resume_error);
+        if let Some(id_file) = &shared.id_file {
+            // The user learns its id only after this, so no crash can leave it with an id that is given again.
+            id_file.covers(membership.client().id()).await;
+        }
         if let Some(router) = &shared.router {
             let leave_permit = router.join(membership.client().clone()).await;
             membership.route_by(leave_permit, router.sink());
@@ -293,6 +304,11 @@ impl Relay {
     /// When the user of a client joined, to the second.
     pub(crate) fn joined_at(&self, client: &Client) -> SystemTime {
         self.shared.started_at + Duration::from_secs(client.joined_at().into())
+    }
+
+    /// What keeps ids across a restart.
+    pub(crate) fn id_file(&self) -> Option<&Arc<IdFile>> {
+        self.shared.id_file.as_ref()
     }
 
     /// The connected users.

@@ -14,6 +14,7 @@ use crate::cluster::Cluster;
 use crate::directory::{
     Client, Directory, MailboxBounds, Message, Undeliverable, Wakes, settle_undeliverable,
 };
+use crate::id_file::IdFile;
 use crate::identity::{Sequence, Subject, UserId, UserIdentity};
 use crate::ledger::InHand;
 use crate::protocol::Dialect;
@@ -34,6 +35,8 @@ pub(super) struct RelayShared {
     pub(super) traces: Arc<Traces>,
     pub(super) bounds: Arc<MailboxBounds>,
     pub(super) sequence: Sequence,
+    /// Keeps ids of `sequence` across a restart.
+    pub(super) id_file: Option<Arc<IdFile>>,
     pub(super) users: AtomicUsize,
     pub(super) users_max: usize,
     /// Notified when the last user has left.

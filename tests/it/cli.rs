@@ -888,6 +888,78 @@ impl Logged {
     }
 }
 
+/// The id of a user that joins.
+fn joined_id(address: SocketAddr) -> String {
+    let heard = hear(address, "/", "", "", "\r\n\r\n").to_ascii_lowercase();
+    let (_, id) = heard.split_once("x-user-id: ").unwrap();
+    id.split("\r\n").next().unwrap().to_owned()
+}
+
+/// A folder of this name that contains only a file with a secret, whose path is returned.
+fn secret_alone(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    drop(fs::remove_dir_all(&folder));
+    fs::create_dir(&folder).unwrap();
+    let secret = folder.join("secret");
+    fs::write(&secret, "0123456789abcdef0123456789abcdef").unwrap();
+    secret
+}
+
+/// Old owners come back with tickets, and messages for their ids must not reach a stranger until then.
+#[test]
+fn no_id_of_an_earlier_process_is_given_to_a_new_user() {
+    let secret = secret_alone("ids-restart");
+    let settings = [(
+        "SWITCHBOARD__TICKETS__SECRET_FILE",
+        secret.to_str().unwrap(),
+    )];
+    for (signal, ids) in [
+        ("KILL", ["1", "2"]),
+        ("INT", ["1001", "1002"]),
+        ("KILL", ["2001", "2002"]),
+    ] {
+        let mut logged = Logged::start("ids-restart.log", &settings);
+        let address = logged.served.address;
+        assert_eq!([(); 2].map(|()| joined_id(address)), ids);
+        logged.served.signal(signal);
+        logged.served.exit_code();
+        assert_eq!(logged.lines(&["WARN"]), [""; 0]);
+    }
+    // Without the secret, no ticket outlives the process, and the file is not used.
+    let logged = Logged::start("ids-restart.log", &[]);
+    assert_eq!(joined_id(logged.served.address), "1");
+    drop(logged);
+    fs::write(secret.with_extension("ids"), "many").unwrap();
+    for verb in ["check", "serve"] {
+        let (code, _, stderr) = outcome(switchboard(&[verb]).envs(settings));
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(
+            stderr.contains("no number from 1 to 9007199254740991"),
+            "{stderr}"
+        );
+    }
+}
+
+#[test]
+fn a_secret_whose_folder_cannot_be_written_gets_a_warning() {
+    // A folder in /proc takes no files, not even of root.
+    let settings = [
+        ("SWITCHBOARD__TICKETS__SECRET_FILE", "/proc/self/environ"),
+        ("PADDING_OF_THE_SECRET", "0123456789abcdef0123456789abcdef"),
+    ];
+    let warning = "new users can get ids whose owners come back with a ticket";
+    let (code, _, stderr) = outcome(switchboard(&["check"]).envs(settings));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains(warning), "{stderr}");
+    let clustered = ("SWITCHBOARD__CLUSTER__NATS_URL", "nats://127.0.0.1:4222");
+    let (code, _, stderr) = outcome(switchboard(&["check"]).envs(settings).envs([clustered]));
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(!stderr.contains(warning), "{stderr}");
+    let logged = Logged::start("ids-unwritable.log", &settings);
+    assert_eq!(logged.lines(&["WARN", warning]).len(), 1);
+    assert_eq!(joined_id(logged.served.address), "1");
+}
+
 /// Makes a handshake. Returns the connection and the status of the response.
 fn handshake(address: SocketAddr) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).unwrap();

@@ -35,6 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "relay",
         &[
             "config",
+            "id_file",
             "identity",
             "protocol",
             "ledger",
@@ -90,6 +91,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("drain", &["config", "directory", "lifecycle", "relay"]),
+    ("id_file", &["identity"]),
     ("notices", &["ledger", "relay", "telemetry"]),
     ("cli", &["auth", "config", "identity", "net"]),
     (
@@ -102,6 +104,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "directory",
             "drain",
             "http",
+            "id_file",
             "identity",
             "ledger",
             "lifecycle",

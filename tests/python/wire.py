@@ -360,6 +360,8 @@ def single_node(wire, binary, secret_file):
         asyncio.run(expired_ticket(wire, relay))
     with Relay(binary, TICKETS__SECRET_FILE=secret_file, **BRIEF) as relay:
         ticket = asyncio.run(ticket_of(wire, relay))
+    # Without this file, a new user gets the id of the ticket.
+    os.remove(secret_file + ".ids")
     with Relay(binary, TICKETS__SECRET_FILE=secret_file, **BRIEF) as relay:
         asyncio.run(id_in_use(wire, relay, ticket))
 
