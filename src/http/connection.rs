@@ -77,6 +77,7 @@ pub(super) async fn run(accepted: Accepted, role: ListenerRole, state: Arc<HttpS
     let Accepted { stream, peer, slot } = accepted;
     let metrics = state.relay.metrics();
     let _counted = role.serves_users().then(|| metrics.http_connection());
+    // One future for the whole life, polled by reference: an eviction that comes between two of its uses is kept.
     let mut evicted = pin!(slot.evicted());
     let opened = tokio::select! {
         () = &mut evicted => return metrics.http_evicted(),
@@ -272,6 +273,7 @@ async fn serve_requests(
     state: &HttpState,
     mut evicted: Pin<&mut impl Future<Output = ()>>,
 ) -> HttpEnd {
+    // Every arm is cancel-safe: the connection is only polled, and the others are polled by reference.
     let mut stopped = pin!(state.shutdown.stopped());
     let mut upgrade_times_out = pin!(upgrade.times_out(state.header_timeout));
     let mut is_stopping = false;
@@ -282,9 +284,11 @@ async fn serve_requests(
                 return HttpEnd::Done(done);
             }
             () = &mut stopped, if !is_stopping => {
+                // The arm is ready from now on, and would spin. A request under way is still answered.
                 is_stopping = true;
                 Pin::new(&mut *connection).graceful_shutdown();
             }
+            // hyper has no timeout for a write, and the user has a mailbox that others fill.
             () = &mut upgrade_times_out => return HttpEnd::UpgradeTimedOut,
             () = &mut evicted => return HttpEnd::Evicted,
         }
@@ -330,6 +334,7 @@ impl Service<Request<Incoming>> for RequestHandler {
     type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        // Before the response is made: from here on an eviction must not reset the connection.
         self.upgrade.on_request();
         let (role, state, upgrade) = (self.role, self.state.clone(), self.upgrade.clone());
         // A proxy in front may take the connection for a tunnel from here on, and pass on requests that it has not

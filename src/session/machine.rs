@@ -92,6 +92,7 @@ impl<S> Machine<S> {
     pub(super) fn recover(&mut self, cx: &Context<'_>) {
         let endpoint = &mut self.endpoint;
         endpoint.context.metrics.session_panicked();
+        // A second panic may come from the close itself, which would go on for ever.
         if std::mem::replace(&mut self.has_panicked, true) {
             let code = CloseCode::Code(close_code::INTERNAL);
             self.state = SessionState::end_as(Initiator::Server, code, endpoint);
@@ -122,6 +123,7 @@ impl<S: Transport> Machine<S> {
             return;
         }
         match &mut self.state {
+            // A timer may fire early, for a deadline that has moved to a later time: every arm compares again.
             SessionState::Open(open) => {
                 if let Some(next) = open.on_deadline(endpoint, now).break_value() {
                     self.state = *next;
@@ -144,6 +146,7 @@ impl<S: Transport> Machine<S> {
 
 impl<S> Drop for Machine<S> {
     fn drop(&mut self) {
+        // Runs before the fields are dropped: the senders learn the outcomes while the socket is still open.
         let reason = match self.state {
             SessionState::Ended { drop_reason } => drop_reason,
             // The future was dropped before its end.

@@ -93,6 +93,7 @@ impl<S: Transport> Future for Session<S> {
         let mut this = self.project();
         let machine = &mut *this.machine;
         let now = machine.endpoint.context.now();
+        // Asked in every poll, whatever has woken the task: a timer that has fired is armed again below.
         let is_due = this.timer.as_mut().has_fired(now);
         let mut turn = Turn::begin(now);
         // A panic ends this connection and no other: the ledger's types settle what it held.
@@ -100,6 +101,8 @@ impl<S: Transport> Future for Session<S> {
         if result.is_err() {
             machine.recover(cx);
         }
+        // In this order, also after a panic: the chunk goes back to the thread, and the tasks that this turn has
+        // something for are woken once, when all of it is queued.
         machine.endpoint.io.end_turn(&mut turn.chunk);
         turn.end();
         if machine.state.has_ended() {
@@ -108,6 +111,7 @@ impl<S: Transport> Future for Session<S> {
             return Poll::Ready(());
         }
         let mut next = machine.next_deadline();
+        // Read again, because a turn with system calls takes long enough to matter here.
         if machine.endpoint.is_throttled {
             next = next.min(machine.endpoint.context.now() + THROTTLE_MICROS);
         }

@@ -198,6 +198,10 @@ async def err(wire, relay):
     # This is valid JSON, and a schema sees only one of the two fields.
     await v1.client.send('{"recipient_id":1,"message":"x","message":"y"}')
     await v1.hear("error")
+    # The error repeats an id that can be read, and one outcome follows.
+    await v1.say('{"recipient_id":0,"message":"x","id":"bad"}', good=False)
+    assert (await v1.hear("error"))["id"] == "bad"
+    assert (await v1.hear("outcome"))["status"] == "invalid"
     # The schema does not limit the length either.
     await v1.client.send(json.dumps({"recipient_id": 1, "message": "x" * 1024}))
     await v1.hear("error")
