@@ -49,6 +49,7 @@ fn encoding_a_message((mut buffer, message): (Vec<u8>, String)) -> Vec<u8> {
         let outbound = Outbound::Message {
             sender_id: user(1).into(),
             traceparent: None,
+            tracestate: None,
             message: black_box(&message),
         };
         push_frame(&mut buffer, Dialect::V1, outbound);

@@ -53,6 +53,7 @@ fn encoding(criterion: &mut Criterion) {
     let message = |message| Outbound::Message {
         sender_id: user(1).into(),
         traceparent: None,
+        tracestate: None,
         message,
     };
     let outcome = Outbound::Outcome {

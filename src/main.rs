@@ -93,6 +93,7 @@ fn serve(options: &Options) -> anyhow::Result<ExitCode> {
         let drained = async {
             let (traces, logs) = (telemetry.traces.clone(), telemetry.logs.clone());
             let app = App::build_with(settings.clone(), traces, logs).await?;
+            telemetry.traces.serve_at(app.addrs()[0]);
             // The channel closes without a value only if `stop_and_wait` is dropped, and then this is, too.
             app.run(async { stopped.await.unwrap_or(Stop::Drain) })
                 .await;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Message, StatusCode, Subscriber};
+use async_nats::{HeaderValue, Message, StatusCode, Subscriber};
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::task::coop;
 use tokio_util::sync::CancellationToken;
@@ -19,14 +19,14 @@ use super::envelope::{
 };
 use super::handover::{Ask, Cut, Grant, Reply, is_ask};
 use super::leases::HOLDER;
-use super::link::{Link, TRACEPARENT};
+use super::link::{Link, TRACEPARENT, TRACESTATE};
 use super::{Peer, Shared, micros};
 use crate::directory::{self, Receipt, Wakes};
 use crate::identity::UserId;
 use crate::ledger::InHand;
 use crate::protocol::Status;
 use crate::telemetry::metrics::DropReason;
-use crate::telemetry::traces::Traced;
+use crate::telemetry::traces::{TraceHeaders, Traced};
 
 /// What a sender's node may send more before it is told that this much was seen, bytes: less than half
 /// of the least that `cluster.in_flight_bytes` can be.
@@ -377,9 +377,13 @@ impl Intake {
 
     /// The trace that came with a message.
     fn trace(&self, message: &Message, text: &str) -> Option<Box<Traced>> {
-        let traceparent = message.headers.as_ref()?.get(TRACEPARENT)?;
+        let headers = message.headers.as_ref()?;
+        let caller = TraceHeaders {
+            traceparent: headers.get(TRACEPARENT).map(HeaderValue::as_str),
+            tracestate: headers.get(TRACESTATE).map(HeaderValue::as_str),
+        };
         // Without the quotes of the literal.
-        Traced::arrived(&self.shared.traces, traceparent.as_str(), text.len() - 2)
+        Traced::arrived(&self.shared.traces, caller, text.len() - 2)
     }
 
     /// Lets the sender's node send more, from time to time.

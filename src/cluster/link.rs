@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::client::PublishError;
-use async_nats::{Client, HeaderMap, HeaderName, HeaderValue, Subject};
+use async_nats::{Client, HeaderMap, HeaderName, Subject};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use tokio::sync::Notify;
@@ -49,16 +49,19 @@ pub(super) struct Link {
 pub(super) struct Letter {
     pub(super) subject: Subject,
     pub(super) reply: Subject,
-    /// The trace that it is part of (W3C Trace Context).
-    pub(super) traceparent: Option<String>,
+    /// The trace that it is part of (W3C Trace Context), where it is traced.
+    pub(super) headers: Option<HeaderMap>,
     pub(super) payload: Bytes,
 }
 
-/// The header that carries [`Letter::traceparent`].
+/// The headers that carry a trace.
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// What headers with it take on the wire: a version line, its name and value, and the line ends.
 pub(super) const HEADER_BYTES: usize =
     "NATS/1.0\r\ntraceparent: \r\n\r\n".len() + TRACEPARENT_BYTES;
+/// What a tracestate adds to them, beside its value.
+pub(super) const TRACESTATE_HEADER_BYTES: usize = "tracestate: \r\n".len();
 
 /// The link is of no use any more.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -359,14 +362,12 @@ impl Link {
         let Letter {
             subject,
             reply,
-            traceparent,
+            headers,
             payload,
         } = letter;
-        let Some(traceparent) = traceparent else {
+        let Some(headers) = headers else {
             return self.publish(subject, Some(reply), payload).await;
         };
-        let mut headers = HeaderMap::new();
-        headers.insert(TRACEPARENT, HeaderValue::from(traceparent));
         let client = &self.client;
         let published = client.publish_with_reply_and_headers(subject, reply, headers, payload);
         self.or_lost(published).await

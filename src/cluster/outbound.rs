@@ -4,12 +4,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use async_nats::Subject;
+use async_nats::{HeaderMap, HeaderValue, Subject};
 use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::envelope::{ANSWERS_MAX, Seen, encode_answers};
-use super::link::{HEADER_BYTES, Letter, Link, Lost};
+use super::link::{
+    HEADER_BYTES, Letter, Link, Lost, TRACEPARENT, TRACESTATE, TRACESTATE_HEADER_BYTES,
+};
 use super::queue::{Parcel, Taken};
 use super::{Shared, micros};
 use crate::directory::Wakes;
@@ -166,7 +168,7 @@ impl Pump {
             }
         };
         let bytes = parcel.bytes();
-        let traceparent = self.traceparent(&parcel);
+        let headers = self.headers(&parcel);
         self.shared.link_metrics.bytes_sent(parcel.payload.len());
         let subject = self.subject(parcel.recipient);
         let seen = Seen { block, mark };
@@ -175,7 +177,7 @@ impl Pump {
         let letter = Letter {
             subject,
             reply,
-            traceparent,
+            headers,
             payload,
         };
         if self.link.send(letter).await.is_err() {
@@ -202,10 +204,16 @@ impl Pump {
     }
 
     /// What goes into the headers, where the message is traced and NATS takes one as large.
-    fn traceparent(&self, parcel: &Parcel) -> Option<String> {
+    fn headers(&self, parcel: &Parcel) -> Option<HeaderMap> {
         let trace = parcel.trace.as_ref()?;
-        let has_room = parcel.payload.len() + HEADER_BYTES <= self.link.client.max_payload();
-        has_room.then(|| trace.traceparent())
+        let mut headers = HeaderMap::new();
+        let mut bytes = parcel.payload.len() + HEADER_BYTES;
+        headers.insert(TRACEPARENT, HeaderValue::from(trace.traceparent()));
+        if let Some(state) = trace.tracestate() {
+            bytes += TRACESTATE_HEADER_BYTES + state.len();
+            headers.insert(TRACESTATE, HeaderValue::from(state));
+        }
+        (bytes <= self.link.client.max_payload()).then_some(headers)
     }
 
     fn subject(&mut self, recipient: UserId) -> Subject {

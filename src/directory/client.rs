@@ -137,12 +137,14 @@ impl Client {
     ) {
         let trace = message.receipt.as_ref().and_then(|receipt| receipt.trace());
         let traceparent = trace.map(Traced::traceparent);
-        let traceparent = traceparent.as_deref();
-        let (dialect, sender) = (self.dialect, message.sender);
+        let tracestate = trace.and_then(Traced::tracestate);
+        let (traceparent, tracestate) = (traceparent.as_deref(), tracestate.as_deref());
+        let (dialect, sender, body_bytes) = (self.dialect, message.sender, message.body.len());
         let frame = MessageFrame {
             dialect,
             traceparent,
-            bytes: message_frame_bytes(dialect, sender, message.body.len(), traceparent),
+            tracestate,
+            bytes: message_frame_bytes(dialect, sender, body_bytes, traceparent, tracestate),
         };
         let mut dropped = Vec::new();
         let mut state = self.state.lock();

@@ -47,6 +47,7 @@ pub struct Message<'a> {
 pub(super) struct MessageFrame<'a> {
     pub(super) dialect: Dialect,
     pub(super) traceparent: Option<&'a str>,
+    pub(super) tracestate: Option<&'a str>,
     /// The length of the whole frame.
     pub(super) bytes: usize,
 }
@@ -172,6 +173,7 @@ impl Mailbox {
             sender_id: sender,
             message: body,
             traceparent: frame.traceparent,
+            tracestate: frame.tracestate,
         };
         push_frame(self.frames.room_for(frame.bytes), frame.dialect, outbound);
         if let Some(trace) = receipt.as_mut().and_then(|receipt| receipt.trace_mut()) {

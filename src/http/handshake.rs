@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use hyper::body::Incoming;
-use hyper::header::{HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use hyper::header::{HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use hyper::{HeaderMap, Request, StatusCode};
 use tracing::{Instrument, debug, error};
 
@@ -20,7 +20,7 @@ use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
 use crate::relay::{JoinError, Membership, ResumeError};
 use crate::session::Welcome;
-use crate::telemetry::traces;
+use crate::telemetry::traces::{self, TraceHeaders, TracedRequest};
 use crate::ticket::{Invalid, Tickets};
 
 /// The response header with the user's id.
@@ -32,8 +32,9 @@ const TICKET_ENTRY: &str = "ticket.";
 /// The request header with a ticket, for clients that are not a page.
 const TICKET: HeaderName = HeaderName::from_static("x-ticket");
 
-/// The request header with the caller's trace (W3C Trace Context section 3.2).
+/// The request headers with the caller's trace (W3C Trace Context sections 3.2 and 3.3).
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Answers a handshake, within a span if it is traced. If it is accepted, `pending` has the user.
 pub(super) async fn upgrade(
@@ -41,13 +42,22 @@ pub(super) async fn upgrade(
     state: &HttpState,
     pending: &PendingUpgrade,
 ) -> HttpResponse {
-    let traceparent = opening::single(request.headers(), &TRACEPARENT);
-    let span = state.relay.traces().handshake(
-        request.method().as_str(),
-        if state.tls.is_some() { "https" } else { "http" },
-        request.uri().path(),
-        traceparent.and_then(|value| value.to_str().ok()),
-    );
+    let headers = request.headers();
+    let traceparent = text_of(headers, &TRACEPARENT);
+    let tracestate = traceparent.map(|_| {
+        let members: Vec<_> = opening::values(headers, &TRACESTATE).collect();
+        members.join(",")
+    });
+    let span = state.relay.traces().handshake(TracedRequest {
+        method: request.method().as_str(),
+        scheme: if state.tls.is_some() { "https" } else { "http" },
+        path: request.uri().path(),
+        host: text_of(headers, &HOST),
+        caller: TraceHeaders {
+            traceparent,
+            tracestate: tracestate.as_deref(),
+        },
+    });
     let Some(span) = span else {
         return respond(request, state, pending).await;
     };
@@ -171,11 +181,16 @@ async fn join(
     })
 }
 
+/// The text of a header that is given once.
+fn text_of<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    opening::single(headers, name)?.to_str().ok()
+}
+
 /// The ticket of an earlier connection, among the subprotocols or in a header of its own.
 fn shown_ticket(headers: &HeaderMap) -> Option<&str> {
     opening::values(headers, &SEC_WEBSOCKET_PROTOCOL)
         .find_map(|protocol| protocol.strip_prefix(TICKET_ENTRY))
-        .or_else(|| opening::single(headers, &TICKET)?.to_str().ok())
+        .or_else(|| text_of(headers, &TICKET))
 }
 
 /// What the welcome says: the next ticket, and whether the shown ticket was good for the same id.

@@ -34,8 +34,10 @@ pub enum Outbound<'a> {
         sender_id: Sender,
         /// A JSON string literal.
         message: &'a str,
-        /// The trace of the message, in `switchboard.v1`.
+        /// The trace of the message, in `switchboard.v1`. Needs no escapes.
         traceparent: Option<&'a str>,
+        /// What other systems say about that trace. Needs no escapes.
+        tracestate: Option<&'a str>,
     },
     /// The outcome of the message that the client sent with `id`.
     Outcome {
@@ -76,6 +78,7 @@ pub fn push_frame(buffer: &mut Vec<u8>, dialect: Dialect, outbound: Outbound<'_>
                 sender_id,
                 message,
                 traceparent,
+                tracestate,
             },
         ) => {
             let [head, middle, tail] = message_parts(dialect);
@@ -83,6 +86,8 @@ pub fn push_frame(buffer: &mut Vec<u8>, dialect: Dialect, outbound: Outbound<'_>
             let [before, after] = TRACEPARENT_PARTS;
             match (dialect, traceparent) {
                 (Dialect::V1, Some(traceparent)) => {
+                    let [between, tracestate] =
+                        tracestate.map_or([""; 2], |tracestate| [TRACESTATE_PART, tracestate]);
                     let parts = [
                         head,
                         sender,
@@ -90,6 +95,8 @@ pub fn push_frame(buffer: &mut Vec<u8>, dialect: Dialect, outbound: Outbound<'_>
                         message,
                         before,
                         traceparent,
+                        between,
+                        tracestate,
                         after,
                         tail,
                     ];
@@ -155,6 +162,8 @@ fn message_parts(dialect: Dialect) -> [&'static str; 3] {
 
 /// The JSON around a traceparent, which stands between the message and the end.
 const TRACEPARENT_PARTS: [&str; 2] = [",\"traceparent\":\"", "\""];
+/// The JSON between a traceparent and a tracestate.
+const TRACESTATE_PART: &str = "\",\"tracestate\":\"";
 
 /// The length of the whole frame that [`push_frame`] appends for a message whose JSON literal has `message` bytes.
 /// Known before the frame is made, so that a mailbox never makes a frame that does not fit.
@@ -163,12 +172,14 @@ pub fn message_frame_bytes(
     sender: Sender,
     message: usize,
     traceparent: Option<&str>,
+    tracestate: Option<&str>,
 ) -> usize {
     let fixed: usize = message_parts(dialect).iter().map(|part| part.len()).sum();
     let mut payload = fixed + sender.get().checked_ilog10().unwrap_or(0) as usize + 1 + message;
     if let (Dialect::V1, Some(traceparent)) = (dialect, traceparent) {
         let [before, after] = TRACEPARENT_PARTS;
         payload += before.len() + traceparent.len() + after.len();
+        payload += tracestate.map_or(0, |tracestate| TRACESTATE_PART.len() + tracestate.len());
     }
     let header = match payload {
         0..=125 => 2,
@@ -238,16 +249,27 @@ mod tests {
                     0, 13, 14, 60, 61, 98, 99, 100, 65_420, 65_480, 65_500, 65_536,
                 ] {
                     let message = format!("\"{}\"", "x".repeat(length));
-                    for traceparent in [None, Some(traceparent)] {
+                    for [traceparent, tracestate] in [
+                        [None, None],
+                        [Some(traceparent), None],
+                        [Some(traceparent), Some("a=b,c=d")],
+                    ] {
                         let mut buffer = Vec::new();
                         let outbound = Outbound::Message {
                             sender_id,
                             message: &message,
                             traceparent,
+                            tracestate,
                         };
                         push_frame(&mut buffer, dialect, outbound);
-                        let announced =
-                            message_frame_bytes(dialect, sender_id, message.len(), traceparent);
+                        let length = message.len();
+                        let announced = message_frame_bytes(
+                            dialect,
+                            sender_id,
+                            length,
+                            traceparent,
+                            tracestate,
+                        );
                         assert_eq!(buffer.len(), announced);
                     }
                 }
@@ -256,22 +278,28 @@ mod tests {
     }
 
     #[test]
-    fn only_switchboard_v1_carries_a_traceparent() {
-        let frame = |dialect| {
+    fn only_switchboard_v1_carries_a_trace() {
+        let frame = |dialect, tracestate| {
             let mut buffer = Vec::new();
             let outbound = Outbound::Message {
                 sender_id: Sender::new(1).unwrap(),
                 message: "\"hi\"",
                 traceparent: Some("00-af-b7-01"),
+                tracestate,
             };
             push_frame(&mut buffer, dialect, outbound);
             String::from_utf8(buffer.split_off(2)).unwrap()
         };
         assert_eq!(
-            frame(Dialect::V1),
+            frame(Dialect::V1, None),
             r#"{"type":"message","sender_id":1,"message":"hi","traceparent":"00-af-b7-01"}"#
         );
-        assert_eq!(frame(Dialect::Bare), r#"{"sender_id":1,"message":"hi"}"#);
+        assert_eq!(
+            frame(Dialect::V1, Some("a=b")),
+            r#"{"type":"message","sender_id":1,"message":"hi","traceparent":"00-af-b7-01","tracestate":"a=b"}"#
+        );
+        let bare = frame(Dialect::Bare, Some("a=b"));
+        assert_eq!(bare, r#"{"sender_id":1,"message":"hi"}"#);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::directory::{Client, Message, Wakes};
 use crate::ledger::InHand;
 use crate::protocol::{Inbound, Status};
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
+use crate::telemetry::traces::TraceHeaders;
 
 /// How a connection counts that ended without a close frame (RFC 6455 section 7.1.5).
 const ABNORMAL: u16 = 1006;
@@ -107,11 +108,16 @@ impl Membership {
             message: body,
             id,
             traceparent,
+            tracestate,
         } = inbound;
         let shared = self.permit.shared();
         let in_hand = InHand::receive(&*shared.metrics);
         // Without the quotes of the literal.
-        let trace = shared.traces.message(traceparent, Some(body.len() - 2));
+        let caller = TraceHeaders {
+            traceparent,
+            tracestate,
+        };
+        let trace = shared.traces.message(caller, Some(body.len() - 2));
         let message = Message {
             sender: self.client.id().into(),
             body,
@@ -135,7 +141,7 @@ impl Membership {
     ) {
         let shared = self.permit.shared();
         InHand::receive(&*shared.metrics).dropped(reason);
-        let trace = shared.traces.message(None, None);
+        let trace = shared.traces.message(TraceHeaders::default(), None);
         if let Some(receipt) = self.client.receipt(id, trace) {
             receipt.settle(status, wakes);
         }

@@ -21,7 +21,7 @@ use crate::identity::{Sender, Sequence, Subject, UserId, UserIdentity};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Status, close_code};
 use crate::telemetry::metrics::{CloseCode, DirectoryStats, Initiator, Metrics};
-use crate::telemetry::traces::Traces;
+use crate::telemetry::traces::{TraceHeaders, Traces};
 pub use membership::Membership;
 use reserve::ReservedId;
 pub(crate) use reserve::ResumeError;
@@ -248,7 +248,9 @@ impl Relay {
         }
         let in_hand = InHand::receive(&*shared.metrics);
         // Without the quotes of the literal.
-        let trace = shared.traces.message(None, Some(body.len() - 2));
+        let trace = shared
+            .traces
+            .message(TraceHeaders::default(), Some(body.len() - 2));
         let (receipt, outcome) = Receipt::to_task(trace);
         let message = Message {
             sender,

@@ -1,10 +1,12 @@
 //! Decides which handshakes and messages are traced, and makes their spans. The decision comes first, so that
 //! an untraced message costs one comparison and carries nothing. No span names a user or shows a message.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 
+use hyper::http::uri::Authority;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tracing::Span;
 use tracing::field::Empty;
@@ -19,6 +21,40 @@ pub(super) const TARGET: &str = "switchboard::trace";
 /// The length of a `traceparent`, bytes.
 pub const TRACEPARENT_BYTES: usize = 55;
 
+/// The longest `tracestate` that is kept, bytes: what every system should pass on (W3C Trace Context section 3.3.1.5).
+const TRACESTATE_BYTES_MAX: usize = 512;
+
+/// The trace of a caller as texts that the caller wrote (W3C Trace Context), not checked yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TraceHeaders<'a> {
+    /// The span that called.
+    pub traceparent: Option<&'a str>,
+    /// What other systems say about that trace. Counts only beside a `traceparent`.
+    pub tracestate: Option<&'a str>,
+}
+
+/// The request of a handshake, as its span shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct TracedRequest<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// The path, without the query.
+    pub path: &'a str,
+    /// The `Host` header.
+    pub host: Option<&'a str>,
+    /// Where the trace comes from.
+    pub caller: TraceHeaders<'a>,
+}
+
+/// The address that users connect to, as spans show it.
+#[derive(Debug)]
+struct ServerAddress {
+    name: String,
+    port: i64,
+}
+
 /// Decides which handshakes and messages are traced.
 #[derive(Debug, Default)]
 pub struct Traces {
@@ -26,6 +62,7 @@ pub struct Traces {
     threshold: AtomicU64,
     on: bool,
     trust_clients: bool,
+    server: OnceLock<Arc<ServerAddress>>,
     pub(super) counts: Arc<SpanCounts>,
 }
 
@@ -40,6 +77,7 @@ impl Traces {
             threshold: AtomicU64::new(0),
             on: settings.otlp_endpoint.is_some(),
             trust_clients: settings.trust_clients,
+            server: OnceLock::new(),
             counts,
         };
         traces.set_sample_ratio(settings.sample_ratio);
@@ -60,29 +98,47 @@ impl Traces {
             .store(if self.on { threshold } else { 0 }, Relaxed);
     }
 
+    /// Has spans of messages show this address, the first that users connect to. The name of this machine stands for
+    /// the address of all its interfaces.
+    pub fn serve_at(&self, addr: SocketAddr) {
+        let name = if addr.ip().is_unspecified() {
+            let names = rustix::system::uname();
+            names.nodename().to_string_lossy().into_owned()
+        } else {
+            addr.ip().to_string()
+        };
+        let port = addr.port().into();
+        // A process serves once.
+        let _known = self
+            .server
+            .set(Arc::new(ServerAddress { name, port }))
+            .is_err();
+    }
+
     fn is_sampled(&self) -> bool {
         let threshold = self.threshold.load(Relaxed);
         threshold != 0 && fastrand::u64(..) < threshold
     }
 
-    /// The context of a client's `traceparent`, if clients are trusted (`tracing.trust_clients`).
-    fn trusted(&self, traceparent: Option<&str>) -> Option<SpanContext> {
+    /// The context of a client's trace, if clients are trusted (`tracing.trust_clients`).
+    fn trusted(&self, caller: TraceHeaders<'_>) -> Option<SpanContext> {
         if self.on && self.trust_clients {
-            traceparent.and_then(parse)
+            parse(caller)
         } else {
             None
         }
     }
 
     /// Starts the span of a handshake, if it is traced. Dropping the span ends it.
-    pub fn handshake(
-        &self,
-        method: &str,
-        scheme: &str,
-        path: &str,
-        traceparent: Option<&str>,
-    ) -> Option<Span> {
-        let parent = self.trusted(traceparent);
+    pub fn handshake(&self, request: TracedRequest<'_>) -> Option<Span> {
+        let TracedRequest {
+            method,
+            scheme,
+            path,
+            host,
+            caller,
+        } = request;
+        let parent = self.trusted(caller);
         let sampled = match &parent {
             Some(parent) => parent.is_sampled(),
             None => self.is_sampled(),
@@ -90,6 +146,11 @@ impl Traces {
         if !sampled {
             return None;
         }
+        let host = host.and_then(|host| host.parse::<Authority>().ok());
+        let default_port = if scheme == "https" { 443 } else { 80 };
+        let port = host
+            .as_ref()
+            .map(|host| host.port_u16().unwrap_or(default_port));
         let span = tracing::info_span!(
             target: TARGET,
             parent: None,
@@ -101,6 +162,8 @@ impl Traces {
             "http.route" = path,
             "http.response.status_code" = Empty,
             "network.protocol.version" = "1.1",
+            "server.address" = host.as_ref().map(Authority::host),
+            "server.port" = port.map(i64::from),
             "url.path" = path,
             "url.scheme" = scheme,
             "error.type" = Empty,
@@ -113,26 +176,27 @@ impl Traces {
     #[inline]
     pub fn message(
         &self,
-        traceparent: Option<&str>,
+        caller: TraceHeaders<'_>,
         body_bytes: Option<usize>,
     ) -> Option<Box<Traced>> {
-        if traceparent.is_none() && !self.is_sampled() {
+        if caller.traceparent.is_none() && !self.is_sampled() {
             return None;
         }
-        self.begin(traceparent, body_bytes)
+        self.begin(caller, body_bytes)
     }
 
     #[cold]
-    fn begin(&self, traceparent: Option<&str>, body_bytes: Option<usize>) -> Option<Box<Traced>> {
-        let parent = self.trusted(traceparent);
+    fn begin(&self, caller: TraceHeaders<'_>, body_bytes: Option<usize>) -> Option<Box<Traced>> {
+        let parent = self.trusted(caller);
         match parent {
             Some(parent) if !parent.is_sampled() => {
                 return Some(Box::new(Traced::without_spans(parent)));
             }
-            None if traceparent.is_some() && !self.is_sampled() => return None,
+            None if caller.traceparent.is_some() && !self.is_sampled() => return None,
             _ => {}
         }
         let body_bytes = body_bytes.map(attribute);
+        let server = self.server.get().cloned();
         let span = tracing::info_span!(
             target: TARGET,
             parent: None,
@@ -144,6 +208,8 @@ impl Traces {
             "messaging.operation.type" = "send",
             "messaging.destination.template" = DESTINATION,
             "messaging.message.body.size" = body_bytes,
+            "server.address" = server.as_deref().map(ServerAddress::name),
+            "server.port" = server.as_deref().map(|server| server.port),
             "switchboard.outcome" = Empty,
             "error.type" = Empty,
         );
@@ -154,6 +220,7 @@ impl Traces {
             Box::new(Traced {
                 context,
                 body_bytes,
+                server,
                 span,
                 stage: TraceStage::Sending,
             })
@@ -195,6 +262,7 @@ pub struct Traced {
     /// The context of the message, which goes with it to other nodes and the recipient.
     context: SpanContext,
     body_bytes: Option<i64>,
+    server: Option<Arc<ServerAddress>>,
     span: Span,
     stage: TraceStage,
 }
@@ -217,21 +285,27 @@ impl Traced {
         Self {
             context,
             body_bytes: None,
+            server: None,
             span: Span::none(),
             stage: TraceStage::WithoutSpans,
         }
     }
 
-    /// The trace of a message from another node, by the `traceparent` that came with it. Nothing if that is
-    /// malformed or this node traces nothing.
-    pub fn arrived(traces: &Traces, traceparent: &str, body_bytes: usize) -> Option<Box<Self>> {
-        let context = parse(traceparent).filter(|_| traces.on)?;
+    /// The trace of a message from another node, by the headers that came with it. Nothing if they are malformed or
+    /// this node traces nothing.
+    pub fn arrived(
+        traces: &Traces,
+        caller: TraceHeaders<'_>,
+        body_bytes: usize,
+    ) -> Option<Box<Self>> {
+        let context = parse(caller).filter(|_| traces.on)?;
         if !context.is_sampled() {
             return Some(Box::new(Self::without_spans(context)));
         }
         Some(Box::new(Self {
             context,
             body_bytes: Some(attribute(body_bytes)),
+            server: traces.server.get().cloned(),
             span: Span::none(),
             stage: TraceStage::Queued,
         }))
@@ -240,6 +314,12 @@ impl Traced {
     /// The `traceparent` that goes with the message.
     pub fn traceparent(&self) -> String {
         traceparent(&self.context)
+    }
+
+    /// The `tracestate` that goes with it, without characters that JSON escapes.
+    pub fn tracestate(&self) -> Option<String> {
+        let text = self.context.trace_state().header();
+        (!text.is_empty()).then_some(text)
     }
 
     /// The message is in a mailbox, or was handed to another node.
@@ -267,6 +347,8 @@ impl Traced {
             "messaging.operation.type" = "process",
             "messaging.destination.template" = DESTINATION,
             "messaging.message.body.size" = self.body_bytes,
+            "server.address" = self.server.as_deref().map(ServerAddress::name),
+            "server.port" = self.server.as_deref().map(|server| server.port),
             "switchboard.outcome" = Empty,
             "error.type" = Empty,
         );
@@ -301,9 +383,16 @@ fn traceparent(context: &SpanContext) -> String {
     )
 }
 
-/// Parses a `traceparent`. A malformed one is ignored (W3C Trace Context section 3.2.2). Versions after 00 may
-/// have more fields behind the flags.
-fn parse(traceparent: &str) -> Option<SpanContext> {
+impl ServerAddress {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Parses a caller's trace. A malformed `traceparent` is ignored (W3C Trace Context section 3.2.2). Versions after 00
+/// may have more fields behind the flags.
+fn parse(caller: TraceHeaders<'_>) -> Option<SpanContext> {
+    let traceparent = caller.traceparent?;
     let head = traceparent.get(..TRACEPARENT_BYTES)?;
     let rest = traceparent.get(TRACEPARENT_BYTES..)?;
     let mut fields = head.split('-');
@@ -323,9 +412,22 @@ fn parse(traceparent: &str) -> Option<SpanContext> {
         SpanId::from_hex(span).ok()?,
         TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED,
         true,
-        TraceState::default(),
+        caller.tracestate.and_then(parse_state).unwrap_or_default(),
     );
     (sound && context.is_valid()).then_some(context)
+}
+
+/// Parses a `tracestate`. One that is malformed or too long is ignored, and the `traceparent` still counts (section
+/// 3.3.1). So is one with a character that JSON would have to escape, which no known system writes.
+fn parse_state(tracestate: &str) -> Option<TraceState> {
+    if tracestate.len() > TRACESTATE_BYTES_MAX {
+        return None;
+    }
+    let state: TraceState = tracestate.parse().ok()?;
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    let text = state.header();
+    let has_keys = !text.starts_with('=') && !text.contains(",=");
+    (has_keys && text.bytes().all(is_plain)).then_some(state)
 }
 
 #[cfg(test)]
@@ -367,10 +469,49 @@ mod tests {
             (&format!(" {SAMPLED}"), None),
             ("", None),
         ] {
-            let found = parse(text).map(|context| traceparent(&context));
+            let caller = TraceHeaders {
+                traceparent: Some(text),
+                tracestate: None,
+            };
+            let found = parse(caller).map(|context| traceparent(&context));
             assert_eq!(found.as_deref(), expected, "{text}");
         }
         assert_eq!(SAMPLED.len(), TRACEPARENT_BYTES);
+    }
+
+    #[test]
+    fn a_tracestate_is_kept_or_ignored_as_a_whole() {
+        let long = format!("a={},b={}", "x".repeat(254), "y".repeat(253));
+        let too_long = format!("{long}y");
+        for (text, expected) in [
+            (
+                "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
+                "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
+            ),
+            (
+                "dd=s:1;o:rum, tenant@vendor=a b ,,",
+                "dd=s:1;o:rum,tenant@vendor=a b",
+            ),
+            (&*long, &*long),
+            (&too_long, ""),
+            ("", ""),
+            ("a", ""),
+            ("=b", ""),
+            ("a=b,=c", ""),
+            ("A=b", ""),
+            ("a=\"b\"", ""),
+            ("a=b\\", ""),
+            ("a=b\r\nc: d", ""),
+            ("a=é", ""),
+        ] {
+            let caller = TraceHeaders {
+                traceparent: Some(SAMPLED),
+                tracestate: Some(text),
+            };
+            let found = Traced::without_spans(parse(caller).unwrap());
+            assert_eq!(found.tracestate().unwrap_or_default(), expected, "{text}");
+            assert_eq!(found.traceparent(), SAMPLED);
+        }
     }
 
     fn traces(ratio: f64) -> Traces {
@@ -401,10 +542,14 @@ mod tests {
     #[test]
     fn a_traceparent_counts_only_if_clients_are_trusted() {
         let mut traces = traces(0.0);
-        assert_eq!(traces.trusted(Some(SAMPLED)), None);
+        let caller = TraceHeaders {
+            traceparent: Some(SAMPLED),
+            tracestate: None,
+        };
+        assert_eq!(traces.trusted(caller), None);
         traces.trust_clients = true;
-        assert!(traces.trusted(Some(SAMPLED)).is_some());
+        assert!(traces.trusted(caller).is_some());
         traces.on = false;
-        assert_eq!(traces.trusted(Some(SAMPLED)), None);
+        assert_eq!(traces.trusted(caller), None);
     }
 }

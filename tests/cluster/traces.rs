@@ -162,7 +162,7 @@ async fn a_traceparent_of_a_client_reaches_the_other_node() {
     assert_eq!(bob.received().frames[0]["traceparent"], json!(unsampled));
     let sampled = format!("00-{trace}-b7ad6b7169203331-01");
     alice
-        .send(json!({"recipient_id": bob.id, "message": "sampled", "traceparent": sampled}))
+        .send(json!({"recipient_id": bob.id, "message": "sampled", "traceparent": sampled, "tracestate": "a=b"}))
         .await;
     bob.hears(alice.id, "sampled").await;
     let of_it = crate::eventually("both spans", async || {
@@ -175,6 +175,8 @@ async fn a_traceparent_of_a_client_reaches_the_other_node() {
     .await;
     let [send, process] = NAMES.map(|name| only(&of_it, name));
     assert_eq!(traceparent(send), bob.received().frames[1]["traceparent"]);
+    assert_eq!(bob.received().frames[1]["tracestate"], "a=b");
+    assert_eq!([&*send.trace_state, &*process.trace_state], ["a=b"; 2]);
     assert_eq!(process.parent_span_id, send.span_id);
     drop((alice, bob));
     for node in nodes {

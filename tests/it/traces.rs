@@ -106,21 +106,24 @@ impl Relay {
 
     /// Connects a user by a handshake with this query and this `traceparent`.
     async fn v1_with(&self, query: &str, traceparent: &str) -> Client {
+        self.v1_traced(query, &[("traceparent", traceparent)]).await
+    }
+
+    /// Connects a user by a handshake with this query and these headers.
+    async fn v1_traced(&self, query: &str, headers: &[(&str, &str)]) -> Client {
         let stream = TcpStream::connect(self.addr).await.unwrap();
         let header = |name: &str| name.parse().unwrap();
-        let (socket, response) = ClientBuilder::new()
+        let mut builder = ClientBuilder::new()
             .uri(&format!("ws://{}/{query}", self.addr))
-            .unwrap()
-            .add_header(
-                header("sec-websocket-protocol"),
-                "switchboard.v1".parse().unwrap(),
-            )
-            .unwrap()
-            .add_header(header("traceparent"), traceparent.parse().unwrap())
-            .unwrap()
-            .connect_on(stream)
-            .await
             .unwrap();
+        for (name, value) in [("sec-websocket-protocol", "switchboard.v1")]
+            .iter()
+            .chain(headers)
+        {
+            let value = value.parse().unwrap();
+            builder = builder.add_header(header(name), value).unwrap();
+        }
+        let (socket, response) = builder.connect_on(stream).await.unwrap();
         let id = response.headers()["x-user-id"].to_str().unwrap();
         let mut client = Client {
             id: id.parse().unwrap(),
@@ -266,6 +269,8 @@ async fn a_message_is_a_tree_of_two_spans_in_either_strategy() {
                 "messaging.operation.type": operation,
                 "messaging.destination.template": "users/{id}",
                 "messaging.message.body.size": 10,
+                "server.address": "127.0.0.1",
+                "server.port": relay.addr.port(),
                 "switchboard.outcome": outcome,
             });
             assert_eq!(json!(attributes(&span.attributes)), expected);
@@ -302,6 +307,8 @@ async fn a_handshake_is_a_server_span_of_a_service_with_a_name() {
         "http.route": "/",
         "http.response.status_code": 101,
         "network.protocol.version": "1.1",
+        "server.address": "127.0.0.1",
+        "server.port": relay.addr.port(),
         "url.path": "/",
         "url.scheme": "http",
     });
@@ -489,6 +496,58 @@ async fn a_trusted_client_continues_its_trace() {
     // A span of an earlier message would have arrived before this one.
     traceparent_behind(&mut ann, &mut ben, json!(SAMPLED)).await;
     assert_eq!(receiver.spans_once(5).await.len(), 5);
+}
+
+#[tokio::test]
+async fn a_tracestate_goes_with_the_trace_of_a_trusted_client() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let trusting = [
+        ("SWITCHBOARD__TRACING__SAMPLE_RATIO", "0"),
+        ("SWITCHBOARD__TRACING__TRUST_CLIENTS", "true"),
+        ALL[1],
+    ];
+    for strategy in ["directory", "router"] {
+        let strategy = ("SWITCHBOARD__ROUTING__STRATEGY", strategy);
+        let variables = [trusting[0], trusting[1], trusting[2], strategy];
+        let relay = Relay::start(&receiver.endpoint(), &variables).await;
+        let headers = [
+            ("traceparent", SAMPLED),
+            ("tracestate", "rojo=1, dd=s:1;o:rum"),
+        ];
+        let mut ann = relay.v1_traced("", &headers).await;
+        let mut ben = relay.v1().await;
+        let before = receiver.spans().len();
+        for (traceparent, tracestate, expected) in [
+            (SAMPLED, json!("a=b,c=d"), json!("a=b,c=d")),
+            (UNSAMPLED, json!("a=b"), json!("a=b")),
+            (SAMPLED, json!("A=b"), Value::Null),
+            (SAMPLED, json!("a=\"b\""), Value::Null),
+            (SAMPLED, json!(7), Value::Null),
+            ("00-01", json!("a=b"), Value::Null),
+        ] {
+            let trace = json!({"recipient_id": ben.id, "message": "hi", "traceparent": traceparent,
+                "tracestate": tracestate});
+            ann.send(&trace).await;
+            let heard = ben.hear().await;
+            assert_eq!(heard["tracestate"], expected, "{heard}");
+            let is_traced = traceparent != "00-01";
+            assert_eq!(heard["traceparent"].is_string(), is_traced, "{heard}");
+        }
+        // The handshake, and two of each message that is sampled.
+        let spans = receiver.spans_once(before.max(1) + 6).await;
+        let states = |name: &str| {
+            let mut states: Vec<_> = named(&spans, name)
+                .iter()
+                .map(|span| span.trace_state.clone())
+                .collect();
+            states.sort();
+            states.dedup();
+            states
+        };
+        assert_eq!(states("GET /"), ["rojo=1,dd=s:1;o:rum"]);
+        assert_eq!(states("send users/{id}"), ["", "a=b,c=d"]);
+        assert_eq!(states("process users/{id}"), ["", "a=b,c=d"]);
+    }
 }
 
 #[tokio::test]

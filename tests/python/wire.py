@@ -175,6 +175,8 @@ async def talk(wire, relay):
     await v1.hear("outcome")
     await v1.say({"recipient_id": v1.id, "message": "traced", "traceparent": TRACE})
     assert (await v1.hear())["traceparent"][3:35] == TRACE[3:35]
+    await v1.say({"recipient_id": v1.id, "message": "traced", "traceparent": TRACE, "tracestate": "a=b"})
+    assert (await v1.hear())["tracestate"] == "a=b"
     assert relay.ask("POST", "/api/messages", {"recipient_id": v1.id, "message": "by the system"})[0] == 200
     assert (await v1.hear())["sender_id"] == 0
     await v1.say({"recipient_id": 1, "message": "x" * 1024, "id": 2})

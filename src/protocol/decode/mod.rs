@@ -26,6 +26,8 @@ pub struct Inbound<'a> {
     /// The text of `traceparent`, not checked yet: a malformed one counts as absent (W3C Trace Context section 4.3),
     /// and only a relay that traces needs it.
     pub traceparent: Option<&'a str>,
+    /// The text of `tracestate`, which counts only beside a `traceparent`; not checked either.
+    pub tracestate: Option<&'a str>,
 }
 
 /// The fields of a client's message.
@@ -133,6 +135,7 @@ fn fast(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
             message,
             id: None,
             traceparent: None,
+            tracestate: None,
         });
     }
     if dialect == Dialect::Bare {
@@ -152,6 +155,7 @@ fn fast(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
         message,
         id: Some(id),
         traceparent: None,
+        tracestate: None,
     })
 }
 
@@ -176,6 +180,7 @@ fn general(text: &str, dialect: Dialect) -> Result<Inbound<'_>, BadInput> {
     let Members {
         fields,
         traceparent,
+        tracestate,
     } = serde_json::from_str(text).map_err(|_| BadInput::NotJson)?;
     let one = |field: Field| match fields[field as usize] {
         Occurrence::None => Err(BadInput::Missing(field)),
@@ -191,15 +196,16 @@ fn general(text: &str, dialect: Dialect) -> Result<Inbound<'_>, BadInput> {
         (Dialect::Bare, _) | (Dialect::V1, Occurrence::None) => None,
         (Dialect::V1, _) => Some(client_id(one(Field::Id)?)?),
     };
-    let traceparent = match (dialect, traceparent) {
-        (Dialect::V1, Occurrence::Once(value)) => text_of(value.get()),
+    let trace = |field| match (dialect, field) {
+        (Dialect::V1, Occurrence::Once(value)) => text_of(RawValue::get(value)),
         _ => None,
     };
     Ok(Inbound {
         recipient,
         message,
         id,
-        traceparent,
+        traceparent: trace(traceparent),
+        tracestate: trace(tracestate),
     })
 }
 
@@ -253,11 +259,12 @@ enum Occurrence<'a> {
     More,
 }
 
-/// The values of each [`Field`] and of `traceparent`, and how often each came. The visitor is hand-written, because a
+/// The values of each [`Field`] and of the trace, and how often each came. The visitor is hand-written, because a
 /// derived struct also takes an array and its errors do not name the field.
 struct Members<'a> {
     fields: [Occurrence<'a>; 3],
     traceparent: Occurrence<'a>,
+    tracestate: Occurrence<'a>,
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
@@ -274,11 +281,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                 let mut members = Members {
                     fields: [Occurrence::None; 3],
                     traceparent: Occurrence::None,
+                    tracestate: Occurrence::None,
                 };
                 while let Some(key) = map.next_key()? {
                     let seen = match key {
                         Member::Field(field) => &mut members.fields[field as usize],
                         Member::Traceparent => &mut members.traceparent,
+                        Member::Tracestate => &mut members.tracestate,
                         Member::Other => {
                             map.next_value::<IgnoredAny>()?;
                             continue;
@@ -300,6 +309,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 enum Member {
     Field(Field),
     Traceparent,
+    Tracestate,
     Other,
 }
 
@@ -319,6 +329,7 @@ impl<'de> Deserialize<'de> for Member {
                     "message" => Member::Field(Field::Message),
                     "id" => Member::Field(Field::Id),
                     "traceparent" => Member::Traceparent,
+                    "tracestate" => Member::Tracestate,
                     _ => Member::Other,
                 })
             }

@@ -135,13 +135,11 @@ fn bare_ignores_an_id() {
 }
 
 #[test]
-fn a_malformed_traceparent_is_no_error() {
-    let traceparent = |field: &str, dialect| {
+fn a_malformed_traceparent_or_tracestate_is_no_error() {
+    let trace = |field: &str, dialect| {
         let text = format!(r#"{{"recipient_id":2,"message":""{field}}}"#);
-        decode(&text, dialect)
-            .unwrap()
-            .traceparent
-            .map(str::to_owned)
+        let inbound = decode(&text, dialect).unwrap();
+        [inbound.traceparent, inbound.tracestate].map(|text| text.map(str::to_owned))
     };
     for (field, expected) in [
         ("", None),
@@ -153,9 +151,16 @@ fn a_malformed_traceparent_is_no_error() {
         (r#","traceparent":["00-af-b7-01"]"#, None),
         (r#","traceparent":"a","traceparent":"a""#, None),
     ] {
-        let found = traceparent(field, Dialect::V1);
-        assert_eq!(found.as_deref(), expected, "{field}");
-        assert_eq!(traceparent(field, Dialect::Bare), None, "{field}");
+        let expected = expected.map(str::to_owned);
+        assert_eq!(
+            trace(field, Dialect::V1),
+            [expected.clone(), None],
+            "{field}"
+        );
+        assert_eq!(trace(field, Dialect::Bare), [None, None], "{field}");
+        let field = field.replace("traceparent", "tracestate");
+        assert_eq!(trace(&field, Dialect::V1), [None, expected], "{field}");
+        assert_eq!(trace(&field, Dialect::Bare), [None, None], "{field}");
     }
 }
 
@@ -182,6 +187,7 @@ fn almost() -> impl Strategy<Value = String> {
         Just("\"message\""),
         Just("\"id\""),
         Just("\"traceparent\""),
+        Just("\"tracestate\""),
         Just(":"),
         Just(","),
         Just(" "),
