@@ -111,7 +111,7 @@ pub(super) fn provider(
         .tls_backend_preconfigured(tls)
         .timeout(timeout)
         .redirect(Policy::none())
-        .no_proxy()
+        .no_proxy() // like the other clients of this process
         .build()?;
     let client = ObservedClient {
         client,
@@ -153,13 +153,18 @@ pub(super) fn provider(
 /// Which receivers are trusted: those that `tracing.tls_ca_file` signed, or else the system's authorities. An
 /// http URL needs none, and a system may have none.
 pub(super) fn trust(settings: &TracingSettings) -> Result<ClientConfig, TrustError> {
-    let is_https = |url: &str| url.starts_with("https:");
-    match (&settings.tls_ca_file, &settings.otlp_endpoint) {
-        (_, Some(url)) if !is_https(url) => Ok(trust::no_server()),
-        (_, None) => Ok(trust::no_server()),
-        (Some(path), _) => Trust::Authorities(path).client_config(),
-        (None, _) => Trust::System.client_config(),
+    let is_https = |url: &String| {
+        let scheme = url.get(..6);
+        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
+    };
+    if !settings.otlp_endpoint.as_ref().is_some_and(is_https) {
+        return Ok(trust::no_server());
     }
+    let trust = match &settings.tls_ca_file {
+        Some(path) => Trust::Authorities(path),
+        None => Trust::System,
+    };
+    trust.client_config()
 }
 
 /// Describes this process. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` override it.
