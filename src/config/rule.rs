@@ -119,6 +119,27 @@ pub(super) fn size(
     Rule::number(key, bytes, &range, size_text, kind)
 }
 
+/// The bounds of what waits for peers: messages and bytes for one, and bytes for all. One peer's bytes hold the
+/// largest message, which takes `added` bytes more than `limits.message_bytes`. All bytes hold those of one peer.
+pub(super) fn waiting(
+    keys: &'static [&'static str; 3],
+    [messages, bytes, total_bytes]: [u64; 3],
+    message_bytes: usize,
+    added: u64,
+) -> [Rule; 5] {
+    let [messages_key, bytes_key, total_key] = *keys;
+    let largest = (message_bytes as u64).saturating_add(added);
+    let at_least_largest = format!("at least limits.message_bytes + {added} bytes");
+    let at_least_one = format!("at least {bytes_key}");
+    [
+        count(messages_key, messages, COUNT_MAX).warn_above_default(),
+        size(bytes_key, bytes, 1..=GIB).warn_above_default(),
+        Rule::new(bytes_key, at_least_largest, bytes >= largest).with(&["limits.message_bytes"]),
+        size(total_key, total_bytes, 1..=1024 * GIB).warn_above_default(),
+        Rule::new(total_key, at_least_one, total_bytes >= bytes).with(&keys[1..2]),
+    ]
+}
+
 /// A duration, compared to the millisecond.
 pub(super) fn time(key: &'static str, duration: Duration, range: RangeInclusive<Duration>) -> Rule {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);

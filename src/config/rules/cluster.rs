@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::Uri;
 
-use crate::config::rule::{COUNT_MAX, DAY, GIB, KIB, Rule, count, size, time};
+use crate::config::rule::{COUNT_MAX, DAY, GIB, KIB, Rule, count, size, time, waiting};
 use crate::config::settings::{ClusterSettings, LimitSettings};
 
 /// A node checks eight times within a timeout whether another node has answered.
@@ -120,7 +120,7 @@ fn credential_rules(cluster: &ClusterSettings) -> [Rule; 4] {
     ]
 }
 
-fn queue_rules(cluster: &ClusterSettings, limits: &LimitSettings) -> [Rule; 7] {
+fn queue_rules(cluster: &ClusterSettings, limits: &LimitSettings) -> Vec<Rule> {
     let ClusterSettings {
         user_messages,
         user_bytes,
@@ -129,26 +129,25 @@ fn queue_rules(cluster: &ClusterSettings, limits: &LimitSettings) -> [Rule; 7] {
         inbound_messages,
         ..
     } = cluster;
-    let largest = (limits.message_bytes as u64).saturating_add(QUEUED_OVERHEAD_BYTES);
-    [
-        count("cluster.user_messages", *user_messages, COUNT_MAX).warn_above_default(),
-        size("cluster.user_bytes", *user_bytes, 1..=GIB).warn_above_default(),
-        Rule::new(
+    let mut rules = Vec::from(waiting(
+        &[
+            "cluster.user_messages",
             "cluster.user_bytes",
-            format!("at least limits.message_bytes + {QUEUED_OVERHEAD_BYTES} bytes"),
-            *user_bytes as u64 >= largest,
-        )
-        .with(&["limits.message_bytes"]),
-        size("cluster.queue_bytes", *queue_bytes, 1..=1024 * GIB).warn_above_default(),
-        Rule::new(
             "cluster.queue_bytes",
-            "at least cluster.user_bytes",
-            queue_bytes >= user_bytes,
-        )
-        .with(&["cluster.user_bytes"]),
+        ],
+        [
+            u64::from(*user_messages),
+            *user_bytes as u64,
+            *queue_bytes as u64,
+        ],
+        limits.message_bytes,
+        QUEUED_OVERHEAD_BYTES,
+    ));
+    rules.extend([
         size("cluster.in_flight_bytes", *in_flight_bytes, 64 * KIB..=GIB).warn_above_default(),
         count("cluster.inbound_messages", *inbound_messages, COUNT_MAX).warn_above_default(),
-    ]
+    ]);
+    rules
 }
 
 /// Whether a NATS server can be at this URL. A user or a password does not belong here, because the URL is

@@ -15,7 +15,9 @@ use crate::config::capacity::CONNECTIONS_MAX;
 use crate::config::choices::AuthMode;
 use crate::config::origin::is_host_name;
 use crate::config::otel;
-use crate::config::rule::{COUNT_MAX, DAY, GIB, KIB, MIB, ONE_MS, Rule, count, size, time};
+use crate::config::rule::{
+    COUNT_MAX, DAY, GIB, KIB, MIB, ONE_MS, Rule, count, size, time, waiting,
+};
 use crate::config::settings::{
     AdminSettings, AuthSettings, DrainSettings, KeepaliveSettings, LimitSettings, MailboxSettings,
     RoutingSettings, ServerSettings, Settings, TicketSettings, TlsSettings, TracingSettings,
@@ -297,31 +299,19 @@ fn limit_rules(limits: &LimitSettings) -> Vec<Rule> {
     ]
 }
 
-fn mailbox_rules(mailbox: &MailboxSettings, limits: &LimitSettings) -> Vec<Rule> {
+fn mailbox_rules(mailbox: &MailboxSettings, limits: &LimitSettings) -> [Rule; 5] {
     let MailboxSettings {
         messages,
         bytes,
         total_bytes,
         overflow: _,
     } = mailbox;
-    let largest = (limits.message_bytes as u64).saturating_add(MESSAGE_OVERHEAD_BYTES);
-    vec![
-        count("mailbox.messages", *messages, COUNT_MAX).warn_above_default(),
-        size("mailbox.bytes", *bytes, 1..=GIB).warn_above_default(),
-        Rule::new(
-            "mailbox.bytes",
-            format!("at least limits.message_bytes + {MESSAGE_OVERHEAD_BYTES} bytes"),
-            *bytes as u64 >= largest,
-        )
-        .with(&["limits.message_bytes"]),
-        size("mailbox.total_bytes", *total_bytes, 1..=1024 * GIB).warn_above_default(),
-        Rule::new(
-            "mailbox.total_bytes",
-            "at least mailbox.bytes",
-            *total_bytes >= *bytes as u64,
-        )
-        .with(&["mailbox.bytes"]),
-    ]
+    waiting(
+        &["mailbox.messages", "mailbox.bytes", "mailbox.total_bytes"],
+        [u64::from(*messages), *bytes as u64, *total_bytes],
+        limits.message_bytes,
+        MESSAGE_OVERHEAD_BYTES,
+    )
 }
 
 fn keepalive_rules(keepalive: &KeepaliveSettings) -> [Rule; 5] {
