@@ -159,8 +159,10 @@ impl IdFile {
         let had_failed = self.written.borrow().has_failed;
         match result {
             Ok(()) => {
-                let has_failed = false;
-                self.written.send_replace(Written { number, has_failed });
+                self.written.send_replace(Written {
+                    number,
+                    has_failed: false,
+                });
                 if had_failed {
                     info!(%path, "the file of ids is written again");
                 }

@@ -27,8 +27,11 @@ pub(super) const PAGE: Asset = Asset {
 /// The file at a path.
 pub(super) fn find(path: &str) -> Option<Asset> {
     let (content_type, text) = match path {
-        "/switchboard.js" => (SCRIPT, include_str!("../ui/switchboard.js")),
+        // Node takes a file for an ES module by its name.
+        "/switchboard.js" | "/switchboard.mjs" => (SCRIPT, include_str!("../ui/switchboard.js")),
         "/page.js" => (SCRIPT, include_str!("../ui/page.js")),
+        "/conversation.js" => (SCRIPT, include_str!("../ui/conversation.js")),
+        "/tab.js" => (SCRIPT, include_str!("../ui/tab.js")),
         "/page.css" => ("text/css; charset=utf-8", include_str!("../ui/page.css")),
         "/asyncapi.yaml" => (
             "application/yaml",

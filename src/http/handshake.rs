@@ -129,31 +129,8 @@ async fn join(
         return Err(HandshakeRefusal::Version);
     }
     opening::check(request).map_err(HandshakeRefusal::Malformed)?;
-    if !state.origins.allow(headers, client_addr) {
-        return Err(HandshakeRefusal::Origin);
-    }
-    if state.shutdown.stage() == Stage::Draining {
-        return Err(HandshakeRefusal::Draining);
-    }
-    if let Some(address_limiter) = address_limiter {
-        address_limiter.check_may_authenticate(client_addr)?;
-    }
-    // Checked before the token, because a token costs a signature. The client itself is taken after the token,
-    // because the token's key may have to be fetched first.
-    if state.relay.is_full() {
-        return Err(HandshakeRefusal::NotJoined(JoinError::Full));
-    }
-    let authenticated = tokio::select! {
-        authenticated = state.auth.authenticate(headers, request.uri().query()) => authenticated,
-        // The key server may take longer than the drain, which waits for no handshake.
-        () = state.shutdown.draining() => return Err(HandshakeRefusal::Draining),
-    };
-    let Authenticated { subject, remaining } = authenticated.map_err(|Denied| {
-        if let Some(address_limiter) = address_limiter {
-            address_limiter.count_auth_failure(client_addr);
-        }
-        HandshakeRefusal::Unauthorized
-    })?;
+    let Authenticated { subject, remaining } =
+        admit(headers, request.uri().query(), state, client_addr).await?;
     let permit = match address_limiter {
         Some(address_limiter) => address_limiter.connect(client_addr)?,
         None => None,
@@ -184,6 +161,64 @@ async fn join(
 /// The text of a header that is given once.
 fn text_of<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     opening::single(headers, name)?.to_str().ok()
+}
+
+/// Answers the question of a page why its handshake is refused: 204, or the refusal. A browser hides the answer to a
+/// refused upgrade from its page (WHATWG, `WebSockets` section 3.1), so the client library asks once more over HTTP.
+pub(super) async fn explain(
+    request: &Request<Incoming>,
+    state: &HttpState,
+    source: Source,
+) -> HttpResponse {
+    let headers = request.headers();
+    let client_addr = client_addr(source, headers, state);
+    let counted = match &state.address_limiter {
+        Some(limiter) => limiter.count_upgrade(client_addr).map_err(Into::into),
+        None => Ok(()),
+    };
+    let admitted = match counted {
+        Ok(()) => admit(headers, None, state, client_addr).await,
+        Err(refusal) => Err(refusal),
+    };
+    match admitted {
+        Ok(_) => text(StatusCode::NO_CONTENT, ""),
+        Err(refusal) => refusal.response(),
+    }
+}
+
+/// Makes the checks of a handshake that do not depend on its form, and verifies the token.
+async fn admit(
+    headers: &HeaderMap,
+    query: Option<&str>,
+    state: &HttpState,
+    client_addr: IpAddr,
+) -> Result<Authenticated, HandshakeRefusal> {
+    let address_limiter = state.address_limiter.as_ref();
+    if !state.origins.allow(headers, client_addr) {
+        return Err(HandshakeRefusal::Origin);
+    }
+    if state.shutdown.stage() == Stage::Draining {
+        return Err(HandshakeRefusal::Draining);
+    }
+    if let Some(address_limiter) = address_limiter {
+        address_limiter.check_may_authenticate(client_addr)?;
+    }
+    // Checked before the token, because a token costs a signature. The client itself is taken after the token,
+    // because the token's key may have to be fetched first.
+    if state.relay.is_full() {
+        return Err(HandshakeRefusal::NotJoined(JoinError::Full));
+    }
+    let authenticated = tokio::select! {
+        authenticated = state.auth.authenticate(headers, query) => authenticated,
+        // The key server may take longer than the drain, which waits for no handshake.
+        () = state.shutdown.draining() => return Err(HandshakeRefusal::Draining),
+    };
+    authenticated.map_err(|Denied| {
+        if let Some(address_limiter) = address_limiter {
+            address_limiter.count_auth_failure(client_addr);
+        }
+        HandshakeRefusal::Unauthorized
+    })
 }
 
 /// The ticket of an earlier connection, among the subprotocols or in a header of its own.

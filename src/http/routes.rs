@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE, VARY};
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, CONTENT_TYPE,
+    HeaderValue, UPGRADE, VARY,
+};
 use hyper::{Method, Request, StatusCode};
 
 use super::refusal::HandshakeRefusal;
@@ -25,6 +28,7 @@ pub(super) async fn respond(
     let (users, operators) = (role.serves_users(), role.serves_operators());
     match request.uri().path() {
         "/" if users => root(request, state, pending).await,
+        "/handshake" if users => explain_handshake(&request, state, pending).await,
         "/metrics" if operators => match read_only(request.method()) {
             Some(refusal) => refusal,
             // A listener that serves users as well asks for no token.
@@ -92,6 +96,30 @@ async fn root(
     // RFC 9110 section 7.8 requires this option wherever Upgrade is sent.
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(VARY, HeaderValue::from_static("accept"));
+    response
+}
+
+/// Any page may ask, and one of an origin that may not connect learns that.
+async fn explain_handshake(
+    request: &Request<Incoming>,
+    state: &HttpState,
+    pending: &PendingUpgrade,
+) -> HttpResponse {
+    let mut response = if *request.method() == Method::OPTIONS {
+        // A browser asks first whether the page may show its token (Fetch section 3.2.2).
+        text(StatusCode::NO_CONTENT, "")
+    } else {
+        match read_only(request.method()) {
+            Some(refusal) => refusal,
+            None => handshake::explain(request, state, pending.source()).await,
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("authorization"),
+    );
     response
 }
 

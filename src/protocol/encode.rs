@@ -55,6 +55,11 @@ pub enum Outbound<'a> {
         /// The message's id as the client wrote it, a JSON literal, where it could be read.
         id: Option<&'a str>,
     },
+    /// The answer to a ping.
+    Pong {
+        /// The ping's id as the client wrote it, a JSON literal.
+        id: Option<&'a str>,
+    },
     /// Messages to this client were dropped because its mailbox was full.
     Dropped {
         /// Messages dropped after the last such notice.
@@ -139,9 +144,10 @@ fn notice_text(notice: Outbound<'_>) -> String {
             )
         }
         Outbound::Error { code, detail, id } => {
-            let id = id.map_or_else(String::new, |id| format!(r#","id":{id}"#));
+            let id = id_member(id);
             format!(r#"{{"type":"error","code":"{code}","detail":"{detail}"{id}}}"#)
         }
+        Outbound::Pong { id } => format!(r#"{{"type":"pong"{}}}"#, id_member(id)),
         Outbound::Dropped { count } => format!(r#"{{"type":"dropped","count":{count}}}"#),
         Outbound::Reconnect { after_ms } => {
             format!(r#"{{"type":"reconnect","after_ms":{after_ms}}}"#)
@@ -150,6 +156,11 @@ fn notice_text(notice: Outbound<'_>) -> String {
             unreachable!("push_frame writes these by itself")
         }
     }
+}
+
+/// The `id` of a frame that has one only at times, with its comma.
+fn id_member(id: Option<&str>) -> String {
+    id.map_or_else(String::new, |id| format!(r#","id":{id}"#))
 }
 
 /// The JSON before the sender's id, between the id and the message, and after the message.

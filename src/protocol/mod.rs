@@ -5,7 +5,7 @@
 mod decode;
 mod encode;
 
-pub use decode::{BadInput, Field, Inbound, decode, readable_id};
+pub use decode::{BadInput, Field, Inbound, decode, is_ping, readable_id};
 pub(crate) use decode::{JsonString, is_sound_string};
 pub use encode::{
     FRAME_HEADER_BYTES_MAX, Outbound, message_frame_bytes, push_close, push_data, push_frame,

@@ -110,6 +110,12 @@ impl<S> Endpoint<S> {
         self.replies.on_pushed();
     }
 
+    /// Puts the answer to a ping into the write buffer. It counts as a reply, as an error does.
+    pub(super) fn push_pong(&mut self, id: Option<&str>) {
+        self.push(Outbound::Pong { id });
+        self.replies.on_pushed();
+    }
+
     /// When a step of a close that begins now has to be done.
     pub(super) fn close_deadline(&self, now: u64) -> u64 {
         now.saturating_add(micros(self.config().close_timeout))

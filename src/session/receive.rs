@@ -11,8 +11,13 @@ use hyper_tungstenite::tungstenite::protocol::frame::coding::Data;
 use super::endpoint::Endpoint;
 use super::state::{Close, Open, SessionState, Step};
 use super::turn::Turn;
-use crate::protocol::{BadInput, Dialect, Status, close_code, decode, push_data, readable_id};
+use crate::protocol::{
+    BadInput, Dialect, Field, Status, close_code, decode, is_ping, push_data, readable_id,
+};
 use crate::telemetry::metrics::DropReason;
+
+/// The detail of an error for a peer above its rates.
+const RATE_LIMITED: &str = "too many messages, or bytes of them";
 
 /// A turn of a session that is open.
 pub(super) struct OpenTurn<'a, S> {
@@ -78,6 +83,13 @@ impl<S> OpenTurn<'_, S> {
             Err(_) if dialect == Dialect::V1 => readable_id(text),
             Err(_) => None,
         };
+        if let Err(BadInput::Missing(Field::RecipientId)) = decoded
+            && dialect == Dialect::V1
+            && is_ping(text)
+        {
+            self.on_ping(id, is_within_rates);
+            return ControlFlow::Continue(());
+        }
         if !is_within_rates {
             return self.on_rate_limited(id);
         }
@@ -95,6 +107,15 @@ impl<S> OpenTurn<'_, S> {
         }
     }
 
+    /// Answers a ping of the peer's program, which is no message and has no outcome.
+    fn on_ping(&mut self, id: Option<&str>, is_within_rates: bool) {
+        if is_within_rates {
+            self.endpoint.push_pong(id);
+        } else {
+            self.endpoint.push_error("rate_limited", RATE_LIMITED, None);
+        }
+    }
+
     /// Receives a message and drops it at once. The sender gets an outcome if it gave the message an id.
     fn refuse(&mut self, id: Option<&str>, reason: DropReason, status: Status) {
         let Self { endpoint, turn, .. } = self;
@@ -108,8 +129,7 @@ impl<S> OpenTurn<'_, S> {
     fn on_rate_limited(&mut self, id: Option<&str>) -> Step {
         self.refuse(id, DropReason::RateLimited, Status::RateLimited);
         if id.is_none() && self.endpoint.dialect() == Dialect::V1 {
-            self.endpoint
-                .push_error("rate_limited", "too many messages, or bytes of them", None);
+            self.endpoint.push_error("rate_limited", RATE_LIMITED, None);
         }
         ControlFlow::Continue(())
     }

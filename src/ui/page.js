@@ -1,26 +1,28 @@
-// The page of the relay: two people exchange messages, and each message shows its outcome. The page shows
-// user input only as text, never as HTML.
+// The page of the relay: two people exchange messages, and each message shows its outcome.
 
+import { Conversation, Tail, make, smallButton } from "./conversation.js";
 import { connect } from "./switchboard.js";
+import { joinAsNew, ownTicket, storeTicket } from "./tab.js";
 
 /** @import { Outcome, State } from "./switchboard.js" */
 
-/** The page removes older entries, so that a tab that stays open for days does not grow. */
-const MESSAGES_MAX = 500;
 const FRAMES_MAX = 100;
 /** The list of frames shows only the beginning of a longer frame. */
 const FRAME_CHARACTERS_MAX = 2000;
 
-/** The key under which a tab stores its ticket, so that a reload keeps its id. */
-const TICKET_KEY = "switchboard.ticket";
+const TAKEN_OVER = 4409;
+const TOKEN_EXPIRED = 4401;
+const UNAUTHORIZED = 401;
 
 /** The text of each outcome, and its color. @type {Record<string, [string, "good" | "bad"]>} */
 const OUTCOMES = {
   delivered: ["delivered", "good"],
   offline: ["offline: no user has this id now", "bad"],
   queue_full: ["queue full: the recipient has too many unread messages", "bad"],
+  expired: ["too old: the recipient did not read it in time", "bad"],
   disconnected: ["the recipient left; the message may have arrived", "bad"],
   too_large: ["too large", "bad"],
+  invalid: ["not understood by the relay", "bad"],
   rate_limited: ["too many messages at once", "bad"],
   invalid: ["the relay could not take the message", "bad"],
   draining: ["not delivered: the server restarts", "bad"],
@@ -45,83 +47,56 @@ const phase = element("phase", HTMLSpanElement);
 const countdown = element("countdown", HTMLSpanElement);
 const self = element("self", HTMLParagraphElement);
 const invite = element("invite", HTMLAnchorElement);
+const inviteBox = /** @type {HTMLElement} */ (invite.closest(".invite"));
+const inviteLabel = element("invite-label", HTMLParagraphElement);
 const copy = element("copy", HTMLButtonElement);
-const log = element("log", HTMLDivElement);
+const tokenForm = element("token-form", HTMLFormElement);
+const token = element("token", HTMLInputElement);
+const tokenProblem = element("token-problem", HTMLParagraphElement);
 const form = element("form", HTMLFormElement);
 const to = element("to", HTMLInputElement);
 const text = element("text", HTMLTextAreaElement);
+const textLabel = element("text-label", HTMLLabelElement);
+const send = element("send", HTMLButtonElement);
 const problem = element("problem", HTMLParagraphElement);
-const frames = element("frames", HTMLOListElement);
+const joinAgain = element("new", HTMLButtonElement);
+const frames = new Tail(element("frames", HTMLOListElement), FRAMES_MAX);
 
-/**
- * @param {string} tag
- * @param {string} className
- * @param {string} content
- */
-function make(tag, className, content) {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.textContent = content;
-  return made;
-}
-
-/**
- * Adds an entry to the end of a list, and removes the oldest entries above `max`. The list scrolls to the new
- * entry only if it was at its end before.
- *
- * @param {HTMLElement} list
- * @param {HTMLElement} entry
- * @param {number} max
- */
-function append(list, entry, max) {
-  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-  list.append(entry);
-  while (list.childElementCount > max) list.firstElementChild?.remove();
-  if (atEnd) list.scrollTop = list.scrollHeight;
-}
-
-/**
- * @param {"in" | "out"} direction
- * @param {string} user
- * @param {string} message
- */
-function show(direction, user, message) {
-  const entry = make("div", `message ${direction}`, "");
-  const head = make("div", "who", user);
-  const body = make("div", "body", message);
-  body.dir = "auto";
-  entry.append(head, body);
-  append(log, entry, MESSAGES_MAX);
-  // Only a body that scrolls needs the keyboard focus.
-  if (body.scrollHeight > body.clientHeight) {
-    body.tabIndex = 0;
-    body.setAttribute("role", "group");
-    body.setAttribute("aria-label", "Long message");
-  }
-  return { entry, head };
-}
-
-/** @param {string} notice */
-function note(notice) {
-  append(log, make("div", "notice", notice), MESSAGES_MAX);
-}
+const conversation = new Conversation(element("log", HTMLDivElement), element("unread", HTMLButtonElement), showTitle);
 
 /** @type {number | null} */
 let userId = null;
+let unread = 0;
+let bytesMax = 0;
 /** @type {ReturnType<typeof setInterval> | undefined} */
 let ticking;
+/** The ticket of the last connection. @type {string | null} */
+let ticket = null;
+/** @type {ReturnType<typeof connect>} */
+let me;
+
+/** @param {number} [count] */
+function showTitle(count = unread) {
+  unread = count;
+  const who = userId === null ? "" : `${userId} · `;
+  document.title = `${count > 0 ? `(${count}) ` : ""}${who}Switchboard`;
+}
 
 /** @param {State} now */
 function onState(now) {
   clearInterval(ticking);
   countdown.textContent = "";
   state.dataset.phase = now.phase;
+  // While the page waits for a connection, what is written can still be sent later.
+  send.disabled = now.phase === "closed" || now.userId === null;
+  joinAgain.hidden = now.code !== TAKEN_OVER || now.phase !== "closed";
   switch (now.phase) {
     case "connecting":
       phase.textContent = "connecting…";
       break;
     case "open":
       phase.textContent = "connected";
+      tokenForm.hidden = true;
       onId(now.userId ?? 0);
       break;
     case "waiting": {
@@ -136,23 +111,41 @@ function onState(now) {
     }
     case "closed":
       phase.textContent =
-        now.code === 4409 ? "taken over: this id is open somewhere else" : `closed: ${now.reason}`;
+        now.code === TAKEN_OVER ? "taken over: this id is open somewhere else" : `closed: ${now.reason}`;
+      if (now.status === UNAUTHORIZED || now.code === TOKEN_EXPIRED) askForToken(now.reason ?? "");
       break;
   }
 }
 
+/** @param {string} reason */
+function askForToken(reason) {
+  tokenForm.hidden = false;
+  tokenProblem.textContent = token.value === "" ? "This relay asks for a token." : `The token was refused: ${reason}`;
+  token.focus();
+}
+
 /** @param {number} id */
 function onId(id) {
-  if (userId === id) note(`Connected again as ${id}.`);
-  else if (userId !== null) note(`You were ${userId}; you are ${id} now.`);
+  if (userId === id) conversation.note(`Connected again as ${id}.`);
+  else if (userId !== null) conversation.note(`You were ${userId}; you are ${id} now.`);
+  const isFirst = userId === null;
   userId = id;
   self.textContent = String(id);
   self.classList.toggle("long", id > 999_999);
-  document.title = `${id} · Switchboard`;
+  showTitle();
   const link = new URL(`./#to=${id}`, location.href);
+  inviteBox.hidden = false;
   invite.href = link.href;
   invite.textContent = link.href;
+  const isHere = ["127.0.0.1", "[::1]", "localhost"].includes(link.hostname);
+  inviteLabel.textContent = isHere
+    ? "Open this link on this computer to write to you:"
+    : "Share this link to receive messages:";
   copy.disabled = !navigator.clipboard;
+  // The field that comes first gets the focus, unless the reader is somewhere else already.
+  if (isFirst && [null, document.body, token].includes(/** @type {any} */ (document.activeElement))) {
+    (to.value === "" ? to : text).focus();
+  }
 }
 
 /** @param {string} content */
@@ -161,81 +154,105 @@ function onFrame(/** @type {"in" | "out"} */ direction, content) {
   const hidden = content.length - FRAME_CHARACTERS_MAX;
   const shown = hidden > 0 ? `${content.slice(0, FRAME_CHARACTERS_MAX)}… (${hidden} more)` : content;
   entry.append(make("span", "arrow", direction === "in" ? "← " : "→ "), shown);
-  append(frames, entry, FRAMES_MAX);
+  frames.add(entry);
+  if (direction === "in" && content.startsWith('{"type":"welcome"')) bytesMax = JSON.parse(content).max_message_bytes;
+}
+
+/** @param {number} senderId @param {string} message */
+function onMessage(senderId, message) {
+  const { head } = conversation.show("in", senderId === 0 ? "from the system" : `from ${senderId}`, message);
+  if (senderId === 0) return;
+  if (to.value === "") setRecipient(String(senderId));
+  const reply = smallButton("Reply", `Reply to ${senderId}`, () => {
+    setRecipient(String(senderId));
+    text.focus();
+  });
+  reply.classList.add("reply");
+  head.append(reply);
+}
+
+/** @param {string} id */
+function setRecipient(id) {
+  to.value = id;
+  showRecipient();
+}
+
+function showRecipient() {
+  textLabel.textContent = recipient() === null ? "Message" : `Write to ${recipient()}`;
+}
+
+/** The recipient in the form; null if it is not an id. */
+function recipient() {
+  const id = Number(to.value);
+  return /^\d+$/.test(to.value.trim()) && Number.isSafeInteger(id) && id > 0 ? id : null;
 }
 
 /**
- * @param {HTMLElement} line
- * @param {Outcome} outcome
+ * Sends a message and shows it with its outcome.
+ *
+ * @param {number} recipientId
+ * @param {string} message
  */
-function onOutcome(line, outcome) {
+async function sendAndShow(recipientId, message) {
+  const { entry } = conversation.show("out", `to ${recipientId}`, message);
+  const line = make("div", "outcome", "sent");
+  entry.append(line);
+  // A lone surrogate is not a character, and JSON cannot carry it. Some keyboards leave one half of a pair.
+  const outcome = await me.send(recipientId, message.replace(/\p{Surrogate}/gu, "\ufffd"));
   const [words, kind] = OUTCOMES[outcome] ?? [`not delivered: ${outcome}`, "bad"];
   line.textContent = words;
   line.dataset.kind = kind;
   line.dataset.outcome = outcome;
-}
-
-/** The storage of this tab; null if the browser allows none. @type {Storage | null} */
-const storage = (() => {
-  try {
-    return sessionStorage;
-  } catch {
-    return null;
-  }
-})();
-
-// Relative, because a proxy may serve the page below a path.
-const url = new URL("./", location.href);
-url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-url.hash = "";
-
-const me = connect(url.href, {
-  ticket: storage?.getItem(TICKET_KEY) ?? null,
-  onTicket: (ticket) => storage?.setItem(TICKET_KEY, ticket),
-  onState,
-  onFrame: ({ direction, text }) => onFrame(direction, text),
-  onDropped: (count) => note(`${count} messages to you were dropped: your queue was full.`),
-  onMessage: ({ senderId, message }) => {
-    const { head } = show("in", senderId === 0 ? "from the system" : `from ${senderId}`, message);
-    if (senderId === 0) return;
-    if (to.value === "") to.value = String(senderId);
-    const reply = document.createElement("button");
-    reply.type = "button";
-    reply.className = "reply";
-    reply.textContent = "Reply";
-    reply.setAttribute("aria-label", `Reply to ${senderId}`);
-    reply.addEventListener("click", () => {
-      to.value = String(senderId);
-      text.focus();
-    });
-    head.append(reply);
-  },
-});
-onState(me.state);
-
-form.addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const recipientId = Number(to.value);
-  const valid = /^\d+$/.test(to.value.trim()) && Number.isSafeInteger(recipientId) && recipientId > 0;
-  to.setAttribute("aria-invalid", String(!valid));
-  problem.textContent = valid ? "" : "Enter the id of the recipient: a whole number, such as 2.";
-  if (!valid) {
-    to.focus();
-    return;
-  }
-  if (text.value === "") {
+  if (outcome === "delivered") return;
+  if (outcome === "too_large") {
+    // The writer can shorten it, and does not lose it.
+    entry.remove();
+    if (text.value === "") text.value = message;
+    problem.textContent = `The message is too large: the limit is ${bytesMax.toLocaleString("en")} bytes with its frame.`;
     text.focus();
     return;
   }
+  const again = smallButton("Send again", `Send again to ${recipientId}`, () => {
+    entry.remove();
+    void sendAndShow(recipientId, message);
+  });
+  line.append(" ", again);
+}
+
+function start() {
+  // Relative, because a proxy may serve the page below a path.
+  const url = new URL("./", location.href);
+  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  url.hash = "";
+  me = connect(url.href, {
+    ticket,
+    token: token.value.trim(),
+    onTicket: (fresh) => {
+      ticket = fresh;
+      storeTicket(fresh);
+    },
+    onState,
+    onFrame: ({ direction, text }) => onFrame(direction, text),
+    onDropped: (count) => conversation.note(`${count} messages to you were dropped: your queue was full.`),
+    onMessage: ({ senderId, message }) => onMessage(senderId, message),
+  });
+  onState(me.state);
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const recipientId = recipient();
+  to.setAttribute("aria-invalid", String(recipientId === null));
+  problem.textContent = recipientId === null ? "Enter the id of the recipient: a whole number, such as 2." : "";
+  if (recipientId === null) {
+    to.focus();
+    return;
+  }
   const message = text.value;
-  text.value = "";
   text.focus();
-  const { entry } = show("out", `to ${recipientId}`, message);
-  const line = make("div", "outcome", "sent");
-  entry.append(line);
-  log.scrollTop = log.scrollHeight;
-  // A lone surrogate is not a character, and JSON cannot carry it. Some keyboards leave one half of a pair.
-  onOutcome(line, await me.send(recipientId, message.replace(/\p{Surrogate}/gu, "\ufffd")));
+  if (message === "" || send.disabled) return;
+  text.value = "";
+  void sendAndShow(recipientId, message);
 });
 
 text.addEventListener("keydown", (event) => {
@@ -244,6 +261,19 @@ text.addEventListener("keydown", (event) => {
     event.preventDefault();
     form.requestSubmit();
   }
+});
+
+to.addEventListener("input", showRecipient);
+
+tokenForm.addEventListener("submit", (event) => {
+  event.preventDefault();
+  start();
+});
+
+joinAgain.addEventListener("click", async () => {
+  await joinAsNew();
+  ticket = null;
+  start();
 });
 
 copy.addEventListener("click", async () => {
@@ -255,8 +285,10 @@ copy.addEventListener("click", async () => {
 function readHash() {
   const invited = new URLSearchParams(location.hash.slice(1)).get("to");
   if (!invited || !/^\d{1,16}$/.test(invited)) return;
-  to.value = invited;
+  setRecipient(invited);
   text.focus();
 }
 addEventListener("hashchange", readHash);
 readHash();
+ticket = await ownTicket();
+start();

@@ -2,7 +2,7 @@
  * A client for Switchboard, a WebSocket relay between two users. It has no dependencies and runs in browsers
  * and in Node (below version 22, pass a WebSocket constructor, such as the one of the package `ws`).
  *
- *     import { connect } from "./switchboard.js"; // the relay serves it as /switchboard.js
+ *     import { connect } from "./switchboard.js"; // the relay serves it; for Node, as /switchboard.mjs
  *
  *     const me = connect("ws://127.0.0.1:8080/", {
  *       onMessage: ({ senderId, message }) => console.log(senderId, message),
@@ -18,8 +18,9 @@
 
 /**
  * The outcome of a message. `delivered`: the relay wrote the message to the recipient's socket and flushed it.
- * The recipient's program may not have read it: of such messages, the kernels may hold about 173 KB. Treat every other outcome as not delivered, and outcomes that this version does not know, too. With
- * `disconnected` and `unknown` the message may have arrived; with `not_sent` it never left this client.
+ * The recipient's program may not have read it: of such messages, the kernels may hold about 173 KB. Treat every
+ * other outcome as not delivered, and outcomes that this version does not know, too. With `disconnected` and
+ * `unknown` the message may have arrived; with `not_sent` it never left this client.
  *
  * @typedef {"delivered" | "offline" | "queue_full" | "disconnected" | "too_large" | "rate_limited"
  *   | "invalid" | "draining" | "unavailable" | "not_sent" | "unknown" | (string & {})} Outcome
@@ -43,8 +44,9 @@
  *   the next attempt; `closed`: the client makes no further attempt
  * @property {number | null} userId the id of the last connection; null before the first
  * @property {boolean} resumed whether this connection has kept the id of the previous one
- * @property {string | null} reason why the connection was lost, or why the id is new
+ * @property {string | null} reason why the connection was lost or refused, or why the id is new
  * @property {number | null} code the close code of the connection that was lost
+ * @property {number | null} status the HTTP status of the answer, if the relay refused the connection
  * @property {number | null} retryAt while waiting: the time of the next attempt, in milliseconds as `Date.now()`
  */
 
@@ -68,11 +70,13 @@
  * @property {(frame: Frame) => void} [onFrame] gets every frame, unchanged
  * @property {string | null} [ticket] the ticket of an earlier connection, to get its id again
  * @property {(ticket: string) => void} [onTicket] gets each new ticket; store it for a later connection
- * @property {() => string[]} [protocols] returns further subprotocol entries; called before each attempt
+ * @property {string | (() => string | Promise<string>)} [token] the token that the relay asks for, or a function
+ *   that returns a fresh one; the client calls it before each attempt, and tries again after a token has expired
+ * @property {() => string[] | Promise<string[]>} [protocols] returns further subprotocol entries; called before
+ *   each attempt, as `token` is
  * @property {new (url: string, protocols: string[]) => Socket} [WebSocket] default: the global one
  * @property {number} [connectMs] the time limit of an attempt, in milliseconds; default: 15 000
- * @property {number} [silenceMs] milliseconds without a frame, while an outcome is pending, after which the
- *   client gives the connection up; default: 60 000
+ * @property {number} [answerMs] the time limit of an answer to a ping, in milliseconds; default: 5 000
  * @property {() => number} [random] default: `Math.random`
  */
 
@@ -82,11 +86,26 @@ const SUBPROTOCOL = "switchboard.v1";
 const BACKOFF_MS_MIN = 500;
 const BACKOFF_MS_MAX = 30_000;
 
+/** A longer timer would fire at once. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
+
+/** After so many heartbeats of the relay without a frame, the client sends a ping. */
+const QUIET_HEARTBEATS = 1.2;
+
 /** After a connection that lasted at least this long, the limit of the wait is the minimum again. */
 const STEADY_MS = 5_000;
 
-/** Close codes after which the client must not reconnect: token expired, id taken over, user removed. */
-const FINAL_CODES = [4401, 4409, 4410];
+/** Close codes after which the client must not reconnect: id taken over, user removed. */
+const FINAL_CODES = [4409, 4410];
+
+/** The close code after a token has expired. It is final for a client that has no fresh token. */
+const TOKEN_EXPIRED = 4401;
+
+/** Answers to a handshake that another attempt does not change: bad token, forbidden origin. */
+const FINAL_STATUSES = [401, 403];
+
+/** @type {{ status: number | null, reason: string }} */
+const NO_REFUSAL = { status: null, reason: "" };
 
 /** The close code of a connection that ended without a close frame (RFC 6455 section 7.1.5). */
 const ABNORMAL = 1006;
@@ -117,6 +136,7 @@ export class Switchboard {
     resumed: false,
     reason: null,
     code: null,
+    status: null,
     retryAt: null,
   };
   /** @type {Socket | null} */
@@ -130,6 +150,8 @@ export class Switchboard {
   #welcomedAt = 0;
   /** The wait that the relay asked for in `reconnect`. @type {number | null} */
   #afterMs = null;
+  /** The time without a frame after which the client asks whether the relay is there, in milliseconds. */
+  #quietMs = Infinity;
   #bytesMax = Infinity;
   #nextId = 1;
   /** Messages whose outcome is pending, by the id on the wire. @type {Map<number, (outcome: Outcome) => void>} */
@@ -139,7 +161,9 @@ export class Switchboard {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #silenceTimer;
+  #quietTimer;
+  /** Removes the listeners of events when this client is closed. */
+  #ended = new AbortController();
 
   /**
    * @param {string} url
@@ -154,6 +178,11 @@ export class Switchboard {
     this.#options = options;
     this.#WebSocket = constructor;
     this.#ticket = options.ticket ?? null;
+    // A network that comes back, and a laptop that wakes up, say nothing about the old connection.
+    const ask = () => this.#askForLife();
+    const { signal } = this.#ended;
+    globalThis.addEventListener?.("online", ask, { signal });
+    globalThis.document?.addEventListener("visibilitychange", ask, { signal });
     this.#connect();
   }
 
@@ -200,7 +229,6 @@ export class Switchboard {
     const outcome = new Promise((resolve) => this.#pending.set(id, resolve));
     this.#socket.send(text);
     this.#options.onFrame?.({ direction: "out", text });
-    this.#watchForSilence();
     return outcome;
   }
 
@@ -217,22 +245,55 @@ export class Switchboard {
     return this.#state.phase === "open" && this.#afterMs === null;
   }
 
-  #connect() {
+  async #connect() {
     this.#afterMs = null;
-    const protocols = [SUBPROTOCOL, ...(this.#options.protocols?.() ?? [])];
-    if (this.#ticket) protocols.push(`ticket.${this.#ticket}`);
-    const socket = new this.#WebSocket(this.#url, protocols);
+    const { token, protocols, connectMs } = this.#options;
+    const entries = [SUBPROTOCOL];
+    try {
+      const bearer = typeof token === "function" ? await token() : token;
+      if (bearer) entries.push(`bearer.${bearer}`);
+      entries.push(...((await protocols?.()) ?? []));
+    } catch (error) {
+      if (this.#state.phase === "connecting") this.#onClose(ABNORMAL, `no token: ${error}`);
+      return;
+    }
+    // `close` may have been called meanwhile.
+    if (this.#state.phase !== "connecting") return;
+    if (this.#ticket) entries.push(`ticket.${this.#ticket}`);
+    const socket = new this.#WebSocket(this.#url, entries);
     this.#socket = socket;
     // A socket that this client has given up can still have events; they must not change the state.
     socket.onmessage = (event) => {
       if (this.#socket === socket) this.#receive(String(event.data));
     };
-    socket.onclose = (event) => {
-      if (this.#socket === socket) this.#onClose(event.code, event.reason);
+    socket.onclose = async (event) => {
+      if (this.#socket !== socket) return;
+      const { status, reason } = this.#state.phase === "connecting" ? await this.#refusal(entries) : NO_REFUSAL;
+      if (this.#socket === socket) this.#onClose(event.code, event.reason || reason, status);
     };
     // The close event carries the reason. Without this handler, `ws` would throw the error.
     socket.onerror = () => {};
-    this.#timer = setTimeout(() => this.#giveUp("no answer"), this.#options.connectMs ?? 15_000);
+    this.#timer = setTimeout(() => this.#giveUp("no answer"), connectMs ?? 15_000);
+  }
+
+  /**
+   * Asks over HTTP why the relay has refused a handshake, since a browser hides the answer to it.
+   *
+   * @param {string[]} entries the subprotocol entries of the handshake
+   * @returns {Promise<{ status: number | null, reason: string }>}
+   */
+  async #refusal(entries) {
+    const url = new URL("handshake", this.#url);
+    url.protocol = url.protocol.replace("ws", "http");
+    const bearer = entries.find((entry) => entry.startsWith("bearer."))?.slice("bearer.".length);
+    /** @type {Record<string, string>} */
+    const headers = bearer ? { Authorization: `Bearer ${bearer}` } : {};
+    try {
+      const answer = await fetch(url, { headers, cache: "no-store" });
+      return answer.ok ? NO_REFUSAL : { status: answer.status, reason: (await answer.text()).trim() };
+    } catch {
+      return NO_REFUSAL; // The relay cannot be reached over HTTP either.
+    }
   }
 
   /** @param {string} text */
@@ -262,11 +323,14 @@ export class Switchboard {
   }
 
   /**
-   * @param {{ user_id: number, max_message_bytes: number, ticket?: string, resumed?: boolean, reason?: string }} frame
+   * @param {{ user_id: number, heartbeat_ms: number, max_message_bytes: number, ticket?: string, resumed?: boolean,
+   *   reason?: string }} frame
    */
-  #welcome({ user_id: userId, max_message_bytes: bytesMax, ticket, resumed, reason }) {
+  #welcome({ user_id: userId, heartbeat_ms: heartbeatMs, max_message_bytes: bytesMax, ticket, resumed, reason }) {
     clearTimeout(this.#timer);
     this.#welcomedAt = this.#lastFrameAt;
+    this.#quietMs = heartbeatMs * QUIET_HEARTBEATS;
+    this.#watchForQuiet();
     this.#bytesMax = bytesMax;
     if (ticket) {
       this.#ticket = ticket;
@@ -278,6 +342,7 @@ export class Switchboard {
       resumed: resumed ?? false,
       reason: reason ?? null,
       code: null,
+      status: null,
       retryAt: null,
     });
     for (const { resolve } of this.#waiters.splice(0)) resolve(userId);
@@ -288,13 +353,16 @@ export class Switchboard {
    *
    * @param {number} code
    * @param {string} reason
+   * @param {number | null} [status] the HTTP status of a refused handshake
    */
-  #onClose(code, reason) {
+  #onClose(code, reason, status = null) {
     const afterMs = this.#afterMs;
     const steady = this.#state.phase === "open" && Date.now() - this.#welcomedAt >= STEADY_MS;
     this.#detach();
-    if (FINAL_CODES.includes(code)) {
-      this.#end(code, reason || `close code ${code}`);
+    const hasFreshToken = [this.#options.token, this.#options.protocols].some((one) => typeof one === "function");
+    const expired = code === TOKEN_EXPIRED && !hasFreshToken;
+    if (expired || FINAL_CODES.includes(code) || (status !== null && FINAL_STATUSES.includes(status))) {
+      this.#end(code, reason || `close code ${code}`, status);
       return;
     }
     if (steady || afterMs !== null) this.#failures = 0;
@@ -312,6 +380,7 @@ export class Switchboard {
       resumed: false,
       reason: reason || (code === ABNORMAL ? "connection lost" : `close code ${code}`),
       code,
+      status,
       retryAt: Date.now() + wait,
     });
   }
@@ -330,8 +399,7 @@ export class Switchboard {
   /** Detaches the socket and settles pending sends with `unknown`. Returns the socket, so that it can be closed. */
   #detach() {
     clearTimeout(this.#timer);
-    clearTimeout(this.#silenceTimer);
-    this.#silenceTimer = undefined;
+    clearTimeout(this.#quietTimer);
     const socket = this.#socket;
     this.#socket = null;
     const pending = [...this.#pending.values()];
@@ -343,28 +411,33 @@ export class Switchboard {
   /**
    * @param {number} code
    * @param {string} reason
+   * @param {number | null} [status]
    */
-  #end(code, reason) {
-    this.#change({ ...this.#state, phase: "closed", resumed: false, reason, code, retryAt: null });
+  #end(code, reason, status = null) {
+    this.#ended.abort();
+    this.#change({ ...this.#state, phase: "closed", resumed: false, reason, code, status, retryAt: null });
     for (const { reject } of this.#waiters.splice(0)) reject(new Error(`closed: ${reason}`));
   }
 
-  /**
-   * Gives the connection up if an outcome is pending and no frame arrives for `silenceMs`. A network that fails
-   * does not close the socket, so silence is the only sign.
-   */
-  #watchForSilence() {
-    if (this.#silenceTimer !== undefined) return;
-    this.#lastFrameAt = Date.now();
-    const limit = this.#options.silenceMs ?? 60_000;
-    const check = () => {
-      this.#silenceTimer = undefined;
-      if (this.#pending.size === 0) return;
-      const left = this.#lastFrameAt + limit - Date.now();
-      if (left <= 0) this.#giveUp("no answer");
-      else this.#silenceTimer = setTimeout(check, left);
-    };
-    this.#silenceTimer = setTimeout(check, limit);
+  /** Asks for a sign of life when no frame has come for a while: a network that fails does not close the socket. */
+  #watchForQuiet() {
+    const left = this.#lastFrameAt + this.#quietMs - Date.now();
+    const wait = Math.min(Math.max(left, 0), TIMER_MS_MAX);
+    this.#quietTimer = setTimeout(() => (left > 0 ? this.#watchForQuiet() : this.#askForLife()), wait);
+  }
+
+  /** Sends a ping, and gives the connection up if no frame answers it in time. */
+  #askForLife() {
+    if (this.#state.phase !== "open") return;
+    clearTimeout(this.#quietTimer);
+    const askedAt = Date.now();
+    const text = '{"type":"ping"}';
+    this.#socket?.send(text);
+    this.#options.onFrame?.({ direction: "out", text });
+    this.#quietTimer = setTimeout(() => {
+      if (this.#lastFrameAt >= askedAt) this.#watchForQuiet();
+      else this.#giveUp("no answer");
+    }, this.#options.answerMs ?? 5_000);
   }
 
   /** @param {State} state */

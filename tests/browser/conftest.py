@@ -54,7 +54,7 @@ def open_tab(browser):
     `tab.asked` the URLs of all requests; both are checked when the test ends."""
     contexts, tabs = [], []
 
-    def open_tab(relay: Relay, path: str = "/", **options):
+    def open_tab(relay: Relay, path: str = "/", phase: str = "open", **options):
         context = browser.new_context(**options)
         context.set_default_timeout(20_000)
         contexts.append(context)
@@ -65,7 +65,7 @@ def open_tab(browser):
         tab.on("request", lambda request: tab.asked.append(request.url))
         tab.on("websocket", lambda socket: tab.asked.append(socket.url.replace("ws:", "http:")))
         tab.goto(relay.origin + path)
-        tab.wait_for_selector("#state[data-phase=open]")
+        tab.wait_for_selector(f"#state[data-phase={phase}]")
         tabs.append(tab)
         return tab
 

@@ -73,6 +73,12 @@ class Relay:
         with answer:
             return answer.status, answer.headers, answer.read().decode()
 
+    def issue_token(self) -> str:
+        """Returns a token for this relay."""
+        env = {**os.environ, **{f"SWITCHBOARD__{key}": value for key, value in self.settings.items()}}
+        done = subprocess.run([binary(), "token", "issue", "--subject", "alice"], env=env, capture_output=True, check=True)
+        return done.stdout.decode().strip()
+
     def freeze(self):
         """Stops all threads of the relay until `thaw`."""
         self.process.send_signal(signal.SIGSTOP)

@@ -28,7 +28,7 @@ def write(tab, to: str, text: str):
 
 def expect_outcome(line, outcome: str, words: str):
     until(lambda: line.get_attribute("data-outcome") == outcome, outcome)
-    assert line.text_content() == words
+    assert line.text_content().removesuffix(" Send again") == words
 
 
 def received(tab, count: int):
@@ -48,7 +48,7 @@ def test_two_tabs_talk(relay, open_tab):
     # The page fills in the first sender as the recipient of the answer.
     assert b.input_value("#to") == "1"
     b.fill("#text", "two\nlines")
-    b.click("button[type=submit]")
+    b.click("#send")
     assert received(a, 1) == ["two\nlines"]
 
 
@@ -125,10 +125,122 @@ def test_hostile_text_is_text(relay, open_tab):
     assert b.locator("#frames img").count() == 0
 
 
-def test_a_message_above_the_limit_is_shown_as_too_large(start_relay, open_tab):
+def test_a_message_above_the_limit_stays_in_the_box_and_names_the_limit(start_relay, open_tab):
     tab = open_tab(start_relay(LIMITS__MESSAGE_BYTES="1KiB"))
-    expect_outcome(write(tab, "1", "x" * 1100), "too_large", "too large")
+    tab.fill("#to", own_id(tab))
+    tab.fill("#text", "x" * 1100)
+    tab.press("#text", "Enter")
+    until(lambda: "1,024 bytes" in tab.text_content("#problem"), "the limit")
+    assert tab.input_value("#text") == "x" * 1100
+    assert tab.locator(".message").count() == 0
     expect_outcome(write(tab, "1", "x" * 900), "delivered", "delivered")
+    assert tab.text_content("#problem") == ""
+
+
+def test_a_visitor_reads_what_this_is_and_can_type_at_once(relay, open_tab):
+    tab = open_tab(relay)
+    assert "Write to another person by number" in tab.text_content("header")
+    assert tab.locator("#to:focus").count() == 1
+    assert "on this computer" in tab.text_content("#invite-label")
+    tab.click("summary")
+    for name in ("asyncapi.yaml", "switchboard.js"):
+        assert tab.evaluate(f"fetch(document.querySelector('a[href=\"{name}\"]').href).then(a => a.status)") == 200
+
+
+def test_an_invited_visitor_reads_to_whom_to_write(relay, open_tab):
+    tab = open_tab(relay, "/#to=7")
+    assert tab.text_content("#text-label") == "Write to 7"
+    assert tab.locator("#text:focus").count() == 1
+
+
+def fill_the_log(tab, count: int = 20):
+    for n in range(count):
+        expect_outcome(write(tab, own_id(tab), f"message {n}"), "delivered", "delivered")
+    received(tab, count)
+
+
+def hidden_below(tab) -> float:
+    return tab.evaluate("(log => log.scrollHeight - log.scrollTop - log.clientHeight)(document.getElementById('log'))")
+
+
+def test_the_newest_message_stays_visible_when_the_log_shrinks(relay, open_tab):
+    tab = open_tab(relay, viewport=DESKTOP)
+    fill_the_log(tab)
+    for shrink in (
+        lambda: tab.fill("#text", "\n" * 8),
+        lambda: tab.click("summary"),
+        lambda: tab.set_viewport_size({"width": 700, "height": 420}),
+    ):
+        shrink()
+        until(lambda: hidden_below(tab) < 2, "the end of the log")
+
+
+def test_send_stays_visible_above_the_keyboard_of_a_phone(relay, open_tab):
+    tab = open_tab(relay, viewport=PHONE)
+    fill_the_log(tab, 5)
+    tab.set_viewport_size({"width": 390, "height": 430})
+    tab.focus("#text")
+    box = tab.locator("#send").bounding_box()
+    assert box["y"] >= 0 and box["y"] + box["height"] <= 430
+
+
+def test_messages_of_one_sender_are_grouped_and_have_a_time(relay, open_tab):
+    a, b = open_tab(relay), open_tab(relay)
+    for text in ("one", "two"):
+        expect_outcome(write(a, own_id(b), text), "delivered", "delivered")
+    received(b, 2)
+    heads = b.locator(".message.in .who")
+    assert heads.first.is_visible() and not heads.nth(1).is_visible()
+    assert re.search(r"\d\d:\d\d", heads.first.locator("time").text_content())
+
+
+def test_reply_shows_on_hover_and_focus(relay, open_tab):
+    a, b = open_tab(relay), open_tab(relay)
+    expect_outcome(write(a, own_id(b), "hello"), "delivered", "delivered")
+    received(b, 1)
+    reply = b.locator(".reply")
+    opacity = lambda: reply.evaluate("button => getComputedStyle(button).opacity")
+    assert opacity() == "0"
+    b.hover(".message.in .body")
+    assert opacity() == "1"
+    b.hover("h1")
+    b.focus("#copy")
+    b.keyboard.press("Tab")
+    b.keyboard.press("Tab")
+    until(lambda: b.locator(".reply:focus").count() == 1, "focus on Reply")
+    assert opacity() == "1"
+    b.fill("#to", "")
+    b.keyboard.press("Shift+Tab")
+    reply.click()
+    assert b.input_value("#to") == own_id(a)
+    assert b.locator("#text:focus").count() == 1
+
+
+def test_a_failed_message_can_be_sent_again(relay, open_tab):
+    a = open_tab(relay)
+    expect_outcome(write(a, "2", "are you there?"), "offline", "offline: no user has this id now")
+    b = open_tab(relay)
+    assert own_id(b) == "2"
+    a.click("text=Send again")
+    assert received(b, 1) == ["are you there?"]
+    until(lambda: a.locator("[data-outcome=delivered]").count() == 1, "delivered")
+    assert a.locator(".message.out").count() == 1
+
+
+def test_unread_messages_are_hinted_at_and_counted_in_the_title(relay, open_tab):
+    a, b = open_tab(relay), open_tab(relay)
+    fill_the_log(b)
+    b.evaluate("document.getElementById('log').scrollTop = 0")
+    b.wait_for_timeout(100)
+    for n in (1, 2):
+        expect_outcome(write(a, own_id(b), f"news {n}"), "delivered", "delivered")
+    until(lambda: b.is_visible("#unread"), "the hint")
+    until(lambda: b.text_content("#unread") == "2 new messages", "two")
+    assert b.title() == f"(2) {own_id(b)} · Switchboard"
+    b.click("#unread")
+    until(lambda: not b.is_visible("#unread"), "no hint")
+    assert b.title() == f"{own_id(b)} · Switchboard"
+    assert hidden_below(b) < 2
 
 
 def test_the_page_works_with_the_keyboard_alone(relay, open_tab):
@@ -204,7 +316,7 @@ def test_the_frames_are_shown_unchanged(relay, open_tab):
 
 def forgive_failed_connections(tab):
     """Ignores the error that Chromium logs for each connection that fails."""
-    failed = f"WebSocket connection to 'ws{tab.origin.removeprefix('http')}/' failed"
+    failed = (f"WebSocket connection to 'ws{tab.origin.removeprefix('http')}/' failed", "Failed to load resource: ")
     tab.complaints[:] = [text for text in tab.complaints if not text.startswith(failed)]
 
 
@@ -243,6 +355,45 @@ def test_a_reload_keeps_the_id_and_a_second_window_takes_it_over(relay, open_tab
     assert own_id(other) == its_id
     tab.wait_for_selector("#state[data-phase=closed]")
     assert tab.text_content("#phase") == "taken over: this id is open somewhere else"
+    assert tab.is_disabled("#send")
+    # The tab is still useful: it joins with a new id.
+    tab.click("text=Join as somebody new")
+    tab.wait_for_selector("#state[data-phase=open]")
+    assert own_id(tab) not in ("1", its_id)
+    assert other.get_attribute("#state", "data-phase") == "open"
+
+
+def test_a_duplicated_tab_becomes_a_user_of_its_own(relay, open_tab):
+    tab = open_tab(relay)
+    with tab.context.expect_page() as opened:
+        tab.evaluate("void window.open(location.href)")  # copies the storage of the tab, as a duplicate does
+    copy = opened.value
+    copy.wait_for_selector("#state[data-phase=open]")
+    assert (own_id(tab), own_id(copy)) == ("1", "2")
+    expect_outcome(write(copy, "1", "we are two"), "delivered", "delivered")
+    assert received(tab, 1) == ["we are two"]
+    # Both keep their ids when they are loaded again.
+    for one, its_id in ((copy, "2"), (tab, "1")):
+        one.reload()
+        one.wait_for_selector("#state[data-phase=open]")
+        assert own_id(one) == its_id
+
+
+def test_the_page_asks_for_a_token_and_says_why_one_is_refused(start_relay, open_tab, secret_file):
+    relay = start_relay(AUTH__MODE="jwt", AUTH__SECRET_FILE=secret_file)
+    tab = open_tab(relay, phase="closed")
+    assert tab.is_visible("#token") and tab.is_disabled("#send")
+    assert tab.text_content("#token-problem") == "This relay asks for a token."
+    assert tab.locator("#token:focus").count() == 1
+    tab.keyboard.type("nonsense")
+    tab.keyboard.press("Enter")
+    until(lambda: tab.text_content("#token-problem") == "The token was refused: unauthorized", "the reason")
+    tab.fill("#token", relay.issue_token())
+    tab.press("#token", "Enter")
+    tab.wait_for_selector("#state[data-phase=open]")
+    assert not tab.is_visible("#token")
+    expect_outcome(write(tab, own_id(tab), "with a token"), "delivered", "delivered")
+    forgive_failed_connections(tab)
 
 
 def test_a_new_id_after_a_restart_is_shown(start_relay, open_tab):
@@ -270,12 +421,12 @@ def test_the_wait_before_a_reconnect_is_counted_down(start_relay, open_tab):
     forgive_failed_connections(tab)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_axe_finds_nothing(relay, open_tab, axe, scheme, viewport):
-    # The content security policy of the page would block axe, like every other script.
-    a = open_tab(relay, color_scheme=scheme, viewport=viewport, bypass_csp=True)
-    b = open_tab(relay)
+# At 200% a window has half as many CSS pixels each way.
+VIEWPORTS = {"phone": PHONE, "desktop": DESKTOP, "zoomed": {"width": 500, "height": 320}}
+
+
+def conversation(relay, secured, open_tab, **options):
+    a, b = open_tab(relay, **options), open_tab(relay)
     for text in ("Hello!", "x" * 5000):
         expect_outcome(write(b, own_id(a), text), "delivered", "delivered")
     expect_outcome(write(a, own_id(b), "Hello."), "delivered", "delivered")
@@ -284,11 +435,74 @@ def test_axe_finds_nothing(relay, open_tab, axe, scheme, viewport):
     a.fill("#text", "no recipient")
     a.press("#text", "Enter")
     a.click("summary")
-    a.evaluate(axe)
-    found = a.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return a
+
+
+def unread(relay, secured, open_tab, **options):
+    a = open_tab(relay, **options)
+    fill_the_log(a)
+    a.evaluate("document.getElementById('log').scrollTop = 0")
+    a.wait_for_timeout(100)
+    expect_outcome(write(open_tab(relay), own_id(a), "news"), "delivered", "delivered")
+    until(lambda: a.is_visible("#unread"), "the hint")
+    return a
+
+
+def taken_over(relay, secured, open_tab, **options):
+    a, b = open_tab(relay, **options), open_tab(relay)
+    ticket = a.evaluate("sessionStorage.getItem('switchboard.ticket')")
+    b.evaluate("ticket => sessionStorage.setItem('switchboard.ticket', ticket)", ticket)
+    b.reload()
+    a.wait_for_selector("#state[data-phase=closed]")
+    return a
+
+
+def token_wanted(relay, secured, open_tab, **options):
+    a = open_tab(secured, phase="closed", **options)
+    a.keyboard.type("nonsense")
+    a.keyboard.press("Enter")
+    until(lambda: "refused" in a.text_content("#token-problem"), "the reason")
+    forgive_failed_connections(a)
+    return a
+
+
+def waiting(relay, secured, open_tab, **options):
+    a = open_tab(relay, **options)
+    relay.stop()
+    a.wait_for_selector("#state[data-phase=waiting]")
+    forgive_failed_connections(a)
+    return a
+
+
+def empty(relay, secured, open_tab, **options):
+    return open_tab(relay, **options)
+
+
+STATES = [empty, conversation, unread, taken_over, token_wanted, waiting]
+
+
+@pytest.fixture
+def secured(start_relay, secret_file):
+    return start_relay(AUTH__MODE="jwt", AUTH__SECRET_FILE=secret_file)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", VIEWPORTS)
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
+def test_axe_finds_nothing(relay, secured, open_tab, axe, state, scheme, viewport):
+    """Also writes a picture of each state into the folder that SWITCHBOARD_SCREENSHOTS names."""
+    # The content security policy of the page would block axe, like every other script.
+    options = {"color_scheme": scheme, "viewport": VIEWPORTS[viewport], "bypass_csp": True}
+    tab = state(relay, secured, open_tab, **options)
+    if folder := os.environ.get("SWITCHBOARD_SCREENSHOTS"):
+        pathlib.Path(folder).mkdir(exist_ok=True)
+        tab.screenshot(path=pathlib.Path(folder) / f"{state.__name__}-{viewport}-{scheme}.png")
+    tab.evaluate(axe)
+    found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")
     assert [(v["id"], [n["html"] for n in v["nodes"]]) for v in found["violations"]] == []
     assert len(found["passes"]) > 20
-    assert is_as_wide_as_its_window(a)
+    assert is_as_wide_as_its_window(tab)
+    forgive_failed_connections(tab)
 
 
 def test_the_page_is_served_only_for_text_html(start_relay):

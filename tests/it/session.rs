@@ -1025,8 +1025,8 @@ async fn every_order_to_end_is_obeyed_in_every_state() {
             let what =
                 format!("{order:?} in {state:?}: {codes:?}, counts as {counted}, took {took:?}");
             // The close frame of these two came before the order.
-            let comes = !matches!(state, In::Discarding | In::Lingering);
-            assert_eq!(codes, Vec::from_iter(code.filter(|_| comes)), "{what}");
+            let is_first = !matches!(state, In::Discarding | In::Lingering);
+            assert_eq!(codes, Vec::from_iter(code.filter(|_| is_first)), "{what}");
             assert_eq!(counted, code.unwrap_or(1012), "{what}");
             let waits = match (state, order) {
                 (In::AwaitingToRestart, Order::Restart) => WITHIN,

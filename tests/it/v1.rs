@@ -774,6 +774,63 @@ const BAD_WITH_ID: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test]
+async fn a_ping_gets_a_pong_and_is_no_message() {
+    let relay = Relay::plain().await;
+    let mut user = relay.v1().await;
+    for (ping, pong) in [
+        (r#"{"type":"ping"}"#, r#"{"type":"pong"}"#),
+        (
+            r#" { "id" : "a" , "type" : "ping" } "#,
+            r#"{"type":"pong","id":"a"}"#,
+        ),
+        (
+            r#"{"type":"ping","id":-7,"more":[]}"#,
+            r#"{"type":"pong","id":-7}"#,
+        ),
+    ] {
+        user.send_text(ping).await;
+        let pong: Value = serde_json::from_str(pong).unwrap();
+        assert_eq!(user.hear().await, pong, "{ping}");
+    }
+    // A message may have other fields, `type` among them.
+    user.send_text(r#"{"type":"ping","recipient_id":1,"message":"hi"}"#)
+        .await;
+    user.hears(1, "hi").await;
+    for other in [r#"{"type":"pong"}"#, r#"{"type":["ping"]}"#] {
+        user.send_text(other).await;
+        user.errs("missing_field").await;
+    }
+    let ledger = relay.ledger().await.ledger();
+    assert_eq!((ledger.received, ledger.delivered), (1, 1));
+    // The bare contract has no pings.
+    let mut bare = relay.bare().await;
+    bare.send_text(r#"{"type":"ping"}"#).await;
+    bare.closed_with(1007).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn pings_over_the_rate_get_no_pong() {
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.limits.message_rate = Some(1);
+    })
+    .await;
+    let mut user = relay.v1().await;
+    let mut limited = 0;
+    for _ in 0..10 {
+        user.send_text(r#"{"type":"ping","id":1}"#).await;
+        let frame = user.hear().await;
+        if frame["type"] == "error" {
+            assert_eq!(frame["code"], "rate_limited", "{frame}");
+            limited += 1;
+        }
+    }
+    assert!((6..=8).contains(&limited), "{limited}");
+    assert_eq!(relay.ledger().await.ledger().received, 0);
+    relay.stop().await;
+}
+
+#[tokio::test]
 async fn json_other_than_an_object_is_an_error() {
     let relay = Relay::plain().await;
     let mut user = relay.v1().await;

@@ -98,7 +98,7 @@ class Wire:
         if bool(found) != good:
             sys.exit(f"{protocol}: {text} matches the descriptions {found}")
         if good:
-            self.seen[(protocol + "Receive", "send")] += 1
+            self.seen[(protocol + "Receive", found[0])] += 1
 
     def closed(self, code):
         if code not in self.codes:

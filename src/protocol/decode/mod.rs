@@ -110,6 +110,17 @@ pub fn readable_id(text: &str) -> Option<&str> {
     }
 }
 
+/// Whether a text that [`decode`] has refused for its missing recipient is a ping of `switchboard.v1`:
+/// `{"type":"ping"}`, with or without an `id`. Messages pay nothing for it.
+pub fn is_ping(text: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Typed<'a> {
+        #[serde(borrow, rename = "type")]
+        kind: Cow<'a, str>,
+    }
+    serde_json::from_str::<Typed<'_>>(text).is_ok_and(|typed| typed.kind == "ping")
+}
+
 /// Decodes `{"recipient_id":2,"message":"…"}` without escapes, with or without a space after each colon and comma.
 /// In `switchboard.v1` an integer `id` may follow. Returns nothing for every other layout.
 fn fast(text: &str, dialect: Dialect) -> Option<Inbound<'_>> {
