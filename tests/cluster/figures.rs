@@ -453,10 +453,10 @@ impl Node {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let line = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("addrs=[")));
+        let line = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("urls=[")));
         let line = line.unwrap().unwrap();
-        let addr = line.split("addrs=[").nth(1).unwrap();
-        let addr = addr.split(']').next().unwrap().parse().unwrap();
+        let addr = line.split("urls=[\"http://").nth(1).unwrap();
+        let addr = addr.split('"').next().unwrap().parse().unwrap();
         std::thread::spawn(move || lines.for_each(drop));
         let node = Self { addr, process };
         while node.get("/readyz").await.0 != 200 {

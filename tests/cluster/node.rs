@@ -86,8 +86,8 @@ impl Node {
             let exited = node.process.as_mut().unwrap().try_wait().unwrap();
             assert!(exited.is_none(), "the node ended:\n{}", node.log());
             let log = node.log();
-            let (_, rest) = log.split_once("addrs=[127.0.0.1:")?;
-            rest.split(']').next()?.parse().ok()
+            let (_, rest) = log.split_once("urls=[\"http://127.0.0.1:")?;
+            rest.split('"').next()?.parse().ok()
         })
         .await;
         node
