@@ -52,7 +52,7 @@ pub(crate) fn bind_server(settings: &Settings) -> Result<Vec<TcpListener>, BindE
     let is_default = *addrs == Settings::default().server.listen;
     let mut listeners = Vec::new();
     for &addr in addrs {
-        match bind(addr, &settings.keepalive) {
+        match bind(addr, settings) {
             Ok(listener) => listeners.push(listener),
             Err(error) if is_default && lacks_address_family(&error) => {
                 warn!(%addr, %error, "default address skipped: the machine lacks its family");
@@ -77,7 +77,7 @@ pub(crate) fn bind_server(settings: &Settings) -> Result<Vec<TcpListener>, BindE
 pub(crate) fn bind_admin(settings: &Settings) -> Result<Option<TcpListener>, BindError> {
     let setting = "admin.listen";
     let bound = settings.admin.listen.map(|addr| {
-        bind(addr, &settings.keepalive).map_err(|source| BindError::Address {
+        bind(addr, settings).map_err(|source| BindError::Address {
             addr,
             setting,
             source,
@@ -86,18 +86,25 @@ pub(crate) fn bind_admin(settings: &Settings) -> Result<Option<TcpListener>, Bin
     bound.transpose()
 }
 
-fn bind(addr: SocketAddr, keepalive: &KeepaliveSettings) -> io::Result<TcpListener> {
+/// Whether a listener on `[::]` takes connections by IPv4, too: where no other listener has its port.
+fn takes_ipv4(addr: SocketAddr, settings: &Settings) -> bool {
+    let all = settings.server.listen.iter().chain(&settings.admin.listen);
+    let of_port = all.filter(|other| other.port() == addr.port()).count();
+    addr.is_ipv6() && addr.ip().is_unspecified() && (addr.port() == 0 || of_port == 1)
+}
+
+fn bind(addr: SocketAddr, settings: &Settings) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     if addr.is_ipv6() {
         // Lets the process listen on [::] and 0.0.0.0 at the same time.
-        socket.set_only_v6(true)?;
+        socket.set_only_v6(!takes_ipv4(addr, settings))?;
     }
     // The session gathers frames before it writes, so Nagle's algorithm could only delay them.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(NOT_SENT_BYTES)?;
-    set_timers(&socket, keepalive)?;
+    set_timers(&socket, &settings.keepalive)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -137,7 +144,11 @@ mod tests {
 
     /// The idle time before the first probe, the interval of probes, and the user timeout of an accepted connection.
     async fn timers(keepalive: &KeepaliveSettings) -> [Duration; 3] {
-        let listener = bind(([127, 0, 0, 1], 0).into(), keepalive).unwrap();
+        let settings = Settings {
+            keepalive: keepalive.clone(),
+            ..Settings::default()
+        };
+        let listener = bind(([127, 0, 0, 1], 0).into(), &settings).unwrap();
         let _peer = TcpStream::connect(listener.local_addr().unwrap())
             .await
             .unwrap();

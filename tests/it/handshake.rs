@@ -602,3 +602,24 @@ async fn origins_without_a_site_connect_where_they_are_allowed_by_name() {
     check_refused(&relay, "another", page("app://x"), 403, "allowed_origins").await;
     relay.stop().await;
 }
+
+#[tokio::test]
+async fn a_listener_on_all_ipv6_addresses_takes_ipv4_where_it_is_alone_on_its_port() {
+    let Ok(probe) = std::net::TcpListener::bind("[::]:0") else {
+        return; // a machine without IPv6
+    };
+    let port = probe.local_addr().unwrap().port();
+    drop(probe);
+    let ours = |ip: &str| -> std::net::SocketAddr { format!("{ip}:{port}").parse().unwrap() };
+    for listen in [vec![ours("[::]")], vec![ours("[::]"), ours("0.0.0.0")]] {
+        let relay = Relay::start(Strategy::Directory, |settings| {
+            settings.server.listen = listen;
+        })
+        .await;
+        for (ip, id) in [("127.0.0.1", 1), ("[::1]", 2)] {
+            let user = Raw::connect(ours(ip)).await.joined(Dialect::Bare).await;
+            assert_eq!(user.id, id, "{ip}");
+        }
+        relay.stop().await;
+    }
+}
