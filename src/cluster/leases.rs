@@ -15,10 +15,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::Shared;
 use super::handover::Ask;
 use super::inbound::take_block;
 use super::link::{Link, Lost, backoff, chain};
+use super::{Shared, Unready};
 
 /// What somebody says who holds the block in question.
 pub(super) const HOLDER: &[u8] = b"holder";
@@ -142,9 +142,16 @@ impl Keeper {
                 continue;
             }
             match self.lease().await {
-                Ok(()) => failures = 0,
+                Ok(()) => {
+                    self.shared.set_unready(Unready::NoId);
+                    failures = 0;
+                }
                 Err(LeaseError::Lost(lost)) => return Err(lost),
                 Err(error) => {
+                    self.shared.set_unready(match error {
+                        LeaseError::BlockSize { .. } => Unready::BlockSize,
+                        _ => Unready::NoJetStream,
+                    });
                     if failures == 0 {
                         error!(error = chain(&error), "no new block of ids");
                     }

@@ -23,7 +23,7 @@ use super::leases::Keeper;
 use super::nats::Access;
 use super::outbound::publish;
 use super::window::Window;
-use super::{Shared, micros};
+use super::{Shared, Unready, micros};
 use crate::telemetry::traces::TRACEPARENT_BYTES;
 
 /// How long the end of a link may take that is closed in order.
@@ -94,11 +94,20 @@ pub(super) async fn keep(shared: Arc<Shared>, access: Access) {
                 }
                 match end {
                     End::Closed => break,
-                    End::Lost(reason) => warn!(reason, "nats is away"),
+                    End::Lost(reason) => {
+                        shared.set_unready(Unready::Unreachable);
+                        warn!(reason, "nats is away");
+                    }
                 }
             }
-            Err(error) if failures == 0 => warn!(error = chain(&error), "nats is away"),
-            Err(error) => debug!(error = chain(&error), failures, "nats is away"),
+            Err(error) => {
+                shared.set_unready(error.unready());
+                if failures == 0 {
+                    warn!(error = chain(&error), "nats is away");
+                } else {
+                    debug!(error = chain(&error), failures, "nats is away");
+                }
+            }
         }
         failures += 1;
         tokio::select! {

@@ -77,12 +77,21 @@ pub struct Tasks {
 /// Why a node in a cluster should get no new users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unready {
-    /// There is no id to give.
+    /// There is no id to give, and the next block is not leased yet.
     #[error("no id is left")]
     NoId,
-    /// NATS is away for `cluster.unready_after`, and `cluster.required` is set.
-    #[error("the cluster is away")]
-    Away,
+    /// No server of `cluster.nats_url` answers.
+    #[error("nats cannot be reached (cluster.nats_url)")]
+    Unreachable,
+    /// The server does not take the node's credentials.
+    #[error("nats refuses the login (cluster.user, token_file, nkey_file or creds_file)")]
+    LoginRefused,
+    /// JetStream leases no block.
+    #[error("jetstream leases no ids: it is off, or this account may not use it")]
+    NoJetStream,
+    /// Other nodes have another `cluster.block_size`.
+    #[error("the other nodes have another cluster.block_size")]
+    BlockSize,
 }
 
 struct Shared {
@@ -113,6 +122,8 @@ struct Shared {
     seen: Mutex<HashMap<u64, Arc<Mutex<Cut>>>>,
     /// The present link, while it is up.
     link: Mutex<Option<Arc<Link>>>,
+    /// The cause, while the node is unready.
+    unready: Mutex<Unready>,
     /// When the link was lost, microseconds; 0 while it is up.
     away_since: AtomicU64,
     /// The highest block that was ever leased here.
@@ -208,10 +219,12 @@ impl Cluster {
     /// Whether this node should get new users.
     pub fn ready(&self) -> Result<(), Unready> {
         let shared = &self.shared;
-        if shared.leases.unspent() == 0 {
-            Err(Unready::NoId)
-        } else if shared.settings.required && shared.is_long_away() {
-            Err(Unready::Away)
+        let has_no_id = shared.leases.unspent() == 0;
+        if has_no_id || (shared.settings.required && shared.is_long_away()) {
+            Err(*shared
+                .unready
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner))
         } else {
             Ok(())
         }
@@ -287,6 +300,7 @@ impl Shared {
             guests: Guests::default(),
             seen: Mutex::default(),
             link: Mutex::default(),
+            unready: Mutex::new(Unready::Unreachable),
             node,
             away_since: AtomicU64::new(1),
             highest_block: AtomicU64::new(0),
@@ -365,9 +379,15 @@ impl Shared {
         self.peers.load().get(&node).cloned().unwrap_or(peer)
     }
 
+    /// Sets the cause that `/readyz` names while the node is unready.
+    fn set_unready(&self, cause: Unready) {
+        *self.unready.lock().unwrap_or_else(PoisonError::into_inner) = cause;
+    }
+
     /// Opens the way out, and closes it again when the guard is dropped: what was queued is dropped
     /// then.
     fn come_up(self: &Arc<Self>, link: &Arc<Link>) -> Up {
+        self.set_unready(Unready::NoId);
         self.queue().open();
         self.set_link(Some(link.clone()));
         self.away_since.store(0, Ordering::Release);

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::{Auth, AuthError, Client, ConnectError, ConnectOptions, Event};
+use async_nats::{Auth, AuthError, Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 use nkeys::KeyPair;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tracing::warn;
 
+use super::Unready;
 use super::envelope::Subjects;
 use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
 use crate::telemetry::metrics::LinkMetrics;
@@ -210,6 +211,21 @@ pub(super) enum ConnectFailure {
     Access(#[from] AccessError),
     #[error("cannot connect to {url}")]
     Refused { url: String, source: ConnectError },
+}
+
+impl ConnectFailure {
+    /// The cause that `/readyz` names.
+    pub(super) fn unready(&self) -> Unready {
+        match self {
+            Self::Access(_) => Unready::LoginRefused,
+            Self::Refused { source, .. } => match source.kind() {
+                ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                    Unready::LoginRefused
+                }
+                _ => Unready::Unreachable,
+            },
+        }
+    }
 }
 
 impl Identity {

@@ -178,7 +178,10 @@ async fn a_node_with_another_block_size_is_not_ready() {
     .await;
     assert_eq!(
         second.get("/readyz").await,
-        (503, "no id is left\n".to_owned())
+        (
+            503,
+            "the other nodes have another cluster.block_size\n".to_owned()
+        )
     );
     first.stop().await;
     second.stop().await;

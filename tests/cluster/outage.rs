@@ -12,6 +12,7 @@ use crate::proxy::{Condition, Proxy};
 
 crate::tests!("outage":
     a_node_is_not_ready_before_it_reaches_nats,
+    an_unready_node_names_the_cause_that_holds,
     local_messages_arrive_without_nats_and_remote_ones_are_unavailable,
     users_are_accepted_without_nats_while_ids_are_left,
     a_node_that_requires_nats_is_not_ready_without_it,
@@ -26,7 +27,10 @@ async fn a_node_is_not_ready_before_it_reaches_nats() {
     let node = Node::begin(&nats.url(), &[]).await;
     assert_eq!(
         node.get("/readyz").await,
-        (503, "no id is left\n".to_owned())
+        (
+            503,
+            "nats cannot be reached (cluster.nats_url)\n".to_owned()
+        )
     );
     assert_eq!(node.get("/livez").await.0, 200);
     let refused = crate::user::User::try_connect(node.port, crate::user::Dialect::V1).await;
@@ -42,6 +46,25 @@ async fn a_node_is_not_ready_before_it_reaches_nats() {
     assert_eq!(alice.outcome(1).await, "delivered");
     drop(alice);
     node.stop().await;
+}
+
+async fn an_unready_node_names_the_cause_that_holds() {
+    // Without JetStream for the account of clients that name no user.
+    let without = "accounts { A { users: [ { user: a, password: b } ] } }\nno_auth_user: a";
+    let login = "authorization { user: relay, password: \"s3cret\" }";
+    for (extra, cause) in [
+        (login, "nats refuses the login"),
+        (without, "jetstream leases no ids"),
+    ] {
+        let nats = Nats::with(extra).await;
+        let node = Node::begin(&nats.url(), &[]).await;
+        eventually(cause, async || {
+            let (status, body) = node.get("/readyz").await;
+            (status == 503 && body.starts_with(cause)).then_some(())
+        })
+        .await;
+        node.stop().await;
+    }
 }
 
 async fn local_messages_arrive_without_nats_and_remote_ones_are_unavailable() {
@@ -126,7 +149,10 @@ async fn users_are_accepted_without_nats_while_ids_are_left() {
     }
     assert_eq!(
         node.get("/readyz").await,
-        (503, "no id is left\n".to_owned())
+        (
+            503,
+            "nats cannot be reached (cluster.nats_url)\n".to_owned()
+        )
     );
     let next = crate::user::User::try_connect(node.port, crate::user::Dialect::V1).await;
     assert!(format!("{:?}", next.unwrap_err()).contains("503"));
@@ -144,7 +170,10 @@ async fn a_node_that_requires_nats_is_not_ready_without_it() {
     let node = Node::start(&nats.url(), &[required, ("CLUSTER__UNREADY_AFTER", "0s")]).await;
     nats.stop();
     node.until_readiness(503).await;
-    assert_eq!(node.get("/readyz").await.1, "the cluster is away\n");
+    assert_eq!(
+        node.get("/readyz").await.1,
+        "nats cannot be reached (cluster.nats_url)\n"
+    );
     assert_eq!(node.get("/livez").await.0, 200);
     nats.run().await;
     node.until_ready().await;
