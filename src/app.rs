@@ -371,6 +371,7 @@ fn mailbox_bounds(settings: &config::MailboxSettings) -> MailboxBounds {
     MailboxBounds {
         messages: settings.messages,
         bytes: settings.bytes,
+        max_age: settings.max_age,
         overflow: settings.overflow,
         budget: Budget::new(settings.total_bytes),
     }

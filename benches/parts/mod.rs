@@ -94,6 +94,7 @@ fn bounds() -> MailboxBounds {
     MailboxBounds {
         messages: 256,
         bytes: 1 << 20,
+        max_age: Duration::MAX,
         overflow: Overflow::DropNewest,
         budget: Budget::new(1 << 28),
     }
@@ -161,7 +162,7 @@ impl Mail {
         self.wakes.wake();
         let (frames, messages) = self.take();
         self.flushed.messages = count;
-        self.flushed.bytes = frames.len();
+        self.flushed.bytes = u32::try_from(frames.len()).expect("a few frames");
         let bytes = frames.len();
         give_back(frames, messages);
         // The session takes once more, finds nothing, and waits.

@@ -107,6 +107,7 @@ mod tests {
         let bounds = MailboxBounds {
             messages: 8,
             bytes: 1024,
+            max_age: Duration::MAX,
             overflow: Overflow::DropNewest,
             budget: Budget::new(4096),
         };

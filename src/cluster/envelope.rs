@@ -305,6 +305,7 @@ fn code(status: Status) -> u8 {
         Status::Unknown => 9,
         // Never sent: the sender's own node refuses such a message.
         Status::Invalid => 10,
+        Status::Expired => 11,
     }
 }
 

@@ -531,6 +531,7 @@ mod tests {
         let bounds = Arc::new(MailboxBounds {
             messages: 8,
             bytes: 1024,
+            max_age: Duration::MAX,
             overflow: Overflow::DropNewest,
             budget: Budget::new(4096),
         });

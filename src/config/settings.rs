@@ -195,6 +195,9 @@ pub struct MailboxSettings {
     /// Bytes that wait for all users together.
     #[serde(with = "units::size")]
     pub total_bytes: u64,
+    /// The longest time that a message waits.
+    #[serde(with = "units::duration")]
+    pub max_age: Duration,
     /// What a full mailbox does.
     pub overflow: Overflow,
 }

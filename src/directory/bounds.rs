@@ -1,8 +1,11 @@
 //! The limits of mailboxes: of each one, and of all together.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
-use super::memory_pressure::EvictionCandidates;
+use super::memory_pressure::{EvictionCandidates, SizeClass};
+use super::sync::AtomicU64;
+use super::sync::Ordering::Relaxed;
+use super::wake::Wakes;
 use crate::config::Overflow;
 
 /// The limits of mailboxes.
@@ -12,6 +15,8 @@ pub struct MailboxBounds {
     pub messages: u32,
     /// The most bytes of frames in one mailbox.
     pub bytes: usize,
+    /// The longest time that a message may wait in a mailbox.
+    pub max_age: Duration,
     /// What a full mailbox does with one more message.
     pub overflow: Overflow,
     /// The bytes that all mailboxes may hold together.
@@ -29,7 +34,7 @@ pub struct Budget {
 
 impl Budget {
     /// The least that a mailbox reserves at once, bytes.
-    pub(super) const STEP: u64 = 4096;
+    pub(super) const STEP: u32 = 4096;
 
     /// A budget of `total` bytes.
     pub fn new(total: u64) -> Self {
@@ -46,15 +51,26 @@ impl Budget {
     }
 
     /// Reserves bytes. Returns false where the budget has not that many left.
-    pub(super) fn reserve(&self, bytes: u64) -> bool {
+    pub(super) fn reserve(&self, bytes: u32) -> bool {
         self.used
-            .try_update(Relaxed, Relaxed, |used| {
-                used.checked_add(bytes).filter(|used| *used <= self.total)
-            })
+            .try_update(Relaxed, Relaxed, |used| self.with(used, bytes))
             .is_ok()
     }
 
-    pub(super) fn release(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Relaxed);
+    pub(super) fn release(&self, bytes: u32) {
+        self.used.fetch_sub(bytes.into(), Relaxed);
+    }
+
+    /// Evicts messages from mailboxes that are larger than `floor`, until so many bytes are free. Returns
+    /// whether they are.
+    pub(super) fn evict(&self, bytes: u32, floor: SizeClass, wakes: &mut Wakes) -> bool {
+        let has_room = || self.with(self.used(), bytes).is_some();
+        self.candidates.evict(bytes, floor, has_room, wakes)
+    }
+
+    /// What is used with so many bytes more, if that is within the budget.
+    fn with(&self, used: u64, bytes: u32) -> Option<u64> {
+        used.checked_add(bytes.into())
+            .filter(|used| *used <= self.total)
     }
 }

@@ -7,15 +7,13 @@ use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 
-use parking_lot::{Mutex, MutexGuard};
-
 use super::bounds::MailboxBounds;
-use super::mailbox::{Fit, Mailbox, Message, MessageFrame, QueuedMessage};
-use super::memory_pressure::{Evictable, LARGE_BYTES};
+use super::mailbox::{Fit, Mailbox, Message, MessageFrame, QueuedMessage, message_cost};
+use super::memory_pressure::{Evictable, SizeClass};
 use super::receipt::{Addressee, MessageId, Receipt, Undeliverable, settle_undeliverable};
 use super::state::{Accepts, ClientState, Command, Flushed};
+use super::sync::{ClientGuard, ClientMutex};
 use super::wake::Wakes;
-use crate::config::Overflow;
 use crate::identity::{Subject, UserId, UserIdentity};
 use crate::ledger::InHand;
 use crate::protocol::{Dialect, Outbound, Status, close_code, message_frame_bytes, push_frame};
@@ -29,7 +27,7 @@ pub struct Client {
     /// Seconds of the relay's clock. 32 bits, because that much is free beside the dialect.
     joined_at: u32,
     subject: Option<Subject>,
-    state: Mutex<ClientState>,
+    state: ClientMutex<ClientState>,
 }
 
 /// What a session took from its client.
@@ -70,7 +68,7 @@ impl Client {
             dialect,
             joined_at: 0,
             subject,
-            state: Mutex::new(ClientState::new(Mailbox::new(bounds, metrics))),
+            state: ClientMutex::new(ClientState::new(Mailbox::new(bounds, metrics))),
         }
     }
 
@@ -111,7 +109,7 @@ impl Client {
         let state = self.state.lock();
         ClientStats {
             queue_messages: state.mailbox.messages(),
-            queue_bytes: state.mailbox.bytes(),
+            queue_bytes: state.mailbox.bytes() as usize,
             received: state.received,
             delivered: state.mailbox.delivered_in_all(),
         }
@@ -140,11 +138,14 @@ impl Client {
         let tracestate = trace.and_then(Traced::tracestate);
         let (traceparent, tracestate) = (traceparent.as_deref(), tracestate.as_deref());
         let (dialect, sender, body_bytes) = (self.dialect, message.sender, message.body.len());
+        let bytes = message_frame_bytes(dialect, sender, body_bytes, traceparent, tracestate);
+        let bytes = u32::try_from(bytes).expect("limits.frame_bytes is far below 4 GiB");
         let frame = MessageFrame {
             dialect,
             traceparent,
             tracestate,
-            bytes: message_frame_bytes(dialect, sender, body_bytes, traceparent, tracestate),
+            bytes,
+            cost: message_cost(bytes, message.receipt.as_deref()),
         };
         let mut dropped = Vec::new();
         let mut state = self.state.lock();
@@ -152,67 +153,88 @@ impl Client {
             drop(state);
             return settle_undeliverable(in_hand, message.receipt, Undeliverable::Offline, wakes);
         }
-        if state.mailbox.reserve(frame.bytes) != Fit::Reserved {
-            match self.make_room(state, frame.bytes, &mut dropped, wakes) {
-                Ok(with_room) => state = with_room,
-                Err(why) => {
-                    settle_dropped(dropped, Status::QueueFull, wakes);
-                    return settle_undeliverable(in_hand, message.receipt, why, wakes);
+        match state.mailbox.reserve(&frame) {
+            Fit::Reserved => {}
+            Fit::Grown => self.on_grown(&mut state),
+            Fit::Full | Fit::OverBudget => {
+                match self.make_room(state, &frame, &mut dropped, wakes) {
+                    Ok(with_room) => state = with_room,
+                    Err(why) => {
+                        settle_dropped(dropped, Status::QueueFull, wakes);
+                        return settle_undeliverable(in_hand, message.receipt, why, wakes);
+                    }
                 }
             }
         }
         state.mailbox.append(message, frame, in_hand);
         wakes.add(state.unpark());
-        if state.mailbox.bytes() >= LARGE_BYTES && !state.is_candidate {
-            state.is_candidate = true;
-            let bounds = state.mailbox.bounds().clone();
-            drop(state);
-            let client: Weak<Self> = Arc::downgrade(self);
-            bounds.budget.candidates.add(client);
-        } else {
-            drop(state);
-        }
+        drop(state);
         if !dropped.is_empty() {
             settle_dropped(dropped, Status::QueueFull, wakes);
         }
     }
 
-    /// Makes room for a frame that did not fit: first at the cost of the fullest mailbox if the budget of
+    /// Makes room for a message that did not fit: first at the cost of fuller mailboxes if the budget of
     /// all is spent, then by the overflow policy. Returns the lock, with the room reserved. Messages that
     /// were dropped go to `dropped`; the caller settles them without the lock, because their receipts may
     /// lock another client, or this one.
     #[cold]
     fn make_room<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, ClientState>,
-        bytes: usize,
+        self: &'a Arc<Self>,
+        mut state: ClientGuard<'a, ClientState>,
+        frame: &MessageFrame<'_>,
         dropped: &mut Vec<QueuedMessage>,
         wakes: &mut Wakes,
-    ) -> Result<MutexGuard<'a, ClientState>, Undeliverable> {
-        let mut fit = state.mailbox.reserve(bytes);
-        if fit == Fit::OverBudget {
-            let (bounds, fill) = (state.mailbox.bounds().clone(), state.mailbox.bytes());
-            // The eviction locks other clients, and maybe this one.
+    ) -> Result<ClientGuard<'a, ClientState>, Undeliverable> {
+        let mut fit = state.mailbox.reserve(frame);
+        while fit == Fit::OverBudget {
+            let bounds = state.mailbox.bounds().clone();
+            let (needed, floor) = (state.mailbox.missing(frame), state.mailbox.size_class());
+            // The eviction locks other clients.
             drop(state);
-            bounds.budget.candidates.evict_fullest(bytes, fill, wakes);
+            let has_room = bounds.budget.evict(needed, floor, wakes);
             state = self.state.lock();
             if state.accepts != Accepts::All {
                 return Err(Undeliverable::Offline);
             }
-            fit = state.mailbox.reserve(bytes);
+            fit = state.mailbox.reserve(frame);
+            if !has_room {
+                break;
+            }
+            // Here another user has used the room meanwhile.
         }
-        if fit == Fit::Reserved {
-            return Ok(state);
-        }
-        let has_room = state.mailbox.make_room(bytes, dropped);
+        let has_room = match fit {
+            Fit::Reserved | Fit::Grown => true,
+            Fit::Full | Fit::OverBudget => state.mailbox.make_room(frame, dropped),
+        };
         state.note_overflow(dropped.len());
         if has_room {
+            self.on_grown(&mut state);
             return Ok(state);
         }
         state.note_overflow(1);
-        state.disconnect_if_that_is_the_policy();
+        // Where others have used up the budget, this user is not to blame.
+        if fit == Fit::Full {
+            state.disconnect_if_that_is_the_policy();
+        }
         wakes.add(state.unpark());
         Err(Undeliverable::Full)
+    }
+
+    /// Moves the client among the eviction candidates if its mailbox has reserved more than before.
+    fn on_grown(self: &Arc<Self>, state: &mut ClientState) {
+        let class = state.mailbox.size_class();
+        if class > state.size_class {
+            self.move_candidate(state, class);
+        }
+    }
+
+    #[cold]
+    fn move_candidate(self: &Arc<Self>, state: &mut ClientState, class: SizeClass) {
+        let client: Weak<Self> = Arc::downgrade(self);
+        let candidates = &state.mailbox.bounds().budget.candidates;
+        candidates.move_entry(client, self.id(), state.size_class, class);
+        state.size_class = class;
     }
 
     /// Tells the session to end. Until the session has heard it, a stronger command may replace it.
@@ -270,36 +292,52 @@ impl Client {
     }
 
     /// Settles what the session has flushed while it cannot write more. Returns the command to end, if
-    /// there is one, and the policy for a full mailbox.
-    pub(crate) fn settle(&self, flushed: Flushed) -> (Option<Command>, Overflow) {
+    /// there is one.
+    pub(crate) fn settle(&self, flushed: Flushed) -> Option<Command> {
         let mut state = self.state.lock();
         state.note_flushed(flushed);
-        (state.command.take(), state.mailbox.overflow())
+        state.command.take()
     }
 
     /// Puts messages back that were taken and not written, not even in part, so that they can make
-    /// room for newer ones.
+    /// room for others.
     pub(crate) fn put_back(&self, frames: &[u8], messages: VecDeque<QueuedMessage>) {
         self.state.lock().mailbox.put_back(frames, messages);
+    }
+
+    /// Drops messages that have waited for longer than `mailbox.max_age` at `now`. Returns when to ask
+    /// again. Only a session that cannot write asks: all others take at once what comes.
+    pub(crate) fn expire(&self, now: u64, wakes: &mut Wakes) -> u64 {
+        let mut state = self.state.lock();
+        let next_expiry = state.mailbox.next_expiry(now);
+        if next_expiry > now {
+            return next_expiry;
+        }
+        let expired = state.mailbox.expire(now);
+        state.note_overflow(expired.len());
+        let next_expiry = state.mailbox.next_expiry(now);
+        drop(state);
+        settle_dropped(expired, Status::Expired, wakes);
+        next_expiry
     }
 
     /// Settles messages that were taken and not flushed, and all queued ones, as dropped. Accepts
     /// nothing from here on.
     pub(crate) fn leave(
-        &self,
+        self: &Arc<Self>,
         taken: VecDeque<QueuedMessage>,
         reason: DropReason,
         wakes: &mut Wakes,
     ) {
-        let bytes = taken.iter().map(|message| message.bytes as usize).sum();
-        let count = u32::try_from(taken.len()).expect("mailbox.messages is a u32");
         let mut state = self.state.lock();
         state.accepts = Accepts::Nothing;
         state.parked = false;
         state.waker = None;
         state.replies = Vec::new();
-        state.mailbox.dropped(count, bytes, reason);
-        let queued = state.mailbox.drop_queued(reason);
+        let queued = state.mailbox.drop_all(&taken, reason);
+        if state.size_class != SizeClass::default() {
+            self.move_candidate(&mut state, SizeClass::default());
+        }
         drop(state);
         let status = if reason == DropReason::Draining {
             Status::Draining
@@ -374,21 +412,17 @@ impl Addressee for Client {
 }
 
 impl Evictable for Client {
-    fn evictable_bytes(&self) -> Option<usize> {
+    fn evict(self: Arc<Self>, bytes: u32, floor: SizeClass, wakes: &mut Wakes) {
         let mut state = self.state.lock();
-        // Half of what makes a candidate, so that a mailbox around the border does not come and go.
-        if state.mailbox.bytes() < LARGE_BYTES / 2 {
-            state.is_candidate = false;
-            return None;
+        let evicted = state.mailbox.evict(bytes, floor);
+        let class = state.mailbox.size_class();
+        if class != state.size_class {
+            self.move_candidate(&mut state, class);
         }
-        Some(state.mailbox.queued_bytes())
-    }
-
-    fn evict(&self, bytes: usize, wakes: &mut Wakes) {
-        let mut state = self.state.lock();
-        let evicted = state.mailbox.evict(bytes, DropReason::QueueFull);
+        if evicted.is_empty() {
+            return;
+        }
         state.note_overflow(evicted.len());
-        state.disconnect_if_that_is_the_policy();
         wakes.add(state.unpark());
         drop(state);
         settle_dropped(evicted, Status::QueueFull, wakes);

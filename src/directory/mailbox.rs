@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::bounds::{Budget, MailboxBounds};
 use super::chunks::{Frames, WRITE_BYTES};
+use super::memory_pressure::SizeClass;
 use super::receipt::Receipt;
 use crate::config::Overflow;
 use crate::identity::Sender;
@@ -49,7 +50,9 @@ pub(super) struct MessageFrame<'a> {
     pub(super) traceparent: Option<&'a str>,
     pub(super) tracestate: Option<&'a str>,
     /// The length of the whole frame.
-    pub(super) bytes: usize,
+    pub(super) bytes: u32,
+    /// What the message takes of the budget: [`QueuedMessage::cost`].
+    pub(super) cost: u32,
 }
 
 /// Whether one more message fits.
@@ -57,6 +60,8 @@ pub(super) struct MessageFrame<'a> {
 pub(super) enum Fit {
     /// It fits, and its bytes are reserved.
     Reserved,
+    /// Likewise, and the mailbox has reserved more than before.
+    Grown,
     /// This mailbox is full.
     Full,
     /// The budget of all mailboxes is spent.
@@ -72,9 +77,15 @@ pub(super) struct Mailbox {
     queued: VecDeque<QueuedMessage>,
     /// Counts messages until they are settled, so the taken ones too.
     held: Held,
-    held_bytes: usize,
-    /// Bytes reserved from the budget; at least `held_bytes`.
-    reserved: u64,
+    /// Bytes of their frames.
+    held_bytes: u32,
+    /// Those of frames that were taken when the socket took no more. They cannot be evicted, so they do
+    /// not count towards the budget, or messages that nobody can take back could use it up.
+    stuck_bytes: u32,
+    /// What the held messages take of the budget.
+    charged: u32,
+    /// Bytes reserved from the budget; at least `charged`.
+    reserved: u32,
     bounds: Arc<MailboxBounds>,
 }
 
@@ -85,6 +96,8 @@ impl Mailbox {
             queued: VecDeque::new(),
             held: Held::new(metrics),
             held_bytes: 0,
+            stuck_bytes: 0,
+            charged: 0,
             reserved: 0,
             bounds,
         }
@@ -96,7 +109,7 @@ impl Mailbox {
     }
 
     /// Bytes of the frames of [`Mailbox::messages`].
-    pub(super) fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> u32 {
         self.held_bytes
     }
 
@@ -113,45 +126,54 @@ impl Mailbox {
         &self.bounds
     }
 
-    /// Bytes of the frames that were not taken yet.
-    pub(super) fn queued_bytes(&self) -> usize {
-        self.frames.bytes()
+    /// The class of the bytes that it has reserved.
+    pub(super) fn size_class(&self) -> SizeClass {
+        SizeClass::of(self.reserved / Budget::STEP)
     }
 
-    /// Reserves room for one more frame of `bytes`, if it is within all bounds.
-    pub(super) fn reserve(&mut self, bytes: usize) -> Fit {
+    /// Reserves room for one more message, if it is within all bounds.
+    pub(super) fn reserve(&mut self, frame: &MessageFrame<'_>) -> Fit {
         if self.held.messages() >= self.bounds.messages
-            || self.held_bytes + bytes > self.bounds.bytes
+            || (self.held_bytes + frame.bytes) as usize > self.bounds.bytes
         {
             return Fit::Full;
         }
-        let needed = (self.held_bytes + bytes) as u64;
-        if needed <= self.reserved {
+        if self.charged + frame.cost <= self.reserved {
             return Fit::Reserved;
         }
-        let more = (needed - self.reserved).next_multiple_of(Budget::STEP);
+        let more = self.missing(frame);
         if !self.bounds.budget.reserve(more) {
             return Fit::OverBudget;
         }
         self.reserved += more;
-        Fit::Reserved
+        Fit::Grown
+    }
+
+    /// The bytes to reserve for one more message.
+    pub(super) fn missing(&self, frame: &MessageFrame<'_>) -> u32 {
+        let missing = (self.charged + frame.cost).saturating_sub(self.reserved);
+        missing.next_multiple_of(Budget::STEP)
     }
 
     /// Makes room for a frame that did not fit, if the overflow policy drops the oldest messages. Those
     /// go to `dropped`, also where all of them are too little. Returns whether room is reserved.
-    pub(super) fn make_room(&mut self, bytes: usize, dropped: &mut Vec<QueuedMessage>) -> bool {
+    pub(super) fn make_room(
+        &mut self,
+        frame: &MessageFrame<'_>,
+        dropped: &mut Vec<QueuedMessage>,
+    ) -> bool {
         while self.bounds.overflow == Overflow::DropOldest
             && let Some(oldest) = self.drop_oldest(DropReason::QueueFull)
         {
             dropped.push(oldest);
-            if self.reserve(bytes) == Fit::Reserved {
+            if matches!(self.reserve(frame), Fit::Reserved | Fit::Grown) {
                 return true;
             }
         }
         false
     }
 
-    /// Appends a message. Room for its frame must be reserved.
+    /// Appends a message. Room for it must be reserved.
     pub(super) fn append<M: Deref<Target = Metrics>>(
         &mut self,
         message: Message<'_>,
@@ -175,33 +197,43 @@ impl Mailbox {
             traceparent: frame.traceparent,
             tracestate: frame.tracestate,
         };
-        push_frame(self.frames.room_for(frame.bytes), frame.dialect, outbound);
+        push_frame(
+            self.frames.room_for(frame.bytes as usize),
+            frame.dialect,
+            outbound,
+        );
         if let Some(trace) = receipt.as_mut().and_then(|receipt| receipt.trace_mut()) {
             trace.queued();
         }
         self.queued.push_back(QueuedMessage {
             read_at,
             receipt,
-            bytes: u32::try_from(frame.bytes).expect("limits.frame_bytes is far below 4 GiB"),
+            bytes: frame.bytes,
             end: 0,
         });
         self.held.hold(in_hand);
         self.held_bytes += frame.bytes;
+        self.charged += frame.cost;
     }
 
-    /// Drops messages that were not taken, at least `bytes` of them as far as there are any, from the
-    /// end that the overflow policy drops from.
-    pub(super) fn evict(&mut self, bytes: usize, reason: DropReason) -> Vec<QueuedMessage> {
+    /// Drops messages that were not taken until at least `bytes` are released, as far as the mailbox is
+    /// larger than `floor`, from the end that the overflow policy drops from.
+    pub(super) fn evict(&mut self, bytes: u32, floor: SizeClass) -> Vec<QueuedMessage> {
+        // A large mailbox gives more than is needed, so that the next messages find room.
+        let bytes = bytes.max(EVICT_BYTES.min(self.reserved / 4));
+        let before = self.reserved;
         let mut evicted = Vec::new();
-        let mut freed = 0;
-        while freed < bytes {
+        self.release_beyond(0);
+        while before - self.reserved < bytes && self.size_class() > floor {
             let dropped = match self.bounds.overflow {
-                Overflow::DropOldest => self.drop_oldest(reason),
-                Overflow::DropNewest | Overflow::Disconnect => self.drop_newest(reason),
+                Overflow::DropOldest => self.drop_oldest(DropReason::QueueFull),
+                Overflow::DropNewest | Overflow::Disconnect => {
+                    self.drop_newest(DropReason::QueueFull)
+                }
             };
             let Some(dropped) = dropped else { break };
-            freed += dropped.bytes as usize;
             evicted.push(dropped);
+            self.release_beyond(0);
         }
         evicted
     }
@@ -209,18 +241,16 @@ impl Mailbox {
     /// Drops the newest message that was not taken.
     fn drop_newest(&mut self, reason: DropReason) -> Option<QueuedMessage> {
         let newest = self.queued.pop_back()?;
-        let bytes = newest.bytes as usize;
-        self.frames.drop_last(bytes);
-        self.dropped(1, bytes, reason);
+        self.frames.drop_last(newest.bytes as usize);
+        self.dropped(&newest, reason);
         Some(newest)
     }
 
     /// Drops the oldest message that was not taken.
     fn drop_oldest(&mut self, reason: DropReason) -> Option<QueuedMessage> {
         let oldest = self.queued.pop_front()?;
-        let bytes = oldest.bytes as usize;
-        self.frames.drop_first(bytes);
-        self.dropped(1, bytes, reason);
+        self.frames.drop_first(oldest.bytes as usize);
+        self.dropped(&oldest, reason);
         Some(oldest)
     }
 
@@ -260,48 +290,113 @@ impl Mailbox {
     }
 
     /// Puts taken messages back in front of all that are queued. None of them may have been written,
-    /// not even in part.
+    /// not even in part. All other taken ones count as stuck in the socket.
     pub(super) fn put_back(&mut self, frames: &[u8], mut taken: VecDeque<QueuedMessage>) {
-        self.frames.put_back(frames);
-        taken.append(&mut self.queued);
-        self.queued = taken;
+        if !taken.is_empty() {
+            self.frames.put_back(frames);
+            taken.append(&mut self.queued);
+            self.queued = taken;
+        }
+        let queued = u32::try_from(self.frames.bytes()).expect("mailbox.bytes is below 4 GiB");
+        self.charged += self.stuck_bytes;
+        self.stuck_bytes = self.held_bytes - queued;
+        self.charged -= self.stuck_bytes;
+        self.release_beyond(Budget::STEP);
     }
 
-    /// Settles `count` taken messages of `bytes` bytes as delivered.
-    pub(super) fn delivered(&mut self, count: u32, bytes: usize) {
+    /// Drops messages that were not taken and that have waited too long at `now`, microseconds of the app's
+    /// clock.
+    pub(super) fn expire(&mut self, now: u64) -> Vec<QueuedMessage> {
+        let mut expired = Vec::new();
+        while self.next_expiry(now) <= now
+            && let Some(oldest) = self.drop_oldest(DropReason::Expired)
+        {
+            expired.push(oldest);
+        }
+        expired
+    }
+
+    /// When the oldest message that was not taken will have waited too long, or one that comes at `now`.
+    pub(super) fn next_expiry(&self, now: u64) -> u64 {
+        let since = self.queued.front().map_or(now, |oldest| oldest.read_at);
+        let max_age = u64::try_from(self.bounds.max_age.as_micros()).unwrap_or(u64::MAX);
+        since.saturating_add(max_age)
+    }
+
+    /// Settles `count` taken messages, whose frames and receipts have so many bytes, as delivered.
+    pub(super) fn delivered(&mut self, count: u32, bytes: u32, receipt_bytes: u32) {
         self.held.delivered(count);
-        self.release_bytes(bytes);
+        // What is stuck was taken first, so it leaves first.
+        let stuck = self.stuck_bytes.min(bytes);
+        self.stuck_bytes -= stuck;
+        self.charged += stuck;
+        self.release(bytes, count * ENTRY_BYTES + receipt_bytes);
     }
 
-    /// Settles `count` messages of `bytes` bytes as dropped.
-    pub(super) fn dropped(&mut self, count: u32, bytes: usize, reason: DropReason) {
-        self.held.dropped(count, reason);
-        self.release_bytes(bytes);
+    /// Settles a message that was not taken as dropped.
+    fn dropped(&mut self, message: &QueuedMessage, reason: DropReason) {
+        self.held.dropped(1, reason);
+        self.release(message.bytes, message.cost() - message.bytes);
     }
 
-    /// Drops all messages that were not taken, and returns them for their receipts.
-    pub(super) fn drop_queued(&mut self, reason: DropReason) -> VecDeque<QueuedMessage> {
+    /// Drops all messages for good, those in `taken` and those that were not taken. Returns the latter for
+    /// their receipts.
+    pub(super) fn drop_all(
+        &mut self,
+        taken: &VecDeque<QueuedMessage>,
+        reason: DropReason,
+    ) -> VecDeque<QueuedMessage> {
         let queued = std::mem::take(&mut self.queued);
-        let bytes = std::mem::take(&mut self.frames).bytes();
-        let count = u32::try_from(queued.len()).expect("mailbox.messages is a u32");
-        self.dropped(count, bytes, reason);
+        self.frames = Frames::default();
+        let count = u32::try_from(taken.len() + queued.len()).expect("mailbox.messages is a u32");
+        self.held.dropped(count, reason);
+        let all = taken.iter().chain(&queued);
+        self.held_bytes -= all.map(|message| message.bytes).sum::<u32>();
+        (self.stuck_bytes, self.charged) = (0, 0);
+        self.release_beyond(0);
         queued
     }
 
-    fn release_bytes(&mut self, bytes: usize) {
-        self.held_bytes -= bytes;
+    /// Releases the bytes of frames that count towards the budget, and those beside them.
+    fn release(&mut self, frames: u32, beside: u32) {
+        self.held_bytes -= frames;
+        self.charged -= frames + beside;
         // One step stays reserved beyond the need, so that a mailbox that swings around the border of
-        // a step does not touch the shared counter every time. An empty mailbox keeps nothing.
-        let keep = if self.held_bytes == 0 {
+        // a step does not touch the shared counter every time.
+        self.release_beyond(Budget::STEP);
+    }
+
+    /// Returns to the budget what is reserved beyond the need and `spare`. An empty mailbox keeps nothing.
+    fn release_beyond(&mut self, spare: u32) {
+        let keep = if self.charged == 0 {
             0
         } else {
-            (self.held_bytes as u64).next_multiple_of(Budget::STEP) + Budget::STEP
+            self.charged.next_multiple_of(Budget::STEP) + spare
         };
         if self.reserved > keep {
             self.bounds.budget.release(self.reserved - keep);
             self.reserved = keep;
         }
     }
+}
+
+impl QueuedMessage {
+    /// What it takes of the budget: its frame, this entry and the receipt.
+    fn cost(&self) -> u32 {
+        message_cost(self.bytes, self.receipt.as_deref())
+    }
+}
+
+/// What a message takes of the budget beside its frame and its receipt.
+const ENTRY_BYTES: u32 = 24;
+const _: () = assert!(size_of::<QueuedMessage>() == ENTRY_BYTES as usize);
+
+/// Bytes that a mailbox of at least four times as many gives at once.
+const EVICT_BYTES: u32 = 64 * 1024;
+
+/// What a message takes of the budget.
+pub(super) fn message_cost(frame_bytes: u32, receipt: Option<&Receipt>) -> u32 {
+    frame_bytes + ENTRY_BYTES + receipt.map_or(0, Receipt::bytes)
 }
 
 impl Drop for Mailbox {

@@ -1,87 +1,123 @@
-//! Evicts messages from the fullest mailbox when all mailboxes together are over their budget, so that
-//! a user that does not read loses messages before users that do. A push comes here only when its
-//! mailbox grows large or the budget is spent. Locks are never nested.
+//! Evicts messages from the fullest mailboxes when all mailboxes together are over their budget, so that
+//! a user that does not read loses messages before users that do.
+//!
+//! The list of candidates is changed only under the lock of the client that it is about, so an entry and
+//! its client agree. A search looks at an entry without that lock first, and takes the client's lock
+//! without the list's.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
-
+use super::sync::{Mutex, MutexGuard, lock};
 use super::wake::Wakes;
+use crate::identity::UserId;
 
-/// A mailbox of this many bytes becomes a candidate for eviction.
-pub(super) const LARGE_BYTES: usize = 64 * 1024;
+/// The most candidates that one search looks at. Only candidates that have become smaller, or that hold
+/// less than is needed, make it look at more than one.
+const SEARCH_MAX: usize = 1024;
 
-/// Bytes evicted at once, so that the next messages find room without another eviction.
-const EVICT_BYTES: usize = 64 * 1024;
+/// The size of a mailbox in steps of about a quarter: 0 is empty. A mailbox changes its class rarely,
+/// and all mailboxes of a class count as equally full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SizeClass(u8);
 
-/// Candidates that one eviction compares. Of more candidates it compares some, others each time, so
-/// that its cost does not grow with their number.
-const SAMPLE: usize = 256;
+impl SizeClass {
+    /// The class of so many units.
+    pub(super) fn of(units: u32) -> Self {
+        if units < 4 {
+            return Self(units.to_le_bytes()[0]);
+        }
+        // The position of the highest bit, and the two bits behind it.
+        let highest = units.ilog2();
+        let class = 4 * (highest - 1) + ((units >> (highest - 2)) & 3);
+        Self(class.to_le_bytes()[0])
+    }
+}
 
 /// A holder of messages that can be evicted: a client. A client's mailbox points to the candidates, so they
 /// know clients by this trait only.
 pub(super) trait Evictable: fmt::Debug + Send + Sync {
-    /// Bytes that can be evicted, or nothing where the mailbox is no longer large. It is then no
-    /// candidate any more, until it grows large again.
-    fn evictable_bytes(&self) -> Option<usize>;
-
-    /// Drops messages of at least so many bytes, as far as there are any.
-    fn evict(&self, bytes: usize, wakes: &mut Wakes);
+    /// Drops messages until the mailbox has released so many bytes, as far as that leaves it with no less
+    /// than a mailbox of class `floor` has. Updates its entry among the candidates.
+    fn evict(self: Arc<Self>, bytes: u32, floor: SizeClass, wakes: &mut Wakes);
 }
 
-/// Clients with large mailboxes, each at most once.
+/// Where a client is in the list. The address is that of the client, because two clients may have one id. It
+/// is not used again while the entry exists.
+type Key = (SizeClass, UserId, usize);
+
+/// Clients whose mailboxes have reserved bytes. Each has one entry, of its mailbox's class or a larger
+/// one: a mailbox that grows moves its entry at once, and a search moves that of one that has shrunk. So
+/// a mailbox that fills and empties again and again costs nothing here.
 #[derive(Debug, Default)]
 pub(super) struct EvictionCandidates {
-    clients: Mutex<VecDeque<Weak<dyn Evictable>>>,
+    clients: Mutex<BTreeMap<Key, Weak<dyn Evictable>>>,
 }
 
 impl EvictionCandidates {
-    /// Adds a client when its mailbox has grown large.
-    pub(super) fn add(&self, client: Weak<dyn Evictable>) {
-        let mut clients = self.clients.lock();
-        if clients.len() == clients.capacity() {
-            // Removes clients that have left before the list allocates more.
-            clients.retain(|client| client.strong_count() > 0);
+    /// Moves the entry of a client from one class to another. Class 0 has no entries. The caller holds the
+    /// lock of the client.
+    pub(super) fn move_entry(
+        &self,
+        client: Weak<dyn Evictable>,
+        id: UserId,
+        from: SizeClass,
+        to: SizeClass,
+    ) {
+        let address = client.as_ptr().addr();
+        let mut clients = self.clients();
+        clients.remove(&(from, id, address));
+        if to != SizeClass::default() {
+            clients.insert((to, id, address), client);
         }
-        clients.push_back(client);
     }
 
-    /// Evicts at least `needed` bytes from the fullest mailbox. That mailbox keeps at least `fill`
-    /// bytes, which is what the mailbox that needs room holds: two mailboxes end up equally full
-    /// instead of taking room from each other in turn.
-    pub(super) fn evict_fullest(&self, needed: usize, fill: usize, wakes: &mut Wakes) {
-        let sample: Vec<_> = {
-            let mut clients = self.clients.lock();
-            let count = clients.len().min(SAMPLE);
-            clients.drain(..count).collect()
-        };
-        let mut fullest: Option<(usize, Arc<dyn Evictable>)> = None;
-        let mut large = Vec::with_capacity(sample.len());
-        for candidate in sample {
-            let Some(client) = candidate.upgrade() else {
-                continue;
+    /// Evicts messages, from the fullest mailboxes first, until `has_room` says that so many bytes are
+    /// free, and returns true then. A mailbox of class `floor` or a lower one loses nothing: that is the class
+    /// of the mailbox that needs room, so two of them end up equally full instead of taking room from each
+    /// other in turn.
+    pub(super) fn evict(
+        &self,
+        needed: u32,
+        floor: SizeClass,
+        has_room: impl Fn() -> bool,
+        wakes: &mut Wakes,
+    ) -> bool {
+        let mut below = Bound::Unbounded;
+        for _ in 0..SEARCH_MAX {
+            let Some((key, client)) = self.largest_below(below) else {
+                return false;
             };
-            let Some(bytes) = client.evictable_bytes() else {
-                continue;
-            };
-            large.push(candidate);
-            if fullest.as_ref().is_none_or(|(most, _)| bytes > *most) {
-                fullest = Some((bytes, client));
+            if key.0 <= floor {
+                return false;
+            }
+            below = Bound::Excluded(key);
+            match client {
+                Some(client) => client.evict(needed, floor, wakes),
+                // It was dropped without leaving, so nobody else changes its entry.
+                None => drop(self.clients().remove(&key)),
+            }
+            if has_room() {
+                return true;
             }
         }
-        self.clients.lock().extend(large);
-        if let Some((bytes, client)) = fullest
-            && let Some(spare) = bytes.checked_sub(fill)
-            && spare > needed
-        {
-            client.evict(needed.max(EVICT_BYTES).min(spare), wakes);
-        }
+        false
+    }
+
+    fn largest_below(&self, below: Bound<Key>) -> Option<(Key, Option<Arc<dyn Evictable>>)> {
+        let clients = self.clients();
+        let (key, client) = clients.range((Bound::Unbounded, below)).next_back()?;
+        Some((*key, client.upgrade()))
+    }
+
+    fn clients(&self) -> MutexGuard<'_, BTreeMap<Key, Weak<dyn Evictable>>> {
+        lock(&self.clients)
     }
 
     #[cfg(all(test, not(switchboard_loom)))]
     pub(super) fn count(&self) -> usize {
-        self.clients.lock().len()
+        self.clients().len()
     }
 }

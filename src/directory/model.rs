@@ -4,16 +4,20 @@
 //!
 //! Run with `RUSTFLAGS="--cfg switchboard_loom" cargo test --release --lib directory::model`.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
 
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
-use super::{Budget, Client, Directory, MailboxBounds, SLOTS};
+use super::{Budget, Client, Directory, Flushed, MailboxBounds, Message, SLOTS, Wakes};
 use crate::config::Overflow;
-use crate::identity::{ResumptionId, UserId, UserIdentity};
+use crate::identity::{ResumptionId, Sender, UserId, UserIdentity};
+use crate::ledger::InHand;
 use crate::protocol::Dialect;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{DropReason, Metrics};
 
 /// One directory, and what its clients are built from.
 #[derive(Clone)]
@@ -26,18 +30,19 @@ struct ModelledDirectory {
 /// Runs the scenario in every order of its steps.
 fn check(scenario: impl Fn(ModelledDirectory) + Send + Sync + 'static) {
     assert_eq!(SLOTS, 2);
-    let bounds = Arc::new(MailboxBounds {
-        messages: 1,
-        bytes: 1,
-        overflow: Overflow::DropNewest,
-        budget: Budget::new(1),
-    });
-    let metrics = Arc::new(Metrics::new(1));
     loom::model(move || {
+        let bounds = MailboxBounds {
+            messages: 8,
+            bytes: 1 << 20,
+            max_age: Duration::MAX,
+            overflow: Overflow::DropNewest,
+            // Two holders use it up.
+            budget: Budget::new(4 * u64::from(Budget::STEP)),
+        };
         scenario(ModelledDirectory {
             directory: Directory::new(),
-            bounds: bounds.clone(),
-            metrics: metrics.clone(),
+            bounds: Arc::new(bounds),
+            metrics: Arc::new(Metrics::new(1)),
         });
     });
 }
@@ -61,6 +66,41 @@ impl ModelledDirectory {
         let client = self.client(id);
         assert!(self.directory.join(&client));
         client
+    }
+
+    /// A client that holds one message, which takes half of the budget.
+    fn holder(&self, id: u64) -> Arc<Client> {
+        let client = self.client(id);
+        self.push(&client, 5000);
+        assert_eq!(held(&client), 1);
+        client
+    }
+
+    fn push(&self, client: &Arc<Client>, bytes: usize) {
+        let message = Message {
+            sender: Sender::SYSTEM,
+            body: &format!("\"{}\"", "x".repeat(bytes)),
+            read_at: 0,
+            receipt: None,
+        };
+        let in_hand = InHand::receive(&*self.metrics);
+        client.push(message, in_hand, &mut Wakes::default());
+    }
+
+    /// All messages are accounted for, and so is the budget once all clients have left.
+    fn balances(&self, clients: &[&Arc<Client>]) {
+        let queued: u32 = clients.iter().map(|client| held(client)).sum();
+        let reasons = [DropReason::QueueFull, DropReason::Disconnected];
+        let dropped: u64 = reasons
+            .map(|reason| self.metrics.dropped(reason))
+            .iter()
+            .sum();
+        let settled = dropped + self.metrics.delivered();
+        assert_eq!(self.metrics.received(), u64::from(queued) + settled);
+        for client in clients {
+            leave(client);
+        }
+        assert_eq!(self.bounds.budget.used(), 0);
     }
 
     /// Runs a part of the scenario in a thread of its own.
@@ -305,5 +345,84 @@ fn a_lookup_finds_all_that_have_joined_and_none_that_have_left() {
         world.directory.leave(&two);
         assert_eq!(world.directory.segments(), 1);
         world.all_leave(&[&four]);
+    });
+}
+
+fn held(client: &Client) -> u32 {
+    client.stats().queue_messages
+}
+
+/// Takes and flushes all messages.
+fn flush(client: &Client) {
+    let (mut frames, mut taken) = (Vec::new(), VecDeque::new());
+    let cx = Context::from_waker(Waker::noop());
+    client.take(Flushed::default(), &mut frames, &mut taken, &cx);
+    client.settle(Flushed {
+        messages: u32::try_from(taken.len()).expect("a few"),
+        bytes: taken.iter().map(|message| message.bytes).sum(),
+        ..Flushed::default()
+    });
+}
+
+fn leave(client: &Arc<Client>) {
+    let reason = DropReason::Disconnected;
+    client.leave(VecDeque::new(), reason, &mut Wakes::default());
+}
+
+/// The budget is used up by two clients, and two others with empty mailboxes get a message each at once.
+#[test]
+fn two_empty_mailboxes_get_a_message_each_at_the_cost_of_others() {
+    check(|world| {
+        let (one, two) = (world.holder(2), world.holder(3));
+        let (three, four) = (world.client(4), world.client(5));
+        let pushes = world.beside({
+            let three = three.clone();
+            move |world| world.push(&three, 1)
+        });
+        world.push(&four, 1);
+        pushes.join().unwrap();
+        assert!(held(&one) + held(&two) <= 1);
+        assert_eq!((held(&three), held(&four)), (1, 1));
+        world.balances(&[&one, &two, &three, &four]);
+    });
+}
+
+/// The client that a search has found leaves before it is locked.
+#[test]
+fn an_empty_mailbox_gets_a_message_while_a_candidate_leaves() {
+    check(|world| {
+        let (one, two, three) = (world.holder(2), world.holder(3), world.client(4));
+        let leaves = world.beside({
+            let (one, two) = (one.clone(), two.clone());
+            move |_| {
+                leave(&two);
+                leave(&one);
+            }
+        });
+        world.push(&three, 1);
+        leaves.join().unwrap();
+        assert_eq!(held(&three), 1);
+        world.balances(&[&one, &two, &three]);
+    });
+}
+
+/// A mailbox is emptied and filled again while a search looks at it: it stays a candidate.
+#[test]
+fn a_mailbox_that_fills_again_is_found_by_a_later_search() {
+    check(|world| {
+        let (one, two, three) = (world.holder(2), world.holder(3), world.client(4));
+        let fills = world.beside({
+            let one = one.clone();
+            move |world| {
+                flush(&one);
+                world.push(&one, 5000);
+            }
+        });
+        world.push(&three, 1);
+        fills.join().unwrap();
+        assert_eq!(held(&three), 1);
+        world.push(&three, 3000);
+        assert!(held(&one) + held(&two) <= 1, "one of them is found");
+        world.balances(&[&one, &two, &three]);
     });
 }

@@ -84,6 +84,16 @@ impl Receipt {
         (Box::new(Self { to, trace }), outcome_rx)
     }
 
+    /// Its bytes in memory.
+    pub(crate) fn bytes(&self) -> u32 {
+        let id = match &self.to {
+            Some((_, MessageId::Text(id))) => id.len(),
+            Some((_, MessageId::Number(_))) | None => 0,
+        };
+        let trace = self.trace.as_ref().map_or(0, |_| size_of::<Traced>());
+        u32::try_from(size_of::<Self>() + id + trace).expect("an id is short")
+    }
+
     /// The trace of the message.
     pub(crate) fn trace(&self) -> Option<&Traced> {
         self.trace.as_deref()

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::mailbox::Mailbox;
+use super::memory_pressure::SizeClass;
 use crate::config::Overflow;
 use crate::protocol::close_code;
 
@@ -65,7 +66,9 @@ pub struct Flushed {
     /// Messages.
     pub messages: u32,
     /// Bytes of their frames.
-    pub bytes: usize,
+    pub bytes: u32,
+    /// Bytes of their receipts.
+    pub receipt_bytes: u32,
     /// Messages that were received from the user meanwhile.
     pub received: u32,
 }
@@ -95,8 +98,8 @@ pub(super) struct ClientState {
     pub(super) waker: Option<Waker>,
     /// The session has taken all there was and waits to be woken.
     pub(super) parked: bool,
-    /// The client is in the list of eviction candidates.
-    pub(super) is_candidate: bool,
+    /// The class by which the client is among the eviction candidates.
+    pub(super) size_class: SizeClass,
     pub(super) accepts: Accepts,
 }
 
@@ -111,7 +114,7 @@ impl ClientState {
             command: None,
             waker: None,
             parked: false,
-            is_candidate: false,
+            size_class: SizeClass::default(),
             accepts: Accepts::All,
         }
     }
@@ -120,10 +123,11 @@ impl ClientState {
         let Flushed {
             messages,
             bytes,
+            receipt_bytes,
             received,
         } = flushed;
         if messages > 0 {
-            self.mailbox.delivered(messages, bytes);
+            self.mailbox.delivered(messages, bytes, receipt_bytes);
         }
         self.received = self.received.wrapping_add(received);
     }

@@ -151,6 +151,7 @@ fn threads_neither_lose_nor_leave_behind_a_user() {
         bounds: Arc::new(MailboxBounds {
             messages: 1,
             bytes: 1,
+            max_age: Duration::MAX,
             overflow: Overflow::DropNewest,
             budget: Budget::new(1),
         }),

@@ -1,24 +1,26 @@
-//! The cells, the counter and the lock that the directory's threads share, and nothing else. The model
-//! checker replaces them by its own, so that it can try every order of their steps. The lock is std's,
-//! because loom has the same interface.
+//! The cells, the counters and the locks that the directory's threads share, and nothing else. The model
+//! checker replaces them by its own, so that it can try every order of their steps. The lock of rare
+//! changes is std's, because loom has the same interface; that of a client is the smaller one.
 
 use std::sync::PoisonError;
 
 #[cfg(not(all(test, switchboard_loom)))]
 pub(super) use arc_swap::{ArcSwap, ArcSwapOption};
 #[cfg(not(all(test, switchboard_loom)))]
+pub(super) use parking_lot::{Mutex as ClientMutex, MutexGuard as ClientGuard};
+#[cfg(not(all(test, switchboard_loom)))]
 pub(super) use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicU32, Ordering},
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 #[cfg(all(test, switchboard_loom))]
 pub(super) use loom::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU32, Ordering},
+    Mutex, MutexGuard, MutexGuard as ClientGuard,
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 #[cfg(all(test, switchboard_loom))]
-pub(super) use modelled::{ArcSwap, ArcSwapOption};
+pub(super) use modelled::{ArcSwap, ArcSwapOption, ClientMutex};
 
 /// Locks. A panic in another holder leaves the data whole, so poisoning is ignored.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -30,9 +32,23 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// unless the ordering rules that out. `arc_swap`'s own tests check how it keeps a value alive.
 #[cfg(all(test, switchboard_loom))]
 mod modelled {
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, Mutex, PoisonError};
 
     use loom::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A lock with the interface of `parking_lot`.
+    #[derive(Debug)]
+    pub(in super::super) struct ClientMutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> ClientMutex<T> {
+        pub(in super::super) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(in super::super) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
 
     /// All values that the cell ever had, and the index of the current one.
     #[derive(Debug)]

@@ -40,6 +40,8 @@ pub enum Status {
     Offline,
     /// The recipient's mailbox is full, or all mailboxes together are.
     QueueFull,
+    /// The message waited in the recipient's mailbox for longer than `mailbox.max_age`.
+    Expired,
     /// The recipient left before the message was flushed. It may have arrived.
     Disconnected,
     /// The message is larger than `limits.message_bytes`.
@@ -59,10 +61,11 @@ pub enum Status {
 
 impl Status {
     /// Every status.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Delivered,
         Self::Offline,
         Self::QueueFull,
+        Self::Expired,
         Self::Disconnected,
         Self::TooLarge,
         Self::RateLimited,
@@ -78,6 +81,7 @@ impl Status {
             Self::Delivered => "delivered",
             Self::Offline => "offline",
             Self::QueueFull => "queue_full",
+            Self::Expired => "expired",
             Self::Disconnected => "disconnected",
             Self::TooLarge => "too_large",
             Self::RateLimited => "rate_limited",

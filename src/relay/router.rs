@@ -238,6 +238,8 @@ fn apply(users: &mut Users, change: Change) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::config::Overflow;
     use crate::directory::{Budget, MailboxBounds};
@@ -248,6 +250,7 @@ mod tests {
         let bounds = Arc::new(MailboxBounds {
             messages: 8,
             bytes: 1024,
+            max_age: Duration::MAX,
             overflow: Overflow::DropNewest,
             budget: Budget::new(4096),
         });

@@ -104,13 +104,14 @@ impl<S: Transport> Future for Session<S> {
         // In this order, also after a panic: the chunk goes back to the thread, and the tasks that this turn has
         // something for are woken once, when all of it is queued.
         machine.endpoint.io.end_turn(&mut turn.chunk);
+        let next_expiry = turn.next_expiry;
         turn.end();
         if machine.state.has_ended() {
             // A deadline or an abort has ended the session: what the socket takes at once still ends it in order.
             let _pending = machine.endpoint.io.poll_end(&mut Ending::default(), cx);
             return Poll::Ready(());
         }
-        let mut next = machine.next_deadline();
+        let mut next = machine.next_deadline().min(next_expiry);
         // Read again, because a turn with system calls takes long enough to matter here.
         if machine.endpoint.is_throttled {
             next = next.min(machine.endpoint.context.now() + THROTTLE_MICROS);

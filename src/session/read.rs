@@ -10,7 +10,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::context::SessionContext;
 use super::endpoint::Endpoint;
-use super::frames::READ_CHUNK_BYTES;
 use super::machine::Machine;
 use super::receive::OpenTurn;
 use super::state::{Close, SessionState, Step};
@@ -124,7 +123,7 @@ impl<S: Transport> OpenTurn<'_, S> {
             return ControlFlow::Continue(false);
         }
         // A turn reads one chunk's bytes. TLS brings them in several pieces.
-        if turn.chunk_bytes >= READ_CHUNK_BYTES {
+        if turn.has_read_enough() {
             yield_turn(cx);
             return ControlFlow::Continue(false);
         }
@@ -140,7 +139,7 @@ impl<S: Transport> OpenTurn<'_, S> {
             Poll::Ready(Ok(count)) => {
                 // A chunk that is not full may have emptied the socket. It is read once more all the
                 // same, because only a read that finds nothing registers this task to be woken.
-                turn.chunk_bytes += count;
+                turn.on_read(count);
                 turn.is_late = true;
                 let SessionContext {
                     config, metrics, ..
@@ -179,13 +178,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Endpoint<S> {
     /// flushed.
     fn discard(&mut self, turn: &mut Turn, cx: &mut Context<'_>) -> Step {
         while !self.io.has_peer_closed() {
-            if turn.chunk_bytes >= READ_CHUNK_BYTES {
+            if turn.has_read_enough() {
                 yield_turn(cx);
                 break;
             }
             match self.io.poll_discard(cx, &mut turn.chunk) {
                 Poll::Pending => break,
-                Poll::Ready(Ok(count)) => turn.chunk_bytes += count,
+                Poll::Ready(Ok(count)) => turn.on_read(count),
                 Poll::Ready(Err(_)) => return SessionState::end().into_step(),
             }
             if self.io.is_flooded() {

@@ -10,12 +10,17 @@ use tokio::task::yield_now;
 
 use super::context::{SessionConfig, SessionContext};
 use super::frames::READ_CHUNK_BYTES;
+use super::timers::NEVER;
 use crate::directory::Wakes;
 use crate::protocol::Dialect;
 
 /// Bytes that tungstenite asks for at once. It zeroes as many before each read, so more of them cost
 /// time where little comes, and fewer cost more reads where much comes.
 const READ_BUFFER_BYTES: usize = 1024;
+
+/// The most reads of a turn that bring something. TLS brings at most a record of 16 KiB with each, so a turn
+/// still reads a chunk.
+const READS_MAX: u32 = 4;
 
 /// One poll of a session. Its buffers belong to the worker thread, so that an idle connection owns none.
 #[derive(Debug)]
@@ -24,8 +29,12 @@ pub(super) struct Turn {
     pub(super) now: u64,
     /// A system call was made, which takes much longer than the rest of a turn: `now` is out of date.
     pub(super) is_late: bool,
+    /// When the session has to drop a message that waits behind a blocked write; [`NEVER`] while none is.
+    pub(super) next_expiry: u64,
+    /// Reads of this turn that have brought something.
+    reads: u32,
     /// Bytes that this turn has read.
-    pub(super) chunk_bytes: usize,
+    chunk_bytes: usize,
     /// Room for a read chunk.
     pub(super) chunk: Vec<u8>,
     pub(super) wakes: Wakes,
@@ -49,6 +58,8 @@ impl Turn {
             Box::new(Self {
                 now,
                 is_late: false,
+                next_expiry: NEVER,
+                reads: 0,
                 chunk_bytes: 0,
                 chunk: vec![0; READ_CHUNK_BYTES],
                 wakes: Wakes::default(),
@@ -57,8 +68,22 @@ impl Turn {
         });
         turn.now = now;
         turn.is_late = false;
+        turn.next_expiry = NEVER;
+        turn.reads = 0;
         turn.chunk_bytes = 0;
         turn
+    }
+
+    /// Notes that a read has brought so many bytes.
+    pub(super) fn on_read(&mut self, bytes: usize) {
+        self.reads += 1;
+        self.chunk_bytes += bytes;
+    }
+
+    /// Whether the turn has read its share: a chunk's bytes, which TLS brings in several pieces. A peer that
+    /// puts each byte into a TLS record of its own makes a read cost as much as for a full record.
+    pub(super) fn has_read_enough(&self) -> bool {
+        self.chunk_bytes >= READ_CHUNK_BYTES || self.reads >= READS_MAX
     }
 
     /// Gives the buffers back to the thread, and wakes the tasks that this turn has something for.

@@ -8,7 +8,6 @@ use super::machine::Machine;
 use super::state::SessionState;
 use super::timers::{NEVER, micros};
 use super::turn::{Turn, yield_turn};
-use crate::config::Overflow;
 use crate::directory::{QueuedMessage, Wakes, give_back};
 use crate::net::Transport;
 use crate::protocol::Status;
@@ -33,7 +32,7 @@ impl<S: Transport> Machine<S> {
             if self.endpoint.io.poll_end(ending, cx).is_ready() {
                 self.state = SessionState::end();
             } else {
-                self.settle(turn.now);
+                self.settle(turn);
             }
             return Poll::Pending;
         }
@@ -47,7 +46,7 @@ impl<S: Transport> Machine<S> {
                 return Poll::Ready(());
             }
             // Nothing may follow a close frame (RFC 6455 section 5.5.1).
-            SessionState::Discarding { .. } => self.settle(turn.now),
+            SessionState::Discarding { .. } => self.settle(turn),
             _ => self.take(turn, cx),
         }
         if !self.endpoint.io.output.is_empty() && !self.state.has_ended() {
@@ -91,7 +90,7 @@ impl<S: Transport> Machine<S> {
             if goes_on || !was_blocked {
                 endpoint.write_deadline = turn.now + micros(endpoint.config().write_timeout);
             }
-            self.settle(turn.now);
+            self.settle(turn);
             return Poll::Pending;
         }
         endpoint.write_deadline = NEVER;
@@ -124,17 +123,19 @@ impl<S: Transport> Machine<S> {
         }
     }
 
-    /// Settles what has left and takes a command, but no messages. Where the oldest messages may have to
-    /// make room, those that the socket has not begun to take go back into the mailbox.
-    fn settle(&mut self, now: u64) {
+    /// Settles what has left and takes a command, but no messages. Messages that the socket has not begun to
+    /// take go back into the mailbox, where they can make room for others.
+    fn settle(&mut self, turn: &mut Turn) {
         let endpoint = &mut self.endpoint;
         let flushed = std::mem::take(&mut endpoint.flushed);
-        let (command, overflow) = endpoint.membership.client().settle(flushed);
-        if overflow == Overflow::DropOldest && self.state.is_open() {
+        let command = endpoint.membership.client().settle(flushed);
+        if self.state.is_open() {
             endpoint.put_back();
+            let client = endpoint.membership.client();
+            turn.next_expiry = client.expire(turn.now, &mut turn.wakes);
         }
         if let Some(command) = command {
-            self.on_command(command, now);
+            self.on_command(command, turn.now);
         }
     }
 
@@ -205,19 +206,21 @@ impl<S> Endpoint<S> {
         while let Some(message) = self.in_flight.pop_front_if(|message| has_left(message)) {
             stamps.add(message.read_at, took);
             self.flushed.messages += 1;
-            self.flushed.bytes += message.bytes as usize;
+            self.flushed.bytes += message.bytes;
             if let Some(receipt) = message.receipt {
+                self.flushed.receipt_bytes += receipt.bytes();
                 receipt.settle(Status::Delivered, wakes);
             }
         }
         stamps.end(took);
     }
 
-    /// Puts the messages at the end of the write buffer back into the mailbox of which the stream has
-    /// taken no byte. A frame of another kind among them stays, and so does what is before it.
+    /// Puts the last messages in the write buffer back into the mailbox of which the stream has taken no
+    /// byte. A frame of another kind between messages stays, and so does what is before it.
     fn put_back(&mut self) {
         let written = self.io.written();
-        let mut from = self.io.output.len();
+        let end = self.in_flight.back().map_or(0, |last| last.end) as usize;
+        let mut from = end;
         let mut keep = self.in_flight.len();
         while let Some(message) = keep.checked_sub(1).map(|last| &self.in_flight[last]) {
             let begin = (message.end - message.bytes) as usize;
@@ -227,13 +230,11 @@ impl<S> Endpoint<S> {
             from = begin;
             keep -= 1;
         }
-        if keep < self.in_flight.len() {
-            let messages = self.in_flight.split_off(keep);
-            self.membership
-                .client()
-                .put_back(&self.io.output[from..], messages);
-            self.io.output.truncate(from);
-        }
+        let messages = self.in_flight.split_off(keep);
+        self.membership
+            .client()
+            .put_back(&self.io.output[from..end], messages);
+        self.io.output.drain(from..end);
     }
 }
 

@@ -22,7 +22,6 @@ const OUTCOMES = {
   expired: ["too old: the recipient did not read it in time", "bad"],
   disconnected: ["the recipient left; the message may have arrived", "bad"],
   too_large: ["too large", "bad"],
-  invalid: ["not understood by the relay", "bad"],
   rate_limited: ["too many messages at once", "bad"],
   invalid: ["the relay could not take the message", "bad"],
   draining: ["not delivered: the server restarts", "bad"],

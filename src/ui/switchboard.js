@@ -22,8 +22,8 @@
  * other outcome as not delivered, and outcomes that this version does not know, too. With `disconnected` and
  * `unknown` the message may have arrived; with `not_sent` it never left this client.
  *
- * @typedef {"delivered" | "offline" | "queue_full" | "disconnected" | "too_large" | "rate_limited"
- *   | "invalid" | "draining" | "unavailable" | "not_sent" | "unknown" | (string & {})} Outcome
+ * @typedef {"delivered" | "offline" | "queue_full" | "expired" | "disconnected" | "too_large"
+ *   | "rate_limited" | "invalid" | "draining" | "unavailable" | "not_sent" | "unknown" | (string & {})} Outcome
  */
 
 /**

@@ -219,6 +219,7 @@ async fn play(bytes: &[u8]) {
     let bounds = MailboxBounds {
         messages: 8,
         bytes: 4096,
+        max_age: Duration::MAX,
         overflow,
         budget: Budget::new(8192),
     };

@@ -72,6 +72,7 @@ impl Echo {
         let bounds = MailboxBounds {
             messages: 8,
             bytes: 1 << 20,
+            max_age: Duration::MAX,
             overflow: Overflow::DropNewest,
             budget: Budget::new(1 << 30),
         };

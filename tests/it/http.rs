@@ -166,6 +166,7 @@ async fn every_promised_metric_exists_from_the_start() {
     for reason in [
         "offline",
         "queue_full",
+        "expired",
         "disconnected",
         "too_large",
         "rate_limited",

@@ -141,6 +141,38 @@ both_strategies! {
         assert_eq!(slow.await.unwrap(), Seen::End);
     }
 
+    /// Many readers are slow, none of them by much, until they have used up the room of all together. Users that
+    /// read at once get everything, and none of them is closed for the others' sake.
+    async fn slow_readers_take_no_room_from_users_that_read(strategy) {
+        for overflow in [Overflow::DropNewest, Overflow::DropOldest, Overflow::Disconnect] {
+            for (bytes, waiting) in [(4000, 10), (60_000, 1)] {
+                let relay = Relay::start(strategy, |settings| {
+                    settings.mailbox.total_bytes = 1 << 20;
+                    settings.mailbox.overflow = overflow;
+                })
+                .await;
+                let mut pairs = Vec::new();
+                for _ in 0..3 {
+                    pairs.push((relay.v1().await, relay.v1().await));
+                }
+                let slow = use_up(&relay, bytes, waiting).await;
+                for id in 0..20 {
+                    for (sender, friend) in &mut pairs {
+                        sender.ask(friend.id, "hi", id).await;
+                        friend.hears(sender.id, "hi").await;
+                        sender.learns(id, "delivered").await;
+                    }
+                }
+                let closed = "switchboard_connections_closed_total";
+                assert_eq!(relay.metric(closed, &[("code", "1013")]).await, 0, "{overflow:?}");
+                for peer in slow {
+                    peer.reset();
+                }
+                relay.stop().await;
+            }
+        }
+    }
+
     /// A user that leaves returns its bytes, too.
     async fn a_user_that_leaves_returns_its_bytes(strategy) {
         let relay = Relay::start(strategy, |settings| {
@@ -309,6 +341,63 @@ async fn a_mailbox_is_emptied_when_its_owner_times_out() {
     .await;
     drop(slow);
     relay.stop().await;
+}
+
+/// A message waits no longer than `mailbox.max_age` for a peer that reads nothing, and for one that reads a little at
+/// a time and so makes each write progress.
+#[tokio::test]
+async fn a_message_that_waits_too_long_is_dropped_as_expired() {
+    for reads in [false, true] {
+        let relay = Relay::start(Strategy::Directory, |settings| {
+            settings.mailbox.max_age = Duration::from_millis(500);
+            settings.keepalive.write_timeout = Duration::from_mins(10);
+            settings.keepalive.ping_interval = Duration::from_hours(1);
+        })
+        .await;
+        let mut sender = relay.v1().await;
+        let mut slow = relay.narrow_user(Dialect::V1).await;
+        let sent = clog(&relay, &mut sender, slow.id, 60_000, 5).await;
+        let mut outcomes = Vec::new();
+        // The last one is in the socket, at least in part, and so are those before it.
+        while (outcomes.len() as u64) < sent - 1 {
+            if reads {
+                slow.read_a_little(200).await;
+            }
+            let told = tokio::time::timeout(Duration::from_millis(10), sender.hear()).await;
+            outcomes.extend(told.map(|frame| outcome(&frame).1));
+        }
+        let expired = with_status(&outcomes, "expired").len();
+        assert!(expired >= 3, "{outcomes:?}");
+        assert_eq!(relay.scrape().await.dropped("expired"), expired as u64);
+        assert_eq!(
+            relay.metric("switchboard_connections", &[]).await,
+            2,
+            "nobody is closed"
+        );
+        slow.reset();
+        relay.stop().await;
+    }
+}
+
+/// Uses up the room of all mailboxes with users that do not read. About as many messages of this size wait for each.
+async fn use_up(relay: &Relay, bytes: usize, waiting: u64) -> Vec<Raw> {
+    let mut writer = relay.bare().await;
+    let first = relay.narrow_user(Dialect::Bare).await;
+    // So many fill the mailbox and the socket.
+    let count = clog(relay, &mut writer, first.id, bytes, waiting).await;
+    let (mut slow, mut sent) = (vec![first], count);
+    while relay.scrape().await.dropped("queue_full") == 0 {
+        let peer = relay.narrow_user(Dialect::Bare).await;
+        for _ in 0..count {
+            writer.say(peer.id, &"x".repeat(bytes)).await;
+        }
+        sent += count;
+        relay
+            .until_metric("switchboard_messages_received_total", &[], sent)
+            .await;
+        slow.push(peer);
+    }
+    slow
 }
 
 /// Sends messages that begin with their number, many more than fit.

@@ -491,7 +491,7 @@ mod tests {
             assert!(guest.is_current());
             shared.turn_out(staying, refusal);
             assert!(!seated.is_open());
-            let (command, _) = seated.settle(Flushed::default());
+            let command = seated.settle(Flushed::default());
             assert!(matches!(command, Some(Command::Close { code, .. }) if code == expected));
             assert!(!guest.is_current(), "nor has one who is seated only now");
             let admission = shared.admit(staying.id, staying.resumption_id);

@@ -299,19 +299,25 @@ fn limit_rules(limits: &LimitSettings) -> Vec<Rule> {
     ]
 }
 
-fn mailbox_rules(mailbox: &MailboxSettings, limits: &LimitSettings) -> [Rule; 5] {
+fn mailbox_rules(
+    mailbox: &MailboxSettings,
+    limits: &LimitSettings,
+) -> impl Iterator<Item = Rule> + use<> {
     let MailboxSettings {
         messages,
         bytes,
         total_bytes,
+        max_age,
         overflow: _,
     } = mailbox;
-    waiting(
+    let waiting = waiting(
         &["mailbox.messages", "mailbox.bytes", "mailbox.total_bytes"],
         [u64::from(*messages), *bytes as u64, *total_bytes],
         limits.message_bytes,
         MESSAGE_OVERHEAD_BYTES,
-    )
+    );
+    let max_age = time("mailbox.max_age", *max_age, ONE_MS..=DAY).warn_above_default();
+    waiting.into_iter().chain([max_age])
 }
 
 fn keepalive_rules(keepalive: &KeepaliveSettings) -> [Rule; 5] {

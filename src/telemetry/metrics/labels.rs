@@ -7,6 +7,8 @@ pub enum DropReason {
     Offline,
     /// The mailbox was full, or all mailboxes together were.
     QueueFull,
+    /// It waited in a mailbox for longer than `mailbox.max_age`.
+    Expired,
     /// The recipient's connection ended before the message was flushed.
     Disconnected,
     /// Above `limits.message_bytes`.
@@ -23,9 +25,10 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Offline,
         Self::QueueFull,
+        Self::Expired,
         Self::Disconnected,
         Self::TooLarge,
         Self::RateLimited,
@@ -39,6 +42,7 @@ impl DropReason {
         match self {
             Self::Offline => "offline",
             Self::QueueFull => "queue_full",
+            Self::Expired => "expired",
             Self::Disconnected => "disconnected",
             Self::TooLarge => "too_large",
             Self::RateLimited => "rate_limited",

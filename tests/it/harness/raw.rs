@@ -154,6 +154,13 @@ impl Raw {
         self
     }
 
+    /// Reads at most so many bytes, and lets the receive buffer stay small.
+    pub(crate) async fn read_a_little(&mut self, bytes: usize) {
+        let mut read = vec![0; bytes];
+        let count = within("bytes from the relay", self.stream.read(&mut read)).await;
+        self.input.extend_from_slice(&read[..count.unwrap()]);
+    }
+
     /// Closes the peer's half of the connection.
     pub(crate) async fn half_close(&mut self) {
         // An error means that the relay was faster.
