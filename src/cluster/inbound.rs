@@ -26,7 +26,8 @@ use crate::identity::UserId;
 use crate::ledger::InHand;
 use crate::protocol::Status;
 use crate::telemetry::metrics::DropReason;
-use crate::telemetry::traces::{TraceHeaders, Traced};
+use crate::telemetry::trace_context::TraceHeaders;
+use crate::telemetry::traces::Traced;
 
 /// What a sender's node may send more before it is told that this much was seen, bytes: less than half
 /// of the least that `cluster.in_flight_bytes` can be.

@@ -24,7 +24,7 @@ use super::nats::Access;
 use super::outbound::publish;
 use super::window::Window;
 use super::{Shared, Unready, micros};
-use crate::telemetry::traces::TRACEPARENT_BYTES;
+use crate::telemetry::trace_context::TRACEPARENT_BYTES;
 
 /// How long the end of a link may take that is closed in order.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -20,7 +20,8 @@ use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
 use crate::relay::{JoinError, Membership, ResumeError};
 use crate::session::Welcome;
-use crate::telemetry::traces::{self, TraceHeaders, TracedRequest};
+use crate::telemetry::trace_context::TraceHeaders;
+use crate::telemetry::traces::{self, TracedRequest};
 use crate::ticket::{Invalid, Tickets};
 
 /// The response header with the user's id.

@@ -13,7 +13,7 @@ use crate::directory::{Client, Message, Wakes};
 use crate::ledger::InHand;
 use crate::protocol::{Inbound, Status};
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
-use crate::telemetry::traces::TraceHeaders;
+use crate::telemetry::trace_context::TraceHeaders;
 
 /// How a connection counts that ended without a close frame (RFC 6455 section 7.1.5).
 const ABNORMAL: u16 = 1006;

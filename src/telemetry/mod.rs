@@ -4,6 +4,7 @@
 mod export;
 mod logs;
 pub mod metrics;
+pub mod trace_context;
 pub mod traces;
 
 use std::sync::Arc;
