@@ -12,7 +12,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
-use crate::admission::token_bucket::Rate;
 use crate::admission::{AcceptLimiter, AddressLimiter, HandshakeThrottle};
 use crate::api::{Api, ApiDependencies};
 use crate::auth::{Auth, KeyRefresher};
@@ -96,7 +95,7 @@ impl App {
         let users_max = connection_limits.users;
         let shutdown = Shutdown::new();
         let sessions = Arc::new(SessionContext::new(
-            session_config(&settings),
+            SessionConfig::new(&settings),
             metrics.clone(),
         ));
         let (relay, relay_tasks) =
@@ -374,30 +373,5 @@ fn mailbox_bounds(settings: &config::MailboxSettings) -> MailboxBounds {
         max_age: settings.max_age,
         overflow: settings.overflow,
         budget: Budget::new(settings.total_bytes),
-    }
-}
-
-fn session_config(settings: &Settings) -> SessionConfig {
-    let Settings {
-        keepalive, limits, ..
-    } = settings;
-    SessionConfig {
-        ping_interval: keepalive.ping_interval,
-        pong_timeout: keepalive.pong_timeout,
-        slowest_rate: keepalive.slowest_rate,
-        write_timeout: keepalive.write_timeout,
-        close_timeout: keepalive.close_timeout,
-        connection_age: Some(limits.connection_age).filter(|age| !age.is_zero()),
-        message_bytes: limits.message_bytes,
-        frame_bytes: limits.frame_bytes,
-        bad_messages: limits.bad_messages,
-        outcomes_pending: limits.outcomes_pending,
-        message_rate: limits
-            .message_rate
-            .map(|rate| Rate::per_second(rate.into(), 1)),
-        byte_rate: limits
-            .byte_rate
-            .map(|rate| Rate::per_second(rate, limits.message_bytes as u64)),
-        echo: false,
     }
 }

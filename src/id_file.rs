@@ -197,18 +197,20 @@ fn read(path: &Path) -> io::Result<Option<u64>> {
 
 /// Replaces the file. A crash leaves the old number or the new one: the new file is on the disk before it gets the
 /// name, and the name is on the disk at the end. Never lowers the number, because a process that is about to end
-/// may write later than the one that follows it.
+/// may write at the same time as the one that follows it. The lock of the folder keeps the two apart.
 fn write(path: &Path, number: u64) -> io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = File::open(folder.unwrap_or(Path::new(".")))?;
+    folder.lock()?;
     let present = read(path).ok().flatten().unwrap_or(0);
     let new = path.with_extension("ids.new");
     let mut file = File::create(&new)?;
     writeln!(file, "{}", number.max(present))?;
     file.sync_all()?;
     fs::rename(&new, path)?;
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    folder.sync_all()
 }
 
 #[cfg(test)]

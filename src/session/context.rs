@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::timers::micros;
 use crate::admission::token_bucket::Rate;
+use crate::config::Settings;
 use crate::telemetry::metrics::Metrics;
 
 /// The limits and timeouts of a session, the same for all sessions of an app.
@@ -40,6 +41,34 @@ pub struct SessionConfig {
     /// Whether messages go back to their sender and nowhere else, as test suites for WebSocket servers
     /// expect. No setting turns this on.
     pub echo: bool,
+}
+
+impl SessionConfig {
+    /// By the settings of `keepalive` and `limits`.
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let Settings {
+            keepalive, limits, ..
+        } = settings;
+        Self {
+            ping_interval: keepalive.ping_interval,
+            pong_timeout: keepalive.pong_timeout,
+            slowest_rate: keepalive.slowest_rate,
+            write_timeout: keepalive.write_timeout,
+            close_timeout: keepalive.close_timeout,
+            connection_age: Some(limits.connection_age).filter(|age| !age.is_zero()),
+            message_bytes: limits.message_bytes,
+            frame_bytes: limits.frame_bytes,
+            bad_messages: limits.bad_messages,
+            outcomes_pending: limits.outcomes_pending,
+            message_rate: limits
+                .message_rate
+                .map(|rate| Rate::per_second(rate.into(), 1)),
+            byte_rate: limits
+                .byte_rate
+                .map(|rate| Rate::per_second(rate, limits.message_bytes as u64)),
+            echo: false,
+        }
+    }
 }
 
 /// What the welcome message of a user says beside its id and the limits.
