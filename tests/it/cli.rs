@@ -36,8 +36,10 @@ fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
     )
 }
 
-/// Writes a file of this name and returns its path.
+/// Writes a file and returns its path, which ends with this name. A run of the tests before this one may have left
+/// files beside its own, such as the file of ids.
 fn settings_file(name: &str, text: &str) -> PathBuf {
+    let name = format!("{}-{name}", std::process::id());
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::write(&path, text).unwrap();
     path
