@@ -4,7 +4,7 @@ import { Conversation, Tail, make, smallButton } from "./conversation.js";
 import { connect } from "./switchboard.js";
 import { joinAsNew, ownTicket, storeTicket } from "./tab.js";
 
-/** @import { Outcome, State } from "./switchboard.js" */
+/** @import { State } from "./switchboard.js" */
 
 const FRAMES_MAX = 100;
 /** The list of frames shows only the beginning of a longer frame. */

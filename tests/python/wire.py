@@ -204,6 +204,9 @@ async def err(wire, relay):
     await v1.say('{"recipient_id":0,"message":"x","id":"bad"}', good=False)
     assert (await v1.hear("error"))["id"] == "bad"
     assert (await v1.hear("outcome"))["status"] == "invalid"
+    for ping in ({"type": "ping"}, {"type": "ping", "id": 8}):
+        await v1.say(ping)
+        assert (await v1.hear("pong")).get("id") == ping.get("id")
     # The schema does not limit the length either.
     await v1.client.send(json.dumps({"recipient_id": 1, "message": "x" * 1024}))
     await v1.hear("error")
@@ -316,6 +319,13 @@ async def drained(wire, relay):
     assert await sender.end() == 1012
 
 
+async def too_old(wire, relay):
+    """Messages wait longer than mailbox.max_age."""
+    _silent, sender, _sent = await fill_mailbox(wire, relay)
+    while (await sender.hear("outcome"))["status"] != "expired":
+        pass
+
+
 async def too_slow(wire, relay):
     """With mailbox.overflow = "disconnect", a full mailbox closes the user's connection."""
     silent, sender = await User.join_without_reading(wire, relay, "bare"), await User.join(wire, relay, "v1")
@@ -382,6 +392,8 @@ def single_node(wire, binary, secret_file):
         asyncio.run(gone(wire, relay))
     with Relay(binary, **patient) as relay:
         asyncio.run(drained(wire, relay))
+    with Relay(binary, MAILBOX__MAX_AGE="500ms", **patient) as relay:
+        asyncio.run(too_old(wire, relay))
     with Relay(binary, MAILBOX__OVERFLOW="disconnect", **patient) as relay:
         asyncio.run(too_slow(wire, relay))
 
