@@ -139,7 +139,7 @@ pub struct AuthSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitSettings {
-    /// Connected users, upgrades in progress included. [`Self::connections_within`] tells the effective limit.
+    /// Connected users, upgrades in progress included. [`Settings::connection_limits`] tells the effective limit.
     pub connections: Option<usize>,
     /// Connections that have not completed an upgrade.
     pub handshakes: usize,
