@@ -178,7 +178,7 @@ test("a stored ticket restores its id, and the earlier connection closes for goo
 });
 
 test("the client reconnects when the relay stops answering", async () => {
-  const { client } = join({ silenceMs: 300, connectMs: 300, random: () => 0.1 });
+  const { client } = join({ answerMs: 300, connectMs: 300, random: () => 0.1 });
   const id = await client.opened();
   assert.equal(await client.send(id, "x"), "delivered");
   await relay.freeze();
