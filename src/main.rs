@@ -31,10 +31,11 @@ fn main() -> ExitCode {
     })
 }
 
-fn run(Cli { verb, options }: Cli) -> anyhow::Result<ExitCode> {
+fn run(Cli { verb, options, .. }: Cli) -> anyhow::Result<ExitCode> {
     match verb.unwrap_or_else(|| Verb::Serve(Options::default())) {
         Verb::Serve(right) => return serve(&options.with(right)),
-        Verb::Check(right) => check(&options.with(right).load()?)?,
+        Verb::Init(init) => io::stdout().write_all(init.write()?.as_bytes())?,
+        Verb::Check(right) => check(&options.with(right.options).load()?, right.changed)?,
         Verb::Config(ConfigVerb::Default) => io::stdout().write_all(config::DEFAULT.as_bytes())?,
         Verb::Bench(bench) => return Err(bench.exec().into()),
         Verb::Healthcheck(right) => {
@@ -52,6 +53,10 @@ fn run(Cli { verb, options }: Cli) -> anyhow::Result<ExitCode> {
             let verified = small_runtime()?.block_on(verified)?;
             io::stdout().write_all(format!("{verified}\n").as_bytes())?;
         }
+        Verb::Completions(shell) => shell.write(Cli::program(), &mut io::stdout())?,
+        Verb::Man(man) => man.write(Cli::program(), &mut io::stdout())?,
+        // Ends the process, except for `help bench`: the load generator has a help of its own.
+        Verb::Help(help) => return run(Cli::parse_from(help.arguments())),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -60,8 +65,13 @@ fn small_runtime() -> io::Result<runtime::Runtime> {
     runtime::Builder::new_current_thread().enable_all().build()
 }
 
-fn check(settings: &Settings) -> anyhow::Result<()> {
-    io::stdout().write_all(settings.to_string().as_bytes())?;
+fn check(settings: &Settings, changed: bool) -> anyhow::Result<()> {
+    let printed = if changed {
+        settings.changed_from(&Settings::default())
+    } else {
+        settings.to_string()
+    };
+    io::stdout().write_all(printed.as_bytes())?;
     let mut warnings = MachineLimits::read()?.warnings(settings);
     warnings.extend(settings.exposure_warnings());
     warnings.extend(telemetry::warnings(&settings.tracing));

@@ -1,4 +1,4 @@
-//! Which keys differ between two settings.
+//! What differs between two settings: the keys, or the values as TOML.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +21,29 @@ impl Settings {
             .filter(|key| ours.get(*key) != theirs.get(*key));
         changed.cloned().collect()
     }
+
+    /// The values that differ from those of `other`, as TOML.
+    pub fn changed_from(&self, other: &Self) -> String {
+        let [ours, theirs] = [self, other]
+            .map(|settings| Table::try_from(settings).expect("a test prints the settings as TOML"));
+        difference(ours, &theirs).to_string()
+    }
+}
+
+/// The values of a table that another table does not have.
+fn difference(ours: Table, theirs: &Table) -> Table {
+    let changed = ours.into_iter().filter_map(|(key, value)| {
+        let value = match (value, theirs.get(&key)) {
+            (Value::Table(ours), Some(Value::Table(theirs))) => {
+                let changed = difference(ours, theirs);
+                (!changed.is_empty()).then_some(Value::Table(changed))
+            }
+            (value, Some(same)) if value == *same => None,
+            (value, _) => Some(value),
+        };
+        Some((key, value?))
+    });
+    changed.collect()
 }
 
 /// Puts all values into `values` by their full keys, such as `server.tls.cert_file`.

@@ -16,14 +16,14 @@ use data_encoding::BASE64URL_NOPAD;
 use switchboard::config::{DEFAULT, Settings};
 use tokio::time::Instant;
 
-fn switchboard(arguments: &[&str]) -> Command {
+pub(crate) fn switchboard(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
     command.args(arguments).env_clear();
     command
 }
 
 /// The exit code, stdout and stderr of a run.
-fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
+pub(crate) fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
     let Output {
         status,
         stdout,
@@ -38,7 +38,7 @@ fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
 
 /// Writes a file and returns its path, which ends with this name. A run of the tests before this one may have left
 /// files beside its own, such as the file of ids.
-fn settings_file(name: &str, text: &str) -> PathBuf {
+pub(crate) fn settings_file(name: &str, text: &str) -> PathBuf {
     let name = format!("{}-{name}", std::process::id());
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::write(&path, text).unwrap();
@@ -46,7 +46,7 @@ fn settings_file(name: &str, text: &str) -> PathBuf {
 }
 
 /// An address that was free a moment ago, so that nothing should listen on it.
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -54,7 +54,7 @@ fn free_address() -> SocketAddr {
 }
 
 #[track_caller]
-fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         if let Some(value) = attempt() {
@@ -1299,7 +1299,7 @@ fn logs_go_to_stderr_in_the_format_of_the_settings() {
 }
 
 /// The program in a folder of this name that contains nothing else.
-fn alone(name: &str) -> PathBuf {
+pub(crate) fn alone(name: &str) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     drop(fs::remove_dir_all(&folder));
     fs::create_dir(&folder).unwrap();
@@ -1342,7 +1342,7 @@ fn bench_without_its_program_tells_how_to_build_it() {
         assert_eq!((code, &*stdout), (Some(1), ""));
         assert!(stderr.contains("switchboard-bench is neither"), "{stderr}");
         assert!(
-            stderr.contains("cargo build --release --workspace"),
+            stderr.contains("cargo install --path benches/load"),
             "{stderr}"
         );
     }

@@ -18,6 +18,7 @@ mod bare; // connections without a subprotocol
 mod chaos; // hundreds of clients that act at random, and a ledger that balances
 mod circles; // no two files of a crate import each other
 mod cli; // the binary: verbs, exit codes, signals
+mod cli_first; // the binary: help, completions, manual, `init`
 mod config; // the sources of settings, and invalid settings
 mod documents; // links, the settings document, the table of threats
 mod drain; // the effect of a drain on users, HTTP and messages in flight

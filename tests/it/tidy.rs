@@ -93,7 +93,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("drain", &["config", "directory", "lifecycle", "relay"]),
     ("id_file", &["identity"]),
     ("notices", &["ledger", "relay", "telemetry"]),
-    ("cli", &["auth", "config", "identity", "net"]),
+    ("cli", &["auth", "config", "identity", "net", "protocol"]),
     (
         "app",
         &[

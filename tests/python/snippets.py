@@ -5,7 +5,7 @@
 
 Each fenced block of each document, and of a console block each command, is run here, or is named below
 with the test that runs it, or with the reason why none does: a block that is neither fails. Addresses get
-free ports, `…` stands for anything, and `target/release/switchboard` is BINARY. With names, only those
+free ports, `…` stands for anything, and `switchboard` is BINARY. With names, only those
 functions of RUNS run, and nothing is said of the blocks that are left."""
 
 import asyncio
@@ -61,7 +61,7 @@ ELSEWHERE = {
         "tests/containers.sh", ["docker run --rm --read-only --cap-drop ALL ", " -p 127.0.0.1:"],
     ),
     # With fewer rounds and shorter ones.
-    "target/release/switchboard bench --compare-strategies --rounds 3 --svg .assets --report target/strategies.html": (
+    "switchboard bench --compare-strategies --rounds 3 --svg .assets --report target/strategies.html": (
         "benches/load/tests/load.rs", ['"--compare-strategies", "--rounds=1"', '"--svg"', '"--report"'],
     ),
     # Without cargo-fuzz, by the same targets and corpora.
@@ -76,16 +76,17 @@ BUILDS = "builds what a command below it runs; "
 LEFT_OUT = {
     "fix(config): refuse an origin pattern below all names": "an example of a commit message",
     "sequenceDiagram": "a picture; tests/cluster/messages.rs sends such a message",
-    "cargo build --release --workspace": BUILDS + "tests/run has built it for this test",
+    "cargo install --locked --path .": BUILDS + "tests/run has built it for this test, and cli_first.rs looks at the package",
+    "cargo install --locked --path benches/load": BUILDS + "tests/run has built it for this test, and cli_first.rs looks at the package",
     "cargo build --release --bins --example cluster_figures": BUILDS + "cargo lint compiles it in .ci/run",
-    "target/release/examples/cluster_figures target/release/switchboard": MEASURES + "cargo lint compiles it in .ci/run",
+    "target/release/examples/cluster_figures $(command -v switchboard)": MEASURES + "cargo lint compiles it in .ci/run",
     "cargo build --release --bins --example attack_figures": BUILDS + "cargo lint compiles it in .ci/run",
-    "target/release/examples/attack_figures target/release/switchboard": MEASURES + "cargo lint compiles it in .ci/run",
-    "cargo build --release --workspace && python3 tests/tracing_cost.py target/release/switchboard": MEASURES.removesuffix("; "),
+    "target/release/examples/attack_figures $(command -v switchboard)": MEASURES + "cargo lint compiles it in .ci/run",
+    "python3 tests/tracing_cost.py $(command -v switchboard)": MEASURES.removesuffix("; "),
     "cargo bench --bench time": MEASURES + "cargo lint compiles it in .ci/run, and `instructions` counts the same steps",
     "cargo bench --bench directory": MEASURES + "cargo lint compiles it in .ci/run",
-    "python3 tests/scale_cost.py target/release/switchboard": MEASURES.removesuffix("; "),
-    "python3 tests/scrape_cost.py target/release/switchboard": MEASURES.removesuffix("; "),
+    "python3 tests/scale_cost.py $(command -v switchboard)": MEASURES.removesuffix("; "),
+    "python3 tests/scrape_cost.py $(command -v switchboard)": MEASURES.removesuffix("; "),
     "tests/instructions --remake": "writes the file that the part `instructions` compares with",
     "cargo install cargo-fuzz": "takes longer than all of this; the next but one says what runs its targets",
     "cd tests/fuzz && cargo +nightly fuzz build --fuzz-dir . -s none": "needs a nightly compiler; tests/it/fuzz.rs compiles the same targets",
@@ -535,7 +536,7 @@ def cluster(documents, _binary, folder, environment):
 def prepare(binary, node_modules, folder):
     """What the commands find where they are run; the environment that they have."""
     tools = os.path.join(folder, "bin")
-    wrappers = {"bin/switchboard": binary, "bin/python3": sys.executable, "target/release/switchboard": binary}
+    wrappers = {"bin/switchboard": binary, "bin/python3": sys.executable}
     for name, target in wrappers.items():
         path = os.path.join(folder, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -547,6 +548,10 @@ def prepare(binary, node_modules, folder):
     for name in ("k8s", "tests"):
         os.symlink(os.path.join(ROOT, name), os.path.join(folder, name))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SWITCHBOARD__", "OTEL_"))}
+    # Commands write into the home folder, and the tools keep their own.
+    for variable, name in (("CARGO_HOME", ".cargo"), ("RUSTUP_HOME", ".rustup")):
+        environment.setdefault(variable, os.path.join(os.path.expanduser("~"), name))
+    environment["HOME"] = folder
     cache = os.path.join(ROOT, "tests", ".cache")
     paths = [tools, os.path.join(cache, "websocat", "bin"), environment["PATH"], "/usr/sbin"]
     environment["PATH"] = os.pathsep.join(paths)
@@ -560,6 +565,7 @@ def prepare(binary, node_modules, folder):
 
 RUNS = [
     start, talk, contribute, wire, page_program, programs, drive, measure, settings, traces, cluster,
+    plain("src/cli/README.md#"), plain("src/cli/README.md#completions-and-the-manual"),
     plain("k8s/README.md#kubernetes"), plain("tests/attacks/README.md#check-your-settings"),
 ]
 

@@ -13,7 +13,7 @@ use crate::url::Url;
 /// Load a relay, measure it and check every message. Exit code 0: no fault; 1: a fault or an error
 #[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 #[derive(Clone, Debug, Parser)]
-#[command(version)]
+#[command(version, term_width = 80)]
 pub struct BenchOptions {
     /// The scenarios to run, in this order
     #[arg(value_enum, default_value = "all")]
