@@ -23,9 +23,9 @@ use tokio::io::{
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
-fn config() -> SessionConfig {
+pub(crate) fn config() -> SessionConfig {
     SessionConfig {
         ping_interval: 25 * SECOND,
         pong_timeout: 10 * SECOND,
@@ -44,20 +44,20 @@ fn config() -> SessionConfig {
 }
 
 /// A relay without a network.
-struct TestRelay {
-    relay: Relay,
-    context: Arc<SessionContext>,
+pub(crate) struct TestRelay {
+    pub(crate) relay: Relay,
+    pub(crate) context: Arc<SessionContext>,
     metrics: Arc<Metrics>,
     /// The clients of its users, in the order of their ids.
     clients: Mutex<Vec<Arc<Client>>>,
 }
 
 impl TestRelay {
-    fn new(overflow: Overflow) -> Self {
+    pub(crate) fn new(overflow: Overflow) -> Self {
         Self::with(overflow, config())
     }
 
-    fn with(overflow: Overflow, config: SessionConfig) -> Self {
+    pub(crate) fn with(overflow: Overflow, config: SessionConfig) -> Self {
         let metrics = Arc::new(Metrics::new(1));
         let bounds = MailboxBounds {
             messages: 8,
@@ -77,12 +77,16 @@ impl TestRelay {
     }
 
     /// Joins a user behind a pipe that holds `room` bytes each way.
-    async fn user(&self, dialect: Dialect, room: usize) -> (DuplexStream, JoinHandle<()>) {
+    pub(crate) async fn user(
+        &self,
+        dialect: Dialect,
+        room: usize,
+    ) -> (DuplexStream, JoinHandle<()>) {
         let (ours, theirs) = duplex(room);
         (theirs, self.session(dialect, ours).await)
     }
 
-    async fn session<S>(&self, dialect: Dialect, io: S) -> JoinHandle<()>
+    pub(crate) async fn session<S>(&self, dialect: Dialect, io: S) -> JoinHandle<()>
     where
         S: Transport + Send + 'static,
     {
@@ -96,7 +100,7 @@ impl TestRelay {
         tokio::spawn(session)
     }
 
-    fn metric(&self, series: &str) -> u64 {
+    pub(crate) fn metric(&self, series: &str) -> u64 {
         let text = self.metrics.scrape(|| self.relay.stats());
         let line = text
             .lines()
@@ -105,7 +109,7 @@ impl TestRelay {
     }
 
     /// Returns the messages received, delivered and still held. Asserts that all others are counted as dropped.
-    fn ledger(&self) -> (u64, u64, u64) {
+    pub(crate) fn ledger(&self) -> (u64, u64, u64) {
         let dropped: u64 = [
             "offline",
             "queue_full",
@@ -131,7 +135,7 @@ impl TestRelay {
 }
 
 /// A frame with a payload of up to 125 bytes and a mask of zeros.
-fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![
         0x80 | opcode,
         0x80 | u8::try_from(payload.len()).unwrap(),
@@ -144,13 +148,13 @@ fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn message(to: u64, text: &str) -> Vec<u8> {
+pub(crate) fn message(to: u64, text: &str) -> Vec<u8> {
     let json = format!("{{\"recipient_id\":{to},\"message\":\"{text}\"}}");
     frame(1, json.as_bytes())
 }
 
 /// Reads the next frame, of up to 125 bytes; nothing at the end, which an abort puts within a frame.
-async fn next_frame(client: &mut (impl AsyncRead + Unpin)) -> Option<(u8, Vec<u8>)> {
+pub(crate) async fn next_frame(client: &mut (impl AsyncRead + Unpin)) -> Option<(u8, Vec<u8>)> {
     let mut head = [0; 2];
     client.read_exact(&mut head).await.ok()?;
     let mut payload = vec![0; usize::from(head[1])];
@@ -159,7 +163,7 @@ async fn next_frame(client: &mut (impl AsyncRead + Unpin)) -> Option<(u8, Vec<u8
 }
 
 /// Lets all tasks run until they have nothing to do.
-async fn run_all_tasks() {
+pub(crate) async fn run_all_tasks() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
     }
