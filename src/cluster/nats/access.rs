@@ -2,55 +2,29 @@
 //! library would connect again by itself and then send what had waited, which may be minutes old and
 //! behind what was sent since by another, so that is ruled out.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::{Auth, AuthError, Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
+use async_nats::{Auth, AuthError, Client, ConnectOptions, Event};
 use nkeys::KeyPair;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::Unready;
-use super::envelope::Subjects;
+use super::failure::{AccessError, ConnectFailure};
 use crate::config::{self, PRIVATE_KEYS, Secret, SecretError};
-use crate::telemetry::metrics::LinkMetrics;
 
 /// What the channel of the client library has room for beside messages: answers, subscriptions, probes.
 const COMMANDS: usize = 1024;
 /// The least that a message counts for in `cluster.in_flight_bytes`.
 const MESSAGE_BYTES_MIN: usize = 128;
 
-/// Why the secrets for NATS cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum AccessError {
-    /// There is no secret in a file.
-    #[error("{} ({key})", path.display())]
-    Unreadable {
-        /// The setting that names it.
-        key: &'static str,
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        source: SecretError,
-    },
-    /// A file has not what it should have.
-    #[error("{} has no {expected} ({key})", path.display())]
-    Malformed {
-        /// The setting that names it.
-        key: &'static str,
-        /// Its path.
-        path: PathBuf,
-        /// What it should have.
-        expected: &'static str,
-    },
-}
-
 /// Where NATS is, and what it wants to see.
 #[derive(Clone, Debug)]
-pub(super) struct Access {
+pub(in crate::cluster) struct Access {
     settings: config::ClusterSettings,
 }
 
@@ -64,14 +38,14 @@ enum Identity {
 }
 
 impl Access {
-    pub(super) fn new(settings: &config::ClusterSettings) -> Self {
+    pub(in crate::cluster) fn new(settings: &config::ClusterSettings) -> Self {
         Self {
             settings: settings.clone(),
         }
     }
 
     /// Reads the secrets and what TLS needs, to find what is wrong with them.
-    pub(super) fn read(&self) -> Result<(), AccessError> {
+    pub(in crate::cluster) fn read(&self) -> Result<(), AccessError> {
         drop(self.identity()?);
         let config::ClusterSettings {
             tls_ca_file,
@@ -95,28 +69,29 @@ impl Access {
     }
 
     /// Connects to one of the servers.
-    pub(super) async fn connect(
+    pub(super) async fn open(
         &self,
-        subjects: &Subjects,
-        metrics: &LinkMetrics,
-    ) -> Result<Client, ConnectFailure> {
-        let identity = self.identity()?;
+        inbox_prefix: String,
+    ) -> Result<(Client, Arc<LinkState>), ConnectFailure> {
+        let state = Arc::new(LinkState::default());
+        let events = state.clone();
+        let options = self.options(self.identity()?, inbox_prefix);
+        let options = options.event_callback(move |event| {
+            events.heed(&event);
+            std::future::ready(())
+        });
         let urls = &self.settings.nats_url;
         let url = &urls[fastrand::usize(..urls.len())];
-        let options = self.options(identity, subjects, metrics.clone());
-        let connected = options.connect(url.as_str()).await;
-        connected.map_err(|source| ConnectFailure::Refused {
-            url: url.clone(),
-            source,
-        })
+        match options.connect(url.as_str()).await {
+            Ok(client) => Ok((client, state)),
+            Err(source) => {
+                let url = url.clone();
+                Err(ConnectFailure::Refused { url, source })
+            }
+        }
     }
 
-    fn options(
-        &self,
-        identity: Identity,
-        subjects: &Subjects,
-        metrics: LinkMetrics,
-    ) -> ConnectOptions {
+    fn options(&self, identity: Identity, inbox_prefix: String) -> ConnectOptions {
         let config::ClusterSettings {
             nats_url: _,
             tls_ca_file,
@@ -144,17 +119,11 @@ impl Access {
         .ping_interval(*link_timeout)
         .request_timeout(Some(*link_timeout))
         .name("switchboard")
-        // What this node publishes is never for itself.
-        .no_echo()
-        .custom_inbox_prefix(subjects.inbox_prefix())
+        .custom_inbox_prefix(inbox_prefix)
         // All are made here, of parts that were checked.
         .skip_subject_validation(true)
         .client_capacity(COMMANDS + in_flight_bytes / MESSAGE_BYTES_MIN)
         .subscription_capacity(*inbound_messages as usize)
-        .event_callback(move |event| {
-            heed(&event, &metrics);
-            std::future::ready(())
-        })
         .require_tls(tls_ca_file.is_some() || tls_cert_file.is_some());
         if let Some(authorities) = tls_ca_file {
             options = options.add_root_certificates(authorities.clone());
@@ -204,26 +173,28 @@ impl Access {
     }
 }
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectFailure {
-    #[error(transparent)]
-    Access(#[from] AccessError),
-    #[error("cannot connect to {url}")]
-    Refused { url: String, source: ConnectError },
+/// What the library tells of one connection.
+#[derive(Debug, Default)]
+pub(super) struct LinkState {
+    pub(super) lost: CancellationToken,
+    overruns: AtomicU64,
 }
 
-impl ConnectFailure {
-    /// The cause that `/readyz` names.
-    pub(super) fn unready(&self) -> Unready {
-        match self {
-            Self::Access(_) => Unready::LoginRefused,
-            Self::Refused { source, .. } => match source.kind() {
-                ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-                    Unready::LoginRefused
-                }
-                _ => Unready::Unreachable,
-            },
+impl LinkState {
+    /// Messages that were dropped because nobody took the earlier ones. The library can lose count.
+    pub(super) fn overruns(&self) -> u64 {
+        self.overruns.load(Ordering::Relaxed)
+    }
+
+    fn heed(&self, event: &Event) {
+        match event {
+            Event::SlowConsumer(_) => {
+                self.overruns.fetch_add(1, Ordering::Relaxed);
+            }
+            Event::Disconnected | Event::Closed => self.lost.cancel(),
+            Event::ServerError(error) => warn!(%error, "nats refuses something"),
+            Event::LameDuckMode => warn!("the nats server is about to end"),
+            Event::Connected | Event::Draining | Event::ClientError(_) => {}
         }
     }
 }
@@ -254,20 +225,6 @@ impl Identity {
         };
         auth.signature = Some(signing.sign(nonce).map_err(AuthError::new)?);
         Ok(auth)
-    }
-}
-
-/// What the library has to say that nothing else shows.
-fn heed(event: &Event, metrics: &LinkMetrics) {
-    match event {
-        Event::SlowConsumer(_) => metrics.overrun(),
-        Event::ServerError(error) => warn!(%error, "nats refuses something"),
-        Event::LameDuckMode => warn!("the nats server is about to end"),
-        Event::Connected
-        | Event::Disconnected
-        | Event::Draining
-        | Event::Closed
-        | Event::ClientError(_) => {}
     }
 }
 
