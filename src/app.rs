@@ -366,7 +366,7 @@ fn tickets(settings: &config::TicketSettings) -> anyhow::Result<Tickets> {
         .context("the system has no randomness")
 }
 
-fn mailbox_bounds(settings: &config::MailboxSettings) -> MailboxBounds {
+pub(crate) fn mailbox_bounds(settings: &config::MailboxSettings) -> MailboxBounds {
     MailboxBounds {
         messages: settings.messages,
         bytes: settings.bytes,

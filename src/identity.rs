@@ -1,7 +1,7 @@
 //! User ids, and where they come from: a sequence of this process, or blocks that this node has leased in a
 //! cluster. Must not know of sockets, JSON, settings or how a block is leased.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -173,29 +173,26 @@ impl Sequence {
         }
     }
 
-    /// Gives a user an id that it had before. No new user gets this id from here on. Returns whether the id is
-    /// of this node; then the caller owes a call of [`Sequence::left`].
-    pub(crate) fn give_back(&self, id: UserId) -> bool {
+    /// Gives no more ids of the current block, because other users have them.
+    pub(crate) fn skip_block(&self) {
+        match self {
+            Self::Local(_) => {}
+            Self::Leased(leases) => leases.skip_block(),
+        }
+    }
+
+    /// Gives a user an id that it had before. No new user gets this id from here on.
+    pub(crate) fn give_back(&self, id: UserId) {
         match self {
             Self::Local(next) => {
                 next.fetch_max(id.get() + 1, Ordering::Relaxed);
-                true
             }
             Self::Leased(leases) => leases.give_back(id),
         }
     }
-
-    /// Notes that the user with this id has left.
-    pub(crate) fn left(&self, id: UserId) {
-        match self {
-            Self::Local(_) => {}
-            Self::Leased(leases) => leases.left(id),
-        }
-    }
 }
 
-/// The blocks of ids that this node has leased. A block is retired when all its ids were given and all their
-/// users have left. Until then this node receives the messages for its ids.
+/// The blocks of ids that this node has leased and that have ids left.
 #[derive(Debug)]
 pub(crate) struct Leases {
     blocks: Blocks,
@@ -206,17 +203,11 @@ pub(crate) struct Leases {
 /// State behind the lock.
 #[derive(Debug, Default)]
 struct LeasedBlocks {
-    leases: BTreeMap<u64, Lease>,
-    /// Blocks with ids left, in the order in which they were leased.
-    open: VecDeque<u64>,
+    /// In the order in which they were leased, each with the number of its ids that were given.
+    open: VecDeque<(u64, u64)>,
     unspent: u64,
-    retired: Vec<u64>,
-}
-
-#[derive(Debug, Default)]
-struct Lease {
-    given: u64,
-    users: u64,
+    /// The highest block that is known from a lease or an id.
+    highest: u64,
 }
 
 impl Leases {
@@ -229,9 +220,9 @@ impl Leases {
         }
     }
 
-    /// The division into blocks.
-    pub(crate) fn blocks(&self) -> Blocks {
-        self.blocks
+    /// The number of ids in a block.
+    pub(crate) fn block_size(&self) -> u64 {
+        self.blocks.size()
     }
 
     /// The number of ids left.
@@ -239,62 +230,45 @@ impl Leases {
         self.state.lock().unspent
     }
 
-    /// The leased blocks, the lowest first.
-    pub(crate) fn list(&self) -> Vec<u64> {
-        self.state.lock().leases.keys().copied().collect()
+    /// The number of blocks with ids left.
+    pub(crate) fn len(&self) -> usize {
+        self.state.lock().open.len()
     }
 
-    /// Whether this node has leased the block of an id.
-    pub(crate) fn holds(&self, id: UserId) -> bool {
-        let block = self.blocks.block_of(id);
-        self.state.lock().leases.contains_key(&block)
+    /// The highest block that is known to be leased.
+    pub(crate) fn highest(&self) -> u64 {
+        self.state.lock().highest
     }
 
     /// Adds a block. Its ids are given after those of earlier blocks.
     pub(crate) fn add(&self, block: u64) {
         let mut state = self.state.lock();
-        if state.leases.insert(block, Lease::default()).is_none() {
-            state.open.push_back(block);
-            state.unspent += self.blocks.size();
-        }
+        state.open.push_back((block, 0));
+        state.unspent += self.blocks.size();
+        state.highest = state.highest.max(block);
     }
 
-    /// Gives no more ids of a block, because another node may give the same ones.
-    pub(crate) fn close(&self, block: u64) {
+    /// Gives no more ids of the current block, because others have them already.
+    pub(crate) fn skip_block(&self) {
         let mut state = self.state.lock();
-        let Some(lease) = state.leases.get_mut(&block) else {
-            return;
-        };
-        let unspent = self.blocks.size() - lease.given;
-        lease.given = self.blocks.size();
-        state.open.retain(|open| *open != block);
-        state.unspent -= unspent;
-        state.retire(block, self.blocks);
+        if let Some((_, given)) = state.open.pop_front() {
+            state.unspent -= self.blocks.size() - given;
+        }
         drop(state);
         self.changed.notify_one();
     }
 
-    /// Waits until fewer ids are left than a block has, or a block was retired.
+    /// Waits until fewer ids are left than a block has, or an id of a higher block than all before was seen.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Takes the blocks that were retired since the last call.
-    pub(crate) fn take_retired(&self) -> Vec<u64> {
-        std::mem::take(&mut self.state.lock().retired)
-    }
-
     fn next(&self) -> Option<UserId> {
         let mut state = self.state.lock();
-        let block = *state.open.front()?;
-        let lease = state
-            .leases
-            .get_mut(&block)
-            .expect("an open block is leased");
-        let id = self.blocks.id(block, lease.given);
-        lease.given += 1;
-        lease.users += u64::from(id.is_some());
-        if lease.given == self.blocks.size() {
+        let (block, given) = state.open.front_mut()?;
+        let id = self.blocks.id(*block, *given);
+        *given += 1;
+        if *given == self.blocks.size() {
             state.open.pop_front();
         }
         state.unspent -= 1;
@@ -306,55 +280,26 @@ impl Leases {
         id
     }
 
-    /// Gives a user an id that it had before, on this node or another one. No new user gets this id from here
-    /// on. Returns whether its block is leased; then the caller owes a call of [`Leases::left`].
-    pub(crate) fn give_back(&self, id: UserId) -> bool {
+    /// Notes an id that a user had before, on this node or another one. No new user gets this id from here on.
+    fn give_back(&self, id: UserId) {
         let block = self.blocks.block_of(id);
         let mut state = self.state.lock();
-        let Some(lease) = state.leases.get_mut(&block) else {
-            return false;
-        };
-        lease.users += 1;
-        let given = lease.given.max((id.get() - 1) % self.blocks.size() + 1);
-        let skipped = given - std::mem::replace(&mut lease.given, given);
-        if skipped > 0 && given == self.blocks.size() {
-            state.open.retain(|open| *open != block);
+        let is_higher = block > state.highest;
+        state.highest = state.highest.max(block);
+        let mut skipped = 0;
+        if let Some((_, given)) = state.open.iter_mut().find(|(open, _)| *open == block) {
+            let after = (id.get() - 1) % self.blocks.size() + 1;
+            skipped = after.saturating_sub(*given);
+            *given += skipped;
+            let size = self.blocks.size();
+            state.open.retain(|(_, given)| *given < size);
         }
         state.unspent -= skipped;
         let is_low = state.unspent < self.blocks.size();
         drop(state);
-        if is_low && skipped > 0 {
+        if is_higher || (is_low && skipped > 0) {
             self.changed.notify_one();
         }
-        true
-    }
-
-    /// Notes that the user with this id has left.
-    pub(crate) fn left(&self, id: UserId) {
-        let block = self.blocks.block_of(id);
-        let mut state = self.state.lock();
-        let Some(lease) = state.leases.get_mut(&block) else {
-            return;
-        };
-        lease.users = lease.users.saturating_sub(1);
-        if state.retire(block, self.blocks) {
-            drop(state);
-            self.changed.notify_one();
-        }
-    }
-}
-
-impl LeasedBlocks {
-    fn retire(&mut self, block: u64, blocks: Blocks) -> bool {
-        let is_over = self
-            .leases
-            .get(&block)
-            .is_some_and(|lease| lease.given == blocks.size() && lease.users == 0);
-        if is_over {
-            self.leases.remove(&block);
-            self.retired.push(block);
-        }
-        is_over
     }
 }
 
@@ -398,70 +343,47 @@ mod tests {
         let (leases, sequence) = leases(3);
         assert_eq!(sequence.next(), None);
         leases.add(1);
-        assert_eq!(leases.unspent(), 3);
+        assert_eq!((leases.unspent(), leases.len()), (3, 1));
         leases.add(5);
         assert_eq!(given(&sequence), [1, 2, 3, 13, 14, 15]);
-        assert_eq!(leases.unspent(), 0);
+        assert_eq!((leases.unspent(), leases.len()), (0, 0));
         leases.add(4);
         assert_eq!(given(&sequence), [10, 11, 12]);
-        assert_eq!(leases.list(), [1, 4, 5]);
-        assert!(given(&sequence).is_empty());
-    }
-
-    #[test]
-    fn a_block_is_retired_when_its_ids_are_given_and_its_users_have_left() {
-        let (leases, sequence) = leases(2);
-        leases.add(1);
-        let [first, second] = [(); 2].map(|()| sequence.next().unwrap());
-        sequence.left(second);
-        assert!(leases.holds(first) && leases.take_retired().is_empty());
-        sequence.left(first);
-        assert!(!leases.holds(first));
-        assert_eq!(leases.take_retired(), [1]);
-        assert!(leases.take_retired().is_empty());
-
-        leases.add(2);
-        let third = sequence.next().unwrap();
-        sequence.left(third);
-        assert!(leases.holds(third), "it still has an id to give");
-        leases.close(2);
-        assert_eq!((leases.unspent(), leases.take_retired()), (0, vec![2]));
+        assert_eq!(leases.highest(), 5);
     }
 
     #[test]
     fn a_resumed_id_is_not_given_to_a_new_user() {
         let sequence = Sequence::local(1);
         assert_eq!(sequence.next(), UserId::new(1));
-        assert!(sequence.give_back(UserId::new(3).unwrap()));
-        assert!(sequence.give_back(UserId::new(2).unwrap()));
+        sequence.give_back(UserId::new(3).unwrap());
+        sequence.give_back(UserId::new(2).unwrap());
         assert_eq!(sequence.next(), UserId::new(4));
-        assert!(sequence.give_back(UserId::new(UserId::MAX).unwrap()));
+        sequence.give_back(UserId::new(UserId::MAX).unwrap());
         assert_eq!(sequence.next(), None);
 
         let (leases, sequence) = leases(3);
         leases.add(1);
         leases.add(2);
-        assert!(!sequence.give_back(UserId::new(7).unwrap()));
-        assert!(sequence.give_back(UserId::new(2).unwrap()));
+        sequence.give_back(UserId::new(7).unwrap());
+        assert_eq!((leases.unspent(), leases.highest()), (6, 3));
+        sequence.give_back(UserId::new(2).unwrap());
+        sequence.give_back(UserId::new(1).unwrap());
         assert_eq!((leases.unspent(), sequence.next()), (4, UserId::new(3)));
-        let sixth = UserId::new(6).unwrap();
-        assert!(sequence.give_back(sixth));
+        sequence.give_back(UserId::new(6).unwrap());
         assert_eq!((leases.unspent(), sequence.next()), (0, None));
-        sequence.left(sixth);
-        assert_eq!(leases.take_retired(), [2]);
-        assert_eq!(leases.list(), [1]);
     }
 
     #[test]
-    fn a_closed_block_gives_no_ids_and_keeps_its_users() {
+    fn a_block_whose_ids_others_have_is_skipped() {
         let (leases, sequence) = leases(4);
         leases.add(1);
         leases.add(2);
-        let first = sequence.next().unwrap();
-        leases.close(1);
-        assert_eq!(given(&sequence), [5, 6, 7, 8]);
-        assert!(leases.holds(first));
-        sequence.left(first);
-        assert_eq!(leases.take_retired(), [1]);
+        assert_eq!(sequence.next(), UserId::new(1));
+        leases.skip_block();
+        assert_eq!((leases.unspent(), sequence.next()), (4, UserId::new(5)));
+        leases.skip_block();
+        leases.skip_block();
+        assert_eq!((leases.unspent(), sequence.next()), (0, None));
     }
 }

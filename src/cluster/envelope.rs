@@ -1,251 +1,204 @@
-//! What crosses, as bytes: subjects, messages and answers, to values and back. No I/O, so that it can be
-//! tested alone. What comes in was written by another node, perhaps of another version: it is refused
-//! where it is not understood, and nothing in it is trusted to be well formed.
+//! What nodes send each other, as bytes: subjects, messages, answers and notices, to values and back. No I/O, so
+//! that it can be tested alone. What comes in was written by another node, perhaps of another version: it is
+//! refused where it is not understood, and nothing in it is trusted to be well formed.
 
 use std::fmt::Write as _;
 
 use async_nats::Subject;
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::identity::{Blocks, Sender, UserId};
+use super::nats::Revision;
+use crate::identity::{Sender, UserId};
 use crate::protocol::Status;
 
-/// The first byte of everything that is sent.
+/// The version of the protocol, in the names of all subjects and buckets.
+pub(super) const PROTOCOL: u8 = 2;
+/// The first byte of every payload.
 const VERSION: u8 = 1;
-/// The last part of a subject that asks who holds a block.
-const WHO: &str = "who";
-/// The last part of a subject that brings answers.
-const ANSWERS: &str = "answers";
-/// The last part of a subject that asks the holder of a block for an id of it.
-const CLAIM: &str = "claim";
-/// The last part of a subject that asks a node for an id that it has.
-const GIVE: &str = "give";
-/// The last part of a subject that tells a node which ids of its blocks are elsewhere.
-const CLAIMS: &str = "claims";
-/// The last part of the subject on which nodes say which blocks they hold.
-const HOLDERS: &str = "holders";
-/// In place of the link's number, where a probe comes back.
-const PROBE: &str = "probe";
-/// In place of a token, where nobody wants an answer.
+/// In place of a token, where no outcome is wanted.
 const NO_TOKEN: u64 = 0;
 
-/// One process of a cluster, by a number that it has drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The part of a subject behind the node: what it brings.
+const MESSAGE: &str = "m";
+const ANSWERS: &str = "a";
+const NOTICE: &str = "c";
+const RETURN: &str = "r";
+
+/// One process of a cluster, by a number that it has drawn. No node is number 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Node(pub(super) u64);
+
+impl Node {
+    pub(super) fn new(number: u64) -> Option<Self> {
+        (number != 0).then_some(Self(number))
+    }
+}
 
 /// The names that one cluster uses on NATS; all begin with `cluster.name`.
 #[derive(Clone, Debug)]
 pub(super) struct Subjects {
     name: String,
     node: Node,
-    blocks: Blocks,
-}
-
-/// What comes on a subject of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ForBlock {
-    /// A message for this user.
-    Message(UserId),
-    /// Somebody wants to know who holds the block.
-    Who,
-    /// Somebody wants an id of it, or wants it no more.
-    Claim,
 }
 
 /// What comes on a subject of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ForNode {
-    /// Outcomes of messages that went out from here.
-    PendingOutcomes,
-    /// The probe of this number has been at the server.
-    Probe(u64),
-    /// Somebody wants an id that is here.
-    Give,
-    /// Somebody has ids of blocks of this node.
-    Claims,
-    /// Somebody holds blocks, from now on or again.
-    Holding,
-    /// A message, which nobody takes.
-    Message(ReplyTo),
+pub(super) enum Kind {
+    /// A message for a user.
+    Message,
+    /// Outcomes of messages that went out from here, and how far another node has read.
+    Answers,
+    /// A [`Notice`].
+    Notice,
+    /// In place of a message that has no subscriber.
+    Return(ReplyTo),
 }
 
-/// Where the answer to a message is to go, and what it is an answer to.
+/// The reply subject of a message: where its answer goes, and what it is an answer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReplyTo {
-    pub(super) node: Node,
-    /// The number of the node's link to NATS that the message went out on.
-    pub(super) link: u32,
-    /// How much the node has sent to this block by that link.
-    pub(super) seen: Seen,
-    /// The node's name for the message, where an outcome is wanted.
+    /// The node that has sent the message.
+    pub(super) sender: Node,
+    /// The link of that node.
+    pub(super) link: u64,
+    /// The node that the message is for.
+    pub(super) recipient: Node,
+    /// All bytes that the sender has sent to the recipient by that link, up to the end of this message.
+    pub(super) mark: u64,
+    /// The sender's name for the message, where an outcome is wanted.
     pub(super) token: Option<u64>,
 }
 
-/// Up to which mark somebody has seen what went to a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Seen {
-    pub(super) block: u64,
-    pub(super) mark: u64,
-}
-
 impl Subjects {
-    pub(super) fn new(name: &str, node: Node, blocks: Blocks) -> Self {
+    pub(super) fn new(name: &str, node: Node) -> Self {
         let name = name.to_owned();
-        Self { name, node, blocks }
+        Self { name, node }
     }
 
-    /// The stream that leases are published to.
-    pub(super) fn stream(&self) -> String {
+    /// The name of a bucket.
+    pub(super) fn bucket(&self, of: &str) -> String {
+        format!("{}_{PROTOCOL}_{of}", self.name)
+    }
+
+    /// The stream that gave blocks before there was a table.
+    pub(super) fn old_stream(&self) -> String {
         format!("{}_blocks", self.name)
-    }
-
-    pub(super) fn lease(&self) -> Subject {
-        format!("{}.lease", self.name).into()
     }
 
     /// Where the client library has its answers sent.
     pub(super) fn inbox_prefix(&self) -> String {
-        format!("{}.inbox", self.name)
-    }
-
-    /// All that is sent to a block's users, or asks for its holder.
-    pub(super) fn block(&self, block: u64) -> Subject {
-        format!("{}.b.{block}.*", self.name).into()
-    }
-
-    pub(super) fn who(&self, block: u64) -> Subject {
-        format!("{}.b.{block}.{WHO}", self.name).into()
-    }
-
-    pub(super) fn user(&self, user: UserId) -> Subject {
-        let block = self.blocks.block_of(user);
-        format!("{}.b.{block}.{user}", self.name).into()
-    }
-
-    pub(super) fn claim(&self, block: u64) -> Subject {
-        format!("{}.b.{block}.{CLAIM}", self.name).into()
-    }
-
-    pub(super) fn give(&self, node: Node) -> Subject {
-        format!("{}.n.{}.{GIVE}", self.name, node.0).into()
-    }
-
-    pub(super) fn claims(&self, node: Node) -> Subject {
-        format!("{}.n.{}.{CLAIMS}", self.name, node.0).into()
-    }
-
-    /// All nodes listen to it.
-    pub(super) fn holders(&self) -> Subject {
-        format!("{}.{HOLDERS}", self.name).into()
+        format!("{}.{PROTOCOL}.inbox", self.name)
     }
 
     /// All that is sent to this node.
-    pub(super) fn node(&self) -> Subject {
-        format!("{}.n.{}.>", self.name, self.node.0).into()
+    pub(super) fn all(&self) -> Subject {
+        self.of(self.node, ">")
     }
 
-    /// Nobody listens to it, so whatever is sent to it comes back.
-    pub(super) fn nobody(&self) -> Subject {
-        format!("{}.nobody", self.name).into()
+    pub(super) fn message(&self, to: Node) -> Subject {
+        self.of(to, MESSAGE)
     }
 
-    pub(super) fn probed(&self, probe: u64) -> Subject {
-        format!("{}.n.{}.{PROBE}.{probe}", self.name, self.node.0).into()
+    pub(super) fn answers(&self, to: Node) -> Subject {
+        self.of(to, ANSWERS)
     }
 
-    pub(super) fn answers(&self, node: Node) -> Subject {
-        format!("{}.n.{}.{ANSWERS}", self.name, node.0).into()
+    pub(super) fn notice(&self, to: Node) -> Subject {
+        self.of(to, NOTICE)
+    }
+
+    fn of(&self, node: Node, kind: &str) -> Subject {
+        format!("{}.{PROTOCOL}.n.{}.{kind}", self.name, node.0).into()
     }
 
     /// Where a message comes back that nobody takes, and its outcome is to go.
-    pub(super) fn reply(&self, link: u32, seen: Seen, token: Option<u64>) -> Subject {
-        let mut subject = String::with_capacity(self.name.len() + 80);
-        let (name, node) = (&self.name, self.node.0);
-        let Seen { block, mark } = seen;
+    pub(super) fn reply(&self, link: u64, to: Node, mark: u64, token: Option<u64>) -> Subject {
+        let mut subject = String::with_capacity(self.name.len() + 96);
+        let (name, node, to) = (&self.name, self.node.0, to.0);
         let token = token.unwrap_or(NO_TOKEN);
-        let written = write!(subject, "{name}.n.{node}.{link}.{block}.{mark}.{token}");
+        let written = write!(
+            subject,
+            "{name}.{PROTOCOL}.n.{node}.{RETURN}.{link}.{to}.{mark}.{token}"
+        );
         written.expect("a String takes all that is written to it");
         subject.into()
     }
 }
 
-/// What a message on a block's subject is.
-pub(super) fn for_block(subject: &str) -> Option<ForBlock> {
+/// What a subject of this node brings.
+pub(super) fn kind(subject: &str) -> Option<Kind> {
     match subject.rsplit('.').next()? {
-        WHO => Some(ForBlock::Who),
-        CLAIM => Some(ForBlock::Claim),
-        id => Some(ForBlock::Message(UserId::new(id.parse().ok()?)?)),
+        MESSAGE => Some(Kind::Message),
+        ANSWERS => Some(Kind::Answers),
+        NOTICE => Some(Kind::Notice),
+        _number => Some(Kind::Return(reply_to(subject)?)),
     }
 }
 
-/// What a message on this node's subject is.
-pub(super) fn for_node(subject: &str) -> Option<ForNode> {
-    let mut parts = subject.rsplit('.');
-    let last = parts.next()?;
-    match last {
-        ANSWERS => return Some(ForNode::PendingOutcomes),
-        GIVE => return Some(ForNode::Give),
-        CLAIMS => return Some(ForNode::Claims),
-        HOLDERS => return Some(ForNode::Holding),
-        _number => {}
-    }
-    match parts.next()? {
-        PROBE => Some(ForNode::Probe(last.parse().ok()?)),
-        _mark => Some(ForNode::Message(reply_to(subject)?)),
-    }
-}
-
-/// Where the answer to a message goes, by its reply subject.
+/// Reads what [`Subjects::reply`] wrote.
 pub(super) fn reply_to(subject: &str) -> Option<ReplyTo> {
     let mut parts = subject.rsplit('.');
     let mut number = || parts.next()?.parse::<u64>().ok();
     let token = number()?;
     let mark = number()?;
-    let block = number()?;
-    let link = u32::try_from(number()?).ok()?;
-    Some(ReplyTo {
-        node: Node(number()?),
+    let recipient = Node::new(number()?)?;
+    let link = number()?;
+    let is_return = parts.next()? == RETURN;
+    let sender = Node::new(parts.next()?.parse().ok()?)?;
+    is_return.then_some(ReplyTo {
+        sender,
         link,
-        seen: Seen { block, mark },
+        recipient,
+        mark,
         token: (token != NO_TOKEN).then_some(token),
     })
 }
 
-/// A message as it crosses: who wrote it, and the JSON string literal.
-pub(super) fn encode_message(sender: Sender, message: &str) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(1 + 8 + message.len());
+/// A message as it crosses: for whom, who wrote it, and the JSON string literal.
+pub(super) fn encode_message(recipient: UserId, sender: Sender, body: &str) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(1 + 8 + 8 + body.len());
     bytes.put_u8(VERSION);
+    push_number(&mut bytes, recipient.get());
     push_number(&mut bytes, sender.get());
-    bytes.put_slice(message.as_bytes());
+    bytes.put_slice(body.as_bytes());
     bytes.freeze()
 }
 
 /// Reads what [`encode_message`] wrote.
-pub(super) fn decode_message(mut bytes: &[u8]) -> Option<(Sender, &str)> {
+pub(super) fn decode_message(mut bytes: &[u8]) -> Option<(UserId, Sender, &str)> {
     bytes = bytes.strip_prefix(&[VERSION])?;
+    let recipient = UserId::new(take_number(&mut bytes)?)?;
     let sender = Sender::new(take_number(&mut bytes)?)?;
-    let message = std::str::from_utf8(bytes).ok()?;
-    // Enough that a message of ours is told from noise; a whole look at it would cost as much as the
-    // one that the sender's node has taken.
-    let is_literal = message.len() >= 2 && message.starts_with('"') && message.ends_with('"');
-    is_literal.then_some((sender, message))
+    let body = std::str::from_utf8(bytes).ok()?;
+    // Enough that a message of a node is told from noise; a whole look at it would cost as much as the one that
+    // the sender's node has taken.
+    let is_literal = body.len() >= 2 && body.starts_with('"') && body.ends_with('"');
+    is_literal.then_some((recipient, sender, body))
 }
 
-/// What a node says of what it was sent.
+/// What a node says of the messages that it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The message of this token is here, and not settled.
     Held(u64),
     /// This became of the message of this token.
     Settled(u64, Status),
-    /// All was seen that went by the link of this number to this block.
-    Seen(u32, Seen),
+    /// All was read that came by this link up to this mark.
+    Seen {
+        /// The link of the node that is told.
+        link: u64,
+        /// See [`ReplyTo::mark`].
+        mark: u64,
+    },
+    /// This id is not on this node.
+    Gone(UserId),
 }
 
-/// Answers as they cross.
-pub(super) fn encode_answers(answers: &[Answer]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(1 + 8 * answers.len());
+/// Answers as they cross, from this node.
+pub(super) fn encode_answers(from: Node, answers: &[Answer]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(1 + 8 + 8 * answers.len());
     bytes.put_u8(VERSION);
+    push_number(&mut bytes, from.0);
     for answer in answers {
         match *answer {
             Answer::Held(token) => {
@@ -256,41 +209,105 @@ pub(super) fn encode_answers(answers: &[Answer]) -> Bytes {
                 bytes.put_u8(code(status));
                 push_number(&mut bytes, token);
             }
-            Answer::Seen(link, Seen { block, mark }) => {
+            Answer::Seen { link, mark } => {
                 bytes.put_u8(SEEN);
-                for number in [link.into(), block, mark] {
-                    push_number(&mut bytes, number);
-                }
+                push_number(&mut bytes, link);
+                push_number(&mut bytes, mark);
+            }
+            Answer::Gone(id) => {
+                bytes.put_u8(GONE);
+                push_number(&mut bytes, id.get());
             }
         }
     }
     bytes.freeze()
 }
 
-/// Reads what [`encode_answers`] wrote; what does not belong there ends it.
-pub(super) fn decode_answers(bytes: &[u8]) -> impl Iterator<Item = Answer> {
-    let mut rest = bytes.strip_prefix(&[VERSION]).unwrap_or_default();
-    std::iter::from_fn(move || {
+/// Reads what [`encode_answers`] wrote: who answers, and the answers. What does not belong there ends them.
+pub(super) fn decode_answers(bytes: &[u8]) -> Option<(Node, impl Iterator<Item = Answer>)> {
+    let mut rest = bytes.strip_prefix(&[VERSION])?;
+    let from = Node::new(take_number(&mut rest)?)?;
+    let answers = std::iter::from_fn(move || {
         let (&code, behind) = rest.split_first()?;
         rest = behind;
         let mut number = || take_number(&mut rest);
         Some(match code {
             HELD => Answer::Held(number()?),
-            SEEN => {
-                let link = u32::try_from(number()?).ok()?;
-                let (block, mark) = (number()?, number()?);
-                Answer::Seen(link, Seen { block, mark })
-            }
+            SEEN => Answer::Seen {
+                link: number()?,
+                mark: number()?,
+            },
+            GONE => Answer::Gone(UserId::new(number()?)?),
             code => Answer::Settled(number()?, status(code)),
         })
-    })
+    });
+    Some((from, answers))
 }
 
 const HELD: u8 = 0;
+const GONE: u8 = 254;
 const SEEN: u8 = 255;
 
 /// Answers that go into one message.
 pub(super) const ANSWERS_MAX: usize = 1024;
+
+/// What one node tells another beside messages and answers. None of it decides anything by itself: it makes the
+/// other node read a bucket, or is taken only if it has a number that only that node was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// The sender has this link from now on, as its key says.
+    Hello { link: u64 },
+    /// Messages of this link are taken.
+    Ready { link: u64 },
+    /// The sender has written over the entry that this node had at the revision `over`. `nonce` comes back in the
+    /// answer.
+    Check {
+        id: UserId,
+        nonce: u32,
+        over: Revision,
+    },
+    /// The entry was compared, and an earlier connection takes no more messages.
+    Checked { id: UserId, nonce: u32 },
+}
+
+impl Notice {
+    pub(super) fn encode(self, from: Node) -> Bytes {
+        let (kind, numbers) = match self {
+            Self::Hello { link } => (1, [link, 0, 0]),
+            Self::Ready { link } => (2, [link, 0, 0]),
+            Self::Check { id, nonce, over } => (3, [id.get(), nonce.into(), over.0]),
+            Self::Checked { id, nonce } => (4, [id.get(), nonce.into(), 0]),
+        };
+        let mut bytes = BytesMut::with_capacity(32);
+        bytes.put_u8(VERSION);
+        push_number(&mut bytes, from.0);
+        bytes.put_u8(kind);
+        for number in numbers {
+            push_number(&mut bytes, number);
+        }
+        bytes.freeze()
+    }
+
+    /// Reads what [`Notice::encode`] wrote: who tells, and what.
+    pub(super) fn decode(bytes: &[u8]) -> Option<(Node, Self)> {
+        let mut rest = bytes.strip_prefix(&[VERSION])?;
+        let from = Node::new(take_number(&mut rest)?)?;
+        let (&kind, behind) = rest.split_first()?;
+        rest = behind;
+        let first = take_number(&mut rest)?;
+        let second = take_number(&mut rest)?;
+        let over = Revision(take_number(&mut rest)?);
+        let of_id = || Some((UserId::new(first)?, u32::try_from(second).ok()?));
+        let notice = match kind {
+            1 => Self::Hello { link: first },
+            2 => Self::Ready { link: first },
+            3 => of_id().map(|(id, nonce)| Self::Check { id, nonce, over })?,
+            4 => of_id().map(|(id, nonce)| Self::Checked { id, nonce })?,
+            _ => return None,
+        };
+        rest.is_empty().then_some((from, notice))
+    }
+}
 
 fn code(status: Status) -> u8 {
     match status {
@@ -344,21 +361,15 @@ pub(super) fn take_number(bytes: &mut &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU64;
-
     use proptest::prelude::*;
 
     use super::*;
 
-    fn subjects() -> Subjects {
-        let blocks = Blocks::of_size(NonZeroU64::new(1024).unwrap());
-        Subjects::new("chat", Node(77), blocks)
-    }
+    const OTHER: Node = Node(1 << 47);
 
-    const SEEN_SOME: Seen = Seen {
-        block: 3,
-        mark: 70_000,
-    };
+    fn subjects() -> Subjects {
+        Subjects::new("chat", Node(77))
+    }
 
     fn user(id: u64) -> UserId {
         UserId::new(id).unwrap()
@@ -371,107 +382,140 @@ mod tests {
     #[test]
     fn a_subject_says_what_it_brings() {
         let subjects = subjects();
-        let message = subjects.user(user(2049));
-        assert_eq!(message.as_str(), "chat.b.3.2049");
-        assert_eq!(for_block(&message), Some(ForBlock::Message(user(2049))));
-        assert_eq!(for_block(&subjects.who(3)), Some(ForBlock::Who));
-        assert_eq!(for_block("chat.b.3.0"), None);
-        assert_eq!(for_block("chat.b.3.x"), None);
-
-        let answers = subjects.answers(Node(77));
-        assert_eq!(for_node(&answers), Some(ForNode::PendingOutcomes));
-        let probed = subjects.probed(5);
-        assert_eq!(for_node(&probed), Some(ForNode::Probe(5)));
+        let message = subjects.message(OTHER);
+        assert_eq!(message.as_str(), "chat.2.n.140737488355328.m");
+        assert_eq!(kind(&message), Some(Kind::Message));
+        assert_eq!(kind(&subjects.answers(OTHER)), Some(Kind::Answers));
+        assert_eq!(kind(&subjects.notice(OTHER)), Some(Kind::Notice));
         for token in [None, Some(9)] {
-            let reply = subjects.reply(4, SEEN_SOME, token);
+            let reply = subjects.reply(u64::MAX, OTHER, 70_000, token);
             let expected = ReplyTo {
-                node: Node(77),
-                link: 4,
-                seen: SEEN_SOME,
+                sender: Node(77),
+                link: u64::MAX,
+                recipient: OTHER,
+                mark: 70_000,
                 token,
             };
-            assert_eq!(for_node(&reply), Some(ForNode::Message(expected)));
+            assert_eq!(kind(&reply), Some(Kind::Return(expected)));
             assert_eq!(reply_to(&reply), Some(expected));
         }
-        assert_eq!(reply_to("chat.n.77.probe.5"), None);
-        assert_eq!(reply_to("chat.n.77.1.2.3.x"), None);
-        assert_eq!(reply_to("elsewhere"), None);
-        assert_eq!(for_node("elsewhere"), None);
+        for odd in [
+            "",
+            "elsewhere",
+            "chat.2.n.77.x",
+            "chat.2.n.77.r.1.2.3.x",
+            "chat.2.n.77.r.1.0.3.4",
+            "chat.2.n.0.r.1.2.3.4",
+            "chat.2.n.77.1.2.3.4",
+            "chat.2.n.77.r.1.2.3.99999999999999999999999",
+        ] {
+            assert_eq!(kind(odd), None, "{odd}");
+            assert_eq!(reply_to(odd), None, "{odd}");
+        }
     }
 
     #[test]
-    fn a_subject_is_within_its_clusters_name() {
+    fn a_name_is_within_its_clusters_name() {
         let subjects = subjects();
         for subject in [
-            subjects.lease(),
-            subjects.block(1),
-            subjects.who(1),
-            subjects.user(user(1)),
-            subjects.node(),
-            subjects.nobody(),
-            subjects.probed(1),
-            subjects.answers(Node(1)),
-            subjects.reply(1, SEEN_SOME, None),
+            subjects.all(),
+            subjects.message(OTHER),
+            subjects.answers(OTHER),
+            subjects.notice(OTHER),
+            subjects.reply(1, OTHER, 2, None),
             subjects.inbox_prefix().into(),
         ] {
-            assert!(subject.starts_with("chat."), "{subject}");
+            assert!(subject.starts_with("chat.2."), "{subject}");
         }
+        assert_eq!(subjects.bucket("ids"), "chat_2_ids");
     }
 
     #[test]
     fn a_message_that_is_not_one_is_refused() {
-        let good = encode_message(sender(7), r#""hi""#);
-        assert_eq!(decode_message(&good), Some((sender(7), r#""hi""#)));
+        let good = encode_message(user(9), sender(7), r#""hi""#);
+        assert_eq!(decode_message(&good), Some((user(9), sender(7), r#""hi""#)));
         for bytes in [
             &b""[..],
             b"\x01",
-            b"\x02\x07\"hi\"",
-            b"\x01\x07",
-            b"\x01\x07\"",
-            b"\x01\x07hi",
-            b"\x01\x07\"hi",
-            b"\x01\x07\"\xff\"",
+            b"\x02\x09\x07\"hi\"",
+            b"\x01\x00\x07\"hi\"",
+            b"\x01\x09\x07",
+            b"\x01\x09\x07\"",
+            b"\x01\x09\x07hi",
+            b"\x01\x09\x07\"\xff\"",
             b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\"hi\"",
         ] {
             assert_eq!(decode_message(bytes), None, "{bytes:?}");
         }
     }
 
+    fn answers_of(bytes: &[u8]) -> Option<(Node, Vec<Answer>)> {
+        decode_answers(bytes).map(|(from, answers)| (from, answers.collect()))
+    }
+
     #[test]
     fn every_answer_has_a_code_of_its_own() {
         let settled = Status::ALL.map(|status| Answer::Settled(100, status));
-        let others = [Answer::Held(7), Answer::Seen(3, SEEN_SOME)];
+        let others = [
+            Answer::Held(7),
+            Answer::Seen {
+                link: u64::MAX,
+                mark: 3,
+            },
+            Answer::Gone(user(UserId::MAX)),
+        ];
         let sent = [&settled[..], &others].concat();
-        let bytes = encode_answers(&sent);
-        assert_eq!(decode_answers(&bytes).collect::<Vec<_>>(), sent);
+        let bytes = encode_answers(OTHER, &sent);
+        assert_eq!(answers_of(&bytes), Some((OTHER, sent)));
         assert_eq!(status(200), Status::Unknown);
-        assert_eq!(decode_answers(b"\x02\x01\x01").count(), 0);
-        assert_eq!(decode_answers(b"\x01\x01\x80").count(), 0);
-        assert_eq!(decode_answers(b"\x01\xff\x01\x01").count(), 0);
+        assert_eq!(answers_of(b"\x02\x01\x01"), None);
+        assert_eq!(answers_of(b"\x01\x00\x01\x01"), None);
+        assert_eq!(answers_of(b"\x01\x05\x01\x80"), Some((Node(5), Vec::new())));
+        assert_eq!(answers_of(b"\x01\x05\xfe\x00"), Some((Node(5), Vec::new())));
+    }
+
+    #[test]
+    fn a_notice_is_read_as_it_was_written_or_refused() {
+        for notice in [
+            Notice::Hello { link: u64::MAX },
+            Notice::Ready { link: 1 },
+            Notice::Check {
+                id: user(5),
+                nonce: u32::MAX,
+                over: Revision(7),
+            },
+            Notice::Checked {
+                id: user(UserId::MAX),
+                nonce: 0,
+            },
+        ] {
+            let bytes = notice.encode(OTHER);
+            assert_eq!(Notice::decode(&bytes), Some((OTHER, notice)));
+            for length in 0..bytes.len() {
+                assert_eq!(Notice::decode(&bytes[..length]), None);
+            }
+            assert_eq!(Notice::decode(&[&bytes[..], &[0]].concat()), None);
+        }
+        assert_eq!(Notice::decode(b"\x01\x05\x09\x01\x01\x00"), None);
     }
 
     proptest! {
         #[test]
-        fn what_is_sent_is_what_arrives(
-            sender in 0..=UserId::MAX,
-            text in "\\PC*",
-            tokens in proptest::collection::vec(any::<u64>(), 0..20),
-        ) {
-            let literal = format!("\"{text}\"");
-            let sender = self::sender(sender);
-            let bytes = encode_message(sender, &literal);
-            prop_assert_eq!(decode_message(&bytes), Some((sender, literal.as_str())));
-
-            let held: Vec<_> = tokens.into_iter().map(Answer::Held).collect();
-            let bytes = encode_answers(&held);
-            prop_assert!(decode_answers(&bytes).eq(held));
+        fn numbers_come_back(number: u64, behind: Vec<u8>) {
+            let mut bytes = BytesMut::new();
+            push_number(&mut bytes, number);
+            bytes.put_slice(&behind);
+            let mut rest = &bytes[..];
+            prop_assert_eq!(take_number(&mut rest), Some(number));
+            prop_assert_eq!(rest, &behind[..]);
         }
 
         #[test]
-        fn noise_does_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in "\\PC{0,40}") {
-            let _message = decode_message(&bytes);
-            let _answers = decode_answers(&bytes).count();
-            let _parts = (for_block(&text), for_node(&text), reply_to(&text));
+        fn noise_does_no_harm(noise: Vec<u8>, subject in "[a-z0-9.]{0,60}") {
+            let _refused = decode_message(&noise);
+            let _refused = answers_of(&noise);
+            let _refused = Notice::decode(&noise);
+            let _refused = kind(&subject);
         }
     }
 }

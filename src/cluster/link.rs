@@ -1,117 +1,86 @@
-//! One connection to NATS from its making to its end, and the next one after it. A link is up once the
-//! server has seen all subscriptions, and lost when the connection ends or the server is silent.
+//! One connection to NATS from its making to its end, and the next one after it. A link is up once the server knows
+//! the subscription and the key of this node, and lost when the connection ends, the server is silent, or a bucket
+//! is another one.
 
-use std::error::Error;
-use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::client::PublishError;
-use async_nats::{Client, HeaderMap, HeaderName, Subject};
-use bytes::Bytes;
-use futures_util::future::try_join_all;
-use tokio::sync::Notify;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::guests::{self, Returning};
-use super::inbound::take_returns;
-use super::leases::Keeper;
-use super::nats::Access;
-use super::outbound::publish;
-use super::window::Window;
-use super::{Shared, Unready, micros};
-use crate::telemetry::trace_context::TRACEPARENT_BYTES;
+use super::backoff::{Backoff, chain};
+use super::blocks::lease_blocks;
+use super::buckets::Buckets;
+use super::inbound::Receiver;
+use super::keeper::Keeper;
+use super::nats::{BucketFailure, LinkLost, Nats, NatsLink};
+use super::outbound::Publisher;
+use super::pace::{ENDED, Pace, watch};
+use super::registrar::{Registrar, carry_out};
+use super::shared::Shared;
+use super::unready::Unready;
+use crate::directory::Wakes;
+use crate::telemetry::metrics::DropReason;
 
 /// How long the end of a link may take that is closed in order.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The wait before the second attempt to connect, at most; it doubles with each.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A node that ends waits for this time in which nothing comes: it was told to the others that it ends.
+const QUIET: Duration = Duration::from_millis(100);
+/// How often it is looked whether all is done.
+const POLL: Duration = Duration::from_millis(5);
 
-/// One connection.
-pub(super) struct Link {
-    pub(super) client: Client,
-    /// Counts the links of this process, from 1.
-    pub(super) number: u32,
-    pub(super) lost: CancellationToken,
-    /// It is known which ids of this node's blocks are elsewhere.
-    pub(super) settled: CancellationToken,
-    window: Mutex<Window>,
-    /// Told of each probe that comes back.
-    heard: Notify,
+/// Why a link did not come up.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    Lost(#[from] LinkLost),
+    #[error(transparent)]
+    Bucket(#[from] BucketFailure),
 }
 
-/// A message as it is published.
-pub(super) struct Letter {
-    pub(super) subject: Subject,
-    pub(super) reply: Subject,
-    /// The trace that it is part of (W3C Trace Context), where it is traced.
-    pub(super) headers: Option<HeaderMap>,
-    pub(super) payload: Bytes,
-}
-
-/// The headers that carry a trace.
-pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-/// What headers with it take on the wire: a version line, its name and value, and the line ends.
-pub(super) const HEADER_BYTES: usize =
-    "NATS/1.0\r\ntraceparent: \r\n\r\n".len() + TRACEPARENT_BYTES;
-/// What a tracestate adds to them, beside its value.
-pub(super) const TRACESTATE_HEADER_BYTES: usize = "tracestate: \r\n".len();
-
-/// The link is of no use any more.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the connection has ended")]
-pub(super) struct Lost;
-
-/// How a link ended.
-enum End {
-    /// It was closed in order, since the node ends.
-    Closed,
-    Lost(&'static str),
+impl OpenError {
+    fn unready(&self) -> Unready {
+        match self {
+            Self::Lost(_) => Unready::Unreachable,
+            Self::Bucket(_) => Unready::NoJetStream,
+        }
+    }
 }
 
 /// Makes links, one after the other, until the node ends.
-pub(super) async fn keep(shared: Arc<Shared>, access: Access) {
-    let mut number = 0;
-    let mut failures = 0;
+pub(super) async fn keep<N: Nats>(shared: Arc<Shared>, nats: N) {
+    let mut backoff = Backoff::default();
     let stop = shared.stop.clone();
     while !stop.is_cancelled() {
         let connected = tokio::select! {
-            connected = access.connect(&shared.subjects, &shared.link_metrics) => connected,
+            connected = nats.connect() => connected,
             () = stop.cancelled() => break,
         };
-        match connected {
-            Ok(client) => {
-                number += 1;
-                let (end, came_up) = serve(&shared, client, number).await;
-                if came_up {
-                    failures = 0;
-                }
-                match end {
-                    End::Closed => break,
-                    End::Lost(reason) => {
-                        shared.set_unready(Unready::Unreachable);
-                        warn!(reason, "nats is away");
+        let (reason, cause) = match connected {
+            Ok(link) => match open(&shared, link).await {
+                Ok(session) => {
+                    backoff = Backoff::default();
+                    match session.serve().await {
+                        Some(reason) => (reason.to_owned(), Unready::Unreachable),
+                        None => break,
                     }
                 }
-            }
-            Err(error) => {
-                shared.set_unready(error.unready());
-                if failures == 0 {
-                    warn!(error = chain(&error), "nats is away");
-                } else {
-                    debug!(error = chain(&error), failures, "nats is away");
-                }
-            }
+                Err(error) => (chain(&error), error.unready()),
+            },
+            Err(error) => (chain(&error), error.unready()),
+        };
+        shared.set_unready(cause);
+        if backoff.is_first() {
+            warn!(reason, "nats is away");
+        } else {
+            debug!(reason, "nats is away");
         }
-        failures += 1;
         tokio::select! {
-            () = sleep(backoff(failures)) => {}
+            () = sleep(backoff.next()) => {}
             () = stop.cancelled() => {}
         }
     }
@@ -119,277 +88,273 @@ pub(super) async fn keep(shared: Arc<Shared>, access: Access) {
     shared.give_up(u64::MAX);
 }
 
-/// A wait that differs, so that many nodes do not come back in one moment.
-pub(super) fn backoff(failures: u32) -> Duration {
-    let most = BACKOFF_MIN
-        .saturating_mul(1 << (failures - 1).min(16))
-        .min(BACKOFF_MAX);
-    most.mul_f64(fastrand::f64())
+/// A link whose key and subscription the server knows.
+struct Session<L: NatsLink> {
+    shared: Arc<Shared>,
+    link: L,
+    number: u64,
+    buckets: Buckets<L>,
+    keeper: Keeper<L>,
+    subscription: L::Subscription,
 }
 
-/// An error with all that caused it.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        write!(text, ": {error}").expect("a String takes all that is written to it");
-        source = error.source();
-    }
-    text
-}
-
-/// Uses a connection until its end. Whether the link was up in between.
-async fn serve(shared: &Arc<Shared>, client: Client, number: u32) -> (End, bool) {
-    let link = Arc::new(Link::new(client, number, shared));
-    let tasks = match timeout(shared.settings.link_timeout, Tasks::open(shared, &link)).await {
-        Ok(Ok(tasks)) => tasks,
-        Ok(Err(Lost)) => return (End::Lost(ENDED), false),
-        Err(_elapsed) => {
-            link.lost.cancel();
-            return (End::Lost(SILENT), false);
+/// Opens the buckets, listens, and writes the key of this node.
+async fn open<L: NatsLink>(shared: &Arc<Shared>, link: L) -> Result<Session<L>, OpenError> {
+    let opened = async {
+        let number = fastrand::u64(1..);
+        let buckets = Buckets::open(shared, &link).await?;
+        let identities = buckets.identities();
+        let before = shared.buckets.lock().replace(identities.clone());
+        if before.is_some_and(|before| before != identities) {
+            warn!("a bucket of nats was lost and made again");
+            shared.lease.end();
         }
+        let subscription = link.subscribe(shared.subjects.all()).await?;
+        let mut keeper = Keeper::new(shared.clone(), link.clone(), buckets.clone(), number);
+        while !keeper.renew().await? {}
+        link.round_trip().await?;
+        Ok(Session {
+            shared: shared.clone(),
+            link: link.clone(),
+            number,
+            buckets,
+            keeper,
+            subscription,
+        })
     };
-    let up = shared.come_up(&link);
-    shared.link_metrics.connected();
-    info!(blocks = shared.leases.list().len(), "joined the cluster");
-    let mut tasks = tasks.start(shared, &link);
-    let end = watch(shared, &link).await;
-    if matches!(end, End::Closed) {
-        shared.queue().close();
-        let closed = timeout(CLOSE_TIMEOUT, tasks.close(shared, &link)).await;
-        if closed.is_err() {
-            warn!("leaving the cluster took too long");
-        }
-    }
-    link.lost.cancel();
-    // Before the tasks have ended: from here on nothing is queued.
-    drop(up);
-    tasks.join().await;
-    (end, true)
+    // Some calls, one after the other, each with a limit of its own.
+    let opened = timeout(2 * shared.settings.link_timeout, opened);
+    opened.await.unwrap_or(Err(OpenError::Lost(LinkLost)))
 }
 
-const ENDED: &str = "the connection has ended";
-const SILENT: &str = "nats does not answer";
+/// The tasks of a link.
+struct Tasks {
+    shared: Arc<Shared>,
+    lost: CancellationToken,
+    reason: Arc<Mutex<Option<&'static str>>>,
+    handles: Vec<JoinHandle<()>>,
+}
 
-/// Waits for the end of a link.
-async fn watch(shared: &Shared, link: &Link) -> End {
-    let patience = shared.settings.link_timeout;
-    let mut ticks = interval(patience / TICKS);
-    loop {
+impl<L: NatsLink> Session<L> {
+    /// Uses the link until its end. Returns why it is lost; `None` if it was closed because the node ends.
+    async fn serve(self) -> Option<&'static str> {
+        let Self {
+            shared,
+            link,
+            number,
+            buckets,
+            keeper,
+            subscription,
+        } = self;
+        let up = Up::new(&shared, number);
+        let mut tasks = Tasks::new(shared.clone());
+        let pace = Arc::new(Pace::new(shared.settings.in_flight_bytes, shared.now()));
+        let (closing, finishing) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
+        tasks.start(watch(shared.clone(), link.clone(), pace.clone()));
+        let Buckets { ids, nodes, blocks } = buckets;
+        let registrar = Registrar::new(shared.clone(), link.clone(), ids, nodes);
+        tasks.start(async move {
+            let LinkLost = registrar.run().await;
+            ENDED
+        });
+        let receiver = Receiver::new(shared.clone());
+        tasks.start(async move {
+            let LinkLost = receiver.run(subscription).await;
+            ENDED
+        });
+        let leasing = lease_blocks(shared.clone(), link.clone(), blocks);
+        tasks.start_until(closing.clone(), leasing);
+        let keeper = tasks.start_closing(keeper.keep(closing.clone()));
+        let publisher = Publisher::new(
+            shared.clone(),
+            link.clone(),
+            number,
+            pace,
+            tasks.lost.clone(),
+        );
+        let publisher = tasks.start_to_the_end(publisher.run(finishing.clone()));
         tokio::select! {
-            () = shared.stop.cancelled() => return End::Closed,
-            () = link.lost.cancelled() => return End::Lost(ENDED),
-            _ = ticks.tick() => {}
+            () = tasks.lost.cancelled() => {}
+            () = shared.stop.cancelled() => {
+                let close = async {
+                    shared.queue().close();
+                    until(|| shared.registry().is_idle()).await;
+                    closing.cancel();
+                    join(keeper).await;
+                    quiet(&shared, &link).await;
+                    finishing.store(true, Ordering::Release);
+                    shared.publish();
+                    join(publisher).await;
+                    // Where the link is lost meanwhile there is nothing more to be done.
+                    let _lost = link.round_trip().await.is_err();
+                };
+                tokio::select! {
+                    closed = timeout(CLOSE_TIMEOUT, close) => {
+                        if closed.is_err() {
+                            warn!("leaving the cluster took too long");
+                        }
+                    }
+                    () = tasks.lost.cancelled() => {}
+                }
+            }
         }
-        let (silence, is_probing) = {
-            let window = link.window();
-            (window.silence(shared.now()), window.is_probing())
-        };
-        if silence >= micros(patience) {
-            return End::Lost(SILENT);
-        }
-        if !is_probing && link.probe(shared).await.is_err() {
-            return End::Lost(ENDED);
+        let is_lost = tasks.lost.is_cancelled();
+        // Before the tasks have ended: from here on nothing is queued.
+        drop(up);
+        let reason = tasks.end().await;
+        is_lost.then(|| reason.unwrap_or(ENDED))
+    }
+}
+
+/// Waits until it was quiet for a while: nothing has come, and all that was sent has arrived.
+async fn quiet<L: NatsLink>(shared: &Shared, link: &L) {
+    loop {
+        let before = shared.arrived();
+        sleep(QUIET).await;
+        if link.round_trip().await.is_err() || shared.arrived() == before {
+            return;
         }
     }
 }
 
-/// The part of `cluster.link_timeout` that other nodes have to say which ids are theirs.
-const SETTLING: u32 = 12;
-/// Probes in `cluster.link_timeout`, where nothing else goes out.
-const TICKS: u32 = 4;
-
-/// The tasks of a link, and how they are told to end in order.
-struct Tasks<K> {
-    returns: Option<JoinHandle<()>>,
-    keeper: K,
-    guests: Option<JoinHandle<()>>,
-    outbound: Option<JoinHandle<()>>,
-    closing: CancellationToken,
-    finishing: Arc<AtomicBool>,
+async fn until(is_done: impl Fn() -> bool) {
+    while !is_done() {
+        sleep(POLL).await;
+    }
 }
 
-impl Tasks<(Keeper, Vec<Returning>)> {
-    /// Listens again to all that this node listens to, and waits until the server has seen that.
-    async fn open(shared: &Arc<Shared>, link: &Arc<Link>) -> Result<Self, Lost> {
-        let subjects = [shared.subjects.node(), shared.subjects.holders()];
-        let subscribe = |subject| link.client.subscribe(subject);
-        let returns = try_join_all(subjects.map(subscribe)).await;
-        let returns = returns.map_err(|_ended| Lost)?;
-        let returns = take_returns(shared.clone(), link.clone(), returns);
-        let returns = shared.tracker.spawn(returns);
-        shared.extend_claims();
-        let mut keeper = Keeper::new(shared.clone(), link.clone());
-        keeper.listen_again().await?;
-        let guests = guests::listen_again(shared, link).await?;
-        link.is_heard(shared).await?;
-        if keeper.holds_any() {
-            // Who has gone elsewhere while this node was away is told by whoever has them.
-            sleep(shared.settings.link_timeout / SETTLING).await;
+impl Tasks {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            lost: CancellationToken::new(),
+            reason: Arc::default(),
+            handles: Vec::new(),
         }
-        link.settled.cancel();
-        Ok(Self {
-            returns: Some(returns),
-            keeper: (keeper, guests),
-            guests: None,
-            outbound: None,
-            closing: CancellationToken::new(),
-            finishing: Arc::default(),
+    }
+
+    /// Starts a task that ends with the link, and whose end is the link's.
+    fn start(&mut self, task: impl Future<Output = &'static str> + Send + 'static) {
+        let (lost, reason) = (self.lost.clone(), self.reason.clone());
+        let handle = self.shared.tracker.spawn(async move {
+            let ended = tokio::select! {
+                biased;
+                () = lost.cancelled() => return,
+                ended = task => ended,
+            };
+            reason.lock().get_or_insert(ended);
+            lost.cancel();
+        });
+        self.handles.push(handle);
+    }
+
+    /// Starts a task that ends with the link, or earlier by `closing`.
+    fn start_until(
+        &mut self,
+        closing: CancellationToken,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let lost = self.lost.clone();
+        let handle = self.shared.tracker.spawn(async move {
+            tokio::select! {
+                () = lost.cancelled() => {}
+                () = closing.cancelled() => {}
+                () = task => {}
+            }
+        });
+        self.handles.push(handle);
+    }
+
+    /// Starts a task that ends with the link, or by itself with nothing to say.
+    fn start_closing(
+        &mut self,
+        task: impl Future<Output = Option<&'static str>> + Send + 'static,
+    ) -> JoinHandle<()> {
+        let (lost, reason) = (self.lost.clone(), self.reason.clone());
+        self.shared.tracker.spawn(async move {
+            let ended = tokio::select! {
+                biased;
+                () = lost.cancelled() => None,
+                ended = task => ended,
+            };
+            if let Some(ended) = ended {
+                reason.lock().get_or_insert(ended);
+                lost.cancel();
+            }
         })
     }
 
-    fn start(self, shared: &Arc<Shared>, link: &Arc<Link>) -> Tasks<Option<JoinHandle<()>>> {
-        let Self {
-            returns,
-            keeper: (keeper, returning),
-            guests: _,
-            outbound: _,
-            closing,
-            finishing,
-        } = self;
-        let keeper = shared.tracker.spawn(keeper.keep(closing.clone()));
-        let guests = guests::keep(shared.clone(), link.clone(), returning);
-        let guests = shared.tracker.spawn(guests);
-        let outbound = publish(shared.clone(), link.clone(), finishing.clone());
-        let outbound = shared.tracker.spawn(outbound);
-        Tasks {
-            returns,
-            keeper: Some(keeper),
-            guests: Some(guests),
-            outbound: Some(outbound),
-            closing,
-            finishing,
+    /// Starts a task that notices the end of the link by itself.
+    fn start_to_the_end(
+        &mut self,
+        task: impl Future<Output = Result<(), LinkLost>> + Send + 'static,
+    ) -> JoinHandle<()> {
+        let lost = self.lost.clone();
+        self.shared.tracker.spawn(async move {
+            if task.await == Err(LinkLost) {
+                lost.cancel();
+            }
+        })
+    }
+
+    /// Ends all tasks. Returns why the first one has ended.
+    async fn end(self) -> Option<&'static str> {
+        self.lost.cancel();
+        for handle in self.handles {
+            join(handle).await;
         }
+        self.reason.lock().take()
     }
 }
 
-impl Tasks<Option<JoinHandle<()>>> {
-    /// Takes what still comes for this node's users, answers it and sends what is queued; ends once the
-    /// server has seen all of it.
-    async fn close(&mut self, shared: &Shared, link: &Link) {
-        shared.guests.all_left().await;
-        self.closing.cancel();
-        join(&mut self.keeper).await;
-        self.finishing.store(true, Ordering::Release);
-        if let Some(waker) = shared.notifier.notify() {
-            waker.wake();
-        }
-        join(&mut self.outbound).await;
-        // Where the link is lost meanwhile there is nothing more to be done.
-        let _lost = link.is_heard(shared).await.is_err();
-    }
-
-    /// Waits for those that run, once the link is lost.
-    async fn join(mut self) {
-        join(&mut self.keeper).await;
-        join(&mut self.guests).await;
-        join(&mut self.outbound).await;
-        join(&mut self.returns).await;
+/// Waits for a task.
+async fn join(task: JoinHandle<()>) {
+    if let Err(error) = task.await {
+        error!(%error, "a task of the cluster has failed");
     }
 }
 
-/// Waits for a task, unless its end was waited for already.
-async fn join(task: &mut Option<JoinHandle<()>>) {
-    if let Some(running) = task {
-        if let Err(error) = running.await {
-            error!(%error, "a task of the cluster has failed");
+/// While the link is up. Drop closes the way out: what was queued is dropped.
+struct Up(Arc<Shared>);
+
+impl Up {
+    fn new(shared: &Arc<Shared>, number: u64) -> Self {
+        shared.set_unready(Unready::NoId);
+        shared.set_link(number);
+        shared.queue().open();
+        {
+            let now = shared.now();
+            let mut registry = shared.registry();
+            registry.link_up(now);
+            // Also if the lease has lasted: NATS may have lost its last writes meanwhile.
+            registry.compare(shared.lease.number(), now);
         }
-        *task = None;
+        shared.set_up(true);
+        shared.link_metrics.connected();
+        info!(node = shared.node.0, "joined the cluster");
+        Self(shared.clone())
     }
 }
 
-impl Link {
-    fn new(client: Client, number: u32, shared: &Shared) -> Self {
-        let bytes_max = shared.settings.in_flight_bytes;
-        Self {
-            client,
-            number,
-            lost: CancellationToken::new(),
-            settled: CancellationToken::new(),
-            window: Mutex::new(Window::new(bytes_max, shared.now())),
-            heard: Notify::new(),
-        }
-    }
-
-    pub(super) fn window(&self) -> MutexGuard<'_, Window> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sends a probe behind all that was published.
-    pub(super) async fn probe(&self, shared: &Shared) -> Result<u64, Lost> {
-        let number = self.window().probe(shared.now());
-        let subjects = &shared.subjects;
-        let reply = subjects.probed(number);
-        self.publish(subjects.nobody(), Some(reply), Bytes::new())
-            .await?;
-        Ok(number)
-    }
-
-    /// A probe has come back; how long it took, microseconds.
-    pub(super) fn came_back(&self, probe: u64, now: u64) -> Option<u64> {
-        let took = self.window().came_back(probe, now);
-        self.heard.notify_waiters();
-        took
-    }
-
-    /// Waits until the server has seen all that was published before.
-    pub(super) async fn is_heard(&self, shared: &Shared) -> Result<(), Lost> {
-        let probe = self.probe(shared).await?;
+impl Drop for Up {
+    fn drop(&mut self) {
+        let shared = &self.0;
+        shared.set_up(false);
+        shared.set_link(0);
+        let now = shared.now();
+        shared.registry().link_down(now);
         loop {
-            let heard = self.heard.notified();
-            if !self.window().is_out(probe) {
-                return Ok(());
-            }
-            tokio::select! {
-                () = heard => {}
-                () = self.lost.cancelled() => return Err(Lost),
-            }
+            let action = shared.registry().next_action();
+            let Some(action) = action else {
+                break;
+            };
+            carry_out(shared, action);
         }
-    }
-
-    /// Hands something to the client, which blocks while its socket takes nothing.
-    pub(super) async fn publish(
-        &self,
-        subject: Subject,
-        reply: Option<Subject>,
-        payload: Bytes,
-    ) -> Result<(), Lost> {
-        let published = async {
-            match reply {
-                Some(reply) => {
-                    let client = &self.client;
-                    client.publish_with_reply(subject, reply, payload).await
-                }
-                None => self.client.publish(subject, payload).await,
-            }
+        let dropped = {
+            let mut queue = shared.queue();
+            queue.close();
+            queue.drop_queued(DropReason::Unavailable)
         };
-        self.or_lost(published).await
-    }
-
-    /// The same for a message. What is not traced has no headers, and costs what it would without them.
-    pub(super) async fn send(&self, letter: Letter) -> Result<(), Lost> {
-        let Letter {
-            subject,
-            reply,
-            headers,
-            payload,
-        } = letter;
-        let Some(headers) = headers else {
-            return self.publish(subject, Some(reply), payload).await;
-        };
-        let client = &self.client;
-        let published = client.publish_with_reply_and_headers(subject, reply, headers, payload);
-        self.or_lost(published).await
-    }
-
-    async fn or_lost(
-        &self,
-        published: impl Future<Output = Result<(), PublishError>>,
-    ) -> Result<(), Lost> {
-        tokio::select! {
-            biased;
-            published = published => published.map_err(|_ended| Lost),
-            () = self.lost.cancelled() => Err(Lost),
-        }
+        dropped.settle(&mut Wakes::default());
     }
 }

@@ -1,129 +1,137 @@
-//! What goes to NATS: answers to other nodes first, then messages, in batches and within the window. The
-//! only task that publishes either, so that what is for one recipient stays in order.
+//! What goes to other nodes: answers first, then messages, in batches and within the window. The only task that
+//! publishes either, so that what is for one recipient stays in order.
 
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
 
-use async_nats::{HeaderMap, HeaderValue, Subject};
-use tokio::sync::oneshot;
+use async_nats::Subject;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::envelope::{ANSWERS_MAX, Seen, encode_answers};
-use super::link::{
-    HEADER_BYTES, Letter, Link, Lost, TRACEPARENT, TRACESTATE, TRACESTATE_HEADER_BYTES,
+use super::envelope::{ANSWERS_MAX, Node, encode_answers};
+use super::nats::{
+    HEADER_BYTES, LinkLost, NatsLink, Outgoing, PublishFailure, TRACESTATE_HEADER_BYTES,
 };
+use super::pace::Pace;
 use super::queue::{Parcel, Taken};
-use super::{Shared, micros};
+use super::shared::{Shared, micros};
 use crate::directory::Wakes;
-use crate::identity::UserId;
 use crate::protocol::Status;
 use crate::telemetry::metrics::DropReason;
 
 /// Messages that are taken from the queue at once.
 const BATCH: usize = 128;
+/// Subjects that are kept. There are few nodes.
+const SUBJECTS_MAX: usize = 1024;
 
-/// Publishes whatever there is until the link is lost; or, once `finishing` is set and the bell was
-/// rung, until there is nothing.
-pub(super) async fn publish(shared: Arc<Shared>, link: Arc<Link>, finishing: Arc<AtomicBool>) {
-    let mut pump = Pump {
-        shared,
-        link,
-        batch: Vec::with_capacity(BATCH),
-        sent: 0,
-        wakes: Wakes::default(),
-        last: None,
-    };
-    loop {
-        let is_finishing = finishing.load(Ordering::Acquire);
-        match pump.turn().await {
-            Err(Lost) => return pump.link.lost.cancel(),
-            Ok(true) => continue,
-            Ok(false) => {}
-        }
-        if is_finishing && pump.shared.queue().is_empty() {
-            return;
-        }
-        tokio::select! {
-            () = std::future::poll_fn(|cx| pump.shared.notifier.poll_notified(cx)) => {}
-            () = pump.link.lost.cancelled() => return,
-        }
-    }
-}
-
-impl Shared {
-    /// Waits until all is published whose recipient was looked for before.
-    pub(super) async fn fence(&self, link: &Link) -> Result<(), Lost> {
-        let (open, opened) = oneshot::channel();
-        self.fences().push(open);
-        if let Some(waker) = self.notifier.notify() {
-            waker.wake();
-        }
-        tokio::select! {
-            opened = opened => opened.map_err(|_gone| Lost),
-            () = link.lost.cancelled() => Err(Lost),
-        }
-    }
-
-    /// Nothing is between the look for its recipient and its publishing.
-    fn open_fences(&self) {
-        let fences = std::mem::take(&mut *self.fences());
-        for fence in fences {
-            // Whoever waited may be gone with a link.
-            let _gone = fence.send(()).is_err();
-        }
-    }
-
-    fn fences(&self) -> MutexGuard<'_, Vec<oneshot::Sender<()>>> {
-        self.fences.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-struct Pump {
+pub(super) struct Publisher<L> {
     shared: Arc<Shared>,
-    link: Arc<Link>,
+    link: L,
+    /// The number of the link.
+    number: u64,
+    pace: Arc<Pace>,
+    lost: CancellationToken,
     batch: Vec<Taken>,
     /// Messages that were published and are not settled yet.
     sent: u32,
     wakes: Wakes,
-    /// The last recipient and its subject: mostly, those of the next message.
-    last: Option<(UserId, Subject)>,
+    subjects: BTreeMap<Node, Subject>,
 }
 
-impl Pump {
-    /// Sends what there is room for; whether there was anything.
-    async fn turn(&mut self) -> Result<bool, Lost> {
-        self.shared.open_fences();
+impl<L: NatsLink> Publisher<L> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        link: L,
+        number: u64,
+        pace: Arc<Pace>,
+        lost: CancellationToken,
+    ) -> Self {
+        Self {
+            shared,
+            link,
+            number,
+            pace,
+            lost,
+            batch: Vec::with_capacity(BATCH),
+            sent: 0,
+            wakes: Wakes::default(),
+            subjects: BTreeMap::new(),
+        }
+    }
+
+    /// Publishes what there is until the link is lost; or, once `finishing` is set and the task was notified, until
+    /// there is nothing.
+    pub(super) async fn run(mut self, finishing: Arc<AtomicBool>) -> Result<(), LinkLost> {
+        loop {
+            let is_finishing = finishing.load(Ordering::Acquire);
+            if self.turn().await? {
+                continue;
+            }
+            if is_finishing && self.shared.queue().is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = poll_fn(|cx| self.shared.publishable.poll_notified(cx)) => {}
+                () = self.lost.cancelled() => return Err(LinkLost),
+            }
+        }
+    }
+
+    /// Sends what there is room for. Whether there was anything.
+    async fn turn(&mut self) -> Result<bool, LinkLost> {
         let any_answers = self.answer().await?;
         let sent = self.send().await;
-        self.shared.queue().sent(std::mem::take(&mut self.sent));
+        self.settle_sent();
         self.wakes.wake();
         Ok(sent? || any_answers)
     }
 
-    /// Sends the answers that other nodes are owed; whether there were any.
-    async fn answer(&mut self) -> Result<bool, Lost> {
+    fn settle_sent(&mut self) {
+        self.shared.queue().sent(std::mem::take(&mut self.sent));
+    }
+
+    /// Sends the answers that other nodes are owed. Whether there were any.
+    async fn answer(&mut self) -> Result<bool, LinkLost> {
         let mut any = false;
-        for (node, peer) in &*self.shared.peers.load_full() {
+        for (node, peer) in &*self.shared.peers.all() {
             for some in peer.take_answers().chunks(ANSWERS_MAX) {
-                let payload = encode_answers(some);
+                let payload = encode_answers(self.shared.node, some);
                 let bytes = payload.len();
                 self.shared.link_metrics.bytes_sent(bytes);
-                self.link
-                    .publish(self.shared.subjects.answers(*node), None, payload)
-                    .await?;
-                self.count(bytes).await?;
+                let message = Outgoing {
+                    subject: self.shared.subjects.answers(*node),
+                    reply: None,
+                    traceparent: None,
+                    tracestate: None,
+                    payload,
+                };
+                match self.publish(message).await {
+                    Ok(()) | Err(PublishFailure::TooLarge) => {}
+                    Err(PublishFailure::Lost(lost)) => return Err(lost),
+                }
+                self.pace.sent(bytes);
                 any = true;
             }
         }
         Ok(any)
     }
 
-    /// Sends a batch of messages; whether there was any and there was room for it.
-    async fn send(&mut self) -> Result<bool, Lost> {
-        let room = self.link.window().room();
+    /// Sends a batch of messages. Whether there was any, and room for it.
+    async fn send(&mut self) -> Result<bool, LinkLost> {
+        let room = self.pace.room();
         let mut batch = std::mem::take(&mut self.batch);
         let now = self.shared.now();
-        self.shared.queue().take(&mut batch, BATCH, room, now);
+        let (dropped, asks) = {
+            let mut queue = self.shared.queue();
+            let dropped = queue.take(&mut batch, BATCH, room, now);
+            (dropped, queue.asks())
+        };
+        dropped.settle(&mut self.wakes);
+        if asks {
+            self.shared.ask();
+        }
         let any = !batch.is_empty();
         let mut sent = Ok(());
         for taken in batch.drain(..) {
@@ -137,23 +145,16 @@ impl Pump {
         sent.map(|()| any)
     }
 
-    async fn send_one(&mut self, next: Taken, now: u64) -> Result<(), Lost> {
+    async fn send_one(&mut self, next: Taken, now: u64) -> Result<(), LinkLost> {
         let Taken {
             mut parcel,
-            block,
+            node,
             mark,
         } = next;
-        if parcel.payload.len() > self.link.client.max_payload() {
-            debug!(
-                bytes = parcel.payload.len(),
-                "a message is larger than nats takes"
-            );
+        if parcel.payload.len() > self.link.max_payload() {
+            let bytes = parcel.payload.len();
+            debug!(bytes, "a message is larger than nats takes");
             self.drop_taken(parcel, DropReason::TooLarge, Status::TooLarge);
-            return Ok(());
-        }
-        if self.shared.is_back(parcel.recipient) {
-            // It is here by now, or on its way, and this node hears nothing of itself.
-            self.drop_taken(parcel, DropReason::Offline, Status::Offline);
             return Ok(());
         }
         let until = now + micros(self.shared.settings.outcome_timeout);
@@ -168,62 +169,68 @@ impl Pump {
             }
         };
         let bytes = parcel.bytes();
-        let headers = self.headers(&parcel);
         self.shared.link_metrics.bytes_sent(parcel.payload.len());
-        let subject = self.subject(parcel.recipient);
-        let seen = Seen { block, mark };
-        let reply = self.shared.subjects.reply(self.link.number, seen, token);
-        let payload = std::mem::take(&mut parcel.payload);
-        let letter = Letter {
-            subject,
-            reply,
-            headers,
-            payload,
+        let (traceparent, tracestate) = self.trace(&parcel);
+        let message = Outgoing {
+            subject: self.subject(node),
+            reply: Some(self.shared.subjects.reply(self.number, node, mark, token)),
+            traceparent,
+            tracestate,
+            payload: std::mem::take(&mut parcel.payload),
         };
-        if self.link.send(letter).await.is_err() {
+        if let Err(failure) = self.publish(message).await {
             parcel.receipt = token.and_then(|token| self.shared.waiting().take(token));
-            self.drop_taken(parcel, DropReason::Unavailable, Status::Unavailable);
-            return Err(Lost);
+            let (reason, status) = match failure {
+                PublishFailure::Lost(_) => (DropReason::Unavailable, Status::Unavailable),
+                PublishFailure::TooLarge => (DropReason::TooLarge, Status::TooLarge),
+            };
+            self.drop_taken(parcel, reason, status);
+            return match failure {
+                PublishFailure::Lost(lost) => Err(lost),
+                PublishFailure::TooLarge => Ok(()),
+            };
         }
         self.sent += 1;
-        self.count(bytes).await
-    }
-
-    /// Counts what was published, with a probe behind it if it is time for one.
-    async fn count(&self, bytes: usize) -> Result<(), Lost> {
-        let is_due = self.link.window().sent(bytes);
-        if is_due {
-            self.link.probe(&self.shared).await?;
-        }
+        self.pace.sent(bytes);
         Ok(())
     }
 
+    /// Hands a message to the link. The task goes on when the link is lost, so that each message is settled.
+    async fn publish(&self, message: Outgoing) -> Result<(), PublishFailure> {
+        tokio::select! {
+            biased;
+            published = self.link.publish(message) => published,
+            () = self.lost.cancelled() => Err(LinkLost.into()),
+        }
+    }
+
     fn drop_taken(&mut self, parcel: Parcel, reason: DropReason, status: Status) {
-        self.shared.queue().dropped(reason);
+        self.shared.queue().settle_dropped(reason);
         parcel.settle(status, &mut self.wakes);
     }
 
-    /// What goes into the headers, where the message is traced and NATS takes one as large.
-    fn headers(&self, parcel: &Parcel) -> Option<HeaderMap> {
-        let trace = parcel.trace.as_ref()?;
-        let mut headers = HeaderMap::new();
-        let mut bytes = parcel.payload.len() + HEADER_BYTES;
-        headers.insert(TRACEPARENT, HeaderValue::from(trace.traceparent()));
-        if let Some(state) = trace.tracestate() {
-            bytes += TRACESTATE_HEADER_BYTES + state.len();
-            headers.insert(TRACESTATE, HeaderValue::from(state));
+    /// The trace of a message, where it is traced and NATS takes one as large with it.
+    fn trace(&self, parcel: &Parcel) -> (Option<String>, Option<String>) {
+        let Some(trace) = &parcel.trace else {
+            return (None, None);
+        };
+        let state = trace.tracestate();
+        let state_bytes = state
+            .as_ref()
+            .map_or(0, |state| TRACESTATE_HEADER_BYTES + state.len());
+        let bytes = parcel.payload.len() + HEADER_BYTES + state_bytes;
+        if bytes > self.link.max_payload() {
+            return (None, None);
         }
-        (bytes <= self.link.client.max_payload()).then_some(headers)
+        (Some(trace.traceparent()), state)
     }
 
-    fn subject(&mut self, recipient: UserId) -> Subject {
-        match &self.last {
-            Some((last, subject)) if *last == recipient => subject.clone(),
-            _ => {
-                let subject = self.shared.subjects.user(recipient);
-                self.last = Some((recipient, subject.clone()));
-                subject
-            }
+    fn subject(&mut self, node: Node) -> Subject {
+        if self.subjects.len() > SUBJECTS_MAX {
+            self.subjects.clear();
         }
+        let subjects = &self.shared.subjects;
+        let subject = self.subjects.entry(node);
+        subject.or_insert_with(|| subjects.message(node)).clone()
     }
 }

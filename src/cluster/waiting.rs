@@ -1,5 +1,5 @@
 //! The outcomes that this node waits for: a bounded table from tokens to receipts. A token is a place in
-//! it and how often the place was used, so that an answer that comes late finds nothing. No token is 0.
+//! it and a count of its uses, so that an answer that comes late finds nothing. No token is 0.
 
 use crate::directory::Receipt;
 
@@ -50,7 +50,8 @@ impl Waiting {
             Some(index) => index,
             None if self.places.len() < self.max => {
                 self.places.push(Place {
-                    uses: 0,
+                    // Random, so that another node's token cannot be guessed.
+                    uses: fastrand::u32(..),
                     waits: None,
                 });
                 u32::try_from(self.places.len() - 1).expect("cluster.outcomes_pending is a u32")

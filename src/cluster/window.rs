@@ -1,7 +1,7 @@
 //! How much may be on its way to the NATS server at a time, and whether the server is still there. What
 //! is published goes into one pipe, where nothing overtakes: the less is in it, the sooner the next one's
-//! turn comes. A probe is a message to nobody, which the server sends back once it has seen all that was
-//! published before it. Must not know of NATS or of locks.
+//! turn comes. A probe is a round trip behind all that was published before it. Must not know of NATS or of
+//! locks.
 
 use std::collections::VecDeque;
 
@@ -60,14 +60,7 @@ impl Window {
         !self.probes.is_empty()
     }
 
-    /// Whether this probe, or one before it, has not come back.
-    pub(super) fn is_out(&self, number: u64) -> bool {
-        self.probes
-            .front()
-            .is_some_and(|probe| probe.number <= number)
-    }
-
-    /// A probe to be published now; its number.
+    /// A round trip that begins now; its number.
     pub(super) fn probe(&mut self, now: u64) -> u64 {
         let number = self.next;
         self.next += 1;

@@ -74,8 +74,17 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The known key nearest to a misspelt one.
+/// Keys of earlier versions, and the keys that replace them.
+const REPLACED: [(&str, &str); 2] = [
+    ("cluster.claims", "cluster.routes"),
+    ("cluster.claim_timeout", "cluster.node_timeout"),
+];
+
+/// The key that replaces a removed one, or the known key nearest to a misspelt one.
 fn suggestion(key: &str, known: &[String]) -> String {
+    if let Some((_, replacement)) = REPLACED.iter().find(|(removed, _)| *removed == key) {
+        return format!(" (removed; {replacement} replaces it)");
+    }
     let (_, name) = key.rsplit_once('.').unwrap_or(("", key));
     nearest(key, name, known.iter().map(String::as_str))
         .map(|candidate| format!(" (did you mean {candidate}?)"))

@@ -264,18 +264,23 @@ pub struct ClusterSettings {
     pub unready_after: Duration,
     /// Ids in a block, the same on all nodes.
     pub block_size: NonZeroU32,
-    /// NATS servers that keep the leases.
+    /// NATS servers that keep the table and the leases.
     pub lease_replicas: u32,
+    /// How long a node lives without a sign of life.
+    #[serde(with = "units::duration")]
+    pub node_timeout: Duration,
+    /// How long NATS keeps an id whose node does not write it again.
+    #[serde(with = "units::duration")]
+    pub entry_ttl: Duration,
+    /// Users that wait for NATS to join.
+    pub joins: u32,
+    /// Places of users on other nodes that are remembered.
+    pub routes: u32,
     /// How long a node waits for the outcome of a message on another node.
     #[serde(with = "units::duration")]
     pub outcome_timeout: Duration,
     /// Outcomes from other nodes outstanding on this node.
     pub outcomes_pending: u32,
-    /// Ids of this node's blocks that are on other nodes, and ids of other blocks on this node.
-    pub claims: u32,
-    /// How long an id stays on another node that does not renew it.
-    #[serde(with = "units::duration")]
-    pub claim_timeout: Duration,
     /// How long NATS may take to answer.
     #[serde(with = "units::duration")]
     pub link_timeout: Duration,
@@ -287,10 +292,10 @@ pub struct ClusterSettings {
     /// Bytes that wait to go to all remote users together.
     #[serde(with = "units::size")]
     pub queue_bytes: usize,
-    /// Bytes in flight to NATS, and to the holder of a block.
+    /// Bytes in flight to NATS, and to each other node.
     #[serde(with = "units::size")]
     pub in_flight_bytes: usize,
-    /// Received messages that wait for one block.
+    /// Received messages that wait.
     pub inbound_messages: u32,
 }
 

@@ -16,7 +16,7 @@ use super::sync::{ClientGuard, ClientMutex};
 use super::wake::Wakes;
 use crate::identity::{Subject, UserId, UserIdentity};
 use crate::ledger::InHand;
-use crate::protocol::{Dialect, Outbound, Status, close_code, message_frame_bytes, push_frame};
+use crate::protocol::{Dialect, Outbound, Status, message_frame_bytes, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
 use crate::telemetry::traces::Traced;
 
@@ -349,16 +349,13 @@ impl Client {
 
     /// A newer connection has this client's id: it accepts no more messages, and its session is told
     /// to end.
-    pub(crate) fn on_replaced(&self) {
+    pub(crate) fn on_replaced(&self, end: Command) {
         let mut state = self.state.lock();
         if state.accepts == Accepts::All {
             state.accepts = Accepts::Replies;
         }
         drop(state);
-        self.command(Command::Close {
-            code: close_code::TAKEN_OVER,
-            reason: "taken over",
-        });
+        self.command(end);
     }
 
     /// Whether it accepts messages. It stops before its session ends.

@@ -109,7 +109,8 @@ impl Directory {
                 return true;
             };
             let is_same_user = previous.identity() == client.identity();
-            if is_same_user && !self.replace(slot, previous, Some(client.clone())) {
+            let end = Command::taken_over();
+            if is_same_user && !self.replace(slot, previous, Some(client.clone()), end) {
                 continue;
             }
             // The slot comes with the claim of the replaced client, so the new claim is one too many.
@@ -118,7 +119,7 @@ impl Directory {
         }
     }
 
-    /// Puts `client` into the slot, or empties it, if `previous` is still there, and tells that one to
+    /// Puts `client` into the slot, or empties it, if `previous` is still there, and tells that one how to
     /// end. Returns whether it was there.
     #[cold]
     fn replace(
@@ -126,19 +127,20 @@ impl Directory {
         slot: &ArcSwapOption<Client>,
         previous: &Arc<Client>,
         client: Option<Arc<Client>>,
+        end: Command,
     ) -> bool {
         let mut replaced = self.replaced();
         let was_there = swap_if_same(slot, previous, client);
         if was_there {
             replaced.insert(Arc::as_ptr(previous).addr(), previous.clone());
             drop(replaced);
-            previous.on_replaced();
+            previous.on_replaced(end);
         }
         was_there
     }
 
-    /// Removes the client of this identity, because its user is on another node now, and tells it to end.
-    pub(crate) fn revoke(&self, identity: UserIdentity) {
+    /// Removes the client of this identity, because its id is on another node now, and tells it how to end.
+    pub(crate) fn revoke(&self, identity: UserIdentity, end: Command) {
         let number = segment_number(identity.id);
         let segments = self.shared.segments.load();
         let Some(segment) = segments.get(number) else {
@@ -147,7 +149,7 @@ impl Directory {
         let slot = segment.slot(identity.id);
         let client = slot.load().as_ref().cloned();
         if let Some(client) = client.filter(|client| client.identity() == identity)
-            && self.replace(slot, &client, None)
+            && self.replace(slot, &client, None, end)
         {
             self.release_claim(number, segment);
         }

@@ -50,6 +50,14 @@ pub(crate) enum Strength {
 }
 
 impl Command {
+    /// A newer connection has the user's id.
+    pub(crate) fn taken_over() -> Self {
+        Self::Close {
+            code: close_code::TAKEN_OVER,
+            reason: "taken over",
+        }
+    }
+
     pub(crate) fn strength(&self) -> Strength {
         match self {
             Self::Restart { .. } => Strength::Restart,

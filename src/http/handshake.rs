@@ -18,7 +18,7 @@ use crate::auth::{Authenticated, Denied};
 use crate::identity::{Subject, UserIdentity};
 use crate::lifecycle::Stage;
 use crate::protocol::{Dialect, SUBPROTOCOL};
-use crate::relay::{JoinError, Membership, ResumeError};
+use crate::relay::{JoinError, Membership};
 use crate::session::Welcome;
 use crate::telemetry::trace_context::TraceHeaders;
 use crate::telemetry::traces::{self, TracedRequest};
@@ -152,7 +152,7 @@ async fn join(
         return Err(HandshakeRefusal::Draining);
     }
     Ok(JoinedUser {
-        welcome: welcome(&membership, claim, &state.tickets),
+        welcome: welcome(&membership, claim, &state.tickets, SystemTime::now()),
         membership,
         permit,
         remaining,
@@ -230,10 +230,11 @@ fn shown_ticket(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// What the welcome says: the next ticket, and whether the shown ticket was good for the same id.
-fn welcome(
+pub(crate) fn welcome(
     membership: &Membership,
     claim: Option<Result<UserIdentity, Invalid>>,
     tickets: &Tickets,
+    now: SystemTime,
 ) -> Welcome {
     let client = membership.client();
     // The bare dialect has no welcome.
@@ -242,16 +243,13 @@ fn welcome(
     }
     let subject = client.subject().map(Subject::as_str);
     let reason = match claim {
-        Some(Ok(claim)) if claim.id != client.id() => Some(match membership.resume_error() {
-            Some(ResumeError::Unavailable) => "id_unavailable",
-            Some(ResumeError::InUse) | None => "id_in_use",
-        }),
+        Some(Ok(claim)) if claim.id != client.id() => Some("id_in_use"),
         Some(Err(Invalid::Expired)) => Some("ticket_expired"),
         Some(Err(Invalid::Forged)) => Some("ticket_invalid"),
         Some(Ok(_)) | None => None,
     };
     Welcome {
-        ticket: tickets.issue(client.identity(), subject, SystemTime::now()),
+        ticket: tickets.issue(client.identity(), subject, now),
         resumed: claim.is_some() && reason.is_none(),
         reason,
     }

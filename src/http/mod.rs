@@ -16,6 +16,8 @@ mod stream;
 mod upgrade;
 
 pub use client_address::TrustedProxies;
+#[cfg(test)]
+pub(crate) use handshake::welcome; // for the simulator
 pub(crate) use origins::Origins;
 pub(crate) use scrapes::Scrapes;
 pub(crate) use server::serve;

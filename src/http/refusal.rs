@@ -52,6 +52,7 @@ impl HandshakeRefusal {
             Self::Draining => Rejection::Draining,
             Self::NotJoined(JoinError::Full) => Rejection::Full,
             Self::NotJoined(JoinError::NoId) => Rejection::NoId,
+            Self::NotJoined(JoinError::Unavailable) => Rejection::Cluster,
         }
     }
 

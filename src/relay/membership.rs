@@ -5,10 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::reserve::ResumeError;
 use super::router::{LeavePermit, RoutedMessage, RouterSink};
 use super::shared::UserPermit;
-use crate::cluster::MigratedId;
+use crate::cluster::Registration;
 use crate::directory::{Client, Message, Wakes};
 use crate::ledger::InHand;
 use crate::protocol::{Inbound, Status};
@@ -23,9 +22,8 @@ const ABNORMAL: u16 = 1006;
 pub struct Membership {
     client: Arc<Client>,
     ended: (Initiator, CloseCode),
-    resume_error: Option<ResumeError>,
-    /// Set where the id is of another node's block.
-    migrated: Option<Box<MigratedId>>,
+    /// Set in a cluster. Dropped after the client has left.
+    _registration: Option<Box<Registration>>,
     leave_permit: Option<LeavePermit>,
     sink: Option<Box<RouterSink>>,
     permit: UserPermit,
@@ -35,14 +33,12 @@ impl Membership {
     pub(super) fn new(
         client: Arc<Client>,
         permit: UserPermit,
-        migrated: Option<Box<MigratedId>>,
-        resume_error: Option<ResumeError>,
+        registration: Option<Box<Registration>>,
     ) -> Self {
         Self {
             client,
             ended: (Initiator::Client, CloseCode::Code(ABNORMAL)),
-            resume_error,
-            migrated,
+            _registration: registration,
             leave_permit: None,
             sink: None,
             permit,
@@ -58,11 +54,6 @@ impl Membership {
     /// The user's client.
     pub fn client(&self) -> &Arc<Client> {
         &self.client
-    }
-
-    /// Why the user has a new id although it showed an earlier one.
-    pub(crate) fn resume_error(&self) -> Option<ResumeError> {
-        self.resume_error
     }
 
     /// Sets how the connection will count as closed. Without this it counts as ended by the client,
@@ -162,9 +153,6 @@ impl Drop for Membership {
         self.client
             .leave(VecDeque::new(), reason, &mut Wakes::default());
         shared.directory.leave(&self.client);
-        if self.migrated.is_none() {
-            shared.sequence.left(self.client.id());
-        }
         if let Some(permit) = self.leave_permit.take() {
             permit.leave(self.client.clone());
         }

@@ -14,8 +14,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, MigratedId, Unready};
-use crate::directory::{Client, Directory, MailboxBounds, Message, Receipt, Wakes};
+use crate::cluster::{Cluster, Unready};
+use crate::directory::{Client, Command, Directory, MailboxBounds, Message, Receipt, Wakes};
 use crate::id_file::IdFile;
 use crate::identity::{Sender, Sequence, Subject, UserId, UserIdentity};
 use crate::ledger::InHand;
@@ -24,8 +24,7 @@ use crate::telemetry::metrics::{CloseCode, DirectoryStats, Initiator, Metrics};
 use crate::telemetry::trace_context::TraceHeaders;
 use crate::telemetry::traces::Traces;
 pub use membership::Membership;
-use reserve::ReservedId;
-pub(crate) use reserve::ResumeError;
+use reserve::{ReserveError, ReservedId};
 use router::{RoutedMessage, Router};
 use shared::{RelayShared, UserPermit, send_elsewhere};
 
@@ -76,6 +75,19 @@ pub enum JoinError {
     /// No new id is left.
     #[error("no id is left")]
     NoId,
+    /// The id cannot be registered with the other nodes now.
+    #[error("the cluster is away")]
+    Unavailable,
+}
+
+impl From<ReserveError> for JoinError {
+    fn from(error: ReserveError) -> Self {
+        match error {
+            ReserveError::NoId => Self::NoId,
+            // An id that was not new is not asked for here.
+            ReserveError::InUse | ReserveError::Unavailable => Self::Unavailable,
+        }
+    }
 }
 
 impl Dependencies {
@@ -172,8 +184,8 @@ impl Relay {
     /// Registers a user: its messages queue from now on. The user leaves when the membership is dropped.
     /// `subject` is that of its token.
     ///
-    /// With `resume` the user gets that id back, from wherever in the cluster it is. It gets a new id
-    /// without it, or where the earlier one cannot be had ([`ResumeError`]).
+    /// With `resume` the user gets that id back, from wherever in the cluster it is. It gets a new id without it, or
+    /// where another user has the earlier one.
     pub async fn join(
         &self,
         dialect: Dialect,
@@ -182,15 +194,28 @@ impl Relay {
     ) -> Result<Membership, JoinError> {
         let shared = &self.shared;
         let permit = UserPermit::take(shared).ok_or(JoinError::Full)?;
-        let (resumed, resume_error) = match resume {
+        let resumed = match resume {
             Some(identity) => match ReservedId::take_back(shared, identity).await {
-                Ok(reserved) => (Some(reserved), None),
-                Err(error) => (None, Some(error)),
+                Ok(reserved) => Some(reserved),
+                Err(ReserveError::InUse) => None,
+                Err(error) => return Err(error.into()),
             },
-            None => (None, None),
+            None => None,
         };
-        let (client, migrated) = self.register(dialect, subject.as_ref(), resumed)?;
-        let mut membership = Membership::new(client, permit, migrated, resume_error);
+        let mut reserved = match resumed {
+            Some(reserved) => reserved,
+            None => ReservedId::next(shared).await?,
+        };
+        let client = loop {
+            match self.register(dialect, subject.as_ref(), &reserved) {
+                Some(client) => break client,
+                // A user of another resumption id has the id: it holds the resumed one, or it has just resumed the
+                // new one.
+                None => reserved = ReservedId::next(shared).await?,
+            }
+        };
+        let ReservedId { registration, .. } = reserved;
+        let mut membership = Membership::new(client, permit, registration);
         if let Some(id_file) = &shared.id_file {
             // The user learns its id only after this, so no crash can leave it with an id that is given again.
             id_file.covers(membership.client().id()).await;
@@ -202,35 +227,30 @@ impl Relay {
         Ok(membership)
     }
 
-    /// Puts a client with the resumed id into the directory, or one with a new id.
+    /// Puts a client with a reserved id into the directory. `None` where another user has the id.
     fn register(
         &self,
         dialect: Dialect,
         subject: Option<&Subject>,
-        resumed: Option<ReservedId>,
-    ) -> Result<(Arc<Client>, Option<Box<MigratedId>>), JoinError> {
+        reserved: &ReservedId,
+    ) -> Option<Arc<Client>> {
         let shared = &self.shared;
-        let mut reserved = resumed
-            .or_else(|| ReservedId::next(shared))
-            .ok_or(JoinError::NoId)?;
-        // Before the client is in the directory, so that no scrape finds more connections there than
-        // were opened.
+        let identity = reserved.identity;
+        // Before the client is in the directory, so that no scrape finds more connections there than were opened.
         shared.metrics.connection_opened();
-        loop {
-            let client = shared.client(reserved.identity(), dialect, subject.cloned());
-            if shared.directory.join(&client) {
-                return Ok((client, reserved.registered()));
-            }
-            // A user of another resumption id has the id: it holds the resumed one, or it has just
-            // resumed the new one.
-            drop(reserved);
-            let Some(next) = ReservedId::next(shared) else {
-                let code = CloseCode::Code(close_code::TRY_AGAIN);
-                shared.metrics.connection_closed(Initiator::Server, code);
-                return Err(JoinError::NoId);
-            };
-            reserved = next;
+        let client = shared.client(identity, dialect, subject.cloned());
+        if !shared.directory.join(&client) {
+            let code = CloseCode::Code(close_code::TRY_AGAIN);
+            shared.metrics.connection_closed(Initiator::Server, code);
+            return None;
         }
+        // Another connection may have got the id before the client was in the directory, where its end would have
+        // been told.
+        let registration = reserved.registration.as_ref();
+        if registration.is_some_and(|registration| !registration.seated()) {
+            shared.directory.revoke(identity, Command::taken_over());
+        }
+        Some(client)
     }
 
     /// Sends a message of no connected user, as soon as there is room for it. The relay settles it from

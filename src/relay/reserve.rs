@@ -1,110 +1,92 @@
-//! An id on its way to a user that joins: a new one, or the one that the user had before, taken back
-//! from wherever in the cluster it is.
+//! An id on its way to a user that joins: a new one, or the one that the user had before. In a cluster it is
+//! registered first, so that no other connection has it on any node.
 
 use std::sync::Arc;
 
 use super::shared::RelayShared;
-use crate::cluster::{MigratedId, Ownership, Refusal};
+use crate::cluster::{Refusal, Registration};
 use crate::identity::{ResumptionId, UserIdentity};
 
-/// Why a user that wants its earlier id gets a new one.
+/// New ids that are tried for one user. Others have them only if NATS has lost which blocks were leased.
+const ATTEMPTS: u32 = 64;
+/// After so many attempts the rest of the block is given up.
+const ATTEMPTS_IN_BLOCK: u32 = 8;
+
+/// Why a user gets no id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ResumeError {
+pub(super) enum ReserveError {
     /// Another user has the id.
     InUse,
-    /// The node that owns the id does not give it now.
+    /// No new id is left.
+    NoId,
+    /// It cannot be registered now.
     Unavailable,
 }
 
-/// An id that no other user gets meanwhile. Drop gives it up, unless a client was registered with it.
+/// An id that no other user gets meanwhile. Drop gives it up.
 pub(super) struct ReservedId {
-    shared: Arc<RelayShared>,
-    identity: UserIdentity,
-    source: IdSource,
-    is_registered: bool,
-}
-
-/// Where a reserved id comes from.
-enum IdSource {
-    /// The sequence.
-    New,
-    /// An earlier connection; the id is of a block of this node, or there are no other nodes.
-    Local,
-    /// An earlier connection; the id is of another node's block.
-    Migrated(Box<MigratedId>),
+    pub(super) identity: UserIdentity,
+    /// Set in a cluster.
+    pub(super) registration: Option<Box<Registration>>,
 }
 
 impl ReservedId {
-    /// The next new id, with a new resumption id. `None` where no id is left.
-    pub(super) fn next(shared: &Arc<RelayShared>) -> Option<Self> {
-        let identity = UserIdentity {
-            id: shared.sequence.next()?,
-            resumption_id: ResumptionId::new(),
-        };
-        Some(Self::of(shared, identity, IdSource::New))
+    /// A new id, with a new resumption id.
+    pub(super) async fn next(shared: &Arc<RelayShared>) -> Result<Self, ReserveError> {
+        for attempt in 1..=ATTEMPTS {
+            let cluster = shared.cluster.as_ref();
+            if cluster.is_some_and(|cluster| !cluster.can_register()) {
+                // Before an id is used up for it.
+                return Err(ReserveError::Unavailable);
+            }
+            let identity = UserIdentity {
+                id: shared.sequence.next().ok_or(ReserveError::NoId)?,
+                resumption_id: ResumptionId::new(),
+            };
+            match Self::register(shared, identity, true).await {
+                Err(ReserveError::InUse) if attempt % ATTEMPTS_IN_BLOCK == 0 => {
+                    shared.sequence.skip_block();
+                }
+                Err(ReserveError::InUse) => {}
+                reserved => return reserved,
+            }
+        }
+        Err(ReserveError::NoId)
     }
 
     /// The id that a user had before.
     pub(super) async fn take_back(
         shared: &Arc<RelayShared>,
         identity: UserIdentity,
-    ) -> Result<Self, ResumeError> {
-        let UserIdentity { id, resumption_id } = identity;
-        let ownership = if let Some(cluster) = &shared.cluster {
-            cluster.take_back(id, resumption_id).await
-        } else {
-            shared.sequence.give_back(id);
-            Ok(Ownership::Local)
-        };
-        let source = match ownership {
-            Ok(Ownership::Local) => IdSource::Local,
-            Ok(Ownership::Migrated(migrated)) => IdSource::Migrated(migrated),
-            Err(Refusal::InUse) => return Err(ResumeError::InUse),
-            Err(Refusal::Unavailable) => return Err(ResumeError::Unavailable),
-        };
-        Ok(Self::of(shared, identity, source))
+    ) -> Result<Self, ReserveError> {
+        shared.sequence.give_back(identity.id);
+        Self::register(shared, identity, false).await
     }
 
-    fn of(shared: &Arc<RelayShared>, identity: UserIdentity, source: IdSource) -> Self {
-        Self {
-            shared: shared.clone(),
+    async fn register(
+        shared: &Arc<RelayShared>,
+        identity: UserIdentity,
+        is_new: bool,
+    ) -> Result<Self, ReserveError> {
+        let registration = match &shared.cluster {
+            Some(cluster) => {
+                let registered = cluster.register(identity, is_new).await;
+                Some(Box::new(registered.map_err(ReserveError::from)?))
+            }
+            None => None,
+        };
+        Ok(Self {
             identity,
-            source,
-            is_registered: false,
-        }
-    }
-
-    pub(super) fn identity(&self) -> UserIdentity {
-        self.identity
-    }
-
-    /// Hands the id to the client that is registered with it, which gives the id up when it leaves.
-    /// Returns what a migrated id needs for that.
-    pub(super) fn registered(mut self) -> Option<Box<MigratedId>> {
-        self.is_registered = true;
-        let id = self.identity.id;
-        // Another node may have claimed the id before the client was in the directory, where the claim
-        // would have found it.
-        let is_claimed = match (&self.source, &self.shared.cluster) {
-            (IdSource::Migrated(migrated), _) => !migrated.is_current(),
-            (IdSource::Local, Some(cluster)) => cluster.is_claimed(id),
-            (IdSource::Local, None) | (IdSource::New, _) => false,
-        };
-        if is_claimed {
-            self.shared.directory.revoke(self.identity);
-        }
-        match std::mem::replace(&mut self.source, IdSource::Local) {
-            IdSource::Migrated(migrated) => Some(migrated),
-            IdSource::New | IdSource::Local => None,
-        }
+            registration,
+        })
     }
 }
 
-impl Drop for ReservedId {
-    fn drop(&mut self) {
-        // A migrated id gives itself up on Drop.
-        if !self.is_registered && !matches!(self.source, IdSource::Migrated(_)) {
-            self.shared.sequence.left(self.identity.id);
+impl From<Refusal> for ReserveError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::InUse => Self::InUse,
+            Refusal::Unavailable => Self::Unavailable,
         }
     }
 }

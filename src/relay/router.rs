@@ -242,7 +242,7 @@ mod tests {
 
     use super::*;
     use crate::config::Overflow;
-    use crate::directory::{Budget, MailboxBounds};
+    use crate::directory::{Budget, Command, MailboxBounds};
     use crate::identity::{ResumptionId, UserIdentity};
     use crate::protocol::Dialect;
 
@@ -305,7 +305,7 @@ mod tests {
             panic!("the recipient of {routed:?} is connected")
         });
         let (earlier, later) = (client(2, &metrics), client(2, &metrics));
-        earlier.on_replaced();
+        earlier.on_replaced(Command::taken_over());
         let later_permit = router.join(later.clone()).await.unwrap();
         let earlier_permit = router.join(earlier.clone()).await.unwrap();
         earlier_permit.leave(earlier.clone());

@@ -23,6 +23,7 @@ mod node; // a node, and its metrics
 mod otlp; // an OTLP receiver
 mod outage; // NATS does not run, or does not answer
 mod proxy; // a network between a node and NATS that can fail
+mod situations; // what an earlier design did wrong
 mod tickets; // users that keep their id on another node
 mod traces; // traces of messages between nodes
 mod user; // a connected user
@@ -48,6 +49,7 @@ fn main() {
         access::tests(),
         traces::tests(),
         tickets::tests(),
+        situations::tests(),
         chaos::tests(),
     ] {
         for (name, test) in list {

@@ -174,16 +174,16 @@ async fn a_sender_gets_the_outcome_of_each_message() {
         let bob = node.user().await;
         alice.ask(bob.id, "hello", id).await;
         assert_eq!(alice.outcome(id).await, "delivered");
-        // A user that has left, on a node that still holds the block.
+        // A user that has left. This node remembers the place.
         let away = bob.id;
         bob.leave().await;
         alice.ask(away, "still there?", 10 + id).await;
         assert_eq!(alice.outcome(10 + id).await, "offline");
     }
-    // An id of a block that no node holds.
+    // An id that was never given.
     alice.ask(9_000_000_000, "are you there?", 20).await;
     assert_eq!(alice.outcome(20).await, "offline");
-    // An id of this node's block that no user has.
+    // An id that this node will give next.
     alice.ask(alice.id + 1, "are you there?", 21).await;
     assert_eq!(alice.outcome(21).await, "offline");
     let bob = nodes[1].user().await;
@@ -192,7 +192,10 @@ async fn a_sender_gets_the_outcome_of_each_message() {
     let received = alice.received();
     assert_eq!(received.outcomes.len(), 7);
     let ledger = nodes[0].ledger().await;
-    assert_eq!((ledger.cluster_sent, ledger.cluster_received), (5, 1));
+    // A message to an id that is nowhere is not sent. Two have arrived; two more were sent only if they were faster
+    // than the word of the other node that the user has left.
+    assert!((2..=4).contains(&ledger.cluster_sent), "{ledger:?}");
+    assert_eq!(ledger.cluster_received, 0);
     drop((alice, bob));
     stop(nodes).await;
 }
@@ -378,7 +381,7 @@ async fn a_drain_settles_messages_in_flight() {
     }
     assert!(begin.elapsed() < PATIENCE);
     nodes[1].ended().await;
-    // No node holds its blocks any more.
+    // The node has deleted its entries.
     eventually("messages to bob are offline", async || {
         let id = count + fastrand::u64(1..1 << 50);
         alice.ask(bob.id, "still there?", id).await;

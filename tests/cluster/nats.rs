@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::net::TcpStream;
 
-use crate::eventually;
+use super::eventually;
 
 /// The server program, if it is installed: the one that `tests/run` installs, or any other.
 pub(crate) fn program() -> Option<PathBuf> {

@@ -13,9 +13,10 @@ use crate::user::{Dialect, User};
 use crate::{eventually, within};
 
 /// The settings of every node; a test can override them.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 9] = [
     ("CLUSTER__OUTCOME_TIMEOUT", "2s"),
     ("CLUSTER__LINK_TIMEOUT", "2s"),
+    ("CLUSTER__NODE_TIMEOUT", "4s"),
     ("DRAIN__DELAY", "0s"),
     ("DRAIN__SPREAD", "0s"),
     ("DRAIN__TIMEOUT", "10s"),
@@ -198,6 +199,15 @@ impl Node {
         let mut process = self.process.take().expect("the node runs");
         process.kill().unwrap();
         process.wait().unwrap();
+    }
+
+    /// Stops the process with SIGSTOP. It goes on after [`thaw`](Self::thaw).
+    pub(crate) fn freeze(&self) {
+        signal(self.process.as_ref().expect("the node runs"), "STOP");
+    }
+
+    pub(crate) fn thaw(&self) {
+        signal(self.process.as_ref().expect("the node runs"), "CONT");
     }
 
     /// Sends SIGTERM, which begins the drain.

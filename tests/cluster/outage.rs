@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::eventually;
 use crate::ids::subscriptions;
@@ -14,13 +14,11 @@ crate::tests!("outage":
     a_node_is_not_ready_before_it_reaches_nats,
     an_unready_node_names_the_cause_that_holds,
     local_messages_arrive_without_nats_and_remote_ones_are_unavailable,
-    users_are_accepted_without_nats_while_ids_are_left,
+    users_are_refused_while_the_table_cannot_be_reached,
     a_node_that_requires_nats_is_not_ready_without_it,
     a_short_outage_of_nats_refuses_no_new_user,
     nats_gives_up_a_node_that_does_not_answer,
 );
-
-const TINY: (&str, &str) = ("CLUSTER__BLOCK_SIZE", "4");
 
 async fn a_node_is_not_ready_before_it_reaches_nats() {
     let mut nats = Nats::stopped("");
@@ -95,9 +93,9 @@ async fn local_messages_arrive_without_nats_and_remote_ones_are_unavailable() {
         begin.elapsed()
     );
     assert_eq!(nodes[0].scrape().await.dropped("unavailable"), 100);
-    // The node needs no other node for ids of its own blocks.
+    // The user of such an id may be on any node.
     alice.ask(alice.id + 500, "are you there?", 3).await;
-    assert_eq!(alice.outcome(3).await, "offline");
+    assert_eq!(alice.outcome(3).await, "unavailable");
     nodes[0].ledger().await;
 
     nats.run().await;
@@ -133,34 +131,28 @@ async fn local_messages_arrive_without_nats_and_remote_ones_are_unavailable() {
     }
 }
 
-async fn users_are_accepted_without_nats_while_ids_are_left() {
+async fn users_are_refused_while_the_table_cannot_be_reached() {
     let mut nats = Nats::start().await;
-    let node = Node::start(&nats.url(), &[TINY]).await;
-    let first = node.user().await;
-    // The node leases its next block when it begins to use one.
-    node.until("switchboard_cluster_ids_left", |left| left == 7)
-        .await;
+    let node = Node::start(&nats.url(), &[]).await;
+    let mut first = node.user().await;
     nats.kill();
     node.until_up(false).await;
-    let mut users = Vec::new();
-    for _ in 0..7 {
-        assert_eq!(node.get("/readyz").await.0, 200);
-        users.push(node.user().await);
-    }
-    assert_eq!(
-        node.get("/readyz").await,
-        (
-            503,
-            "nats cannot be reached (cluster.nats_url)\n".to_owned()
-        )
-    );
     let next = crate::user::User::try_connect(node.port, crate::user::Dialect::V1).await;
     assert!(format!("{:?}", next.unwrap_err()).contains("503"));
+    // The ticket stays good, and the connection that has the id stays open.
+    let ticket = first.ticket().await;
+    let refused = crate::user::User::try_reconnect(node.port, &ticket).await;
+    assert!(format!("{:?}", refused.unwrap_err()).contains("503"));
+    first.ask(first.id, "to myself", 1).await;
+    assert_eq!(first.outcome(1).await, "delivered");
+    let id = first.id;
     nats.run().await;
-    node.until_ready().await;
+    node.until_up(true).await;
     let next = node.user().await;
-    assert_eq!(next.id, 9);
-    drop((users, next, first));
+    assert!(next.id > id, "{}", next.id);
+    let again = crate::user::User::reconnect(node.port, &ticket).await;
+    assert_eq!(again.id, id);
+    drop((first, next, again));
     node.stop().await;
 }
 
@@ -189,8 +181,11 @@ async fn a_short_outage_of_nats_refuses_no_new_user() {
     nats.stop();
     node.until_up(false).await;
     assert_eq!(node.get("/readyz").await.0, 200);
-    let newcomer = node.user().await;
-    nats.run().await;
+    // The user waits for the table, and gets no refusal.
+    let (newcomer, ()) = tokio::join!(node.user(), async {
+        sleep(Duration::from_millis(500)).await;
+        nats.run().await;
+    });
     node.until_up(true).await;
     drop(newcomer);
     node.stop().await;

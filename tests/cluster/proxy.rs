@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 
 /// The condition of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,26 +96,42 @@ async fn pass(
     mut to: OwnedWriteHalf,
     condition: watch::Receiver<Condition>,
 ) {
-    let mut buffer = vec![0; 16 * 1024];
-    loop {
-        let Ok(count @ 1..) = from.read(&mut buffer).await else {
-            return;
-        };
-        until(condition.clone(), |condition| {
-            condition != Condition::Silent
-        })
-        .await;
-        let now = *condition.borrow();
-        if let Condition::Slow {
-            delay,
-            bytes_per_second,
-        } = now
-        {
-            let takes = Duration::from_micros(count as u64 * 1_000_000 / bytes_per_second);
-            sleep(delay + takes).await;
+    // What is read waits for its time in a queue, so that a delay takes no room from what comes behind it.
+    let (queue, mut queued) = tokio::sync::mpsc::channel::<(Instant, Vec<u8>)>(1024);
+    let watched = condition.clone();
+    let reading = async move {
+        let mut buffer = vec![0; 16 * 1024];
+        let mut last = Instant::now();
+        while let Ok(count @ 1..) = from.read(&mut buffer).await {
+            let mut due = Instant::now();
+            let now = *condition.borrow();
+            if let Condition::Slow {
+                delay,
+                bytes_per_second,
+            } = now
+            {
+                let takes = Duration::from_micros(count as u64 * 1_000_000 / bytes_per_second);
+                last = last.max(due) + takes;
+                due = last + delay;
+            }
+            if queue.send((due, buffer[..count].to_vec())).await.is_err() {
+                return;
+            }
         }
-        if to.write_all(&buffer[..count]).await.is_err() {
-            return;
+    };
+    let writing = async move {
+        while let Some((due, bytes)) = queued.recv().await {
+            sleep_until(due).await;
+            let is_passing = |condition| condition != Condition::Silent;
+            until(watched.clone(), is_passing).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
         }
+    };
+    let mut writing = std::pin::pin!(writing);
+    tokio::select! {
+        () = reading => writing.await,
+        () = &mut writing => {}
     }
 }

@@ -61,9 +61,13 @@ impl User {
 
     /// Connects with the ticket of an earlier connection.
     pub(crate) async fn reconnect(port: u16, ticket: &str) -> Self {
-        let protocols = format!("switchboard.v1, ticket.{ticket}");
-        let joined = within("the upgrade", Self::try_join(port, &protocols)).await;
+        let joined = within("the upgrade", Self::try_reconnect(port, ticket)).await;
         joined.expect("the upgrade succeeds")
+    }
+
+    pub(crate) async fn try_reconnect(port: u16, ticket: &str) -> Result<Self, Refused> {
+        let protocols = format!("switchboard.v1, ticket.{ticket}");
+        Self::try_join(port, &protocols).await
     }
 
     pub(crate) async fn try_connect(port: u16, dialect: Dialect) -> Result<Self, Refused> {

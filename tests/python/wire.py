@@ -355,8 +355,11 @@ async def cluster(wire, nats, node, other):
         await here.say(ask)
         status = (await here.hear("outcome"))["status"]
     assert status == "unavailable"
-    returning = await User.join(wire, node, "v1", ["ticket." + there.welcome["ticket"]])
-    assert returning.welcome["reason"] == "id_unavailable" and returning.id != there.id
+    try:
+        await User.join(wire, node, "v1", ["ticket." + there.welcome["ticket"]])
+        raise AssertionError("a user joined without the table of ids")
+    except websockets.InvalidStatus as refused:
+        assert refused.response.status_code == 503 and refused.response.headers["Retry-After"]
 
 
 async def converse(wire, relay):

@@ -9,6 +9,9 @@ use crate::config::settings::{ClusterSettings, LimitSettings};
 
 /// A node checks eight times within a timeout whether another node has answered.
 const WAIT_MIN: Duration = Duration::from_millis(100);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_mins(1);
+const YEAR: Duration = Duration::from_hours(8760);
 /// What a queued message takes beside its own bytes on its way to another node.
 const QUEUED_OVERHEAD_BYTES: u64 = 256;
 
@@ -30,8 +33,10 @@ pub(super) fn rules(cluster: &ClusterSettings, limits: &LimitSettings) -> Vec<Ru
         lease_replicas,
         outcome_timeout,
         outcomes_pending,
-        claims,
-        claim_timeout,
+        node_timeout,
+        entry_ttl,
+        joins,
+        routes,
         link_timeout,
         user_messages: _,
         user_bytes: _,
@@ -62,15 +67,17 @@ pub(super) fn rules(cluster: &ClusterSettings, limits: &LimitSettings) -> Vec<Ru
             Duration::ZERO..=DAY,
         ),
         time("cluster.link_timeout", *link_timeout, WAIT_MIN..=DAY),
-        count("cluster.claims", *claims, COUNT_MAX).warn_above_default(),
-        time("cluster.claim_timeout", *claim_timeout, WAIT_MIN..=DAY),
-        // A node that has lost NATS has to notice that before its claims expire.
+        time("cluster.node_timeout", *node_timeout, SECOND..=DAY),
+        // A node that has lost NATS has to notice that before its own lease ends.
         Rule::new(
-            "cluster.claim_timeout",
-            "at least four times cluster.link_timeout",
-            *claim_timeout >= 4 * *link_timeout,
+            "cluster.node_timeout",
+            "at least twice cluster.link_timeout",
+            *node_timeout >= 2 * *link_timeout,
         )
         .with(&["cluster.link_timeout"]),
+        time("cluster.entry_ttl", *entry_ttl, MINUTE..=YEAR),
+        count("cluster.joins", *joins, COUNT_MAX).warn_above_default(),
+        count("cluster.routes", *routes, COUNT_MAX).warn_above_default(),
     ];
     rules.extend(credential_rules(cluster));
     rules.extend(queue_rules(cluster, limits));

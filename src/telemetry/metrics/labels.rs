@@ -149,12 +149,14 @@ pub enum Rejection {
     Full,
     /// No id is left.
     NoId,
+    /// The id cannot be registered with the other nodes.
+    Cluster,
     /// The relay drains.
     Draining,
 }
 
 impl Rejection {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Malformed,
         Self::HeadTooLarge,
         Self::NoUpgrade,
@@ -169,6 +171,7 @@ impl Rejection {
         Self::AddressFailures,
         Self::Full,
         Self::NoId,
+        Self::Cluster,
         Self::Draining,
     ];
 
@@ -188,6 +191,7 @@ impl Rejection {
             Self::AddressFailures => "address_failures",
             Self::Full => "full",
             Self::NoId => "no_id",
+            Self::Cluster => "cluster",
             Self::Draining => "draining",
         }
     }

@@ -38,7 +38,7 @@ impl LinkMetrics {
         let bytes = register(registry, bytes);
         let round_trip = HistogramOpts::new(
             "switchboard_cluster_round_trip_seconds",
-            "Time of a probe through NATS and back, including its wait behind other traffic.",
+            "Time of a round trip to NATS, including its wait behind other traffic.",
         );
         let round_trip = round_trip.buckets(ROUND_TRIP_SECONDS.to_vec());
         Self {
@@ -62,8 +62,8 @@ impl LinkMetrics {
                 "Messages and outcomes from other nodes that could not be decoded.",
             ),
             conflicts: count(
-                "switchboard_cluster_block_conflicts_total",
-                "Leased blocks that another node already held: NATS lost leases.",
+                "switchboard_cluster_id_conflicts_total",
+                "Users that lost their id to another user: NATS lost the table.",
             ),
         }
     }
@@ -96,7 +96,7 @@ impl LinkMetrics {
         self.malformed.inc();
     }
 
-    pub(crate) fn block_conflict(&self) {
+    pub(crate) fn id_conflict(&self) {
         self.conflicts.inc();
     }
 }

@@ -27,16 +27,20 @@ pub struct DirectoryStats {
 pub struct ClusterStats {
     /// Whether NATS can be reached.
     pub up: bool,
-    /// Blocks of ids that this node holds.
+    /// Whether this node takes messages of other nodes.
+    pub lease: bool,
+    /// Blocks of ids that this node has leased and that have ids left.
     pub blocks: u64,
     /// Free ids in these blocks.
     pub ids_left: u64,
     /// Outcomes that other nodes have not sent yet.
     pub outcomes_pending: u64,
-    /// Users on this node whose ids are from another node's block.
-    pub migrated_ids: u64,
-    /// Ids of this node's blocks whose users are on other nodes.
-    pub claims: u64,
+    /// Ids that are registered on this node.
+    pub registrations: u64,
+    /// Users that wait for NATS to join.
+    pub joins: u64,
+    /// Places of users on other nodes that are remembered.
+    pub routes: u64,
     /// Messages in the queue to other nodes.
     pub queue_messages: u64,
     /// Bytes of these messages.
@@ -79,7 +83,7 @@ impl DirectoryStats {
 }
 
 impl ClusterStats {
-    fn families(&self) -> [MetricFamily; 8] {
+    fn families(&self) -> [MetricFamily; 10] {
         [
             gauge(
                 "switchboard_cluster_up",
@@ -87,13 +91,18 @@ impl ClusterStats {
                 self.up.into(),
             ),
             gauge(
+                "switchboard_cluster_lease",
+                "1 while the node holds its lease and takes messages of other nodes, else 0.",
+                self.lease.into(),
+            ),
+            gauge(
                 "switchboard_cluster_blocks",
-                "Blocks of ids that this node holds.",
+                "Blocks of ids that this node has leased and that have ids left.",
                 self.blocks,
             ),
             gauge(
                 "switchboard_cluster_ids_left",
-                "Free ids in the blocks that this node holds.",
+                "Free ids in these blocks.",
                 self.ids_left,
             ),
             gauge(
@@ -102,14 +111,19 @@ impl ClusterStats {
                 self.outcomes_pending,
             ),
             gauge(
-                "switchboard_cluster_guests",
-                "Users on this node whose ids are from another node's block (they came with a ticket).",
-                self.migrated_ids,
+                "switchboard_cluster_registrations",
+                "Ids that are registered on this node.",
+                self.registrations,
             ),
             gauge(
-                "switchboard_cluster_claims",
-                "Ids of this node's blocks whose users are on other nodes (they left with a ticket).",
-                self.claims,
+                "switchboard_cluster_joins_waiting",
+                "Users that wait for NATS to join.",
+                self.joins,
+            ),
+            gauge(
+                "switchboard_cluster_routes",
+                "Places of users on other nodes that this node remembers.",
+                self.routes,
             ),
             gauge(
                 "switchboard_cluster_queue_messages",

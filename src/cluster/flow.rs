@@ -1,0 +1,133 @@
+//! What goes to one other node by the present link: how much of it the node has read, and which lines wait for it.
+//! The node has to take the link's number first. Must not know of the queue.
+
+use std::collections::VecDeque;
+
+use crate::identity::UserId;
+
+/// The time between two greetings of a node.
+const GREETING_INTERVAL: u64 = 250_000;
+
+#[derive(Debug)]
+pub(super) struct Flow {
+    is_open: bool,
+    greeted_at: Option<u64>,
+    /// When it was last looked whether the node lives.
+    polled_at: u64,
+    /// The mark of what was sent last.
+    sent: u64,
+    /// The mark up to which the node has read.
+    seen: u64,
+    /// When the node was last heard of, or waited for in vain, microseconds.
+    heard_at: u64,
+    /// Users whose turn has come while there was no room.
+    parked: VecDeque<UserId>,
+    pub(super) parked_bytes: usize,
+}
+
+impl Flow {
+    /// A flow that is to be opened; its marks begin at `mark`.
+    pub(super) fn new(mark: u64, now: u64) -> Self {
+        Self {
+            is_open: false,
+            greeted_at: None,
+            polled_at: now,
+            sent: mark,
+            seen: mark,
+            heard_at: now,
+            parked: VecDeque::new(),
+            parked_bytes: 0,
+        }
+    }
+
+    pub(super) fn is_opening(&self) -> bool {
+        !self.is_open
+    }
+
+    /// Whether something may be sent.
+    pub(super) fn has_room(&self, bytes_max: usize) -> bool {
+        self.is_open && self.sent - self.seen < bytes_max as u64
+    }
+
+    /// So much is sent; the mark behind it.
+    pub(super) fn send(&mut self, bytes: u64) -> u64 {
+        self.sent += bytes;
+        self.sent
+    }
+
+    pub(super) fn park(&mut self, id: UserId, bytes: usize) {
+        self.parked.push_back(id);
+        self.parked_bytes += bytes;
+    }
+
+    pub(super) fn take_parked(&mut self) -> Vec<UserId> {
+        self.parked_bytes = 0;
+        std::mem::take(&mut self.parked).into()
+    }
+
+    /// The node takes the link. Returns those who have waited.
+    pub(super) fn open(&mut self, now: u64) -> Vec<UserId> {
+        self.is_open = true;
+        self.heard_at = now;
+        self.take_parked()
+    }
+
+    /// The node takes nothing.
+    pub(super) fn close(&mut self, now: u64) {
+        if self.is_open {
+            (self.is_open, self.greeted_at, self.heard_at) = (false, None, now);
+            self.seen = self.sent;
+        }
+    }
+
+    /// The node has read up to this mark. Returns those who have waited for that.
+    pub(super) fn seen(&mut self, mark: u64, now: u64) -> Vec<UserId> {
+        if !self.is_open || mark > self.sent || mark < self.seen {
+            return Vec::new();
+        }
+        (self.seen, self.heard_at) = (mark, now);
+        self.take_parked()
+    }
+
+    /// Whether the node is to be greeted, from time to time while it has not answered. It counts as greeted then.
+    pub(super) fn is_to_be_greeted(&mut self, now: u64) -> bool {
+        let is_due = self
+            .greeted_at
+            .is_none_or(|at| now >= at + GREETING_INTERVAL);
+        let is_meant = !self.is_open && is_due && !self.parked.is_empty();
+        if is_meant {
+            self.greeted_at = Some(now);
+        }
+        is_meant
+    }
+
+    /// Whether it is to be looked whether the node lives: it owes something, and was not heard of or looked at for
+    /// so long. It counts as looked at then.
+    pub(super) fn is_to_be_polled(&mut self, now: u64, interval: u64) -> bool {
+        let is_meant = self.is_silent(now, interval) && now >= self.polled_at + interval;
+        if is_meant {
+            self.polled_at = now;
+        }
+        is_meant
+    }
+
+    /// Whether something is waited for and the node was not heard of for so long.
+    pub(super) fn is_silent(&self, now: u64, patience: u64) -> bool {
+        let is_awaited = self.sent != self.seen || !self.is_open;
+        is_awaited && now >= self.heard_at + patience
+    }
+
+    /// Whether somebody waits for it.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
+    /// Takes what was under way for lost if the node was silent for so long and somebody waits. Returns those.
+    pub(super) fn give_up(&mut self, now: u64, patience: u64) -> Vec<UserId> {
+        if now < self.heard_at + patience || self.parked.is_empty() {
+            return Vec::new();
+        }
+        (self.seen, self.heard_at) = (self.sent, now);
+        self.take_parked()
+    }
+}
