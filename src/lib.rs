@@ -99,3 +99,7 @@ pub mod relay;
 pub mod session;
 pub mod telemetry;
 pub mod ticket;
+
+#[cfg(test)]
+#[path = "../tests/simulate/mod.rs"]
+mod simulate;

@@ -1,0 +1,126 @@
+//! What must hold: one person for an id, each message at most once, true outcomes, order, and ledgers.
+
+use std::collections::BTreeMap;
+
+use super::person::ConnectionId;
+
+/// What is known of all messages.
+#[derive(Default)]
+pub(super) struct Oracle {
+    messages: BTreeMap<u64, Written>,
+    /// The last message from one connection to another.
+    last: BTreeMap<(ConnectionId, ConnectionId), u64>,
+    pub(super) delivered: u64,
+    pub(super) unknown: u64,
+}
+
+struct Written {
+    from: ConnectionId,
+    recipient: u64,
+    outcome: Option<String>,
+    delivered_to: Option<ConnectionId>,
+}
+
+/// A promise that was broken.
+pub(super) type Broken = String;
+
+/// Outcomes of messages that must not arrive.
+const NEVER_ARRIVES: [&str; 5] = [
+    "offline",
+    "queue_full",
+    "unavailable",
+    "too_large",
+    "rate_limited",
+];
+/// Outcomes of messages that may have arrived.
+const MAY_ARRIVE: [&str; 3] = ["disconnected", "draining", "unknown"];
+
+impl Oracle {
+    /// A person has written a message.
+    pub(super) fn written(&mut self, message: u64, from: ConnectionId, recipient: u64) {
+        let written = Written {
+            from,
+            recipient,
+            outcome: None,
+            delivered_to: None,
+        };
+        self.messages.insert(message, written);
+    }
+
+    /// A message was written to the socket of a connection.
+    pub(super) fn arrived(
+        &mut self,
+        message: u64,
+        (to, id): (ConnectionId, Option<u64>),
+    ) -> Result<(), Broken> {
+        let Some(written) = self.messages.get_mut(&message) else {
+            return Err(format!("message {message} was never written"));
+        };
+        if let Some(before) = written.delivered_to {
+            return Err(format!(
+                "message {message} came twice: to connections {before} and {to}"
+            ));
+        }
+        if id != Some(written.recipient) {
+            let recipient = written.recipient;
+            return Err(format!("message {message} for {recipient} came to {id:?}"));
+        }
+        written.delivered_to = Some(to);
+        self.delivered += 1;
+        if let Some(outcome) = &written.outcome
+            && NEVER_ARRIVES.contains(&outcome.as_str())
+        {
+            return Err(format!(
+                "message {message} came, and its outcome was {outcome}"
+            ));
+        }
+        let last = self.last.entry((written.from, to)).or_default();
+        if *last > message {
+            return Err(format!("message {message} came behind {last}"));
+        }
+        *last = message;
+        Ok(())
+    }
+
+    /// A sender was told an outcome.
+    pub(super) fn told(
+        &mut self,
+        message: u64,
+        to: ConnectionId,
+        status: &str,
+    ) -> Result<(), Broken> {
+        let Some(written) = self.messages.get_mut(&message) else {
+            return Err(format!(
+                "an outcome for message {message}, which was never written"
+            ));
+        };
+        if written.from != to {
+            return Err(format!(
+                "the outcome of message {message} came to connection {to}"
+            ));
+        }
+        if let Some(before) = &written.outcome {
+            return Err(format!(
+                "message {message} has two outcomes: {before} and {status}"
+            ));
+        }
+        written.outcome = Some(status.to_owned());
+        match (status, written.delivered_to) {
+            ("delivered", None) => Err(format!("message {message} is delivered, and did not come")),
+            ("delivered", Some(_)) => Ok(()),
+            (status, Some(_)) if NEVER_ARRIVES.contains(&status) => Err(format!(
+                "message {message} came, and its outcome is {status}"
+            )),
+            (status, _) if NEVER_ARRIVES.contains(&status) => Ok(()),
+            (status, _) if MAY_ARRIVE.contains(&status) => {
+                self.unknown += u64::from(status == "unknown");
+                Ok(())
+            }
+            (status, _) => Err(format!("there is no outcome {status}")),
+        }
+    }
+
+    pub(super) fn outcome(&self, message: u64) -> Option<&str> {
+        self.messages.get(&message)?.outcome.as_deref()
+    }
+}
