@@ -289,20 +289,19 @@ def rows():
         graph("Lost between nodes", "Messages sent minus messages received, over the selected instances. The value moves around 0, because messages can be on their way at a scrape.",
               "short", ("sum by (job, namespace) (increase(switchboard_cluster_sent_total[$__rate_interval])) - sum by (job, namespace) (increase(switchboard_cluster_received_total[$__rate_interval]))", "{{job}} {{namespace}}"), least=None),
         graph("Bytes between nodes", "Bytes of messages and of the answers to them.", "Bps", (rate("switchboard_cluster_bytes_total", f"{NODE}, direction"), f"{BY_NODE} {{{{direction}}}}")),
-        graph("Round trip to NATS", "Time from giving a probe to the NATS client to its return, including the wait behind other messages.", "s",
+        graph("Round trip to NATS", "Time of a round trip, including the wait behind other messages.", "s",
               (quantile(0.5, "switchboard_cluster_round_trip_seconds"), "p50"), (quantile(0.99, "switchboard_cluster_round_trip_seconds"), "p99")),
         by_node("Reconnects", "Connections to NATS after the first one, since the start of the process.", "short", "switchboard_cluster_connects_total - 1"),
-        by_node("Blocks held", "Blocks of ids that the node holds. Each block is a NATS subscription.", "short", "switchboard_cluster_blocks", width=6),
+        by_node("Lease", "1 while the node holds its lease. Without it the node takes no messages of other nodes.", "short", "switchboard_cluster_lease", width=6),
         by_node("Ids left", "Ids that the node can give to new users without another lease. At 0 new users get 503.", "short", "switchboard_cluster_ids_left", width=6),
-        graph("Ids outside their block", "guests: users of this node whose ids belong to blocks of other nodes, because they came back with a ticket; each is a NATS subscription. "
-              "claims: ids of the blocks of this node whose users are on other nodes; cluster.claims limits them.", "short",
-              ("switchboard_cluster_guests", f"{BY_NODE} guests"), ("switchboard_cluster_claims", f"{BY_NODE} claims"), width=6),
+        graph("Table of ids", "registrations: ids of the users of this node. joins: users that wait for NATS to join. routes: remembered places of users on other nodes. "
+              "blocks: blocks that have new ids.", "short", *[(f"switchboard_cluster_{name}", f"{BY_NODE} {name}") for name in ("registrations", "joins_waiting", "routes", "blocks")], width=6),
         graph("Waiting for other nodes", "messages: messages that wait to be published. outcomes: outcomes that other nodes have not sent yet. unknown: outcomes that did not come in time.",
               "short", (sum_of("switchboard_cluster_queue_messages"), "messages"), (sum_of("switchboard_cluster_outcomes_pending"), "outcomes"),
               (sum_of("increase(switchboard_cluster_outcomes_unknown_total[$__rate_interval])"), "unknown"), width=6),
         by_node("Bytes waiting for other nodes", "Bytes of the messages that wait to be published.", "bytes", "switchboard_cluster_queue_bytes", width=12),
-        graph("Faults of the link", "overrun: NATS dropped messages because the node read too slowly. malformed: messages that could not be decoded. conflicts: blocks that two nodes held.",
-              "cps", *[(rate(f"switchboard_cluster_{name}_total", NODE), f"{BY_NODE} {name}") for name in ("overrun", "malformed", "block_conflicts")], width=12),
+        graph("Faults of the link", "overrun: NATS dropped messages because the node read too slowly. malformed: messages that could not be decoded. conflicts: users that lost their id to another user.",
+              "cps", *[(rate(f"switchboard_cluster_{name}_total", NODE), f"{BY_NODE} {name}") for name in ("overrun", "malformed", "id_conflicts")], width=12),
     ]
     yield "Process", True, [
         by_node("CPU", "CPU cores in use.", "short", rate("switchboard_process_cpu_seconds_total", NODE)),

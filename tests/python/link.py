@@ -218,16 +218,16 @@ def a_stranger_is_refused_and_a_password_opens_no_more_than_a_relay_needs():
             assert "Authorization Violation" in refused, (options, refused)
 
         thief = Client(port, user="switchboard", **{"pass": SECRETS["switchboard-nats"]["password"]})
-        thief.say("SUB switchboard.thief 1")
+        thief.say("SUB switchboard.2.n.1.thief 1")
         assert thief.hear() == ""
-        for subject in (">", "*", "other.>", "$SYS.>", "$JS.>", "_INBOX.>"):
+        for subject in (">", "*", "switchboard.>", "other.>", "$SYS.>", "$JS.>", "_INBOX.>"):
             thief.say(f"SUB {subject} 2")
             assert "Permissions Violation for Subscription" in thief.hear(), subject
         stream = next(name for name in re.findall(r"STREAM\.INFO\.(\w+)", permissions()))
         for subject in ("other", f"$JS.API.STREAM.DELETE.{stream}", f"$JS.API.STREAM.PURGE.{stream}",
                         f"$JS.API.STREAM.UPDATE.{stream}", f"$JS.API.STREAM.MSG.DELETE.{stream}", "$JS.API.STREAM.NAMES",
                         "$JS.API.STREAM.CREATE.mine", "$SYS.REQ.SERVER.PING"):
-            thief.say(f"PUB {subject} switchboard.thief 2", "{}")
+            thief.say(f"PUB {subject} switchboard.2.n.1.thief 2", "{}")
             assert "Permissions Violation for Publish" in thief.hear(), subject
         asyncio.run(talk(case.relays))
 
