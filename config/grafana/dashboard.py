@@ -191,7 +191,9 @@ def by_reason(title, description, metric, **more):
 
 
 def quantiles(title, description, metric):
-    targets = [(quantile(q, metric), name) for q, name in ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"))]
+    names = {0.5: "p50", 0.9: "p90", 0.99: "p99", 0.999: "p99.9"}
+    # Exemplars are the same for each quantile.
+    targets = [target(i, quantile(q, metric), name, exemplar=q == 0.99) for i, (q, name) in enumerate(names.items())]
     return graph(title, description, "s", *targets, width=12, least=None)
 
 
@@ -261,7 +263,9 @@ def rows():
               "and HTTP connections of limits.handshakes, on the fullest instance.", "percentunit",
               (utilization("connections"), "users"), (utilization("fds"), "files"), (utilization("mailbox"), "mailboxes"),
               ("max (switchboard_http_connections / switchboard_http_connections_limit)", "HTTP connections"), width=12, thresholds=NEAR_LIMIT, max=1),
-        by_reason("Handshakes refused", "Refused handshakes, by node and reason.", "switchboard_handshakes_rejected_total", width=12),
+        graph("Handshakes refused", "Refused handshakes, by node and reason. asked: a page asked at /handshake why it was refused.", "cps",
+              (f"{rate('switchboard_handshakes_rejected_total', f'{NODE}, reason')} > 0", f"{BY_NODE} {{{{reason}}}}"),
+              (f"{rate('switchboard_handshake_checks_rejected_total', f'{NODE}, reason')} > 0", f"{BY_NODE} {{{{reason}}}} asked"), width=12),
         graph("Users and their limit", "Above the limit the relay answers upgrades with 503.", "short",
               (sum_of("switchboard_connections"), "users"), (sum_of("switchboard_connections_limit"), "limit"), overrides=[dashed("limit")]),
         graph("Messages refused", "Messages above limits.message_bytes or above the sender's rate. Messages that could not be decoded are shown too; they are not in the ledger.",

@@ -9,6 +9,7 @@ use hyper::header::{
 };
 use hyper::{HeaderMap, Response};
 
+use super::negotiation::weight;
 use super::response::HttpResponse;
 
 /// A file that is compiled in.
@@ -29,6 +30,11 @@ pub(super) fn find(path: &str) -> Option<Asset> {
     let (content_type, text) = match path {
         // Node takes a file for an ES module by its name.
         "/switchboard.js" | "/switchboard.mjs" => (SCRIPT, include_str!("../ui/switchboard.js")),
+        // Beside the client, where TypeScript looks for its types.
+        "/switchboard.d.ts" | "/switchboard.d.mts" => (
+            "application/typescript; charset=utf-8",
+            include_str!("../ui/switchboard.d.ts"),
+        ),
         "/page.js" => (SCRIPT, include_str!("../ui/page.js")),
         "/conversation.js" => (SCRIPT, include_str!("../ui/conversation.js")),
         "/tab.js" => (SCRIPT, include_str!("../ui/tab.js")),
@@ -75,51 +81,12 @@ impl Asset {
 /// Whether the client names HTML among the media types that it accepts (RFC 9110 section 12.5.1). Browsers do,
 /// and tools that send `*/*` do not.
 pub(super) fn accepts_html(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(ACCEPT)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(is_html)
-}
-
-fn is_html(range: &str) -> bool {
-    let mut parts = range.split(';').map(str::trim);
-    let names_html = parts
-        .next()
-        .is_some_and(|range| range.eq_ignore_ascii_case("text/html"));
-    let is_refused =
-        parts
-            .filter_map(|parameter| parameter.split_once('='))
-            .any(|(name, weight)| {
-                name.trim().eq_ignore_ascii_case("q") && weight.trim().parse() == Ok(0.0)
-            });
-    names_html && !is_refused
+    weight(headers, &ACCEPT, "text/html") > 0.0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn check(accept: &str, expected: bool) {
-        let headers = [(ACCEPT, HeaderValue::from_str(accept).unwrap())];
-        let found = accepts_html(&headers.into_iter().collect());
-        assert_eq!(found, expected, "{accept}");
-    }
-
-    #[test]
-    fn html_has_to_be_named() {
-        check("text/html", true);
-        check("application/json, Text/HTML;level=1;q=0.5", true);
-        check(
-            "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
-            true,
-        );
-        check("*/*", false);
-        check("text/*", false);
-        check("text/htmlx, application/xhtml+xml", false);
-        check("text/html; Q=0.000, */*", false);
-    }
 
     /// So that the page works below a path of a proxy.
     #[test]

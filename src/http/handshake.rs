@@ -183,7 +183,11 @@ pub(super) async fn explain(
     };
     match admitted {
         Ok(_) => text(StatusCode::NO_CONTENT, ""),
-        Err(refusal) => refusal.response(),
+        Err(refusal) => {
+            let metrics = state.relay.metrics();
+            metrics.handshake_check_refused(refusal.reason());
+            refusal.response()
+        }
     }
 }
 

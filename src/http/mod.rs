@@ -4,6 +4,7 @@ mod assets;
 mod client_address;
 mod connection;
 mod handshake;
+mod negotiation;
 mod opening;
 mod origins;
 mod refusal;

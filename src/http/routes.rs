@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, CONTENT_TYPE,
-    HeaderValue, UPGRADE, VARY,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONNECTION, CONTENT_ENCODING,
+    CONTENT_TYPE, HeaderValue, UPGRADE, VARY,
 };
-use hyper::{Method, Request, StatusCode};
+use hyper::{HeaderMap, Method, Request, StatusCode};
 
 use super::refusal::HandshakeRefusal;
 use super::response::{HttpResponse, text};
+use super::scrapes::ScrapeForm;
 use super::state::{HttpState, ListenerRole};
 use super::upgrade::PendingUpgrade;
 use super::{assets, handshake, opening};
@@ -35,7 +36,7 @@ pub(super) async fn respond(
             None if !users && !state.is_scrapers(request.headers()) => {
                 HandshakeRefusal::Unauthorized.response()
             }
-            None => metrics(state).await,
+            None => metrics(request.headers(), state).await,
         },
         "/healthz" | "/livez" if operators => {
             read_only(request.method()).unwrap_or_else(|| text(StatusCode::OK, "ok\n"))
@@ -123,18 +124,23 @@ async fn explain_handshake(
     response
 }
 
-async fn metrics(state: &HttpState) -> HttpResponse {
+async fn metrics(asked: &HeaderMap, state: &HttpState) -> HttpResponse {
+    let form = ScrapeForm::asked_for(asked);
     let relay = state.relay.clone();
-    let scraped = state
-        .scrapes
-        .share(move || relay.metrics().scrape(|| relay.stats()));
+    let scraped = state.scrapes.share(form, move || {
+        let metrics = relay.metrics();
+        metrics.scrape(form.exposition, || relay.stats())
+    });
     match scraped.await {
         Ok(body) => {
             let mut response = text(StatusCode::OK, body);
-            response.headers_mut().insert(
-                CONTENT_TYPE,
-                HeaderValue::from_static(prometheus::TEXT_FORMAT),
-            );
+            let headers = response.headers_mut();
+            let content_type = form.exposition.content_type();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+            headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+            if form.is_gzip {
+                headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            }
             response
         }
         Err(error) => {

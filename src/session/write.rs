@@ -186,6 +186,7 @@ impl<S> Endpoint<S> {
                 .and_then(|receipt| receipt.trace_mut())
             {
                 trace.taken();
+                metrics.traced_mailbox_waited(trace, now.saturating_sub(message.read_at));
             }
             stamps.add(message.read_at, waited);
         }
@@ -208,6 +209,9 @@ impl<S> Endpoint<S> {
             self.flushed.messages += 1;
             self.flushed.bytes += message.bytes;
             if let Some(receipt) = message.receipt {
+                if let Some(trace) = receipt.trace() {
+                    metrics.traced_delivery_took(trace, now.saturating_sub(message.read_at));
+                }
                 self.flushed.receipt_bytes += receipt.bytes();
                 receipt.settle(Status::Delivered, wakes);
             }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 
 use hyper::http::uri::Authority;
-use opentelemetry::trace::{SpanContext, TraceContextExt};
+use opentelemetry::trace::{SpanContext, TraceContextExt, TraceId};
 use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -305,6 +305,11 @@ impl Traced {
     /// The `tracestate` that goes with it, without characters that JSON escapes.
     pub fn tracestate(&self) -> Option<String> {
         tracestate(&self.context)
+    }
+
+    /// The trace's id, if its spans are recorded.
+    pub(super) fn sampled_id(&self) -> Option<TraceId> {
+        self.context.is_sampled().then_some(self.context.trace_id())
     }
 
     /// The message is in a mailbox, or was handed to another node.

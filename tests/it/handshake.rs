@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use switchboard::config::Strategy;
+use switchboard::config::{AuthMode, Strategy};
 use tokio::time::sleep;
 
 use crate::harness::raw::message;
@@ -622,4 +622,70 @@ async fn a_listener_on_all_ipv6_addresses_takes_ipv4_where_it_is_alone_on_its_po
         }
         relay.stop().await;
     }
+}
+
+/// A page asks at `/handshake` why it is refused, because its browser hides the answer to a refused upgrade.
+#[tokio::test]
+async fn a_check_of_a_handshake_names_the_refusal_and_counts_it_apart() {
+    let key = std::env::temp_dir().join(format!("handshake-{}", std::process::id()));
+    std::fs::write(&key, [b'k'; 64]).unwrap();
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.auth.mode = AuthMode::Jwt;
+        settings.auth.secret_file = vec![key.clone()];
+        settings.limits.address_auth_failures = Some(2);
+    })
+    .await;
+    std::fs::remove_file(key).unwrap();
+    let check = Handshake::request("GET", "/handshake");
+    let page = check.clone().with("Origin", "https://chat.test");
+    let forged = check.clone().with("Authorization", "Bearer x.y.z");
+    let name = "switchboard_handshake_checks_rejected_total";
+    for (what, request, status, reason) in [
+        ("another origin", page, 403, "origin"),
+        ("no token", check.clone(), 401, "unauthorized"),
+        ("a forged token", forged.clone(), 401, "unauthorized"),
+        ("too many failures", forged, 429, "address_failures"),
+    ] {
+        let before = relay.metric(name, &[("reason", reason)]).await;
+        let answer = relay.raw().await.ask(&request).await;
+        assert_eq!(answer.status, status, "{what}: {answer:?}");
+        // A page of any origin may read why.
+        assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+        let after = relay.metric(name, &[("reason", reason)]).await;
+        assert_eq!(after, before + 1, "{what}");
+    }
+    let preflight = Handshake::request("OPTIONS", "/handshake");
+    let answer = relay.raw().await.ask(&preflight).await;
+    let allowed = answer.header("access-control-allow-headers");
+    assert_eq!((answer.status, allowed), (204, Some("authorization")));
+    assert_eq!(
+        relay
+            .metric("switchboard_handshakes_rejected_total", &[])
+            .await,
+        0
+    );
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_check_of_a_handshake_that_would_be_accepted_takes_no_place() {
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.limits.connections = Some(1);
+    })
+    .await;
+    let check = Handshake::request("GET", "/handshake");
+    for _ in 0..3 {
+        assert_eq!(relay.raw().await.ask(&check).await.status, 204);
+    }
+    let mut user = relay.v1().await;
+    assert_eq!(user.id, 1);
+    let answer = relay.raw().await.ask(&check).await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    let full = [("reason", "full")];
+    let name = "switchboard_handshake_checks_rejected_total";
+    assert_eq!(relay.metric(name, &full).await, 1);
+    user.say(user.id, "still here").await;
+    user.hears(user.id, "still here").await;
+    relay.stop().await;
 }

@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use flate2::read::GzDecoder;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use serde_json::Value;
 use switchboard::app::{App, Stop};
@@ -131,6 +133,91 @@ async fn exposition(addr: SocketAddr) -> String {
     body.to_owned()
 }
 
+/// The head and the body of a response to a scraper that sends this field.
+async fn exposition_for(addr: SocketAddr, field: &str) -> (String, Vec<u8>) {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let request =
+        format!("GET /metrics HTTP/1.1\r\nHost: relay\r\n{field}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+    let body = answer.split_off(end.unwrap() + 4);
+    let head = String::from_utf8(answer).unwrap().to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 200 "), "{head}");
+    (head, body)
+}
+
+/// The series of an exposition with the bounds of buckets as numbers, which the formats write differently.
+fn comparable_series(exposition: &str) -> BTreeSet<String> {
+    let number = |series: String| match series.split_once("le=\"") {
+        None => series,
+        Some((before, bound)) => {
+            let bound: f64 = bound.trim_end_matches("\"}").parse().unwrap();
+            format!("{before}{bound}")
+        }
+    };
+    series(exposition).into_iter().map(number).collect()
+}
+
+#[tokio::test]
+async fn open_metrics_has_the_series_of_the_text_format() {
+    let (text, (head, open_metrics)) = with_relay(async |addr| {
+        let field = "Accept: application/openmetrics-text;version=1.0.0,*/*;q=0.1";
+        (exposition(addr).await, exposition_for(addr, field).await)
+    })
+    .await;
+    assert!(
+        head.contains(
+            "\r\ncontent-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"
+        ),
+        "{head}"
+    );
+    let open_metrics = String::from_utf8(open_metrics).unwrap();
+    assert!(open_metrics.ends_with("\n# EOF\n"), "{open_metrics}");
+    assert_eq!(comparable_series(&open_metrics), comparable_series(&text));
+    // A counter's family has no suffix, its sample has, and a unit is the last word of a name.
+    for line in [
+        "# TYPE switchboard_socket_read_bytes counter",
+        "# UNIT switchboard_socket_read_bytes bytes",
+        "switchboard_socket_read_bytes_total 0",
+        "# UNIT switchboard_delivery_seconds seconds",
+        "switchboard_delivery_seconds_bucket{le=\"5e-05\"} 0",
+    ] {
+        assert!(
+            open_metrics.lines().any(|has| has == line),
+            "no {line} in {open_metrics}"
+        );
+    }
+    let declared = open_metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "));
+    assert_eq!(
+        declared.clone().count(),
+        declared.collect::<BTreeSet<_>>().len()
+    );
+}
+
+#[tokio::test]
+async fn a_scraper_that_takes_gzip_gets_it() {
+    let (head, body) =
+        with_relay(async |addr| exposition_for(addr, "Accept-Encoding: gzip").await).await;
+    assert!(head.contains("\r\ncontent-encoding: gzip\r\n"), "{head}");
+    assert!(
+        head.contains("\r\nvary: accept, accept-encoding\r\n"),
+        "{head}"
+    );
+    let mut text = String::new();
+    GzDecoder::new(&body[..]).read_to_string(&mut text).unwrap();
+    assert!(text.contains("\nswitchboard_connections 0\n"), "{text}");
+    assert!(
+        body.len() * 4 < text.len(),
+        "{} of {}",
+        body.len(),
+        text.len()
+    );
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Family {
     kind: String,
@@ -237,16 +324,18 @@ async fn document_lists_exactly_the_families_of_the_exposition() {
 #[tokio::test]
 async fn document_lists_exactly_the_label_values_of_the_exposition() {
     let of = |label: &str| match label {
-        "`initiator`" => ("switchboard_connections_closed_total", "initiator"),
-        "`code`" => ("switchboard_connections_closed_total", "code"),
-        "`reason` of a drop" => ("switchboard_messages_dropped_total", "reason"),
-        "`reason` of a refused handshake" => ("switchboard_handshakes_rejected_total", "reason"),
-        "`listener`" => (
-            "switchboard_certificate_not_after_timestamp_seconds",
-            "listener",
+        "`initiator`" => (&["switchboard_connections_closed_total"][..], "initiator"),
+        "`code`" => (&["switchboard_connections_closed_total"][..], "code"),
+        "`reason` of a drop" => (&["switchboard_messages_dropped_total"][..], "reason"),
+        "`reason` of a refused handshake" => (
+            &[
+                "switchboard_handshakes_rejected_total",
+                "switchboard_handshake_checks_rejected_total",
+            ][..],
+            "reason",
         ),
-        "`direction`" => ("switchboard_cluster_bytes_total", "direction"),
-        "`reason` of a lost span" => ("switchboard_trace_spans_dropped_total", "reason"),
+        "`direction`" => (&["switchboard_cluster_bytes_total"][..], "direction"),
+        "`reason` of a lost span" => (&["switchboard_trace_spans_dropped_total"][..], "reason"),
         other => panic!("no family for {other}"),
     };
     let mut listed = BTreeSet::new();
@@ -264,8 +353,13 @@ async fn document_lists_exactly_the_label_values_of_the_exposition() {
         if label == "`listener`" {
             continue;
         }
-        let (family, name) = of(&label);
-        listed.insert((family, name, value.trim_matches('`').to_owned()));
+        let (families, name) = of(&label);
+        let value = value.trim_matches('`');
+        listed.extend(
+            families
+                .iter()
+                .map(|family| (*family, name, value.to_owned())),
+        );
     }
     let exposition = whole_exposition().await;
     let series = series(&exposition);

@@ -15,7 +15,7 @@ use switchboard::net::Transport;
 use switchboard::protocol::Dialect;
 use switchboard::relay::{Dependencies, Relay};
 use switchboard::session::{Session, SessionConfig, SessionContext, Welcome};
-use switchboard::telemetry::metrics::Metrics;
+use switchboard::telemetry::metrics::{Exposition, Metrics};
 use switchboard::telemetry::traces::Traces;
 use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
@@ -101,7 +101,7 @@ impl TestRelay {
     }
 
     pub(crate) fn metric(&self, series: &str) -> u64 {
-        let text = self.metrics.scrape(|| self.relay.stats());
+        let text = self.metrics.scrape(Exposition::Text, || self.relay.stats());
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -160,6 +160,25 @@ pub(crate) async fn next_frame(client: &mut (impl AsyncRead + Unpin)) -> Option<
     let mut payload = vec![0; usize::from(head[1])];
     client.read_exact(&mut payload).await.ok()?;
     Some((head[0] & 0x0f, payload))
+}
+
+/// Writes a message to user `to` for each text.
+async fn say(
+    client: &mut (impl AsyncWrite + Unpin),
+    to: u64,
+    texts: impl IntoIterator<Item = impl ToString>,
+) {
+    for text in texts {
+        let message = message(to, &text.to_string());
+        client.write_all(&message).await.unwrap();
+    }
+}
+
+/// Reads the text of the next message.
+async fn hear(client: &mut (impl AsyncRead + Unpin)) -> String {
+    let (_, payload) = next_frame(client).await.unwrap();
+    let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+    value["message"].as_str().unwrap().to_owned()
 }
 
 /// Lets all tasks run until they have nothing to do.
@@ -282,9 +301,7 @@ async fn a_pong_has_more_time_by_what_the_slowest_link_needs() {
         };
         let relay = TestRelay::with(Overflow::DropNewest, ten_bytes_a_second);
         let (mut client, _session) = relay.user(Dialect::Bare, 4096).await;
-        for _ in 0..5 {
-            client.write_all(&message(1, "hi")).await.unwrap();
-        }
+        say(&mut client, 1, ["hi"; 5]).await;
         let mut bytes = 0;
         for answer in 0..=answers {
             loop {
@@ -345,9 +362,7 @@ async fn messages_are_settled_when_flushed_and_the_rest_when_the_write_times_out
     let (mut slow, session) = relay.user(Dialect::Bare, 100).await;
     let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
     let text = "x".repeat(30);
-    for _ in 0..5 {
-        sender.write_all(&message(1, &text)).await.unwrap();
-    }
+    say(&mut sender, 1, vec![text; 5]).await;
     run_all_tasks().await;
     // Each frame has 59 bytes, so the pipe holds the first and a part of the second.
     assert_eq!(relay.ledger(), (5, 1, 4));
@@ -369,18 +384,13 @@ async fn a_stalled_reader_gets_the_newest_messages_where_the_oldest_are_dropped(
     let (mut slow, _slow) = relay.user(Dialect::Bare, 40).await;
     let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
     for number in 100..120 {
-        sender
-            .write_all(&message(1, &number.to_string()))
-            .await
-            .unwrap();
+        say(&mut sender, 1, [number]).await;
         run_all_tasks().await;
     }
     assert_eq!(relay.ledger().2, 8);
     let mut texts = Vec::new();
     for _ in 0..9 {
-        let (_, payload) = next_frame(&mut slow).await.unwrap();
-        let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
-        texts.push(value["message"].as_str().unwrap().to_owned());
+        texts.push(hear(&mut slow).await);
     }
     // A message that has begun to leave cannot be taken back. Behind it come the newest, in order.
     assert_eq!(texts[0], "100");
@@ -429,12 +439,12 @@ async fn nothing_follows_a_close_frame() {
     let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
     closing.write_all(&frame(1, b"[]")).await.unwrap();
     run_all_tasks().await;
-    sender.write_all(&message(1, "late")).await.unwrap();
+    say(&mut sender, 1, ["late"]).await;
     run_all_tasks().await;
     let (opcode, payload) = next_frame(&mut closing).await.unwrap();
     assert_eq!((opcode, &payload[..2]), (8, &1007_u16.to_be_bytes()[..]));
     // Behind the relay's close frame nothing counts as a message.
-    closing.write_all(&message(2, "too late")).await.unwrap();
+    say(&mut closing, 2, ["too late"]).await;
     closing
         .write_all(&frame(8, &1007_u16.to_be_bytes()))
         .await
@@ -505,12 +515,7 @@ async fn a_panic_ends_one_connection_and_leaves_the_ledger_whole() {
         )
         .await;
     let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
-    for _ in 0..4 {
-        sender
-            .write_all(&message(1, &"x".repeat(30)))
-            .await
-            .unwrap();
-    }
+    say(&mut sender, 1, vec!["x".repeat(30); 4]).await;
     run_all_tasks().await;
     assert_eq!(relay.ledger(), (4, 1, 3));
     arm.send(()).unwrap();
@@ -524,7 +529,7 @@ async fn a_panic_ends_one_connection_and_leaves_the_ledger_whole() {
     session.await.unwrap();
     assert_eq!(relay.ledger(), (4, 4, 0));
     assert_eq!(relay.metric("switchboard_session_panics_total"), 1);
-    sender.write_all(&message(2, "still here")).await.unwrap();
+    say(&mut sender, 2, ["still here"]).await;
     assert_eq!(next_frame(&mut sender).await.unwrap().0, 1);
 }
 
@@ -544,18 +549,14 @@ const RATE_LIMITED: &str = "switchboard_messages_dropped_total{reason=\"rate_lim
 async fn messages_over_the_rate_are_dropped_and_the_connection_stays() {
     let relay = limited(Some(2), None);
     let (mut client, _session) = relay.user(Dialect::Bare, 4096).await;
-    for text in ["1", "2", "3", "4", "5", "6"] {
-        client.write_all(&message(1, text)).await.unwrap();
-    }
+    say(&mut client, 1, 1..=6).await;
     run_all_tasks().await;
     assert_eq!(relay.ledger(), (6, 4, 0));
     assert_eq!(relay.metric(RATE_LIMITED), 2);
     tokio::time::sleep(SECOND / 2).await;
-    client.write_all(&message(1, "7")).await.unwrap();
+    say(&mut client, 1, [7]).await;
     for text in ["1", "2", "3", "4", "7"] {
-        let (_, payload) = next_frame(&mut client).await.unwrap();
-        let value: serde_json::Value = serde_json::from_slice(&payload).unwrap();
-        assert_eq!(value["message"], text);
+        assert_eq!(hear(&mut client).await, text);
     }
     // Bad input within the rate is still bad input.
     tokio::time::sleep(SECOND / 2).await;
@@ -629,7 +630,7 @@ async fn frames_that_end_no_message_count_and_too_many_of_them_close() {
     for _ in 0..4 {
         client.write_all(&frame(9, b"")).await.unwrap();
     }
-    client.write_all(&message(1, "1")).await.unwrap();
+    say(&mut client, 1, ["1"]).await;
     run_all_tasks().await;
     assert_eq!((relay.ledger(), relay.metric(RATE_LIMITED)), ((1, 0, 0), 1));
 }
@@ -662,7 +663,7 @@ async fn a_message_after_a_silence_waits_for_room_in_the_router() {
     let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
     for count in 1..=3 {
         run_all_tasks().await;
-        sender.write_all(&message(1, "hi")).await.unwrap();
+        say(&mut sender, 1, ["hi"]).await;
         assert_eq!(next_frame(&mut recipient).await.unwrap().0, 1);
         run_all_tasks().await;
         assert_eq!(relay.ledger(), (count, count, 0));
@@ -752,10 +753,7 @@ async fn messages_that_a_stream_has_taken_and_not_flushed_are_not_delivered() {
     };
     let _reader = relay.session(Dialect::Bare, stream).await;
     let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
-    for _ in 0..3 {
-        let text = "x".repeat(60);
-        sender.write_all(&message(1, &text)).await.unwrap();
-    }
+    say(&mut sender, 1, vec!["x".repeat(60); 3]).await;
     run_all_tasks().await;
     assert_eq!(relay.ledger(), (3, 0, 3));
     locked.store(false, std::sync::atomic::Ordering::SeqCst);
@@ -1129,12 +1127,7 @@ async fn a_slow_reader_is_told_to_go_while_its_session_waits_in_a_write() {
     let relay = TestRelay::new(Overflow::Disconnect);
     let (mut slow, session) = relay.user(Dialect::Bare, 40).await;
     let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
-    for number in 100..120 {
-        sender
-            .write_all(&message(1, &number.to_string()))
-            .await
-            .unwrap();
-    }
+    say(&mut sender, 1, 100..120).await;
     run_all_tasks().await;
     let begin = Instant::now();
     // It reads nothing: it is gone after the close timeout, which is shorter than the write timeout.

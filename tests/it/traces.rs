@@ -27,7 +27,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_websockets::ClientBuilder;
 
-use super::harness::{Client, Dialect, Raw, Scrape, eventually, within};
+use super::harness::{Client, Dialect, Handshake, Raw, Scrape, eventually, within};
 use super::otlp::{Manner, Receiver};
 
 /// The variables of a relay that traces everything and sends spans at once.
@@ -547,6 +547,29 @@ async fn a_tracestate_goes_with_the_trace_of_a_trusted_client() {
         assert_eq!(states("GET /"), ["rojo=1,dd=s:1;o:rum"]);
         assert_eq!(states("send users/{id}"), ["", "a=b,c=d"]);
         assert_eq!(states("process users/{id}"), ["", "a=b,c=d"]);
+    }
+}
+
+/// In `OpenMetrics`, which a scraper asks for, a bucket of a histogram names the trace of a message in it.
+#[tokio::test]
+async fn the_histograms_have_the_traces_of_messages_as_exemplars() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let relay = Relay::start(&receiver.endpoint(), &ALL).await;
+    let mut ann = relay.v1().await;
+    ann.ask(ann.id, "hi", 1).await;
+    ann.hear().await;
+    ann.learns(1, "delivered").await;
+    let send = only(&receiver.spans_once(3).await, "send users/{id}").clone();
+    let trace = format!("# {{trace_id=\"{}\"}} ", hex(&send.trace_id));
+    for (accept, count) in [("application/openmetrics-text", 1), ("text/plain", 0)] {
+        let request = Handshake::request("GET", "/metrics").with("Accept", accept);
+        let answer = Raw::connect(relay.addr).await.ask(&request).await;
+        for name in ["delivery", "mailbox_wait"] {
+            let name = format!("switchboard_{name}_seconds_bucket{{le=");
+            let lines = answer.body.lines().filter(|line| line.starts_with(&name));
+            let with_trace: Vec<_> = lines.filter(|line| line.contains(&trace)).collect();
+            assert_eq!(with_trace.len(), count, "{}", answer.body);
+        }
     }
 }
 

@@ -4,11 +4,13 @@
 //! message are counted in `shards`, the events of a connection in ordinary counters. `stats` holds gauges
 //! that a scrape reads from the directory. Labels are the enums in `labels`, never a value of a peer.
 
+mod exposition;
 mod families;
 mod gauges;
 mod labels;
 mod link;
 mod memory;
+mod open_metrics;
 mod process;
 mod reloads;
 mod shards;
@@ -20,16 +22,18 @@ use std::sync::atomic::fence;
 use std::time::Duration;
 
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::export::{SpanCounts, SpanLoss};
-use super::traces::Traces;
-use families::{counter, counter_by_reason, histogram, register, registered_counter};
+use super::traces::{Traced, Traces};
+pub use exposition::Exposition;
+use families::{counter, counter_by_reason, register, registered_counter};
 use gauges::Gauges;
 pub(crate) use gauges::HttpConnection;
 use labels::CODE_LABELS;
 pub use labels::{CloseCode, DropReason, Initiator, Rejection};
 pub(crate) use link::LinkMetrics;
+use open_metrics::Exemplars;
 use process::ProcessMetrics;
 pub(crate) use reloads::{CertificateMetrics, ReloadMetrics};
 use shards::WorkerShards;
@@ -52,14 +56,24 @@ pub struct Metrics {
     opened: IntCounter,
     closed: [[IntCounter; CODE_LABELS]; Initiator::ALL.len()],
     rejected: [IntCounter; Rejection::ALL.len()],
+    checks_refused: [IntCounter; Rejection::ALL.len()],
     panics: IntCounter,
     accept_errors: IntCounter,
     accepts_deferred: IntCounter,
     http_evicted: IntCounter,
     bad_messages: IntCounter,
     spans: Arc<SpanCounts>,
+    delivery_exemplars: Exemplars,
+    wait_exemplars: Exemplars,
     process: ProcessMetrics,
     gauges: Gauges,
+}
+
+/// A counter for each reason of a refusal.
+fn refusals(registry: &Registry, name: &str, help: &str) -> [IntCounter; Rejection::ALL.len()] {
+    let counters = IntCounterVec::new(Opts::new(name, help), &["reason"]);
+    let counters = register(registry, counters);
+    Rejection::ALL.map(|reason| counters.with_label_values(&[reason.as_str()]))
 }
 
 impl Metrics {
@@ -68,21 +82,12 @@ impl Metrics {
         let registry = Registry::new();
         let closed_registry = Registry::new();
         let count = |name, help| registered_counter(&registry, name, help);
-        let vector = |registry: &Registry, name: &str, help: &str, labels: &[&str]| {
-            register(registry, IntCounterVec::new(Opts::new(name, help), labels))
-        };
-        let closed = vector(
-            &closed_registry,
+        let closed = Opts::new(
             "switchboard_connections_closed_total",
             "Connections that ended, by the side that ended them and by close code.",
-            &["initiator", "code"],
         );
-        let rejected = vector(
-            &registry,
-            "switchboard_handshakes_rejected_total",
-            "WebSocket upgrades that were refused, heads above limits.header_bytes, and TLS handshakes above their rate.",
-            &["reason"],
-        );
+        let closed = IntCounterVec::new(closed, &["initiator", "code"]);
+        let closed = register(&closed_registry, closed);
         let build = Opts::new(
             "switchboard_build_info",
             "Always 1; the labels are the version and commit.",
@@ -102,7 +107,16 @@ impl Metrics {
                     closed.with_label_values(&[initiator.as_str(), &labels::code_label(code)])
                 })
             }),
-            rejected: Rejection::ALL.map(|reason| rejected.with_label_values(&[reason.as_str()])),
+            rejected: refusals(
+                &registry,
+                "switchboard_handshakes_rejected_total",
+                "WebSocket upgrades that were refused, heads above limits.header_bytes, and TLS handshakes above their rate.",
+            ),
+            checks_refused: refusals(
+                &registry,
+                "switchboard_handshake_checks_rejected_total",
+                "Requests to /handshake whose answer was the refusal of a handshake.",
+            ),
             panics: count(
                 "switchboard_session_panics_total",
                 "Sessions that ended by a panic.",
@@ -124,6 +138,8 @@ impl Metrics {
                 "Messages that could not be decoded; not in the ledger.",
             ),
             spans: Arc::default(),
+            delivery_exemplars: Exemplars::default(),
+            wait_exemplars: Exemplars::default(),
             process: ProcessMetrics::new(),
             gauges: Gauges::new(&registry),
             closed_registry,
@@ -185,6 +201,16 @@ impl Metrics {
         self.shards.current().wait.observe(each_us, count);
     }
 
+    /// A traced message took `us` microseconds from being read to being flushed.
+    pub(crate) fn traced_delivery_took(&self, trace: &Traced, us: u64) {
+        self.delivery_exemplars.keep(trace.sampled_id(), us);
+    }
+
+    /// A traced message waited `us` microseconds in a mailbox.
+    pub(crate) fn traced_mailbox_waited(&self, trace: &Traced, us: u64) {
+        self.wait_exemplars.keep(trace.sampled_id(), us);
+    }
+
     pub(crate) fn connection_opened(&self) {
         self.opened.inc();
     }
@@ -195,6 +221,12 @@ impl Metrics {
 
     pub(crate) fn handshake_rejected(&self, reason: Rejection) {
         self.rejected[reason as usize].inc();
+    }
+
+    /// A request to `/handshake` learned why its handshake would be refused. Counted apart: a page asks after its
+    /// handshake was refused, and that was counted.
+    pub(crate) fn handshake_check_refused(&self, reason: Rejection) {
+        self.checks_refused[reason as usize].inc();
     }
 
     pub(crate) fn session_panicked(&self) {
@@ -285,12 +317,12 @@ impl Metrics {
         self.http_evicted.get()
     }
 
-    /// The text exposition, version 0.0.4.
+    /// All metrics as a text.
     ///
     /// Reads against the way of a message and of a connection: first what has ended, then what the
     /// directory holds, then what has begun. A message that moves meanwhile can therefore make the left
     /// side of the ledger larger than the right, but never smaller.
-    pub fn scrape(&self, stats: impl FnOnce() -> DirectoryStats) -> String {
+    pub fn scrape(&self, exposition: Exposition, stats: impl FnOnce() -> DirectoryStats) -> String {
         let mut families = self.closed_registry.gather();
         let delivered = self.delivered();
         let dropped = DropReason::ALL.map(|reason| (reason.as_str(), self.dropped(reason)));
@@ -329,40 +361,16 @@ impl Metrics {
                 sent_to_cluster,
             ),
         ]);
-        families.extend(self.socket_families());
+        families.extend(self.shards.socket_families());
         families.extend(self.span_families());
         families.extend(self.process.families());
         families.extend(stats.families());
         families.sort_by(|a, b| a.name().cmp(b.name()));
-        TextEncoder::new()
-            .encode_to_string(&families)
-            .expect("families that all have a name and a value")
-    }
-
-    /// Bytes and latencies of sockets.
-    fn socket_families(&self) -> [MetricFamily; 4] {
-        [
-            counter(
-                "switchboard_socket_read_bytes_total",
-                "Bytes read from users' sockets after the upgrade.",
-                self.shards.sum(|shard| &shard.read_bytes),
-            ),
-            counter(
-                "switchboard_socket_written_bytes_total",
-                "Bytes written to users' sockets after the upgrade.",
-                self.shards.sum(|shard| &shard.written_bytes),
-            ),
-            histogram(
-                "switchboard_delivery_seconds",
-                "Time from reading a message's frame to flushing it to the recipient.",
-                self.shards.histogram(|shard| &shard.delivery),
-            ),
-            histogram(
-                "switchboard_mailbox_wait_seconds",
-                "Time from reading a message's frame to taking it from the mailbox.",
-                self.shards.histogram(|shard| &shard.wait),
-            ),
-        ]
+        let exemplars = [
+            (shards::DELIVERY, self.delivery_exemplars.newest()),
+            (shards::MAILBOX_WAIT, self.wait_exemplars.newest()),
+        ];
+        exposition.write(&families, &exemplars)
     }
 
     fn span_families(&self) -> [MetricFamily; 2] {

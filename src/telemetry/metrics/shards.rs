@@ -4,17 +4,22 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use prometheus::proto;
+use prometheus::proto::{self, MetricFamily};
 
-use super::families::float;
+use super::families::{counter, float, histogram};
 use super::labels::DropReason;
 
 /// Upper bounds of the latency buckets, microseconds. A relayed message takes tens of microseconds, and
 /// above ten seconds a timeout has ended the connection.
-const BOUNDS_US: [u64; 17] = [
+pub(super) const BOUNDS_US: [u64; 17] = [
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
     1_000_000, 2_500_000, 5_000_000, 10_000_000,
 ];
+
+/// The histogram of the time from reading a message to flushing it.
+pub(super) const DELIVERY: &str = "switchboard_delivery_seconds";
+/// The histogram of the time from reading a message to taking it from the mailbox.
+pub(super) const MAILBOX_WAIT: &str = "switchboard_mailbox_wait_seconds";
 
 /// A histogram of durations.
 #[derive(Debug, Default)]
@@ -26,8 +31,7 @@ pub(super) struct Latency {
 impl Latency {
     /// Counts `count` messages that took `each_us` microseconds.
     pub(super) fn observe(&self, each_us: u64, count: u64) {
-        let bucket = BOUNDS_US.partition_point(|bound| *bound < each_us);
-        self.buckets[bucket].fetch_add(count, Relaxed);
+        self.buckets[bucket_of(each_us)].fetch_add(count, Relaxed);
         self.sum_us
             .fetch_add(each_us.saturating_mul(count), Relaxed);
     }
@@ -77,8 +81,34 @@ impl WorkerShards {
             .sum()
     }
 
+    /// Bytes and latencies of sockets.
+    pub(super) fn socket_families(&self) -> [MetricFamily; 4] {
+        [
+            counter(
+                "switchboard_socket_read_bytes_total",
+                "Bytes read from users' sockets after the upgrade.",
+                self.sum(|shard| &shard.read_bytes),
+            ),
+            counter(
+                "switchboard_socket_written_bytes_total",
+                "Bytes written to users' sockets after the upgrade.",
+                self.sum(|shard| &shard.written_bytes),
+            ),
+            histogram(
+                DELIVERY,
+                "Time from reading a message's frame to flushing it to the recipient.",
+                self.histogram(|shard| &shard.delivery),
+            ),
+            histogram(
+                MAILBOX_WAIT,
+                "Time from reading a message's frame to taking it from the mailbox.",
+                self.histogram(|shard| &shard.wait),
+            ),
+        ]
+    }
+
     /// The sum of a histogram over all shards.
-    pub(super) fn histogram(&self, latency: impl Fn(&Shard) -> &Latency) -> proto::Histogram {
+    fn histogram(&self, latency: impl Fn(&Shard) -> &Latency) -> proto::Histogram {
         let mut cumulative = 0;
         let mut buckets = Vec::with_capacity(BOUNDS_US.len());
         for (index, bound) in BOUNDS_US.iter().enumerate() {
@@ -98,6 +128,11 @@ impl WorkerShards {
     }
 }
 
-fn seconds(us: u64) -> f64 {
+/// The index of the bucket that a duration counts in.
+pub(super) fn bucket_of(us: u64) -> usize {
+    BOUNDS_US.partition_point(|bound| *bound < us)
+}
+
+pub(super) fn seconds(us: u64) -> f64 {
     float(us) / 1e6
 }

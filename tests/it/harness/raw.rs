@@ -222,7 +222,7 @@ impl Raw {
         let length = answer
             .header("content-length")
             .map(|length| length.parse().unwrap());
-        if with_body && status != 101 {
+        if with_body && ![101, 204].contains(&status) {
             answer.body = self.body(length.expect("the length of the body")).await;
         }
         Some(answer)
