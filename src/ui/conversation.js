@@ -35,11 +35,14 @@ export function smallButton(content, label, onClick) {
   return button;
 }
 
-/** A list that stays at its end while entries are added and while its height changes. */
+/** A list that stays at its end while entries are added, and while its height or that of an entry changes. */
 export class Tail {
   #list;
   #max;
   #atEnd = true;
+  // The text box grows, a keyboard opens, the window is resized, an outcome takes a second line: the newest entry
+  // stays visible.
+  #resizes = new ResizeObserver(() => this.#atEnd && this.toEnd());
 
   /**
    * @param {HTMLElement} list
@@ -53,8 +56,7 @@ export class Tail {
       this.#atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < END_PX;
       onScroll?.(this.#atEnd);
     });
-    // The text box grows, a keyboard opens, the window is resized: the newest entry stays visible.
-    new ResizeObserver(() => this.#atEnd && this.toEnd()).observe(list);
+    this.#resizes.observe(list);
   }
 
   get atEnd() {
@@ -64,8 +66,16 @@ export class Tail {
   /** @param {HTMLElement} entry */
   add(entry) {
     this.#list.append(entry);
-    while (this.#list.childElementCount > this.#max) this.#list.firstElementChild?.remove();
+    this.#resizes.observe(entry);
+    while (this.#list.childElementCount > this.#max) this.remove(this.#list.firstElementChild);
     if (this.#atEnd) this.toEnd();
+  }
+
+  /** @param {Element | null} entry */
+  remove(entry) {
+    if (!entry) return;
+    this.#resizes.unobserve(entry);
+    entry.remove();
   }
 
   toEnd() {
@@ -123,6 +133,17 @@ export class Conversation {
       body.setAttribute("aria-label", "Long message");
     }
     return { entry, head };
+  }
+
+  /**
+   * Removes a message. The next one of its group gets the head.
+   *
+   * @param {HTMLElement} entry
+   */
+  remove(entry) {
+    if (!entry.classList.contains("next")) entry.nextElementSibling?.classList.remove("next");
+    if (!entry.nextElementSibling) this.#last = { who: "", at: 0 };
+    this.#tail.remove(entry);
   }
 
   /** @param {string} notice */

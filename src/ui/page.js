@@ -205,14 +205,14 @@ async function sendAndShow(recipientId, message) {
   if (outcome === "delivered") return;
   if (outcome === "too_large") {
     // The writer can shorten it, and does not lose it.
-    entry.remove();
+    conversation.remove(entry);
     if (text.value === "") text.value = message;
     problem.textContent = `The message is too large: the limit is ${bytesMax.toLocaleString("en")} bytes with its frame.`;
     text.focus();
     return;
   }
   const again = smallButton("Send again", `Send again to ${recipientId}`, () => {
-    entry.remove();
+    conversation.remove(entry);
     void sendAndShow(recipientId, message);
   });
   line.append(" ", again);

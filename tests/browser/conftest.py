@@ -33,8 +33,8 @@ def start_relay():
     """Starts relays, and stops them when the test ends."""
     relays = []
 
-    def start(**settings: str) -> Relay:
-        relays.append(Relay(**settings))
+    def start(*options: str, **settings: str) -> Relay:
+        relays.append(Relay(*options, **settings))
         return relays[-1]
 
     yield start

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 
@@ -40,10 +41,11 @@ def free_port() -> int:
 
 
 class Relay:
-    def __init__(self, **settings: str):
+    def __init__(self, *options: str, **settings: str):
         self.port = free_port()
         self.settings = settings
         self.origin = f"http://127.0.0.1:{self.port}"
+        self.options = options
         self.restart()
 
     def restart(self):
@@ -53,8 +55,15 @@ class Relay:
         env["SWITCHBOARD__LOG__FILTER"] = "warn"
         for key, value in self.settings.items():
             env[f"SWITCHBOARD__{key}"] = value
-        self.process = subprocess.Popen([binary()], env=env)
+        # pytest shows what a failed test prints, so the log is printed when the relay stops.
+        self.log_file = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen([binary(), *self.options], env=env, stderr=self.log_file)
         until(self._serves, "the relay is ready")
+
+    def log(self) -> str:
+        """Returns the log so far."""
+        self.log_file.seek(0)
+        return self.log_file.read()
 
     def _serves(self) -> bool:
         assert self.process.poll() is None, f"the relay exited with {self.process.returncode}"
@@ -73,10 +82,10 @@ class Relay:
         with answer:
             return answer.status, answer.headers, answer.read().decode()
 
-    def issue_token(self) -> str:
+    def issue_token(self, expires_in: str = "1h") -> str:
         """Returns a token for this relay."""
         env = {**os.environ, **{f"SWITCHBOARD__{key}": value for key, value in self.settings.items()}}
-        done = subprocess.run([binary(), "token", "issue", "--subject", "alice"], env=env, capture_output=True, check=True)
+        done = subprocess.run([binary(), "token", "issue", "--subject", "alice", "--expires-in", expires_in], env=env, capture_output=True, check=True)
         return done.stdout.decode().strip()
 
     def freeze(self):
@@ -93,3 +102,4 @@ class Relay:
     def stop(self, number: int = signal.SIGKILL):
         self.process.send_signal(number)
         self.process.wait(timeout=20)
+        print(self.log())

@@ -175,13 +175,24 @@ def test_the_newest_message_stays_visible_when_the_log_shrinks(relay, open_tab):
         until(lambda: hidden_below(tab) < 2, "the end of the log")
 
 
+def is_in_sight(tab, selector: str) -> bool:
+    box = tab.locator(selector).bounding_box()
+    return box["y"] >= 0 and box["y"] + box["height"] <= tab.viewport_size["height"]
+
+
+def test_an_outcome_of_two_lines_stays_visible(relay, open_tab):
+    tab = open_tab(relay, viewport=PHONE)
+    fill_the_log(tab, 12)
+    expect_outcome(write(tab, "999", "hello?"), "offline", "offline: no user has this id now")
+    until(lambda: hidden_below(tab) < 2, "the end of the log")
+
+
 def test_send_stays_visible_above_the_keyboard_of_a_phone(relay, open_tab):
     tab = open_tab(relay, viewport=PHONE)
     fill_the_log(tab, 5)
     tab.set_viewport_size({"width": 390, "height": 430})
     tab.focus("#text")
-    box = tab.locator("#send").bounding_box()
-    assert box["y"] >= 0 and box["y"] + box["height"] <= 430
+    assert is_in_sight(tab, "#send")
 
 
 def test_messages_of_one_sender_are_grouped_and_have_a_time(relay, open_tab):
@@ -192,6 +203,17 @@ def test_messages_of_one_sender_are_grouped_and_have_a_time(relay, open_tab):
     heads = b.locator(".message.in .who")
     assert heads.first.is_visible() and not heads.nth(1).is_visible()
     assert re.search(r"\d\d:\d\d", heads.first.locator("time").text_content())
+
+
+def test_the_next_of_a_group_gets_the_head_of_one_that_is_sent_again(relay, open_tab):
+    tab = open_tab(relay)
+    for text in ("one", "two"):
+        expect_outcome(write(tab, "999", text), "offline", "offline: no user has this id now")
+    heads = tab.locator(".message .who")
+    assert [head.is_visible() for head in heads.all()] == [True, False]
+    tab.locator("text=Send again").first.click()
+    until(lambda: tab.locator(".message .body").all_text_contents() == ["two", "one"], "the order")
+    assert [head.is_visible() for head in heads.all()] == [True, False]
 
 
 def test_reply_shows_on_hover_and_focus(relay, open_tab):
@@ -241,6 +263,19 @@ def test_unread_messages_are_hinted_at_and_counted_in_the_title(relay, open_tab)
     until(lambda: not b.is_visible("#unread"), "no hint")
     assert b.title() == f"{own_id(b)} · Switchboard"
     assert hidden_below(b) < 2
+
+
+def test_messages_that_come_while_the_tab_is_hidden_are_unread(relay, open_tab):
+    a, b = open_tab(relay), open_tab(relay)
+    hide = """hidden => {
+      Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    b.evaluate(hide, True)
+    expect_outcome(write(a, own_id(b), "news"), "delivered", "delivered")
+    until(lambda: b.title() == f"(1) {own_id(b)} · Switchboard", "the number in the title")
+    b.evaluate(hide, False)
+    until(lambda: b.title() == f"{own_id(b)} · Switchboard", "no number")
 
 
 def test_the_page_works_with_the_keyboard_alone(relay, open_tab):
@@ -356,6 +391,7 @@ def test_a_reload_keeps_the_id_and_a_second_window_takes_it_over(relay, open_tab
     tab.wait_for_selector("#state[data-phase=closed]")
     assert tab.text_content("#phase") == "taken over: this id is open somewhere else"
     assert tab.is_disabled("#send")
+    assert is_in_sight(tab, "#new")
     # The tab is still useful: it joins with a new id.
     tab.click("text=Join as somebody new")
     tab.wait_for_selector("#state[data-phase=open]")
@@ -363,8 +399,14 @@ def test_a_reload_keeps_the_id_and_a_second_window_takes_it_over(relay, open_tab
     assert other.get_attribute("#state", "data-phase") == "open"
 
 
-def test_a_duplicated_tab_becomes_a_user_of_its_own(relay, open_tab):
+@pytest.mark.parametrize("by", ["locks", "messages"])
+def test_a_duplicated_tab_becomes_a_user_of_its_own(relay, open_tab, by):
     tab = open_tab(relay)
+    if by == "messages":
+        # As in a page that is not secure, which has no locks.
+        tab.context.add_init_script("delete Navigator.prototype.locks")
+        tab.reload()
+        tab.wait_for_selector("#state[data-phase=open]")
     with tab.context.expect_page() as opened:
         tab.evaluate("void window.open(location.href)")  # copies the storage of the tab, as a duplicate does
     copy = opened.value
@@ -454,6 +496,7 @@ def taken_over(relay, secured, open_tab, **options):
     b.evaluate("ticket => sessionStorage.setItem('switchboard.ticket', ticket)", ticket)
     b.reload()
     a.wait_for_selector("#state[data-phase=closed]")
+    assert is_in_sight(a, "#new")
     return a
 
 
@@ -478,7 +521,25 @@ def empty(relay, secured, open_tab, **options):
     return open_tab(relay, **options)
 
 
-STATES = [empty, conversation, unread, taken_over, token_wanted, waiting]
+def invited(relay, secured, open_tab, **options):
+    return open_tab(relay, "/#to=7", **options)
+
+
+def too_large(relay, secured, open_tab, **options):
+    a = open_tab(relay, "/#to=1", **options)
+    a.fill("#text", "x" * 70_000)
+    a.press("#text", "Enter")
+    until(lambda: "65,536 bytes" in a.text_content("#problem"), "the limit")
+    return a
+
+
+def token_asked(relay, secured, open_tab, **options):
+    a = open_tab(secured, phase="closed", **options)
+    forgive_failed_connections(a)
+    return a
+
+
+STATES = [empty, invited, conversation, unread, too_large, taken_over, token_asked, token_wanted, waiting]
 
 
 @pytest.fixture

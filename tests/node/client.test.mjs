@@ -1,12 +1,10 @@
 // Tests of the JavaScript client in Node, with a relay that drains, is killed, stops answering and restarts.
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join as joinPath } from "node:path";
 import { after, afterEach, before, test } from "node:test";
-import { fileURLToPath } from "node:url";
 
 import WebSocket from "ws";
 
@@ -251,14 +249,5 @@ test("while the relay is drained, killed and restarted, every promise settles wi
   assert.ok([...outcomes.values()].includes("unknown"));
   for (const [message, outcome] of outcomes) {
     if (outcome === "not_sent") assert.ok(!received.has(message), message);
-  }
-});
-
-test("the types of the client and of the page are correct", () => {
-  const here = fileURLToPath(new URL(".", import.meta.url));
-  try {
-    execFileSync("npx", ["--no-install", "tsc", "--project", "tsconfig.json"], { cwd: here, encoding: "utf8" });
-  } catch (error) {
-    assert.fail(/** @type {any} */ (error).stdout);
   }
 });

@@ -1,6 +1,6 @@
 // Starts the relay that cargo built on a free port, and drains, kills, freezes and restarts it.
 
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -89,6 +89,14 @@ export class Relay {
     const { text } = await this.get("/metrics");
     const lines = text.split("\n").filter((line) => line.startsWith(`${name} `) || line.startsWith(`${name}{`));
     return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" ") + 1)), 0);
+  }
+
+  /** Returns a token for this relay. @param {string} expiresIn */
+  token(expiresIn = "1h") {
+    const variables = Object.entries(this.settings).map(([key, value]) => [`SWITCHBOARD__${key}`, value]);
+    const env = { ...process.env, ...Object.fromEntries(variables) };
+    const options = ["token", "issue", "--subject", "alice", "--expires-in", expiresIn];
+    return execFileSync(binary(), options, { env, encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] }).trim();
   }
 
   /** Imports the client that the relay serves. */

@@ -352,21 +352,27 @@ def wire(documents, binary, folder, environment):
 
 
 def page_program(documents, binary, folder, environment):
-    """The program of a page, in Node: with the relay's own client, from the relay."""
-    page = documents.take_one("src/ui/README.md#the-client", "html").text
+    """The client from the relay: the program of a page, in Node, and the setting that lets the page in.
+    tests/browser/test_client.py has both in Chromium, as they are."""
+    title = "src/ui/README.md#the-client"
+    config = os.path.join(folder, "origins.toml")
+    with open(config, "w", encoding="utf-8") as file:
+        file.write(documents.take_one(title, "toml").text)
+    run(f"switchboard --config {config} check", folder, environment)
+    page = documents.take_one(title, "html").text
     script = re.search(r"<script type=\"module\">\n(.*?)</script>", page, re.DOTALL)[1]
     client = f"http://{USERS}/switchboard.js"
     if client not in script:
         sys.exit("the page's program imports no client of the relay's")
     with Relay(binary) as relay:
         address = relay.http.removeprefix("http://")
-        get = f"curl --silent --fail --output switchboard.js {client.replace(USERS, address)}"
-        run(get, folder, environment)
-        script = script.replace(client, "./switchboard.js").replace(USERS, address)
+        for step in documents.take(title):
+            run(step.key.replace(USERS, address), folder, environment)
+        script = script.replace(client, "./switchboard.mjs").replace(USERS, address)
         with open(os.path.join(folder, "page.mjs"), "w", encoding="utf-8") as file:
             # A page has a WebSocket, and ends when it is closed.
             file.write('import WebSocket from "ws";\nglobalThis.WebSocket ??= WebSocket;\n')
-            file.write(script.replace("import {", "const {").replace("} from \"./switchboard.js\"", "} = await import(\"./switchboard.js\")"))
+            file.write(script.replace("import {", "const {").replace("} from \"./switchboard.mjs\"", "} = await import(\"./switchboard.mjs\")"))
             file.write("\nme.close();\n")
         compare("the page's program", "I am …\noffline\n", run("node page.mjs", folder, environment))
 
