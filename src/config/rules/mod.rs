@@ -3,30 +3,26 @@
 //!
 //! A rule also gives the words for a value of the wrong type.
 
+mod auth;
 mod cluster;
 mod log;
 
 use std::time::Duration;
 
-use hyper::Uri;
 use ipnet::IpNet;
 
 use crate::config::capacity::CONNECTIONS_MAX;
-use crate::config::choices::AuthMode;
 use crate::config::origin::is_host_name;
 use crate::config::otel;
 use crate::config::rule::{
-    COUNT_MAX, DAY, GIB, KIB, MIB, ONE_MS, Rule, count, size, time, waiting,
+    COUNT_MAX, DAY, GIB, KIB, MIB, MINUTE, ONE_MS, Rule, SECOND, count, size, time, waiting,
 };
 use crate::config::settings::{
-    AdminSettings, AuthSettings, DrainSettings, KeepaliveSettings, LimitSettings, MailboxSettings,
+    AdminSettings, DrainSettings, KeepaliveSettings, LimitSettings, MailboxSettings,
     RoutingSettings, ServerSettings, Settings, TicketSettings, TlsSettings, TracingSettings,
     UiSettings,
 };
 
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_mins(1);
-const HOUR: Duration = Duration::from_hours(1);
 const YEAR: Duration = Duration::from_hours(24 * 365);
 /// More than any machine has CPUs for.
 const WORKER_THREADS_MAX: u64 = 1024;
@@ -35,10 +31,6 @@ const HEADER_BYTES_MIN: u64 = 8 * KIB;
 /// What a message takes in a mailbox beside its own bytes: 64 bytes that a frame adds to what the sender wrote,
 /// and 72 of a traceparent.
 const MESSAGE_OVERHEAD_BYTES: u64 = 64 + 72;
-/// Files of secrets, and files of public keys. A token without a key id is tried on as many keys (`TRIES_MAX`
-/// in src/auth/key.rs).
-const KEY_FILES_MAX: usize = 8;
-
 /// All rules, and whether these settings meet them. Their number and order are always the same.
 pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     let Settings {
@@ -63,7 +55,7 @@ pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     } = tickets;
     let mut rules = server_rules(server);
     rules.extend(admin_rules(admin, server));
-    rules.extend(auth_rules(auth));
+    rules.extend(auth::rules(auth));
     rules.extend(limit_rules(limits));
     rules.extend(mailbox_rules(mailbox, limits));
     rules.extend(keepalive_rules(keepalive));
@@ -187,56 +179,6 @@ fn is_whole(tls: &TlsSettings) -> bool {
 /// no client, because a client's address of that kind counts as IPv4.
 fn is_mapped(network: &IpNet) -> bool {
     matches!(network, IpNet::V6(network) if network.addr().to_ipv4_mapped().is_some())
-}
-
-fn auth_rules(auth: &AuthSettings) -> Vec<Rule> {
-    let AuthSettings {
-        mode,
-        secret_file,
-        public_key_file,
-        jwks_file: _,
-        jwks_url,
-        jwks_timeout,
-        refresh_interval,
-        algorithm: _,
-        issuer: _,
-        audience: _,
-        leeway,
-        query_token: _,
-    } = auth;
-    let paths = |key, paths: usize| {
-        let allowed = format!("a path, or a list of up to {KEY_FILES_MAX} paths");
-        Rule::new(key, allowed, paths <= KEY_FILES_MAX)
-    };
-    vec![
-        Rule::new(
-            "auth.mode",
-            "\"none\", or \"jwt\" with at least one of auth.secret_file, auth.public_key_file, \
-             auth.jwks_file and auth.jwks_url",
-            *mode == AuthMode::None || auth.has_keys(),
-        ),
-        paths("auth.secret_file", secret_file.len()),
-        paths("auth.public_key_file", public_key_file.len()),
-        Rule::new(
-            "auth.jwks_url",
-            "an http or https URL without a user and a password, such as \
-             \"https://example.com/.well-known/jwks.json\"",
-            jwks_url.as_deref().is_none_or(is_key_set_url),
-        ),
-        time("auth.jwks_timeout", *jwks_timeout, ONE_MS..=MINUTE).warn_above_default(),
-        time("auth.refresh_interval", *refresh_interval, SECOND..=DAY).warn_above_default(),
-        time("auth.leeway", *leeway, Duration::ZERO..=HOUR).warn_above_default(),
-    ]
-}
-
-/// Whether a key set can be at this URL. A user or a password does not belong here, because the URL is printed
-/// and logged.
-fn is_key_set_url(url: &str) -> bool {
-    let has_scheme = url.starts_with("https://") || url.starts_with("http://");
-    let uri = url.parse::<Uri>().ok().filter(|_| has_scheme);
-    let authority = uri.as_ref().and_then(Uri::authority);
-    authority
-        .is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
 }
 
 fn limit_rules(limits: &LimitSettings) -> Vec<Rule> {
