@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use crate::identity::UserId;
 
-/// Ids that the number in the file is ahead of the last id that was given.
+/// How far the number in the file is ahead of the last id that was given.
 const AHEAD: u64 = 1000;
 
 /// How long a user that joins waits for the file. A slow disk must not keep users out.
@@ -134,9 +134,11 @@ impl IdFile {
         }
     }
 
-    /// Notes that this id was given, and waits until the number in the file is above it.
+    /// Notes that this id was given, and waits until the number in the file is not below it.
     pub(crate) async fn covers(&self, id: UserId) {
         let id = id.get();
+        // Relaxed: the notification below orders it before the task reads it in `next`. An id that is given while the
+        // task writes leaves a permit in `is_low`, so that the task writes once more.
         let given = self.given.fetch_max(id, Relaxed).max(id);
         let written = *self.written.borrow();
         if given + AHEAD / 2 > written.number {
@@ -260,7 +262,10 @@ mod tests {
                     assert_eq!(number(&secret), "8000\n");
                 } => {}
             }
-            assert!(begin.elapsed() < WAIT, "a user has waited in vain");
+            assert!(
+                begin.elapsed() < WAIT,
+                "a user has waited for a file that is written"
+            );
         });
         let next = IdFile::open(&secret).unwrap();
         assert_eq!(next.first(), 8001);

@@ -130,7 +130,11 @@ fn an_empty_mailbox_gets_its_first_messages_whatever_others_hold() {
             clients.push(client);
             shared.balances(&clients);
             for client in &clients {
-                assert_eq!(client.settle(Flushed::default()), None, "nobody is blamed");
+                assert_eq!(
+                    client.settle(Flushed::default()),
+                    None,
+                    "no client is closed"
+                );
             }
         }
     }

@@ -318,7 +318,7 @@ impl Open {
             return SessionState::close(Close::expired(), endpoint, now).into_step();
         }
         if now >= self.aged_at {
-            // Without a spread of its own, because no two connections are of an age. A recipient that reads
+            // Without a spread of its own, because `aged_at` has one. A recipient that reads
             // nothing is gone after these two timeouts, and its messages have their outcomes then.
             let config = endpoint.config();
             let within = micros(config.write_timeout + config.close_timeout);

@@ -217,6 +217,8 @@ impl SpanProcessor for BoundedProcessor {
     }
 
     fn on_end(&self, span: SpanData) {
+        // Counted before the span is queued: the SDK's queue has the same bound, and would drop a span uncounted if
+        // it found itself full first.
         if self.counts.waiting.fetch_add(1, AcqRel) >= self.spans_max {
             self.counts.waiting.fetch_sub(1, AcqRel);
             self.counts.lose(SpanLoss::QueueFull, 1);

@@ -204,16 +204,7 @@ both_strategies! {
             settings.mailbox.overflow = Overflow::DropNewest;
         })
         .await;
-        let mut sender = relay.v1().await;
-        let mut slow = relay.narrow_user(Dialect::V1).await;
-        let sent = numbered(&mut sender, slow.id, 150).await;
-        let outcomes = until_settled_but(&mut sender, sent, 12).await;
-        let (texts, missed) = hear_all(&mut slow, sent).await;
-        let outcomes = settle(&mut sender, sent, outcomes).await;
-        assert!(missed > 0);
-        let delivered = with_status(&outcomes, "delivered");
-        assert_eq!(numbers(&texts), delivered, "delivered is what arrived, in order");
-        assert_eq!(with_status(&outcomes, "queue_full").len() as u64, missed);
+        outcomes_for_a_slow_user(&relay, 12).await;
         relay.stop().await;
     }
 
@@ -223,16 +214,7 @@ both_strategies! {
             settings.mailbox.overflow = Overflow::DropOldest;
         })
         .await;
-        let mut sender = relay.v1().await;
-        let mut slow = relay.narrow_user(Dialect::V1).await;
-        let sent = numbered(&mut sender, slow.id, 150).await;
-        let outcomes = until_settled_but(&mut sender, sent, 12).await;
-        let (texts, missed) = hear_all(&mut slow, sent).await;
-        let outcomes = settle(&mut sender, sent, outcomes).await;
-        assert!(missed > 0);
-        let delivered = with_status(&outcomes, "delivered");
-        assert_eq!(numbers(&texts), delivered, "delivered is what arrived, in order");
-        assert_eq!(with_status(&outcomes, "queue_full").len() as u64, missed);
+        let outcomes = outcomes_for_a_slow_user(&relay, 12).await;
         // One or two of the eight may be older ones in the write buffer.
         let newest = &outcomes[outcomes.len() - 4..];
         assert!(newest.iter().all(|status| status == "delivered"), "{newest:?}");
@@ -247,14 +229,7 @@ both_strategies! {
             settings.mailbox.overflow = Overflow::DropOldest;
         })
         .await;
-        let mut sender = relay.v1().await;
-        let mut slow = relay.narrow_user(Dialect::V1).await;
-        let sent = numbered(&mut sender, slow.id, 150).await;
-        let outcomes = until_settled_but(&mut sender, sent, 14).await;
-        let (texts, missed) = hear_all(&mut slow, sent).await;
-        let outcomes = settle(&mut sender, sent, outcomes).await;
-        assert_eq!(numbers(&texts), with_status(&outcomes, "delivered"));
-        assert_eq!(with_status(&outcomes, "queue_full").len() as u64, missed);
+        outcomes_for_a_slow_user(&relay, 14).await;
         relay.stop().await;
     }
 
@@ -417,6 +392,26 @@ async fn until_settled_but(sender: &mut Client, sent: u64, held: u64) -> Vec<(u6
         let (id, status) = outcome(&sender.hear().await);
         outcomes.push((id.as_u64().expect("a number"), status));
     }
+    outcomes
+}
+
+/// Writes 150 messages to a user that reads them only when all but `held` are settled. What it hears is what was
+/// delivered, and it is told how many it missed.
+async fn outcomes_for_a_slow_user(relay: &Relay, held: u64) -> Vec<String> {
+    let mut sender = relay.v1().await;
+    let mut slow = relay.narrow_user(Dialect::V1).await;
+    let sent = numbered(&mut sender, slow.id, 150).await;
+    let outcomes = until_settled_but(&mut sender, sent, held).await;
+    let (texts, missed) = hear_all(&mut slow, sent).await;
+    let outcomes = settle(&mut sender, sent, outcomes).await;
+    assert!(missed > 0);
+    let delivered = with_status(&outcomes, "delivered");
+    assert_eq!(
+        numbers(&texts),
+        delivered,
+        "delivered is what arrived, in order"
+    );
+    assert_eq!(with_status(&outcomes, "queue_full").len() as u64, missed);
     outcomes
 }
 
