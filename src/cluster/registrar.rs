@@ -20,9 +20,8 @@ use super::nats::{
 use super::record::{Record, decode_link};
 use super::registry::{Action, Loss};
 use super::shared::Shared;
-use crate::directory::{Command, Wakes};
+use crate::directory::Wakes;
 use crate::identity::UserId;
-use crate::protocol::close_code;
 
 /// How often it is looked at the time.
 const TICK: Duration = Duration::from_millis(100);
@@ -257,17 +256,10 @@ async fn call<B: Bucket>(ids: B, nodes: B, request: Request) -> Response {
 pub(super) fn carry_out(shared: &Shared, action: Action) {
     match action {
         Action::Revoke(identity, loss) => {
-            let end = match loss {
-                Loss::Left | Loss::TakenOver => Command::taken_over(),
-                Loss::Conflict => {
-                    shared.link_metrics.id_conflict();
-                    Command::Close {
-                        code: close_code::TRY_AGAIN,
-                        reason: "another user has this id",
-                    }
-                }
-            };
-            shared.directory.revoke(identity, end);
+            if loss == Loss::Conflict {
+                shared.link_metrics.id_conflict();
+            }
+            shared.directory.revoke(identity, loss.end());
         }
         Action::Reply(reply, result) => {
             // A connection that has ended leaves by its registration.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::registry::{Join, Refusal};
+use super::registry::{Join, Loss, Refusal};
 use super::shared::Shared;
+use crate::directory::Command;
 use crate::identity::{UserId, UserIdentity};
 
 /// A user's registration. Drop ends it.
@@ -56,12 +57,12 @@ impl Registration {
         Ok(registration)
     }
 
-    /// The client is in the directory. Returns whether no other connection has the id meanwhile.
-    pub(crate) fn seated(&self) -> bool {
+    /// The client is in the directory. Returns how it has to end, if another connection has got the id meanwhile.
+    pub(crate) fn seated(&self) -> Option<Command> {
         let shared = &self.shared;
-        let holds = shared.registry().seated(self.id, self.nonce, shared.now());
+        let loss = shared.registry().seated(self.id, self.nonce, shared.now());
         shared.ask();
-        holds
+        loss.map(Loss::end)
     }
 }
 

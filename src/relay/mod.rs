@@ -15,7 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Unready};
-use crate::directory::{Client, Command, Directory, MailboxBounds, Message, Receipt, Wakes};
+use crate::directory::{Client, Directory, MailboxBounds, Message, Receipt, Wakes};
 use crate::id_file::IdFile;
 use crate::identity::{Sender, Sequence, Subject, UserId, UserIdentity};
 use crate::ledger::InHand;
@@ -247,8 +247,8 @@ impl Relay {
         // Another connection may have got the id before the client was in the directory, where its end would have
         // been told.
         let registration = reserved.registration.as_ref();
-        if registration.is_some_and(|registration| !registration.seated()) {
-            shared.directory.revoke(identity, Command::taken_over());
+        if let Some(end) = registration.and_then(|registration| registration.seated()) {
+            shared.directory.revoke(identity, end);
         }
         Some(client)
     }

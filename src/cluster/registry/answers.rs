@@ -237,6 +237,9 @@ impl Registry {
         } else {
             Loss::Conflict
         };
+        if !holder.is_seated {
+            self.lost.insert(holder.nonce, loss);
+        }
         self.actions
             .push_back(Action::Revoke(holder.identity(id), loss));
         if let Some(work) = self.procedures.get_mut(&id) {

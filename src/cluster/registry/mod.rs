@@ -18,7 +18,9 @@ use tokio::sync::oneshot;
 use super::envelope::{Node, Notice};
 use super::nats::Revision;
 use super::record::Record;
+use crate::directory::Command;
 use crate::identity::{UserId, UserIdentity};
+use crate::protocol::close_code;
 pub(super) use procedure::Check;
 use procedure::{Call, Holder, Known, Next, Procedure, Tell};
 pub(crate) use procedure::{Join, Refusal};
@@ -95,6 +97,9 @@ pub(super) struct Registry {
     /// The lease that they are compared for.
     compared_for: Option<u64>,
     joins: usize,
+    /// Registrations that were lost between the answer to their join and [`Registry::seated`], by nonce. Their owners
+    /// leave.
+    lost: BTreeMap<u32, Loss>,
     is_up: bool,
     /// Until then, joins wait for the next link, because it mostly comes soon.
     accepts_until: u64,
@@ -113,6 +118,7 @@ impl Registry {
             comparing: 0,
             compared_for: None,
             joins: 0,
+            lost: BTreeMap::new(),
             is_up: false,
             accepts_until: 0,
             actions: VecDeque::new(),
@@ -151,15 +157,16 @@ impl Registry {
             .is_some_and(|holder| holder.nonce == nonce)
     }
 
-    /// The client of this registration is in the directory. Whether the registration still holds.
-    pub(super) fn seated(&mut self, id: UserId, nonce: u32, now: u64) -> bool {
-        let holder = self
-            .holders
-            .get_mut(&id)
-            .filter(|holder| holder.nonce == nonce);
-        let holds = holder.map(|holder| holder.is_seated = true).is_some();
-        self.step(id, now);
-        holds
+    /// The client of this registration is in the directory. Returns why the registration holds no more, if it was
+    /// lost meanwhile.
+    pub(super) fn seated(&mut self, id: UserId, nonce: u32, now: u64) -> Option<Loss> {
+        if let Some(holder) = self.holders.get_mut(&id)
+            && holder.nonce == nonce
+        {
+            holder.is_seated = true;
+            self.step(id, now);
+        }
+        self.lost.remove(&nonce)
     }
 
     /// A connection wants an id.
@@ -190,6 +197,7 @@ impl Registry {
     /// A connection has left, or wants its id no more. Whether the id was registered for it.
     pub(super) fn leave(&mut self, id: UserId, nonce: u32, now: u64) -> bool {
         let was_here = self.holds(id, nonce);
+        self.lost.remove(&nonce);
         self.remove(id, nonce);
         self.step(id, now);
         self.go_on_comparing(now);
@@ -424,6 +432,19 @@ impl Registry {
 
     fn notify(&mut self, to: Node, notice: Notice) {
         self.actions.push_back(Action::Notify(to, notice));
+    }
+}
+
+impl Loss {
+    /// What the session is told.
+    pub(super) fn end(self) -> Command {
+        match self {
+            Self::Left | Self::TakenOver => Command::taken_over(),
+            Self::Conflict => Command::Close {
+                code: close_code::TRY_AGAIN,
+                reason: "another user has this id",
+            },
+        }
     }
 }
 

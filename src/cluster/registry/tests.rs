@@ -380,7 +380,7 @@ impl World {
                         self.end(replaced);
                     }
                     let now = self.now;
-                    if self.registry(node).seated(id(1), nonce, now) {
+                    if self.registry(node).seated(id(1), nonce, now).is_none() {
                         self.clients.get_mut(&nonce).unwrap().state = ConnectionState::Welcomed;
                         self.log.push(format!("{nonce} is welcomed"));
                         let all = self.welcomed(|_| true);
@@ -601,7 +601,7 @@ fn entries_are_written_again_in_time_and_a_lost_one_is_noticed() {
     registry.wrote(id(1), Ok(Revision(5)), 0);
     let mut actions: Vec<_> = std::iter::from_fn(|| registry.next_action()).collect();
     assert!(matches!(actions.pop(), Some(Action::Reply(_, Ok(())))));
-    assert!(registry.seated(id(1), 1, 0));
+    assert_eq!(registry.seated(id(1), 1, 0), None);
     registry.tick(BOUNDS.renew_after - 1);
     assert!(registry.next_action().is_none());
     registry.tick(BOUNDS.renew_after);
@@ -650,4 +650,37 @@ fn a_check_that_is_told_again_meanwhile_is_answered_all_the_same() {
     else {
         panic!("{actions:?}");
     };
+}
+
+#[test]
+fn a_registration_that_is_lost_before_its_client_is_seated_says_to_whom() {
+    for (resumption_id, loss) in [(9, Loss::TakenOver), (3, Loss::Conflict)] {
+        let mut registry = Registry::new(OWN, BOUNDS);
+        registry.link_up(0);
+        let (join, mut replied) = join(1, 9);
+        registry.join(
+            id(1),
+            Join {
+                is_new: true,
+                ..join
+            },
+            0,
+        );
+        registry.wrote(id(1), Ok(Revision(5)), 0);
+        registry.check(id(1), check(5), 0);
+        let entry = Entry {
+            value: Some(record(OTHER, 2, resumption_id, 0).encode()),
+            revision: Revision(6),
+        };
+        registry.read(id(1), Ok(entry), 0);
+        for action in std::iter::from_fn(|| registry.next_action()) {
+            if let Action::Reply(reply, result) = action {
+                reply.send(result).unwrap();
+            }
+        }
+        assert_eq!(replied.try_recv(), Ok(Ok(())));
+        assert_eq!(registry.seated(id(1), 1, 0), Some(loss));
+        registry.leave(id(1), 1, 0);
+        assert!(registry.lost.is_empty());
+    }
 }
