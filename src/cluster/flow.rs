@@ -7,6 +7,8 @@ use crate::identity::UserId;
 
 /// The time between two greetings of a node.
 const GREETING_INTERVAL: u64 = 250_000;
+/// It is looked so many times less often at a node that owes nothing.
+const IDLE: u64 = 4;
 
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -101,20 +103,22 @@ impl Flow {
         is_meant
     }
 
-    /// Whether it is to be looked whether the node lives: it owes something, and was not heard of or looked at for
-    /// so long. It counts as looked at then.
+    /// Whether it is to be looked whether the node lives: it was not heard of or looked at for so long. It counts as
+    /// looked at then. Also a node that owes nothing, so that messages do not go to a dead one for as long as its
+    /// places are remembered.
     pub(super) fn is_to_be_polled(&mut self, now: u64, interval: u64) -> bool {
-        let is_meant = self.is_silent(now, interval) && now >= self.polled_at + interval;
+        let owes = self.sent != self.seen || self.is_awaited();
+        let interval = if owes { interval } else { IDLE * interval };
+        let is_meant = now >= self.heard_at.max(self.polled_at) + interval;
         if is_meant {
             self.polled_at = now;
         }
         is_meant
     }
 
-    /// Whether something is waited for and the node was not heard of for so long.
+    /// Whether the node was not heard of for so long.
     pub(super) fn is_silent(&self, now: u64, patience: u64) -> bool {
-        let is_awaited = self.sent != self.seen || !self.is_open;
-        is_awaited && now >= self.heard_at + patience
+        now >= self.heard_at + patience
     }
 
     /// Whether somebody waits for it.

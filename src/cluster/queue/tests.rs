@@ -249,6 +249,20 @@ fn users_of_a_dead_node_are_looked_up_again_once() {
 }
 
 #[test]
+fn it_is_looked_from_time_to_time_whether_a_node_lives_that_owes_nothing() {
+    let (metrics, mut queue) = queue(BOUNDS);
+    push(&mut queue, &metrics, 1, 100);
+    assert_eq!(take_all(&mut queue, 10, 1000), [1]);
+    let mark = queue.taken;
+    assert!(!queue.seen(Node(1), mark, 0), "nobody has waited");
+    assert!(queue.tick(4 * 50 - 1).silent.is_empty());
+    assert_eq!(queue.tick(4 * 50).silent, [Node(1)]);
+    assert!(queue.tick(4 * 50 + 1).silent.is_empty());
+    assert_eq!(statuses(queue.node_died(Node(1))), []);
+    assert_eq!(queue.routes(), 0, "the next message is looked up");
+}
+
+#[test]
 fn what_does_not_fit_is_an_answer() {
     let bounds = Bounds {
         user_messages: 2,
