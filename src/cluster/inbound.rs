@@ -73,6 +73,8 @@ impl Receiver {
             (Some(Kind::Answers), false) => self.on_answers(&incoming.payload, now),
             (Some(Kind::Notice), false) => self.on_notice(&incoming.payload, now),
             (Some(Kind::Return(to)), true) => self.on_return(to, now),
+            // A JetStream stream has stored the message, too, and says so.
+            (Some(Kind::Return(_)), false) => Some(()),
             _ => None,
         };
         if is_taken.is_none() {

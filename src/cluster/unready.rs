@@ -9,6 +9,9 @@ pub enum Unready {
     /// No server of `cluster.nats_url` answers.
     #[error("nats cannot be reached (cluster.nats_url)")]
     Unreachable,
+    /// The server lacks what the cluster needs.
+    #[error("nats is older than 2.11")]
+    TooOld,
     /// The server does not take the node's credentials.
     #[error("nats refuses the login (cluster.user, token_file, nkey_file or creds_file)")]
     LoginRefused,

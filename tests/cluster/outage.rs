@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
 use crate::eventually;
@@ -13,6 +15,7 @@ use crate::proxy::{Condition, Proxy};
 crate::tests!("outage":
     a_node_is_not_ready_before_it_reaches_nats,
     an_unready_node_names_the_cause_that_holds,
+    a_server_that_is_too_old_is_refused_by_name,
     local_messages_arrive_without_nats_and_remote_ones_are_unavailable,
     users_are_refused_while_the_table_cannot_be_reached,
     a_node_that_requires_nats_is_not_ready_without_it,
@@ -63,6 +66,35 @@ async fn an_unready_node_names_the_cause_that_holds() {
         .await;
         node.stop().await;
     }
+}
+
+async fn a_server_that_is_too_old_is_refused_by_name() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // The version of NATS in Debian 12. The client sends a ping with its first words.
+            let info = "INFO {\"server_id\":\"old\",\"version\":\"2.9.10\",\"proto\":1,\"headers\":true,\
+                        \"jetstream\":true,\"max_payload\":1048576}\r\nPONG\r\n";
+            tokio::spawn(async move {
+                stream.write_all(info.as_bytes()).await.unwrap();
+                let mut ignored = Vec::new();
+                // The client breaks the connection off.
+                let _ended = stream.read_to_end(&mut ignored).await.is_err();
+            });
+        }
+    });
+    let node = Node::begin(&url, &[]).await;
+    eventually("the node names the version", async || {
+        let (status, body) = node.get("/readyz").await;
+        (status == 503 && body == "nats is older than 2.11\n").then_some(())
+    })
+    .await;
+    let log = node.log();
+    let needed = "nats has version 2.9.10, and a cluster needs 2.11.0 or later";
+    assert!(log.contains(needed), "{log}");
+    node.stop().await;
 }
 
 async fn local_messages_arrive_without_nats_and_remote_ones_are_unavailable() {

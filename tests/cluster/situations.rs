@@ -22,6 +22,8 @@ crate::tests!("situations":
     a_deleted_bucket_is_made_again,
     a_lost_store_leaves_one_user_with_each_id,
     the_newest_connection_stays_after_a_partition,
+    the_newest_connection_stays_after_a_partition_between_servers,
+    places_on_a_dead_node_are_forgotten,
     a_message_over_a_slow_link_arrives_once,
     ten_idle_nodes_are_nearly_silent,
 );
@@ -199,7 +201,8 @@ async fn a_listener_to_everything_changes_nothing() {
     let [first, mut second] = nodes(&nats, &secret(&folder)).await;
     let mut stranger = Stranger::connect(&nats).await;
     stranger.say("SUB > 1").await;
-    let stream = br#"{"name":"spy","subjects":["switchboard.2.n.>"],"storage":"memory"}"#;
+    stranger.say("SUB switchboard.> 2").await;
+    let stream = br#"{"name":"spy","subjects":["switchboard.>"],"storage":"memory"}"#;
     stranger
         .publish("$JS.API.STREAM.CREATE.spy", "answer", stream)
         .await;
@@ -221,6 +224,7 @@ async fn a_listener_to_everything_changes_nothing() {
     }
     for node in [&first, &second] {
         assert_eq!(node.metric("switchboard_cluster_connects_total").await, 1);
+        assert_eq!(node.metric("switchboard_cluster_malformed_total").await, 0);
     }
     assert!(counts(&bob).values().all(|count| *count == 1));
     // Nothing says that the node is gone but its key.
@@ -274,6 +278,14 @@ async fn a_forged_message_harms_nothing_else() {
                 let subject = format!("switchboard.2.n.{node}.{kind}");
                 let payload = [&[1], &varint[..], &[code, 1, 1, 1]].concat();
                 stranger.publish(&subject, "nowhere", &payload).await;
+            }
+            for _ in 0..200 {
+                let noise: Vec<u8> = (0..fastrand::usize(..64))
+                    .map(|_| fastrand::u8(..))
+                    .collect();
+                let subject = format!("switchboard.2.n.{node}.{kind}");
+                let reply = format!("switchboard.2.n.{other}.r.1.{node}.{}.7", fastrand::u64(..));
+                stranger.publish(&subject, &reply, &noise).await;
             }
         }
     }
@@ -418,6 +430,132 @@ async fn the_newest_connection_stays_after_a_partition() {
     }
     drop((older, local, remote, newest));
     stop([cut, other]).await;
+}
+
+/// Three servers with one store. Each way from one to another goes through a proxy.
+struct Three {
+    servers: Vec<Nats>,
+    routes: Vec<(usize, usize, Proxy)>,
+}
+
+impl Three {
+    async fn start() -> Self {
+        let ports = [(); 3].map(|()| crate::nats::free_port());
+        let mut routes = Vec::new();
+        let mut servers = Vec::new();
+        for (one, port) in ports.iter().enumerate() {
+            let mut urls = Vec::new();
+            for (other, port) in ports.iter().enumerate().filter(|(other, _)| *other != one) {
+                let proxy = Proxy::to(*port).await;
+                urls.push(proxy.url());
+                routes.push((one, other, proxy));
+            }
+            // Servers tell each other where they are. Nothing listens at the address that they tell, so that they
+            // keep to the proxies.
+            servers.push(Nats::stopped(&format!(
+                "server_name: s{one}\ncluster {{ name: test, listen: \"127.0.0.1:{port}\", \
+                 advertise: \"127.0.0.1:1\", no_advertise: true, routes: {urls:?} }}"
+            )));
+        }
+        for server in &mut servers {
+            server.run().await;
+        }
+        Self { servers, routes }
+    }
+
+    /// Sets what passes between a server and the two others.
+    fn set(&self, server: usize, condition: Condition) {
+        let routes = self.routes.iter();
+        for (_, _, proxy) in routes.filter(|(one, other, _)| [*one, *other].contains(&server)) {
+            proxy.set(condition);
+        }
+    }
+}
+
+/// Both nodes reach NATS all the time, but the servers do not reach each other.
+async fn the_newest_connection_stays_after_a_partition_between_servers() {
+    let folder = Folder::new();
+    let secret = secret(&folder);
+    let servers = Three::start().await;
+    let settings = [
+        ("TICKETS__SECRET_FILE", &*secret),
+        ("CLUSTER__LEASE_REPLICAS", "3"),
+    ];
+    let [cut, other] = [0, 1].map(|server| servers.servers[server].url());
+    let cut = Node::start(&cut, &settings).await;
+    let other = Node::start(&other, &settings).await;
+    let mut older = cut.user().await;
+    let mut local = cut.user().await;
+    let mut remote = other.user().await;
+    let (id, ticket) = (older.id, older.ticket().await);
+    until_they_talk(&mut older, &mut remote).await;
+    servers.set(0, Condition::Silent);
+    // The servers may have to elect a leader, and the key of the node that is cut off has to end.
+    let mut newest = eventually("the user is back", async || {
+        User::try_reconnect(other.port, &ticket).await.ok()
+    })
+    .await;
+    assert_eq!(newest.id, id);
+    let mut outcomes = BTreeMap::new();
+    for number in 0..40 {
+        remote.ask(id, &format!("apart {number}"), number).await;
+        local
+            .ask(remote.id, &format!("across {number}"), number)
+            .await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    for number in 0..40 {
+        outcomes.insert(format!("apart {number}"), remote.outcome(number).await);
+        outcomes.insert(format!("across {number}"), local.outcome(number).await);
+    }
+    assert!((0..40).all(|number| outcomes[&format!("apart {number}")] == "delivered"));
+    let healed = Instant::now();
+    servers.set(0, Condition::Normal);
+    older
+        .until("the end", |received| received.closed.is_some())
+        .await;
+    assert_eq!(older.received().closed, Some(4409));
+    println!(
+        "   the older connection is closed {:?} after the partition",
+        healed.elapsed()
+    );
+    until_they_talk(&mut local, &mut newest).await;
+    until_they_talk(&mut local, &mut remote).await;
+    talk(&mut remote, &mut newest, "afterwards").await;
+    assert!(newest.received().closed.is_none());
+    let heard = [&older, &newest, &remote].map(counts);
+    for (text, outcome) in &outcomes {
+        let times: usize = heard.iter().filter_map(|heard| heard.get(text)).sum();
+        let is_true = match &**outcome {
+            "delivered" => times == 1,
+            "unknown" => times <= 1,
+            _ => times == 0,
+        };
+        assert!(is_true, "{text} is {outcome} and has arrived {times} times");
+    }
+    assert_eq!(heard[1]["afterwards"], 1);
+    drop((older, local, remote, newest));
+    stop([cut, other]).await;
+}
+
+/// What is sent long after a node has died is `offline` without being sent, and the sender's node knows that before.
+async fn places_on_a_dead_node_are_forgotten() {
+    let nats = Nats::start().await;
+    let folder = Folder::new();
+    let [first, mut second] = nodes(&nats, &secret(&folder)).await;
+    let (mut alice, mut bob) = (first.user().await, second.user().await);
+    talk(&mut alice, &mut bob, "before").await;
+    assert_eq!(first.metric("switchboard_cluster_routes").await, 1);
+    second.kill();
+    first
+        .until("switchboard_cluster_routes", |routes| routes == 0)
+        .await;
+    let sent = first.ledger().await.cluster_sent;
+    alice.ask(bob.id, "are you there?", 1).await;
+    assert_eq!(alice.outcome(1).await, "offline");
+    assert_eq!(first.ledger().await.cluster_sent, sent);
+    drop((alice, bob));
+    first.stop().await;
 }
 
 async fn a_message_over_a_slow_link_arrives_once() {

@@ -56,7 +56,8 @@ impl ConnectFailure {
                 }
                 _ => Unready::Unreachable,
             },
-            Self::TooOld { .. } | Self::Lost(_) => Unready::Unreachable,
+            Self::TooOld { .. } => Unready::TooOld,
+            Self::Lost(_) => Unready::Unreachable,
         }
     }
 }
