@@ -44,7 +44,7 @@ ELSEWHERE = {
     "tests/run": (".ci/run", ["step tests/run\n"]),
     "cargo test --workspace": ("tests/run", ["\n  cargo test --locked --workspace\n"]),
     "tests/run model": ("tests/run", ["parts=(rust model ", "part_model() {"]),
-    "tests/instructions": ("tests/run", ["parts=(rust model instructions ", "\n  tests/instructions\n"]),
+    "tests/instructions": ("tests/run", [" instructions talk ", "\n  tests/instructions\n"]),
     "promtool test rules tests/prometheus/*.yml": ("tests/run", ["\n  promtool test rules tests/prometheus/*.yml\n"]),
     "cargo build && tests/panels": ("tests/run", [" panels ", '"$venv/bin/python" tests/panels "$SWITCHBOARD_BIN"\n']),
     "docker compose up --wait switchboard prometheus": (
@@ -76,6 +76,7 @@ BUILDS = "builds what a command below it runs; "
 LEFT_OUT = {
     "fix(config): refuse an origin pattern below all names": "an example of a commit message",
     "sequenceDiagram": "a picture; tests/cluster/messages.rs sends such a message",
+    "join absent, or this user's all told, or dead": "a picture; the part `simulate` goes through these states",
     "cargo install --locked --path .": BUILDS + "tests/run has built it for this test, and cli_first.rs looks at the package",
     "cargo install --locked --path benches/load": BUILDS + "tests/run has built it for this test, and cli_first.rs looks at the package",
     "cargo build --release --bins --example cluster_figures": BUILDS + "cargo lint compiles it in .ci/run",
@@ -132,7 +133,7 @@ class Documents:
             for command, _, printed in (one.partition("\n") for one in commands):
                 self.steps.append(Step(section, kind, re.sub(r"\s+# .*", "", command), printed))
             if not commands:
-                self.steps.append(Step(section, kind, body.partition("\n")[0], body))
+                self.steps.append(Step(section, kind, " ".join(body.partition("\n")[0].split()), body))
 
     def take(self, section, kind="console"):
         """The next one of a section that is to be run here, each once."""
@@ -171,7 +172,7 @@ def matches(expected):
 
 
 def compare(what, expected, printed):
-    if not re.fullmatch(matches(expected), printed.rstrip("\n")):
+    if not re.fullmatch(matches(expected), printed.rstrip("\n"), re.DOTALL):
         sys.exit(f"{what}\n-- the document says\n{expected}\n-- and it printed\n{printed}")
     print(f"ok: {what}", flush=True)
 
