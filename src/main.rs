@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::pending;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
@@ -53,12 +53,31 @@ fn run(Cli { verb, options, .. }: Cli) -> anyhow::Result<ExitCode> {
             let verified = small_runtime()?.block_on(verified)?;
             io::stdout().write_all(format!("{verified}\n").as_bytes())?;
         }
+        Verb::Connect(connect) => {
+            let settings = options.with(connect.options.clone()).load()?;
+            let is_well = small_runtime()?.block_on(connect.talk(&settings))?;
+            return Ok(success_if(is_well));
+        }
+        Verb::Operate(operation) => {
+            let settings = options.with(operation.api().options.clone()).load()?;
+            let answer = small_runtime()?.block_on(operation.ask(&settings))?;
+            answer.write(&mut io::stdout(), io::stdout().is_terminal())?;
+            return Ok(success_if(answer.is_success()));
+        }
         Verb::Completions(shell) => shell.write(Cli::program(), &mut io::stdout())?,
         Verb::Man(man) => man.write(Cli::program(), &mut io::stdout())?,
         // Ends the process, except for `help bench`: the load generator has a help of its own.
         Verb::Help(help) => return run(Cli::parse_from(help.arguments())),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn success_if(is_well: bool) -> ExitCode {
+    if is_well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn small_runtime() -> io::Result<runtime::Runtime> {

@@ -1,4 +1,4 @@
-//! `POST /api/drain` and `PUT /api/log-filter`: requests that change the process.
+//! `POST /api/drain` and `PUT /api/log-filter`: requests that change the process; and the filter that is in effect.
 
 use hyper::StatusCode;
 use hyper::body::Incoming;
@@ -46,15 +46,26 @@ pub(super) async fn drain(
     Ok(json(StatusCode::ACCEPTED, &requested))
 }
 
+#[derive(Serialize)]
+struct LogFilter {
+    filter: String,
+}
+
+pub(super) fn log_filter(
+    state: &ApiState,
+    query: Option<&str>,
+) -> Result<ApiResponse, ProblemDetails> {
+    let [] = request::query(query, [])?;
+    let filter = state.logs.filter();
+    let filter = filter.map_err(|error| ProblemDetails::unavailable(&error))?;
+    Ok(json(StatusCode::OK, &LogFilter { filter }))
+}
+
 pub(super) async fn filter_logs(
     state: &ApiState,
     parts: &Parts,
     body: Incoming,
 ) -> Result<ApiResponse, ProblemDetails> {
-    #[derive(Serialize)]
-    struct LogFilter {
-        filter: String,
-    }
     let [] = request::query(parts.uri.query(), [])?;
     let body = request::body(&parts.headers, body, state.config.small_body()).await?;
     let [filter] = request::fields(&body, ["filter"])?;

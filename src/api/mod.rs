@@ -48,9 +48,9 @@ const POST: Allowed = Allowed {
     methods: &[Method::POST],
     header: "POST",
 };
-const PUT: Allowed = Allowed {
-    methods: &[Method::PUT],
-    header: "PUT",
+const GET_OR_PUT: Allowed = Allowed {
+    methods: &[Method::GET, Method::HEAD, Method::PUT],
+    header: "GET, HEAD, PUT",
 };
 
 impl Api {
@@ -100,8 +100,12 @@ impl Api {
                 control::drain(state, &parts, body).await
             }
             "log-filter" => {
-                PUT.check(&parts)?;
-                control::filter_logs(state, &parts, body).await
+                GET_OR_PUT.check(&parts)?;
+                if parts.method == Method::PUT {
+                    control::filter_logs(state, &parts, body).await
+                } else {
+                    control::log_filter(state, query)
+                }
             }
             path => {
                 let id = path.strip_prefix("users/").filter(|id| !id.contains('/'));

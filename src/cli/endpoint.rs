@@ -54,6 +54,23 @@ impl Endpoint {
         Ok(Some(Self::at(address, trust, client)))
     }
 
+    /// A URL that the command line names.
+    pub(super) fn named(url: &Uri, limits: Limits) -> Result<Self, TrustError> {
+        let scheme = url.scheme_str().unwrap_or_default();
+        let scheme = if matches!(scheme, "https" | "wss") {
+            "https"
+        } else {
+            "http"
+        };
+        let host = url.authority().map_or("", |authority| authority.as_str());
+        let client = match scheme {
+            "https" => HttpClient::new(Trust::System, limits)?,
+            _ => HttpClient::plain(limits),
+        };
+        let base = format!("{scheme}://{host}");
+        Ok(Self { base, client })
+    }
+
     fn at(address: SocketAddr, trust: Option<Trust<'_>>, client: HttpClient) -> Self {
         let scheme = if trust.is_some() { "https" } else { "http" };
         let base = format!("{scheme}://{}", reachable(address));
@@ -65,6 +82,21 @@ impl Endpoint {
         let url = format!("{}{path}", self.base);
         url.parse().expect("made of the parts of a URL")
     }
+}
+
+/// A URL with one of these schemes and a host.
+pub(super) fn url(text: &str, schemes: [&str; 2]) -> Result<Uri, String> {
+    let [plain, tls] = schemes;
+    let url = text.parse::<Uri>().ok();
+    url.filter(|url| {
+        let has_user = url
+            .authority()
+            .is_some_and(|host| host.as_str().contains('@'));
+        url.scheme_str()
+            .is_some_and(|scheme| schemes.contains(&scheme))
+            && !has_user
+    })
+    .ok_or_else(|| format!("a URL that begins with {plain}:// or {tls}://, without a user name"))
 }
 
 /// The address to connect to for an address to listen on: `0.0.0.0` and `[::]` become the loopback address.

@@ -1,20 +1,29 @@
 //! The command line: verbs, options, and the work of the small verbs. Does not exit, bind or serve.
 
 mod bench;
+mod connect;
+mod conversation;
 mod describe;
 mod endpoint;
 mod healthcheck;
 mod init;
+mod lines;
+mod operate;
 mod options;
+mod readable;
+mod terminal;
 mod token;
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 pub use bench::{BenchArguments, StartBenchError, installed};
+pub use connect::{ConnectError, ConnectOptions};
+pub use conversation::{ConversationError, InputError};
 pub use describe::{CompletionArguments, HelpArguments, ManArguments};
 pub use endpoint::EndpointError;
 pub use healthcheck::healthcheck;
 pub use init::{InitArguments, InitError};
+pub use operate::{Answer, ApiOptions, OperateError, Operation, Sort};
 pub use options::Options;
 pub use token::{IssueOptions, TokenError, TokenVerb, VerifyOptions};
 
@@ -55,6 +64,11 @@ pub enum Verb {
     Config(ConfigVerb),
     /// Ask the relay of this configuration whether it is alive: exit code 0 if it is, else 1
     Healthcheck(Options),
+    /// Talk to a relay as a user: by hand on a terminal, by JSON lines in a pipe
+    Connect(ConnectOptions),
+    /// The commands of operators.
+    #[command(flatten)]
+    Operate(Operation),
     /// Put load on a relay, measure it and check every message: exit code 0 if all is right, else 1
     #[command(disable_help_flag = true)]
     Bench(BenchArguments),

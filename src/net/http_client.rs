@@ -1,4 +1,4 @@
-//! The client for what the process asks of other servers by HTTP/1.1: key sets, and its own health. The load
+//! The client for what the process asks of servers by HTTP/1.1: key sets, and for commands a relay. The load
 //! generator reads metrics by it. A request has a limit on its time and on the bytes of its response. The client
 //! follows no redirect, has no cookies and keeps no connection.
 
@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, CONNECTION, HeaderValue};
+use hyper::upgrade::{self, Upgraded};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -138,6 +139,29 @@ impl HttpClient {
             }
             let (url, status) = (url.clone(), response.status());
             Err(HttpError::Status { url, status })
+        })
+        .await
+    }
+
+    /// The response of any status, with its body or with the connection that it was upgraded to.
+    pub async fn ask(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(Response<Bytes>, Option<Upgraded>), HttpError> {
+        let url = request.uri().clone();
+        self.in_time(&url, async {
+            let mut response = self.exchange(request).await?;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                let upgraded = upgrade::on(&mut response).await;
+                let upgraded = upgraded.map_err(|error| HttpError::Request {
+                    url: url.clone(),
+                    source: error.into(),
+                })?;
+                return Ok((response.map(|_| Bytes::new()), Some(upgraded)));
+            }
+            let (head, body) = response.into_parts();
+            let body = self.read(&url, body).await?;
+            Ok((Response::from_parts(head, body), None))
         })
         .await
     }

@@ -46,6 +46,13 @@ impl Logs {
         Self { filter }
     }
 
+    /// The filter in effect, in the order in which its directives count.
+    pub fn filter(&self) -> Result<String, LogError> {
+        let shown = self.filter.with_current(ToString::to_string)?;
+        let named = shown.split(',').filter(|directive| *directive != NATS_OFF);
+        Ok(named.collect::<Vec<_>>().join(","))
+    }
+
     /// Replaces the filter, for example by `"info,switchboard=debug"`.
     pub fn set_filter(&self, filter: &str) -> Result<(), LogError> {
         Ok(self.filter.reload(parse_filter(filter)?)?)
@@ -65,6 +72,9 @@ pub(super) fn init(
     Ok(logs)
 }
 
+/// What is added to a filter that does not name the NATS client.
+const NATS_OFF: &str = "async_nats=off";
+
 /// Parses a filter. The NATS client is off unless the filter names it, because this process logs the same
 /// events in its own words.
 fn parse_filter(text: &str) -> Result<EnvFilter, ParseError> {
@@ -72,7 +82,7 @@ fn parse_filter(text: &str) -> Result<EnvFilter, ParseError> {
     if text.contains("async_nats") {
         return Ok(filter);
     }
-    Ok(filter.add_directive("async_nats=off".parse()?))
+    Ok(filter.add_directive(NATS_OFF.parse()?))
 }
 
 fn subscriber<W>(
@@ -312,7 +322,9 @@ mod tests {
     fn the_filter_changes_while_the_process_runs() {
         let lines = logged(LogFormat::Text, |logs| {
             debug!("before");
+            assert_eq!(logs.filter().unwrap(), "info");
             logs.set_filter("debug").unwrap();
+            assert_eq!(logs.filter().unwrap(), "debug");
             debug!("between");
             assert!(matches!(logs.set_filter("a=b=c"), Err(LogError::Filter(_))));
             debug!("still");

@@ -493,7 +493,7 @@ async fn a_wrong_method_gets_the_list_of_methods() {
         ("/api/users/1", "GET, HEAD, DELETE"),
         ("/api/status", "GET, HEAD"),
         ("/api/drain", "POST"),
-        ("/api/log-filter", "PUT"),
+        ("/api/log-filter", "GET, HEAD, PUT"),
         ("/api/openapi.yaml", "GET, HEAD"),
     ] {
         for method in ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"] {

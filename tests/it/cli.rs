@@ -639,9 +639,9 @@ fn healthcheck_does_not_wait_for_long() {
 }
 
 /// A relay in a process of its own, killed with the test.
-struct Served {
-    process: Child,
-    address: SocketAddr,
+pub(crate) struct Served {
+    pub(crate) process: Child,
+    pub(crate) address: SocketAddr,
 }
 
 impl Served {
@@ -669,7 +669,7 @@ impl Served {
         served
     }
 
-    fn get(&self, path: &str) -> Option<String> {
+    pub(crate) fn get(&self, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.address).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
         write!(
@@ -682,7 +682,7 @@ impl Served {
         Some(answer)
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let id = self.process.id().to_string();
         assert!(
             Command::new("kill")
@@ -700,7 +700,7 @@ impl Served {
         drop(sent.unwrap());
     }
 
-    fn exit_code(&mut self) -> Option<i32> {
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
         eventually(|| self.process.try_wait().unwrap()).code()
     }
 }

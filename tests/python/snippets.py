@@ -75,6 +75,9 @@ BUILDS = "builds what a command below it runs; "
 # What no test runs.
 LEFT_OUT = {
     "fix(config): refuse an origin pattern below all names": "an example of a commit message",
+    "You are user 1. /to 7 chooses user 7 as the recipient, /help lists the commands, Ctrl-D leaves.": (
+        "on a terminal; cli_talk.rs makes the same conversation"
+    ),
     "sequenceDiagram": "a picture; tests/cluster/messages.rs sends such a message",
     "join absent, or this user's all told, or dead": "a picture; the part `simulate` goes through these states",
     "cargo install --locked --path .": BUILDS + "tests/run has built it for this test, and cli_first.rs looks at the package",
@@ -520,6 +523,21 @@ def settings(documents, _binary, folder, environment):
     shell.end()
 
 
+def converse(documents, _binary, folder, environment):
+    """`connect` in a pipe, and the commands of operators, each with a relay."""
+    for section, address in (("src/cli/README.md#talk", USERS), ("src/cli/README.md#operators", ADMIN)):
+        # The settings of `init` name the address of operators.
+        admin = f"127.0.0.1:{free_port()}" if address == ADMIN else ""
+        shell = Shell(folder, {**environment, "SWITCHBOARD__ADMIN__LISTEN": admin})
+        shell.places[ADMIN] = admin
+        for step in documents.take(section):
+            if step.key.endswith("&"):
+                shell.start(step.key, address)
+            else:
+                shell.show(step)
+        shell.end()
+
+
 def cluster(documents, _binary, folder, environment):
     """Two nodes and NATS, and a message from one to the other."""
     shell, section, nodes = Shell(folder, environment, NATS, *NODES), "src/cluster/README.md#", iter(NODES)
@@ -571,7 +589,7 @@ def prepare(binary, node_modules, folder):
 
 
 RUNS = [
-    start, talk, contribute, wire, page_program, programs, drive, measure, settings, traces, cluster,
+    start, talk, contribute, wire, page_program, programs, drive, measure, settings, traces, converse, cluster,
     plain("src/cli/README.md#"), plain("src/cli/README.md#completions-and-the-manual"),
     plain("k8s/README.md#kubernetes"), plain("tests/attacks/README.md#check-your-settings"),
 ]

@@ -1,0 +1,58 @@
+//! The input and output of `connect` in a pipe: a frame of `switchboard.v1` in each line.
+
+use std::io::{self, BufRead, Read, Write};
+use std::thread;
+
+use serde_json::Value;
+use tokio::sync::mpsc::Sender;
+
+use super::conversation::{InputError, Interface, Typed};
+
+/// The longest line: no relay takes a larger frame (`limits.frame_bytes`).
+const LINE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// JSON lines on stdin and stdout.
+#[derive(Debug)]
+pub(super) struct JsonLines;
+
+impl JsonLines {
+    /// Begins to read. A thread of its own does, because a read of stdin cannot be cancelled.
+    pub(super) fn start(typed: Sender<Typed>) -> Self {
+        thread::spawn(move || {
+            let mut input = io::stdin().lock();
+            for number in 1.. {
+                let Some(line) = next_line(&mut input, number).transpose() else {
+                    return;
+                };
+                let is_last = line.is_err();
+                let is_empty = line.as_ref().is_ok_and(|line| line.trim_ascii().is_empty());
+                if !is_empty && typed.blocking_send(line).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        Self
+    }
+}
+
+fn next_line(input: &mut impl BufRead, number: u64) -> Result<Option<String>, InputError> {
+    let mut line = Vec::new();
+    let read = input
+        .take(LINE_BYTES_MAX + 1)
+        .read_until(b'\n', &mut line)?;
+    if read as u64 > LINE_BYTES_MAX {
+        let (line, limit) = (number, LINE_BYTES_MAX);
+        return Err(InputError::TooLong { line, limit });
+    }
+    let line = String::from_utf8(line).map_err(|_| InputError::NotUtf8 { line: number })?;
+    Ok((read > 0).then_some(line))
+}
+
+impl Interface for JsonLines {
+    fn show(&mut self, text: &str, _frame: &Value) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.write_all(b"\n")?;
+        out.flush()
+    }
+}
