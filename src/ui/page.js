@@ -59,6 +59,7 @@ const textLabel = element("text-label", HTMLLabelElement);
 const send = element("send", HTMLButtonElement);
 const problem = element("problem", HTMLParagraphElement);
 const joinAgain = element("new", HTMLButtonElement);
+const empty = element("empty", HTMLParagraphElement);
 const frames = new Tail(element("frames", HTMLOListElement), FRAMES_MAX);
 
 const conversation = new Conversation(element("log", HTMLDivElement), element("unread", HTMLButtonElement), showTitle);
@@ -109,17 +110,21 @@ function onState(now) {
       break;
     }
     case "closed":
-      phase.textContent =
-        now.code === TAKEN_OVER ? "taken over: this id is open somewhere else" : `closed: ${now.reason}`;
       if (now.status === UNAUTHORIZED || now.code === TOKEN_EXPIRED) askForToken(now.reason ?? "");
+      else if (now.code === TAKEN_OVER) phase.textContent = "taken over: this id is open somewhere else";
+      else phase.textContent = `closed: ${now.reason}`;
       break;
   }
+  showRecipient();
 }
 
 /** @param {string} reason */
 function askForToken(reason) {
+  const isRefused = token.value !== "";
+  phase.textContent = isRefused ? "not connected: the token was refused" : "not connected: a token is needed";
   tokenForm.hidden = false;
-  tokenProblem.textContent = token.value === "" ? "This relay asks for a token." : `The token was refused: ${reason}`;
+  tokenProblem.textContent = isRefused ? `The token was refused: ${reason}` : "This relay asks for a token.";
+  tokenProblem.classList.toggle("refused", isRefused);
   token.focus();
 }
 
@@ -177,7 +182,11 @@ function setRecipient(id) {
 }
 
 function showRecipient() {
-  textLabel.textContent = recipient() === null ? "Message" : `Write to ${recipient()}`;
+  const id = recipient();
+  textLabel.textContent = id === null ? "Message" : `Write to ${id}`;
+  if (state.dataset.phase === "closed") empty.textContent = "No messages.";
+  else if (id !== null) empty.textContent = `No messages yet. Write to ${id}.`;
+  else empty.textContent = "No messages yet. Open this page in another tab, and write to the number that it shows.";
 }
 
 /** The recipient in the form; null if it is not an id. */

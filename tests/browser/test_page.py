@@ -140,6 +140,7 @@ def test_a_message_above_the_limit_stays_in_the_box_and_names_the_limit(start_re
 def test_a_visitor_reads_what_this_is_and_can_type_at_once(relay, open_tab):
     tab = open_tab(relay)
     assert "Write to another person by number" in tab.text_content("header")
+    assert "Open this page in another tab" in tab.text_content("#empty")
     assert tab.locator("#to:focus").count() == 1
     assert "on this computer" in tab.text_content("#invite-label")
     tab.click("summary")
@@ -150,6 +151,7 @@ def test_a_visitor_reads_what_this_is_and_can_type_at_once(relay, open_tab):
 def test_an_invited_visitor_reads_to_whom_to_write(relay, open_tab):
     tab = open_tab(relay, "/#to=7")
     assert tab.text_content("#text-label") == "Write to 7"
+    assert tab.text_content("#empty") == "No messages yet. Write to 7."
     assert tab.locator("#text:focus").count() == 1
 
 
@@ -426,10 +428,12 @@ def test_the_page_asks_for_a_token_and_says_why_one_is_refused(start_relay, open
     tab = open_tab(relay, phase="closed")
     assert tab.is_visible("#token") and tab.is_disabled("#send")
     assert tab.text_content("#token-problem") == "This relay asks for a token."
+    assert tab.text_content("#phase") == "not connected: a token is needed"
     assert tab.locator("#token:focus").count() == 1
     tab.keyboard.type("nonsense")
     tab.keyboard.press("Enter")
     until(lambda: tab.text_content("#token-problem") == "The token was refused: unauthorized", "the reason")
+    assert tab.text_content("#phase") == "not connected: the token was refused"
     tab.fill("#token", relay.issue_token())
     tab.press("#token", "Enter")
     tab.wait_for_selector("#state[data-phase=open]")
