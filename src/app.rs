@@ -285,6 +285,7 @@ fn build_relay(
 ) -> anyhow::Result<(Relay, RelayTasks)> {
     metrics.connections_limited_to(users_max);
     metrics.mailboxes_limited_to(settings.mailbox.total_bytes);
+    metrics.outcomes_limited_to(settings.limits.outcomes_bytes);
     let directory = Directory::new();
     let (cluster, cluster_tasks) = if settings.cluster.nats_url.is_empty() {
         (None, None)

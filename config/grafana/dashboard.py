@@ -254,6 +254,8 @@ def rows():
         graph("Bytes waiting", "Bytes that wait, bytes that mailboxes have reserved for them, and the limit of all reservations together (mailbox.total_bytes).",
               "bytes", ("switchboard_mailbox_bytes", f"{BY_NODE} waiting"), ("switchboard_mailbox_reserved_bytes", f"{BY_NODE} reserved"),
               ("min (switchboard_mailbox_limit_bytes)", "limit"), overrides=[dashed("limit")]),
+        graph("Outcomes unread", "Bytes that users have reserved for outcomes that they have not read, and the limit of all of them together (limits.outcomes_bytes).",
+              "bytes", ("switchboard_outcome_bytes", f"{BY_NODE} unread"), ("min (switchboard_outcome_limit_bytes)", "limit"), overrides=[dashed("limit")]),
         by_reason("Dropped: the recipient is too slow or gone", "queue_full: the mailbox was full, or mailbox.total_bytes was used up. disconnected: the recipient left before the message was flushed.",
                   'switchboard_messages_dropped_total{reason=~"queue_full|disconnected|expired"}'),
     ]

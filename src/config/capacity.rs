@@ -102,13 +102,15 @@ impl MachineLimits {
         }
         let idle = CONNECTION_BYTES.saturating_mul(users as u64);
         let waiting = settings.mailbox.total_bytes;
+        let outcomes = settings.limits.outcomes_bytes;
         if let Some(memory) = memory
-            && idle.saturating_add(waiting) > memory
+            && idle.saturating_add(waiting).saturating_add(outcomes) > memory
         {
-            let [idle, waiting, memory] = [idle, waiting, memory].map(mebibytes);
+            let [idle, waiting, outcomes, memory] =
+                [idle, waiting, outcomes, memory].map(mebibytes);
             warnings.push(format!(
-                "memory is {memory}, but {users} idle users need {idle} and mailbox.total_bytes \
-                 is {waiting}: {} limits.connections or lower mailbox.total_bytes",
+                "memory is {memory}, but {users} idle users need {idle}, mailbox.total_bytes is {waiting} \
+                 and limits.outcomes_bytes is {outcomes}: {} limits.connections or lower mailbox.total_bytes",
                 if connections.is_some() {
                     "lower"
                 } else {

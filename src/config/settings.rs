@@ -162,6 +162,9 @@ pub struct LimitSettings {
     pub bad_messages: u32,
     /// Outcomes outstanding on one connection.
     pub outcomes_pending: u32,
+    /// Bytes of the outcomes outstanding on all connections.
+    #[serde(with = "units::size")]
+    pub outcomes_bytes: u64,
     /// Messages a second from one connection.
     pub message_rate: Option<u32>,
     /// Bytes of messages a second from one connection.

@@ -10,7 +10,9 @@ use std::task::{Context, Waker};
 use super::bounds::MailboxBounds;
 use super::mailbox::{Fit, Mailbox, Message, MessageFrame, QueuedMessage, message_cost};
 use super::memory_pressure::{Evictable, SizeClass};
-use super::receipt::{Addressee, MessageId, Receipt, Undeliverable, settle_undeliverable};
+use super::receipt::{
+    Addressee, MessageId, Receipt, Undeliverable, outcome_bytes, settle_undeliverable,
+};
 use super::state::{Accepts, ClientState, Command, Flushed};
 use super::sync::{ClientGuard, ClientMutex};
 use super::wake::Wakes;
@@ -37,6 +39,8 @@ pub struct Taken {
     pub messages: bool,
     /// Outcomes that were added to the write buffer.
     pub outcomes: u32,
+    /// What these took while they were outstanding.
+    pub outcome_bytes: u32,
     /// The command to end, if there is one.
     pub command: Option<Command>,
 }
@@ -273,6 +277,7 @@ impl Client {
                 state.replies = Vec::new();
             }
             taken.outcomes = std::mem::take(&mut state.outcomes);
+            taken.outcome_bytes = std::mem::take(&mut state.outcome_bytes);
             is_empty = false;
         }
         if state.overflowed > 0 && self.dialect == Dialect::V1 {
@@ -404,6 +409,7 @@ impl Addressee for Client {
         let outbound = Outbound::Outcome { id, status };
         push_frame(&mut state.replies, self.dialect, outbound);
         state.outcomes += 1;
+        state.outcome_bytes += outcome_bytes(id);
         state.unpark()
     }
 }

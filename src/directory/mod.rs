@@ -40,7 +40,7 @@ pub use client::{Client, Taken};
 pub use mailbox::{Message, QueuedMessage, give_back};
 pub(crate) use outcomes::PendingOutcomes;
 pub use receipt::Receipt;
-pub(crate) use receipt::{Undeliverable, settle_undeliverable};
+pub(crate) use receipt::{Undeliverable, outcome_bytes, settle_undeliverable};
 pub(crate) use state::Strength;
 pub use state::{Command, Flushed};
 use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard, lock};

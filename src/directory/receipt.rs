@@ -1,6 +1,7 @@
 //! What is owed for one message: its outcome, to the addressee that asked for it, and the end of its
 //! trace. A client's mailbox holds receipts, so a receipt knows its addressee by a trait only.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -12,12 +13,11 @@ use tokio::sync::oneshot;
 use super::outcomes::PendingOutcomes;
 use super::wake::Wakes;
 use crate::ledger::InHand;
-use crate::protocol::Status;
+use crate::protocol::{JsonString, Status};
 use crate::telemetry::metrics::{DropReason, Metrics};
 use crate::telemetry::traces::Traced;
 
-/// The name that an addressee gave a message: a user's JSON integer or string as it came, or a node's
-/// token.
+/// The name that an addressee gave a message: a user's JSON integer or string, or a node's token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MessageId {
     Number(i64),
@@ -29,10 +29,29 @@ impl MessageId {
         // A literal that does not read back as it came, such as "-0", is kept as text.
         match literal.parse::<i64>() {
             Ok(number) if itoa::Buffer::new().format(number) == literal => Self::Number(number),
-            _ => Self::Text(literal.into()),
+            _ => Self::Text(shortest(literal).into()),
         }
     }
 }
+
+/// The shortest JSON literal of the same value, because a string may be spelt with six bytes a letter.
+fn shortest(literal: &str) -> Cow<'_, str> {
+    if !literal.contains('\\') {
+        return literal.into();
+    }
+    let decoded = serde_json::from_str::<JsonString<'_>>(literal);
+    let encoded = decoded.and_then(|text| serde_json::to_string(&text.0));
+    encoded.map_or(literal.into(), Cow::Owned)
+}
+
+/// What an outcome with this id takes while it is outstanding: its receipt, which is less, and then its frame.
+pub(crate) fn outcome_bytes(id: &str) -> u32 {
+    let id = u32::try_from(shortest(id).len()).unwrap_or(u32::MAX);
+    id.saturating_add(OUTCOME_BYTES)
+}
+
+/// The bytes of an outcome beside its id.
+const OUTCOME_BYTES: u32 = 96;
 
 /// The receiver of outcomes: a connected user, another node, or a task of this node.
 pub(super) trait Addressee: fmt::Debug + Send + Sync {
@@ -180,5 +199,27 @@ impl Addressee for WaitingTask {
         // A task that stopped waiting has told its own caller so.
         let _stopped_waiting = outcome_tx.send(status).is_err();
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_kept_as_the_shortest_literal_of_its_value() {
+        let spelt = format!("\"{}\"", "\\u0041".repeat(64));
+        let long = format!("\"{}\"", "A".repeat(64));
+        for (given, kept) in [
+            (&*spelt, &*long),
+            (r#""plain""#, r#""plain""#),
+            (r#""\/\u00e9\ud83d\ude00""#, r#""/é😀""#),
+            (r#""\u0022\u005c\u000a""#, r#""\"\\\n""#),
+            ("-0", "-0"),
+        ] {
+            assert_eq!(MessageId::new(given), MessageId::Text(kept.into()));
+            assert_eq!(outcome_bytes(given), outcome_bytes(kept));
+        }
+        assert_eq!(MessageId::new("-7"), MessageId::Number(-7));
     }
 }

@@ -98,6 +98,8 @@ pub(super) struct ClientState {
     /// Outcome frames that wait for the socket.
     pub(super) replies: Vec<u8>,
     pub(super) outcomes: u32,
+    /// What these took while they were outstanding.
+    pub(super) outcome_bytes: u32,
     /// Messages dropped for want of room since the last notice.
     pub(super) overflowed: u32,
     /// Messages received from the user.
@@ -117,6 +119,7 @@ impl ClientState {
             mailbox,
             replies: Vec::new(),
             outcomes: 0,
+            outcome_bytes: 0,
             overflowed: 0,
             received: 0,
             command: None,

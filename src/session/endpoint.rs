@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::context::{SessionConfig, SessionContext};
 use super::frames::FrameIo;
+use super::replies::Replies;
 use super::timers::{NEVER, micros};
 use crate::directory::{Flushed, QueuedMessage, Wakes};
 use crate::protocol::{Dialect, Outbound, push_frame};
@@ -33,42 +34,6 @@ pub(super) struct Endpoint<S> {
     pub(super) write_deadline: u64,
     /// Nothing is read until the timer fires, at most [`THROTTLE_MICROS`] later.
     pub(super) is_throttled: bool,
-}
-
-/// Outcomes and errors that a user is owed. A bound on them bounds what a peer can make the relay hold
-/// for it by not reading.
-#[derive(Debug, Default)]
-pub(super) struct Replies {
-    owed: u32,
-    /// How many of them are in the write buffer.
-    in_buffer: u32,
-}
-
-impl Replies {
-    pub(super) fn owed(&self) -> u32 {
-        self.owed
-    }
-
-    /// Notes that the user will get `count` more.
-    pub(super) fn promise(&mut self, count: u32) {
-        self.owed += count;
-    }
-
-    /// Notes one that was put into the write buffer at once.
-    pub(super) fn on_pushed(&mut self) {
-        self.owed += 1;
-        self.in_buffer += 1;
-    }
-
-    /// Notes that so many of those promised are in the write buffer.
-    pub(super) fn on_taken(&mut self, count: u32) {
-        self.in_buffer += count;
-    }
-
-    /// Notes that the write buffer has left.
-    pub(super) fn on_flushed(&mut self) {
-        self.owed -= std::mem::take(&mut self.in_buffer);
-    }
 }
 
 impl<S> Endpoint<S> {
@@ -106,14 +71,24 @@ impl<S> Endpoint<S> {
     /// Puts an error into the write buffer. It counts as a reply, so that reading pauses for a peer that
     /// sends bad messages and does not read the errors.
     pub(super) fn push_error(&mut self, code: &str, detail: &str, id: Option<&str>) {
-        self.push(Outbound::Error { code, detail, id });
-        self.replies.on_pushed();
+        self.push_reply(Outbound::Error { code, detail, id });
     }
 
     /// Puts the answer to a ping into the write buffer. It counts as a reply, as an error does.
     pub(super) fn push_pong(&mut self, id: Option<&str>) {
-        self.push(Outbound::Pong { id });
-        self.replies.on_pushed();
+        self.push_reply(Outbound::Pong { id });
+    }
+
+    fn push_reply(&mut self, outbound: Outbound<'_>) {
+        let before = self.io.output.len();
+        self.push(outbound);
+        let bytes = self.io.output.len() - before;
+        self.replies.on_pushed(bytes, &self.context.metrics);
+    }
+
+    /// Owes the outcome of a message with this id.
+    pub(super) fn promise(&mut self, id: &str) {
+        self.replies.promise(id, &self.context.metrics);
     }
 
     /// When a step of a close that begins now has to be done.
@@ -131,6 +106,7 @@ impl<S> Endpoint<S> {
     /// Settles all messages that the user has not got as dropped.
     pub(super) fn leave(&mut self, reason: DropReason) {
         let in_flight = std::mem::take(&mut self.in_flight);
+        self.replies.release(&self.context.metrics);
         self.membership
             .client()
             .settle(std::mem::take(&mut self.flushed));

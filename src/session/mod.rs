@@ -13,6 +13,7 @@ mod machine;
 mod rates;
 mod read;
 mod receive;
+mod replies;
 mod state;
 mod timers;
 mod tracker;

@@ -161,7 +161,10 @@ impl<S: Transport> OpenTurn<'_, S> {
             endpoint,
             turn,
         } = self;
-        let may_read = endpoint.replies.owed() < endpoint.config().outcomes_pending
+        let SessionContext {
+            config, metrics, ..
+        } = &*endpoint.context;
+        let may_read = endpoint.replies.have_room(config, metrics)
             && endpoint.membership.poll_ready(cx).is_ready();
         if may_read {
             open.heartbeat.resume(turn.now);

@@ -61,7 +61,10 @@ impl<S> OpenTurn<'_, S> {
             _ => return false,
         };
         push_data(&mut self.endpoint.io.output, kind, payload);
-        self.endpoint.replies.on_pushed();
+        let Endpoint {
+            replies, context, ..
+        } = &mut *self.endpoint;
+        replies.on_pushed(payload.len(), &context.metrics);
         true
     }
 
@@ -98,7 +101,9 @@ impl<S> OpenTurn<'_, S> {
         }
         match decoded {
             Ok(inbound) => {
-                endpoint.replies.promise(inbound.id.is_some().into());
+                if let Some(id) = inbound.id {
+                    endpoint.promise(id);
+                }
                 endpoint.flushed.received += 1;
                 endpoint.membership.send(inbound, turn.now, &mut turn.wakes);
                 ControlFlow::Continue(())
@@ -120,7 +125,9 @@ impl<S> OpenTurn<'_, S> {
     fn refuse(&mut self, id: Option<&str>, reason: DropReason, status: Status) {
         let Self { endpoint, turn, .. } = self;
         endpoint.flushed.received += 1;
-        endpoint.replies.promise(id.is_some().into());
+        if let Some(id) = id {
+            endpoint.promise(id);
+        }
         endpoint
             .membership
             .refuse(id, reason, status, &mut turn.wakes);
@@ -158,7 +165,7 @@ impl<S> OpenTurn<'_, S> {
                 let Self { endpoint, turn, .. } = self;
                 endpoint.push_error(bad.code(), &bad.to_string(), id);
                 if let Some(id) = id {
-                    endpoint.replies.promise(1);
+                    endpoint.promise(id);
                     endpoint.membership.reject(id, &mut turn.wakes);
                 }
                 self.count_bad_message()

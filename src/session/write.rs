@@ -94,7 +94,7 @@ impl<S: Transport> Machine<S> {
             return Poll::Pending;
         }
         endpoint.write_deadline = NEVER;
-        endpoint.replies.on_flushed();
+        endpoint.replies.on_flushed(&endpoint.context.metrics);
         if self.state.is_reading_paused() {
             // There may be room for outcomes again, which the next turn's reading looks at.
             cx.waker().wake_by_ref();
@@ -117,7 +117,9 @@ impl<S: Transport> Machine<S> {
         if taken.messages {
             endpoint.on_taken(taken_before, turn.time(&endpoint.context));
         }
-        endpoint.replies.on_taken(taken.outcomes);
+        endpoint
+            .replies
+            .on_taken(taken.outcomes, taken.outcome_bytes);
         if let Some(command) = taken.command {
             self.on_command(command, turn.now);
         }

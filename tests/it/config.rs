@@ -956,13 +956,13 @@ fn settings_above_the_machine_get_a_warning() {
         ),
         (
             (Some(1_000_000), 2_000_000, Some(4 * GIB)),
-            "memory is 4GiB, but 1000000 idle users need 6054MiB and mailbox.total_bytes is 256MiB: \
-             lower limits.connections or lower mailbox.total_bytes",
+            "memory is 4GiB, but 1000000 idle users need 6054MiB, mailbox.total_bytes is 256MiB and \
+             limits.outcomes_bytes is 64MiB: lower limits.connections or lower mailbox.total_bytes",
         ),
         (
             (None, u64::MAX, Some(4 * GIB)),
-            "memory is 4GiB, but 10000000 idle users need 60548MiB and mailbox.total_bytes is 256MiB: \
-             set limits.connections or lower mailbox.total_bytes",
+            "memory is 4GiB, but 10000000 idle users need 60548MiB, mailbox.total_bytes is 256MiB and \
+             limits.outcomes_bytes is 64MiB: set limits.connections or lower mailbox.total_bytes",
         ),
     ];
     for ((connections, descriptors, memory), expected) in cases {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use switchboard::config::{Overflow, Strategy};
 
-use crate::harness::{Client, Dialect, Raw, Relay, Seen, clog, eventually};
+use crate::harness::{Client, Dialect, Raw, Relay, Seen, Wire, clog, eventually};
 
 const MAILBOX: &str = "switchboard_mailbox_messages";
 
@@ -315,6 +315,58 @@ async fn a_mailbox_is_emptied_when_its_owner_times_out() {
     })
     .await;
     drop(slow);
+    relay.stop().await;
+}
+
+/// Users that ask for outcomes and do not read them share the room for outcomes, and leave a part of it to others. An
+/// id takes no more room than its value, however it is spelt.
+#[tokio::test]
+async fn unread_outcomes_are_bounded_by_bytes_and_others_get_theirs() {
+    const LIMIT: u64 = 256 << 10;
+    const USERS: u64 = 8;
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.limits.outcomes_bytes = LIMIT;
+        settings.limits.outcomes_pending = 1 << 20;
+    })
+    .await;
+    let id = "\\u0041".repeat(64);
+    let text = format!(r#"{{"recipient_id":4294967295,"message":"","id":"{id}"}}"#);
+    let bytes = Wire::text(&text).bytes();
+    let mut writers = Vec::new();
+    for _ in 0..USERS {
+        let mut peer = relay.narrow_user(Dialect::V1).await;
+        let bytes = bytes.clone();
+        writers.push(tokio::spawn(async move {
+            // Until the relay stops reading from it.
+            let write = async { while peer.try_write(&bytes).await.is_ok() {} };
+            drop(tokio::time::timeout(Duration::from_secs(5), write).await);
+            peer
+        }));
+    }
+    let mut slow = Vec::new();
+    for writer in writers {
+        slow.push(writer.await.unwrap());
+    }
+    let used = relay.metric("switchboard_outcome_bytes", &[]).await;
+    assert!((LIMIT / 2..LIMIT).contains(&used), "{used} of {LIMIT}");
+    assert_eq!(
+        relay.metric("switchboard_outcome_limit_bytes", &[]).await,
+        LIMIT
+    );
+    let mut user = relay.v1().await;
+    for id in 0..100 {
+        user.ask(u64::from(u32::MAX), "", id).await;
+    }
+    for id in 0..100 {
+        user.learns(id, "offline").await;
+    }
+    for peer in slow {
+        peer.reset();
+    }
+    drop(user);
+    relay
+        .until_metric("switchboard_outcome_bytes", &[], 0)
+        .await;
     relay.stop().await;
 }
 

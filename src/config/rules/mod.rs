@@ -192,6 +192,7 @@ fn limit_rules(limits: &LimitSettings) -> Vec<Rule> {
         frame_bytes,
         bad_messages,
         outcomes_pending,
+        outcomes_bytes,
         message_rate,
         byte_rate,
         accept_rate,
@@ -229,6 +230,12 @@ fn limit_rules(limits: &LimitSettings) -> Vec<Rule> {
         .with(&["limits.message_bytes"]),
         count("limits.bad_messages", *bad_messages, COUNT_MAX).warn_above_default(),
         count("limits.outcomes_pending", *outcomes_pending, COUNT_MAX).warn_above_default(),
+        size(
+            "limits.outcomes_bytes",
+            *outcomes_bytes,
+            64 * KIB..=1024 * GIB,
+        )
+        .warn_above_default(),
         rate("limits.message_rate", message_rate),
         size("limits.byte_rate", byte_rate.unwrap_or(1), 1..=GIB).rate(byte_rate.is_some()),
         rate("limits.accept_rate", accept_rate),

@@ -13,6 +13,9 @@ pub(super) struct Gauges {
     pub(super) http_connections: IntGauge,
     pub(super) http_connections_limit: IntGauge,
     pub(super) mailbox_limit_bytes: IntGauge,
+    /// Also the counter that the limit is compared with.
+    pub(super) outcome_bytes: IntGauge,
+    pub(super) outcome_limit_bytes: IntGauge,
     draining: IntGauge,
     drain_deadline: IntGauge,
 }
@@ -36,6 +39,14 @@ impl Gauges {
             mailbox_limit_bytes: gauge(
                 "switchboard_mailbox_limit_bytes",
                 "The most bytes that all mailboxes may reserve together.",
+            ),
+            outcome_bytes: gauge(
+                "switchboard_outcome_bytes",
+                "Bytes that connected users have reserved for outcomes that they have not read.",
+            ),
+            outcome_limit_bytes: gauge(
+                "switchboard_outcome_limit_bytes",
+                "The most bytes that all users may reserve for outcomes together.",
             ),
             draining: gauge("switchboard_draining", "1 while the relay drains, else 0."),
             drain_deadline: gauge(

@@ -266,6 +266,24 @@ impl Metrics {
         gauges::set(&self.gauges.mailbox_limit_bytes, bytes);
     }
 
+    pub(crate) fn outcomes_limited_to(&self, bytes: u64) {
+        gauges::set(&self.gauges.outcome_limit_bytes, bytes);
+    }
+
+    /// Bytes of `limits.outcomes_bytes` that no user has reserved.
+    pub(crate) fn outcome_bytes_free(&self) -> u64 {
+        let free = self.gauges.outcome_limit_bytes.get() - self.gauges.outcome_bytes.get();
+        u64::try_from(free).unwrap_or(0)
+    }
+
+    pub(crate) fn outcome_bytes_reserved(&self, bytes: u32) {
+        self.gauges.outcome_bytes.add(bytes.into());
+    }
+
+    pub(crate) fn outcome_bytes_released(&self, bytes: u32) {
+        self.gauges.outcome_bytes.sub(bytes.into());
+    }
+
     pub(crate) fn bytes_read(&self, count: usize) {
         self.shards
             .current()
