@@ -32,8 +32,6 @@ pub(super) struct Endpoint<S> {
     pub(super) replies: Replies,
     /// Until when a blocked write must make progress; [`NEVER`] while none is blocked.
     pub(super) write_deadline: u64,
-    /// Nothing is read until the timer fires, at most [`THROTTLE_MICROS`] later.
-    pub(super) is_throttled: bool,
 }
 
 impl<S> Endpoint<S> {
@@ -50,7 +48,6 @@ impl<S> Endpoint<S> {
             flushed: Flushed::default(),
             replies: Replies::default(),
             write_deadline: NEVER,
-            is_throttled: false,
         }
     }
 

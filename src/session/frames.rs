@@ -54,6 +54,8 @@ pub(super) struct FrameIo<S> {
     is_flooded: bool,
     /// Bytes that this turn may still pass on, where `is_flooded`.
     small_frame_budget: u16,
+    /// The session reads nothing until its timer fires.
+    pub(super) is_throttled: bool,
 }
 
 impl<S> FrameIo<S> {
@@ -74,6 +76,7 @@ impl<S> FrameIo<S> {
             owes_pong: false,
             is_flooded: false,
             small_frame_budget: 0,
+            is_throttled: false,
         }
     }
 

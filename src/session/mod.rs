@@ -114,7 +114,7 @@ impl<S: Transport> Future for Session<S> {
         }
         let mut next = machine.next_deadline().min(next_expiry);
         // Read again, because a turn with system calls takes long enough to matter here.
-        if machine.endpoint.is_throttled {
+        if machine.endpoint.io.is_throttled {
             next = next.min(machine.endpoint.context.now() + THROTTLE_MICROS);
         }
         let epoch = machine.endpoint.context.epoch();
@@ -126,7 +126,7 @@ impl<S: Transport> Future for Session<S> {
 impl<S: Transport> Machine<S> {
     fn turn(&mut self, turn: &mut Turn, is_due: bool, cx: &mut Context<'_>) {
         if is_due {
-            self.endpoint.is_throttled = false;
+            self.endpoint.io.is_throttled = false;
         }
         let was_open = self.state.is_open();
         self.read(turn, cx);

@@ -20,7 +20,7 @@ use crate::protocol::close_code;
 impl<S: Transport> Machine<S> {
     pub(super) fn read(&mut self, turn: &mut Turn, cx: &mut Context<'_>) {
         let endpoint = &mut self.endpoint;
-        if endpoint.is_throttled {
+        if endpoint.io.is_throttled {
             return;
         }
         let step = match &mut self.state {
@@ -93,7 +93,7 @@ impl<S: Transport> OpenTurn<'_, S> {
                 Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
                     if !endpoint.io.is_input_used() {
                         // The budget for small frames is spent.
-                        endpoint.is_throttled = true;
+                        endpoint.io.is_throttled = true;
                         return ControlFlow::Continue(());
                     }
                     if endpoint.io.is_idle() {
@@ -119,7 +119,7 @@ impl<S: Transport> OpenTurn<'_, S> {
             return self.close(Close::new(close_code::PROTOCOL, "malformed frame header"));
         }
         if endpoint.io.is_budget_spent() {
-            endpoint.is_throttled = true;
+            endpoint.io.is_throttled = true;
             return ControlFlow::Continue(false);
         }
         // A turn reads one chunk's bytes. TLS brings them in several pieces.
@@ -192,7 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Endpoint<S> {
             }
             if self.io.is_flooded() {
                 // Small frames cost by their number, so that they are read slowly, as in an open session.
-                self.is_throttled = true;
+                self.io.is_throttled = true;
                 break;
             }
         }

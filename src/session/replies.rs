@@ -24,8 +24,6 @@ pub(super) struct Replies {
     /// What those take that are owed, and those in the write buffer.
     owed_bytes: u32,
     in_buffer_bytes: u32,
-    /// What is reserved for them, in whole steps.
-    reserved: u32,
 }
 
 impl Replies {
@@ -40,10 +38,15 @@ impl Replies {
         if self.owed == 0 {
             return true;
         }
-        let is_reserved = self.owed_bytes + NEXT_BYTES <= self.reserved;
+        let is_reserved = self.owed_bytes + NEXT_BYTES <= self.reserved();
         self.owed < config.outcomes_pending
             && (is_reserved
-                || u64::from(self.reserved + STEP) <= metrics.outcome_bytes_free() / SHARE)
+                || u64::from(self.reserved() + STEP) <= metrics.outcome_bytes_free() / SHARE)
+    }
+
+    /// What is reserved for those that are owed, in whole steps.
+    fn reserved(&self) -> u32 {
+        self.owed_bytes.next_multiple_of(STEP)
     }
 
     /// Notes that the user will get the outcome of a message with this id.
@@ -59,12 +62,11 @@ impl Replies {
     }
 
     fn owe(&mut self, bytes: u32, metrics: &Metrics) {
+        let before = self.reserved();
         self.owed += 1;
         self.owed_bytes += bytes;
-        if self.owed_bytes > self.reserved {
-            let more = (self.owed_bytes - self.reserved).next_multiple_of(STEP);
-            self.reserved += more;
-            metrics.outcome_bytes_reserved(more);
+        if self.owed_bytes > before {
+            metrics.outcome_bytes_reserved(self.reserved() - before);
         }
     }
 
@@ -76,17 +78,20 @@ impl Replies {
 
     /// Notes that the write buffer has left.
     pub(super) fn on_flushed(&mut self, metrics: &Metrics) {
+        if self.in_buffer == 0 {
+            return;
+        }
+        let before = self.reserved();
         self.owed -= std::mem::take(&mut self.in_buffer);
         self.owed_bytes -= std::mem::take(&mut self.in_buffer_bytes);
-        let keep = self.owed_bytes.next_multiple_of(STEP);
-        if keep < self.reserved {
-            metrics.outcome_bytes_released(self.reserved - keep);
-            self.reserved = keep;
+        let keep = self.reserved();
+        if keep < before {
+            metrics.outcome_bytes_released(before - keep);
         }
     }
 
     /// Gives back what is reserved, at the end of the session.
     pub(super) fn release(&mut self, metrics: &Metrics) {
-        metrics.outcome_bytes_released(std::mem::take(self).reserved);
+        metrics.outcome_bytes_released(std::mem::take(self).reserved());
     }
 }

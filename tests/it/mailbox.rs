@@ -347,8 +347,11 @@ async fn unread_outcomes_are_bounded_by_bytes_and_others_get_theirs() {
     for writer in writers {
         slow.push(writer.await.unwrap());
     }
-    let used = relay.metric("switchboard_outcome_bytes", &[]).await;
-    assert!((LIMIT / 2..LIMIT).contains(&used), "{used} of {LIMIT}");
+    let reserved = relay.metric("switchboard_outcome_bytes", &[]).await;
+    assert!(
+        (LIMIT / 2..LIMIT).contains(&reserved),
+        "{reserved} of {LIMIT}"
+    );
     assert_eq!(
         relay.metric("switchboard_outcome_limit_bytes", &[]).await,
         LIMIT
