@@ -26,7 +26,7 @@ use super::state::{HttpState, ListenerRole};
 use super::stream::HttpStream;
 use super::upgrade::{JoinedUser, PendingUpgrade, Source};
 use crate::admission::{LimitExceeded, PendingSlot};
-use crate::net::tls::ClientHello;
+use crate::net::tls::{ClientHello, FailedHandshake};
 use crate::net::{ByteStream, ending, proxy_protocol};
 use crate::session::Session;
 use crate::telemetry::metrics::Rejection;
@@ -213,7 +213,10 @@ async fn open(
     };
     // Counts a handshake only when the whole hello is here: until then the connection has cost next to nothing,
     // and peers that never send it must not use up the rates.
-    let hello = ClientHello::read(stream).await?;
+    let hello = match ClientHello::read(stream).await {
+        Ok(hello) => hello,
+        Err(failed) => return Err(end_failed(failed, state).await),
+    };
     if let Err(exceeded) = count_tls_handshake(client_addr, role, state) {
         hello.refuse();
         return Err(OpenError::LimitExceeded {
@@ -221,11 +224,23 @@ async fn open(
             client_addr,
         });
     }
-    let stream = tls.accept(hello, &state.background).await?;
-    Ok(Opened {
-        stream: ByteStream::Tls(Box::new(stream)),
-        client_addr,
-    })
+    match tls.accept(hello, &state.background).await {
+        Ok(stream) => Ok(Opened {
+            stream: ByteStream::Tls(Box::new(stream)),
+            client_addr,
+        }),
+        Err(failed) => Err(end_failed(failed, state).await),
+    }
+}
+
+/// Ends a connection whose TLS handshake has failed, so that the client gets the alert. The caller bounds the time
+/// of the whole handshake.
+async fn end_failed(failed: FailedHandshake, state: &HttpState) -> OpenError {
+    let FailedHandshake { error, stream } = failed;
+    if let Some(stream) = stream {
+        ending::end(stream, state.sessions.close_timeout()).await;
+    }
+    error.into()
 }
 
 /// The client's address by the PROXY protocol header, if the peer is a trusted proxy, and else the peer's.

@@ -85,11 +85,25 @@ impl ReloadHistory {
 #[derive(Debug)]
 pub(crate) struct ClientHello(StartHandshake<RecordStream>);
 
+/// A handshake that has failed. An alert was written that tells the client why (RFC 8446 section 6.2).
+#[derive(Debug)]
+pub(crate) struct FailedHandshake {
+    pub(crate) error: io::Error,
+    /// Has to be ended in order, or a reset could overtake the alert. None where the stream itself has failed.
+    pub(crate) stream: Option<RecordStream>,
+}
+
 impl ClientHello {
     /// Reads until the hello is whole. Fails as soon as the bytes cannot be one.
-    pub(crate) async fn read(stream: TcpStream) -> io::Result<Self> {
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), RecordStream::new(stream));
-        Ok(Self(hello.await?))
+    pub(crate) async fn read(stream: TcpStream) -> Result<Self, FailedHandshake> {
+        let mut hello = LazyConfigAcceptor::new(Acceptor::default(), RecordStream::new(stream));
+        match (&mut hello).await {
+            Ok(hello) => Ok(Self(hello)),
+            Err(error) => Err(FailedHandshake {
+                error,
+                stream: hello.take_io(),
+            }),
+        }
     }
 
     /// Resets the connection. A reset is one packet, and the kernel keeps no state of the connection. The client
@@ -149,11 +163,19 @@ impl Tls {
         &self,
         ClientHello(hello): ClientHello,
         background: &BackgroundPool,
-    ) -> io::Result<TlsStream<RecordStream>> {
+    ) -> Result<TlsStream<RecordStream>, FailedHandshake> {
         let config = self.certificate.current.load().config.clone();
         // rustls computes the server's answer in this call, before the first poll of the returned future.
-        let answered = background.run(move || hello.into_stream(config)).await?;
-        answered.await
+        let answered = background.run(move || hello.into_stream(config)).await;
+        let answered = answered.map_err(|error| FailedHandshake {
+            error,
+            stream: None,
+        })?;
+        let completed = answered.into_fallible().await;
+        completed.map_err(|(error, stream)| FailedHandshake {
+            error,
+            stream: Some(stream),
+        })
     }
 
     /// Takes a new certificate when the files have one. Runs until it is dropped. Files that cannot be used leave

@@ -19,7 +19,7 @@ use crate::protocol::Dialect;
 const READ_BUFFER_BYTES: usize = 1024;
 
 /// The most reads of a turn that bring something. TLS brings at most a record of 16 KiB with each, so a turn
-/// still reads a chunk.
+/// still reads a chunk. A read goes on over records that are empty; rustls refuses more than 32 of these in a row.
 const READS_MAX: u32 = 4;
 
 /// One poll of a session. Its buffers belong to the worker thread, so that an idle connection owns none.

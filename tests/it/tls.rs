@@ -254,6 +254,36 @@ async fn long_text(stream: &mut (impl AsyncRead + Unpin)) -> String {
     String::from_utf8(text).unwrap()
 }
 
+/// An alert that is lost leaves the client with a reset that says nothing (RFC 8446 section 6.2).
+#[tokio::test]
+async fn a_handshake_that_fails_ends_with_its_alert_and_without_a_reset() {
+    let relay = Secured::start(|_| {}).await;
+    let no_hello = [22, 3, 1, 0, 4, 1, 0, 0, 0].to_vec();
+    let hello_and_no_more = [relay.hello(), [23, 3, 3, 0, 32].to_vec(), vec![0; 32]].concat();
+    for begin in [
+        no_hello,
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        hello_and_no_more,
+    ] {
+        let mut stream = TcpStream::connect(relay.users).await.unwrap();
+        // What is not read when a socket closes makes the kernel reset the connection.
+        let sent = [begin, vec![0; 30_000]].concat();
+        stream.write_all(&sent).await.unwrap();
+        let mut answer = Vec::new();
+        let read = timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        read.expect("an end within the time limit")
+            .expect("an end without a reset");
+        // The content of an alert after the hello is encrypted.
+        let has_alert = answer
+            .windows(3)
+            .any(|head| matches!(head, [21 | 23, 3, 3]));
+        assert!(has_alert, "{answer:?}");
+        stream.shutdown().await.unwrap();
+    }
+    relay.until_connections(0).await;
+    relay.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_talk_over_both_versions_of_tls() {
     let relay = Secured::start(|_| {}).await;
@@ -467,6 +497,7 @@ async fn an_incomplete_hello_uses_up_no_rate() {
     let mut plain = connect_from(HERE, relay.users).await;
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     assert!(matches!(heard(&mut plain).await, Heard::Other(_)));
+    drop(plain);
     relay.until_connections(5).await;
     assert_eq!(relay.answered(1, HERE, "").await, 1);
 
