@@ -122,7 +122,7 @@ fn the_documented_file_is_the_default() {
     ];
     assert_eq!(
         seconds.map(|duration| duration.as_secs()),
-        [5, 0, 25, 10, 10, 5, 5, 30, 40, 10, 5]
+        [5, 0, 25, 10, 20, 5, 5, 30, 40, 10, 5]
     );
 }
 

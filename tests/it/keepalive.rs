@@ -311,6 +311,33 @@ async fn a_user_who_reads_slowly_stays() {
     assert_eq!(all.await.unwrap(), 1012);
 }
 
+/// A kernel lets a slow reader take no less than about 130 KB at a time on loopback. A reader of 10 kB/s is one that a
+/// write makes progress for every 13 s; the test has five times the rate, and a fifth of the default timeout.
+#[tokio::test]
+async fn a_user_who_reads_ten_kilobytes_a_second_stays_by_default() {
+    const FASTER: u32 = 5;
+    const RATE: u32 = 10_000 * FASTER;
+    let relay = Relay::start(Strategy::Directory, |settings| {
+        settings.keepalive.write_timeout /= FASTER;
+    })
+    .await;
+    let mut sender = relay.v1().await;
+    let mut slow = relay.raw_user(Dialect::Bare).await;
+    clog(&relay, &mut sender, slow.id, 60_000, 15).await;
+    let begun = Instant::now();
+    let mut taken = 0;
+    while taken < 600_000 {
+        let due = begun + Duration::from_secs(1) * taken / RATE;
+        sleep(due.saturating_duration_since(Instant::now())).await;
+        let mut piece = [0; 5_000];
+        let read = slow.stream.read(&mut piece).await;
+        let read = read.expect("the relay keeps the connection");
+        assert_ne!(read, 0, "closed after {taken} bytes");
+        taken += u32::try_from(read).unwrap();
+    }
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn a_client_with_a_library_answers_pings_by_itself() {
     let relay = pinging(
