@@ -7,8 +7,10 @@ loses a packet twice. The settings are the defaults.
 Others write 1.5 times as much to each user as its link carries, a minute long, then nothing for a minute. Each user
 reads on, answers pings and sends long messages itself. All stay; no connection may close.
 
-Prints a line a minute, and at the end what was closed and why; exits with 1 if anything was. Needs root, for two
-network namespaces of its own, which end with it.
+Prints a line a minute, and at the end what was closed and why; exits with 1 if anything was. A user or a proxy that
+waits for a CPU does not read on: the lines say for how long one did, and where that was over 3 s, the test exits with
+2, because what it saw says nothing about the relay. Needs root, for two network namespaces of its own, which end with
+it.
 """
 
 import asyncio
@@ -26,6 +28,8 @@ import urllib.request
 
 PORT = 18094
 SLOWEST, FASTEST = 10_000, 200_000
+PROXY_PROCESSES = 4
+STARVED = 3.0  # seconds
 KEY = bytes(4)  # a masking key of zeros does not change the payload (RFC 6455, section 5.3)
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 
@@ -70,13 +74,38 @@ async def join(host, port):
 
 
 async def frames(reader):
-    while True:
-        first, length = await reader.readexactly(2)
-        if length == 126:
-            (length,) = struct.unpack(">H", await reader.readexactly(2))
-        elif length == 127:
-            (length,) = struct.unpack(">Q", await reader.readexactly(8))
-        yield first & 0x0F, await reader.readexactly(length)
+    """Yields the frames that each read completes, as a list: most are small, and a step of asyncio for each costs too
+    much."""
+    data = b""
+    while piece := await reader.read(16 * 1024):
+        data += piece
+        begin, whole = 0, []
+        while len(data) >= begin + 2:
+            length, head = data[begin + 1], 2
+            if length >= 126:
+                head = 4 if length == 126 else 10
+                length = int.from_bytes(data[begin + 2 : begin + head], "big")
+            end = begin + head + length
+            if len(data) < end or len(data) < begin + head:
+                break
+            whole.append((data[begin] & 0x0F, data[begin + head : end]))
+            begin = end
+        data = data[begin:]
+        yield whole
+    raise EOFError("the end of the stream")
+
+
+class Lag:
+    """How long this process had to wait for a CPU, at most."""
+
+    def __init__(self):
+        self.most = 0.0
+
+    async def watch(self):
+        while True:
+            begin = time.monotonic()
+            await asyncio.sleep(0.1)
+            self.most = max(self.most, time.monotonic() - begin - 0.1)
 
 
 class User:
@@ -91,14 +120,15 @@ class User:
         joined()
         sends = asyncio.create_task(self.send(writer))
         try:
-            async for opcode, payload in frames(reader):
-                self.messages += opcode == TEXT
-                if opcode == PING:
-                    self.pings += 1
-                    writer.write(frame(PONG, payload))
-                elif opcode == CLOSE:
-                    self.end = f"close {struct.unpack('>H', payload[:2])[0]} {payload[2:].decode()}"
-                    return
+            async for whole in frames(reader):
+                for opcode, payload in whole:
+                    self.messages += opcode == TEXT
+                    if opcode == PING:
+                        self.pings += 1
+                        writer.write(frame(PONG, payload))
+                    elif opcode == CLOSE:
+                        self.end = f"close {struct.unpack('>H', payload[:2])[0]} {payload[2:].decode()}"
+                        return
         except (OSError, EOFError) as error:
             self.end = self.end or repr(error)
         finally:
@@ -118,7 +148,7 @@ async def proxy(host):
 
     async def carry(reader, writer):
         delay = random.uniform(0.02, 0.3)
-        late = asyncio.Queue(32)  # so that a stall of one direction is soon felt at its other end
+        late = asyncio.Queue(8)  # so that a stall of one direction is soon felt at its other end
 
         async def pass_on():
             while (item := await late.get())[1]:
@@ -128,9 +158,9 @@ async def proxy(host):
             writer.close()
 
         passes = asyncio.create_task(pass_on())
-        while data := await reader.read(4096):
+        while data := await reader.read(16 * 1024):
             # One packet in 200 is lost twice: 0.2 s and 0.4 s pass until it is there. Sometimes it is lost more often.
-            lost = random.choice([0.6, 0.6, 1.4, 3]) if random.random() < 0.005 else 0
+            lost = random.choice([0.6, 0.6, 1.4, 3]) if random.random() < 0.005 * len(data) / 4096 else 0
             await late.put((time.monotonic() + delay + lost, data))
         await late.put((0, b""))
         await passes
@@ -146,14 +176,57 @@ async def proxy(host):
     return server.sockets[0].getsockname()[1]
 
 
+async def answer_lines(answer):
+    """Prints an answer whenever a line comes from the process that has started this one."""
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    while await lines.readline():
+        print(json.dumps(answer()), flush=True)
+
+
+async def run_proxies(links):
+    """A process of proxies. Prints their ports, and then its lag whenever it reads a line."""
+    print(json.dumps({n: await proxy(link(n)[0]) for n in links}), flush=True)
+    lag = Lag()
+    _watches = asyncio.create_task(lag.watch())
+    await answer_lines(lambda: lag.most)
+    # At once: connections are under way, and nobody waits for them any more.
+    os._exit(0)
+
+
+class Process:
+    """A process of this program in the same namespace or, if it is wrapped, in another one."""
+
+    def __init__(self, soak, *wrapped, **environment):
+        self.process = subprocess.Popen(
+            [*wrapped, sys.executable, *sys.argv],
+            env=os.environ | {"SOAK": soak} | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def read(self):
+        return json.loads(self.process.stdout.readline())
+
+    def ask(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.read()
+
+
 async def run_users(count):
     """The users' process. Prints their ids, and then their state whenever it reads a line."""
     users = [User(n, count, by_proxy=n % 2 == 1) for n in range(count)]
+    by_proxy = [user.n for user in users if user.by_proxy]
+    shares = [by_proxy[part::PROXY_PROCESSES] for part in range(PROXY_PROCESSES)]
+    proxies = [Process("proxies", LINKS=json.dumps(share)) for share in shares]
+    ports = {int(n): port for process in proxies for n, port in process.read().items()}
     tasks = []
     for user in users:
         host, port = link(user.n)[0], PORT
         if user.by_proxy:
-            host, port = "127.0.0.1", await proxy(host)
+            host, port = "127.0.0.1", ports[user.n]
         joined = asyncio.Event()
         tasks.append(asyncio.create_task(user.run(host, port, joined.set)))
         await asyncio.wait_for(joined.wait(), 30)
@@ -161,22 +234,25 @@ async def run_users(count):
     for user in users:
         user.ids = ids
     print(json.dumps(ids), flush=True)
-    lines = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
-    )
-    while await lines.readline():
-        states = [vars(user) | {"ids": None} for user in users]
-        print(json.dumps(states), flush=True)
+    lag = Lag()
+    tasks.append(asyncio.create_task(lag.watch()))
+
+    def state():
+        lags = [process.ask() for process in proxies]
+        return {"users": [vars(user) | {"ids": None} for user in users], "lag": max(lag.most, *lags)}
+
+    # The proxies end when the pipes to them do.
+    await answer_lines(state)
 
 
 async def write_to(ids, count, until):
     """Writes to each user 1.5 times what its link carries, every other minute."""
 
     async def answer(reader, writer):
-        async for opcode, payload in frames(reader):
-            if opcode == PING:
-                writer.write(frame(PONG, payload))
+        async for whole in frames(reader):
+            for opcode, payload in whole:
+                if opcode == PING:
+                    writer.write(frame(PONG, payload))
 
     joined = [await join("127.0.0.1", PORT) for _ in range(4)]
     writers = [writer for _, _, writer in joined]
@@ -185,12 +261,13 @@ async def write_to(ids, count, until):
     async def write(n, to):
         writer, begin = writers[n % len(writers)], random.random() * 120
         size = random.choice([200, 2_000, 20_000, 60_000])
-        data = message(to, size)
+        at_once = max(1, rate(n, count) // 10 // size)
+        data = message(to, size) * at_once
         while time.monotonic() < until:
             if (time.monotonic() + begin) % 120 < 60:
                 writer.write(data)
                 await writer.drain()
-            await asyncio.sleep(size / rate(n, count) / 1.5)
+            await asyncio.sleep(at_once * size / rate(n, count) / 1.5)
 
     await asyncio.gather(*(write(n, to) for n, to in enumerate(ids)))
     for task in answers:
@@ -230,14 +307,10 @@ async def soak(users, minutes, ids):
     writes = asyncio.create_task(write_to(ids, len(ids), until))
     told = set()
 
-    def states():
-        users.stdin.write("\n")
-        users.stdin.flush()
-        return json.loads(users.stdout.readline())
-
     while (left := until - time.monotonic()) > 0:
         await asyncio.sleep(min(60, left))
-        here, metrics = await asyncio.to_thread(states), await asyncio.to_thread(scrape)
+        state, metrics = await asyncio.to_thread(users.ask), await asyncio.to_thread(scrape)
+        here, lag = state["users"], state["lag"]
         ended = [user for user in here if user["end"]]
         for user in ended:
             if user["n"] not in told:
@@ -247,7 +320,7 @@ async def soak(users, minutes, ids):
             f"{(time.monotonic() - begin) / 60:5.1f} min: {len(here) - len(ended)} of {len(here)} users are there; "
             f"they got {sum(user['messages'] for user in here):,} messages and "
             f"{metrics['switchboard_socket_written_bytes_total'] / 1e6:,.0f} MB, "
-            f"and {sum(user['pings'] for user in here):,} pings",
+            f"and {sum(user['pings'] for user in here):,} pings; one waited for a CPU for {lag:.1f} s",
             flush=True,
         )
     await writes
@@ -262,7 +335,9 @@ async def soak(users, minutes, ids):
     gap = metrics["switchboard_messages_received_total"] - settled
     print(f"gap in the ledger: {gap:.0f}")
     closed = sum(value for name, value in metrics.items() if name.startswith("switchboard_connections_closed_total"))
-    return not ended and closed == 0 and gap == 0
+    if lag > STARVED:
+        return 2
+    return 0 if not ended and closed == 0 and gap == 0 else 1
 
 
 def main():
@@ -272,6 +347,9 @@ def main():
     minutes, count = (int(value) for value in [*given, *["30", "200"][len(given) :]])
     if os.environ.get("SOAK") is None:
         os.execvpe("unshare", ["unshare", "--net", sys.executable, *sys.argv], os.environ | {"SOAK": "relay"})
+    if os.environ["SOAK"] == "proxies":
+        asyncio.run(run_proxies(json.loads(os.environ["LINKS"])))
+        return
     if os.environ["SOAK"] == "users":
         sys.stdin.readline()  # the links are there
         asyncio.run(run_users(count))
@@ -283,22 +361,14 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended early"))
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     relay = subprocess.Popen([binary, "--listen", f"0.0.0.0:{PORT}"], stderr=subprocess.DEVNULL)
-    users = subprocess.Popen(
-        ["unshare", "--net", sys.executable, *sys.argv],
-        env=os.environ | {"SOAK": "users"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    users = Process("users", "unshare", "--net")
     try:
         time.sleep(1)  # until `unshare` has its namespace
-        lay_links(count, users.pid)
-        users.stdin.write("\n")
-        users.stdin.flush()
-        ids = json.loads(users.stdout.readline())
-        sys.exit(0 if asyncio.run(soak(users, minutes, ids)) else 1)
+        lay_links(count, users.process.pid)
+        ids = users.ask()
+        sys.exit(asyncio.run(soak(users, minutes, ids)))
     finally:
-        users.kill()
+        users.process.kill()
         relay.kill()
 
 
