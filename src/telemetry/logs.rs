@@ -225,9 +225,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
+    struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Written {
+    impl io::Write for LogBuffer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
         }
@@ -237,7 +237,7 @@ mod tests {
         }
     }
 
-    impl Written {
+    impl LogBuffer {
         fn lines(&self) -> Vec<String> {
             let bytes = self.0.lock().unwrap();
             str::from_utf8(&bytes)
@@ -250,7 +250,7 @@ mod tests {
 
     /// The lines that a program logs in this format.
     fn logged(format: LogFormat, program: impl FnOnce(&Logs)) -> Vec<String> {
-        let written = Written::default();
+        let written = LogBuffer::default();
         let writer = written.clone();
         let settings = LogSettings {
             format,
