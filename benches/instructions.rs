@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use gungraun::prelude::*;
-use parts::{Ids, Joiner, Mail, Pair, RECIPIENT, frames, plain, turned, user, with_id};
+use parts::{Crowd, Ids, Joiner, Mail, Pair, RECIPIENT, frames, plain, turned, user, with_id};
 use switchboard::directory::{Client, Directory};
 use switchboard::protocol::{Dialect, Outbound, Status, decode, push_frame};
 
@@ -48,9 +48,8 @@ fn encoding_a_message((mut buffer, message): (Vec<u8>, String)) -> Vec<u8> {
         buffer.clear();
         let outbound = Outbound::Message {
             sender_id: user(1).into(),
-            traceparent: None,
-            tracestate: None,
             message: black_box(&message),
+            trace: "",
         };
         push_frame(&mut buffer, Dialect::V1, outbound);
     }
@@ -125,6 +124,16 @@ fn push_and_take(mut mail: Mail, at_once: u32) -> Mail {
     mail
 }
 
+#[library_benchmark]
+#[bench::full_mailbox(Crowd::new(64 << 10))]
+#[bench::no_room(Crowd::new(56 << 10))]
+fn refusing(mut crowd: Crowd) -> Crowd {
+    for _ in 0..TIMES {
+        crowd.push(black_box(7));
+    }
+    crowd
+}
+
 fn pair(dialect: Dialect, text: &str, count: usize) -> (Pair, Vec<u8>) {
     let mut pair = Pair::new(dialect);
     let frames = frames(text, count);
@@ -150,7 +159,7 @@ library_benchmark_group!(
     benchmarks = [decoding, encoding_a_message, encoding_an_outcome]
 );
 library_benchmark_group!(name = directory, benchmarks = [lookup, join_and_leave]);
-library_benchmark_group!(name = mailbox, benchmarks = push_and_take);
+library_benchmark_group!(name = mailbox, benchmarks = [push_and_take, refusing]);
 library_benchmark_group!(name = session, benchmarks = end_to_end);
 
 /// glibc chooses its copy and compare functions by the processor. Without these features it chooses the same on

@@ -10,7 +10,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use data_encoding::BASE64URL_NOPAD;
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
-use parts::{Ids, Joiner, Mail, Pair, RECIPIENT, frames, plain, turned, user, with_id};
+use parts::{Crowd, Ids, Joiner, Mail, Pair, RECIPIENT, frames, plain, turned, user, with_id};
 use switchboard::auth::{self, Auth};
 use switchboard::config::{self, AuthMode, Secret, Settings};
 use switchboard::directory::Directory;
@@ -25,6 +25,7 @@ fn main() {
     decoding(&mut criterion);
     encoding(&mut criterion);
     mailbox(&mut criterion);
+    refusal(&mut criterion);
     end_to_end(&mut criterion);
     lookup(&mut criterion);
     join_and_leave(&mut criterion);
@@ -52,9 +53,8 @@ fn encoding(criterion: &mut Criterion) {
     let texts = [32, 1024].map(|bytes| format!("\"{}\"", "x".repeat(bytes)));
     let message = |message| Outbound::Message {
         sender_id: user(1).into(),
-        traceparent: None,
-        tracestate: None,
         message,
+        trace: "",
     };
     let outcome = Outbound::Outcome {
         id: "7",
@@ -84,6 +84,16 @@ fn mailbox(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("push_take", count), |bencher| {
             bencher.iter(|| mail.pass(black_box(count)));
         });
+    }
+}
+
+/// Times a message that finds its mailbox full, and one that finds the bytes of all mailboxes used up by mailboxes as
+/// large as its own.
+fn refusal(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("refuse");
+    for (name, bytes) in [("full_mailbox", 64 << 10), ("no_room", 56 << 10)] {
+        let mut crowd = Crowd::new(bytes);
+        group.bench_function(name, |bencher| bencher.iter(|| crowd.push(black_box(7))));
     }
 }
 

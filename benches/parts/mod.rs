@@ -179,6 +179,59 @@ impl Mail {
     }
 }
 
+/// Users in a [`Crowd`].
+const CROWD: u64 = 4400;
+/// The most messages in each of their mailboxes.
+const FULL: u32 = 60;
+
+/// Users that read nothing, with mailboxes as full as they can be and all alike.
+pub(crate) struct Crowd {
+    joiner: Joiner,
+    clients: Vec<Arc<Client>>,
+    message: String,
+    wakes: Wakes,
+}
+
+impl Crowd {
+    /// All mailboxes together may hold `bytes` for each. With [`FULL`] KiB or more, each mailbox is full of messages of
+    /// a kilobyte; with less, they have used up their bytes.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let joiner = Joiner {
+            bounds: Arc::new(MailboxBounds {
+                messages: FULL,
+                budget: Budget::new(CROWD * bytes),
+                ..bounds()
+            }),
+            ..Joiner::new()
+        };
+        let clients = (1..=CROWD).map(|id| joiner.client(id)).collect();
+        let mut crowd = Self {
+            joiner,
+            clients,
+            message: format!("\"{}\"", "x".repeat(960)),
+            wakes: Wakes::default(),
+        };
+        for _ in 0..FULL {
+            for index in 0..crowd.clients.len() {
+                crowd.push(index);
+            }
+        }
+        crowd
+    }
+
+    /// Pushes a message to one of the mailboxes. It is refused, because the mailbox or the budget is used up.
+    pub(crate) fn push(&mut self, index: usize) {
+        let message = Message {
+            sender: user(1).into(),
+            body: &self.message,
+            read_at: 0,
+            receipt: None,
+        };
+        let in_hand = InHand::receive(&*self.joiner.metrics);
+        self.clients[index].push(message, in_hand, &mut self.wakes);
+    }
+}
+
 /// A socket in memory, with the bytes that its client has sent and got.
 #[derive(Clone, Default)]
 struct Socket(Rc<RefCell<Buffers>>);

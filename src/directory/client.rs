@@ -1,25 +1,25 @@
 //! One connected user as others see it: its mailbox, the replies that it is owed, and the command to
 //! end. One lock guards all three. It is held for a few lines, and never while another client's is.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Waker};
+use std::task::Waker;
 
 use super::bounds::MailboxBounds;
-use super::mailbox::{Fit, Mailbox, Message, MessageFrame, QueuedMessage, message_cost};
+use super::mailbox::{Fit, Mailbox};
 use super::memory_pressure::{Evictable, SizeClass};
+use super::message::{Message, MessageFrame, QueuedMessage, message_cost, settle_dropped};
 use super::receipt::{
     Addressee, MessageId, Receipt, Undeliverable, outcome_bytes, settle_undeliverable,
 };
-use super::state::{Accepts, ClientState, Command, Flushed};
+use super::state::{Accepts, ClientState, Command};
 use super::sync::{ClientGuard, ClientMutex};
 use super::wake::Wakes;
 use crate::identity::{Subject, UserId, UserIdentity};
 use crate::ledger::InHand;
-use crate::protocol::{Dialect, Outbound, Status, message_frame_bytes, push_frame};
-use crate::telemetry::metrics::{DropReason, Metrics};
+use crate::protocol::{Dialect, Outbound, Status, message_frame_bytes, push_frame, trace_members};
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traced;
 
 /// One connected user. Its session owns the socket; all others reach the user through this.
@@ -29,20 +29,7 @@ pub struct Client {
     /// Seconds of the relay's clock. 32 bits, because that much is free beside the dialect.
     joined_at: u32,
     subject: Option<Subject>,
-    state: ClientMutex<ClientState>,
-}
-
-/// What a session took from its client.
-#[derive(Debug, Default)]
-pub struct Taken {
-    /// Messages were added to the buffers.
-    pub messages: bool,
-    /// Outcomes that were added to the write buffer.
-    pub outcomes: u32,
-    /// What these took while they were outstanding.
-    pub outcome_bytes: u32,
-    /// The command to end, if there is one.
-    pub command: Option<Command>,
+    pub(super) state: ClientMutex<ClientState>,
 }
 
 /// A client's figures for operators.
@@ -137,17 +124,18 @@ impl Client {
         in_hand: InHand<M>,
         wakes: &mut Wakes,
     ) {
-        let trace = message.receipt.as_ref().and_then(|receipt| receipt.trace());
-        let traceparent = trace.map(Traced::traceparent);
-        let tracestate = trace.and_then(Traced::tracestate);
-        let (traceparent, tracestate) = (traceparent.as_deref(), tracestate.as_deref());
-        let (dialect, sender, body_bytes) = (self.dialect, message.sender, message.body.len());
-        let bytes = message_frame_bytes(dialect, sender, body_bytes, traceparent, tracestate);
+        let dialect = self.dialect;
+        let trace = match &message.receipt {
+            Some(receipt) if dialect == Dialect::V1 => {
+                receipt.trace().map_or_else(String::new, members)
+            }
+            _ => String::new(),
+        };
+        let bytes = message_frame_bytes(dialect, message.sender, message.body.len(), trace.len());
         let bytes = u32::try_from(bytes).expect("limits.frame_bytes is far below 4 GiB");
         let frame = MessageFrame {
             dialect,
-            traceparent,
-            tracestate,
+            trace: &trace,
             bytes,
             cost: message_cost(bytes, message.receipt.as_deref()),
         };
@@ -234,7 +222,7 @@ impl Client {
     }
 
     #[cold]
-    fn move_candidate(self: &Arc<Self>, state: &mut ClientState, class: SizeClass) {
+    pub(super) fn move_candidate(self: &Arc<Self>, state: &mut ClientState, class: SizeClass) {
         let client: Weak<Self> = Arc::downgrade(self);
         let candidates = &state.mailbox.bounds().budget.candidates;
         candidates.move_entry(client, self.id(), state.size_class, class);
@@ -253,105 +241,6 @@ impl Client {
         }
     }
 
-    /// Settles what the session has flushed, and moves replies and about a write's worth of messages
-    /// to the ends of its buffers. If there is nothing, the session is woken for the next.
-    pub fn take(
-        &self,
-        flushed: Flushed,
-        frames: &mut Vec<u8>,
-        messages: &mut VecDeque<QueuedMessage>,
-        cx: &Context<'_>,
-    ) -> Taken {
-        let mut state = self.state.lock();
-        state.note_flushed(flushed);
-        let mut taken = Taken {
-            command: state.command.take(),
-            ..Taken::default()
-        };
-        let mut is_empty = true;
-        if !state.replies.is_empty() {
-            if frames.capacity() == 0 {
-                std::mem::swap(frames, &mut state.replies);
-            } else {
-                frames.append(&mut state.replies);
-                state.replies = Vec::new();
-            }
-            taken.outcomes = std::mem::take(&mut state.outcomes);
-            taken.outcome_bytes = std::mem::take(&mut state.outcome_bytes);
-            is_empty = false;
-        }
-        if state.overflowed > 0 && self.dialect == Dialect::V1 {
-            let count = std::mem::take(&mut state.overflowed).into();
-            push_frame(frames, self.dialect, Outbound::Dropped { count });
-            is_empty = false;
-        }
-        taken.messages = state.mailbox.take(frames, messages);
-        // Under the lock that a push takes: a message that comes after this finds `parked` and the
-        // waker, so no wake-up is lost between the look into the mailbox and the sleep.
-        state.parked = is_empty && !taken.messages;
-        match &mut state.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
-        taken
-    }
-
-    /// Settles what the session has flushed while it cannot write more. Returns the command to end, if
-    /// there is one.
-    pub(crate) fn settle(&self, flushed: Flushed) -> Option<Command> {
-        let mut state = self.state.lock();
-        state.note_flushed(flushed);
-        state.command.take()
-    }
-
-    /// Puts messages back that were taken and not written, not even in part, so that they can make
-    /// room for others.
-    pub(crate) fn put_back(&self, frames: &[u8], messages: VecDeque<QueuedMessage>) {
-        self.state.lock().mailbox.put_back(frames, messages);
-    }
-
-    /// Drops messages that have waited for longer than `mailbox.max_age` at `now`. Returns when to ask
-    /// again. Only a session that cannot write asks: all others take at once what comes.
-    pub(crate) fn expire(&self, now: u64, wakes: &mut Wakes) -> u64 {
-        let mut state = self.state.lock();
-        let next_expiry = state.mailbox.next_expiry(now);
-        if next_expiry > now {
-            return next_expiry;
-        }
-        let expired = state.mailbox.expire(now);
-        state.note_overflow(expired.len());
-        let next_expiry = state.mailbox.next_expiry(now);
-        drop(state);
-        settle_dropped(expired, Status::Expired, wakes);
-        next_expiry
-    }
-
-    /// Settles messages that were taken and not flushed, and all queued ones, as dropped. Accepts
-    /// nothing from here on.
-    pub(crate) fn leave(
-        self: &Arc<Self>,
-        taken: VecDeque<QueuedMessage>,
-        reason: DropReason,
-        wakes: &mut Wakes,
-    ) {
-        let mut state = self.state.lock();
-        state.accepts = Accepts::Nothing;
-        state.parked = false;
-        state.waker = None;
-        state.replies = Vec::new();
-        let queued = state.mailbox.drop_all(&taken, reason);
-        if state.size_class != SizeClass::default() {
-            self.move_candidate(&mut state, SizeClass::default());
-        }
-        drop(state);
-        let status = if reason == DropReason::Draining {
-            Status::Draining
-        } else {
-            Status::Disconnected
-        };
-        settle_dropped(taken.into_iter().chain(queued), status, wakes);
-    }
-
     /// A newer connection has this client's id: it accepts no more messages, and its session is told
     /// to end.
     pub(crate) fn on_replaced(&self, end: Command) {
@@ -368,30 +257,15 @@ impl Client {
         self.state.lock().accepts == Accepts::All
     }
 
-    /// Accepts nothing more, because its session has written all that it could. The session may still hear a
-    /// command while it waits for the end of its connection.
-    pub(crate) fn finish(&self) {
-        self.state.lock().accepts = Accepts::Nothing;
-    }
-
     pub(crate) fn has_finished(&self) -> bool {
         self.state.lock().accepts == Accepts::Nothing
     }
-
-    /// Accepts no more messages. Queued ones stay and are written.
-    pub(crate) fn shut(&self) {
-        self.state.lock().accepts = Accepts::Replies;
-    }
 }
 
-/// Tells the senders of dropped messages. The lock must not be held.
-fn settle_dropped(
-    dropped: impl IntoIterator<Item = QueuedMessage>,
-    status: Status,
-    wakes: &mut Wakes,
-) {
-    let receipts = dropped.into_iter().filter_map(|message| message.receipt);
-    receipts.for_each(|receipt| receipt.settle(status, wakes));
+/// What the frame of a traced message says of its trace.
+#[cold]
+fn members(trace: &Traced) -> String {
+    trace_members(&trace.traceparent(), trace.tracestate().as_deref())
 }
 
 impl Addressee for Client {

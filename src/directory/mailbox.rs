@@ -2,7 +2,6 @@
 //! and beside them an entry for each. A sender never waits for room: a full mailbox follows
 //! [`Overflow`]. Must not know of locks, wakers or sockets.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -10,50 +9,12 @@ use std::sync::Arc;
 use super::bounds::{Budget, MailboxBounds};
 use super::chunks::{Frames, WRITE_BYTES};
 use super::memory_pressure::SizeClass;
-use super::receipt::Receipt;
+use super::message::{ENTRY_BYTES, Message, MessageFrame, QueuedMessage};
+use super::spares::{give_back, spare_buffers};
 use crate::config::Overflow;
-use crate::identity::Sender;
 use crate::ledger::{Held, InHand};
-use crate::protocol::{Dialect, Outbound, push_frame};
+use crate::protocol::{Outbound, push_frame};
 use crate::telemetry::metrics::{DropReason, Metrics};
-
-/// The entry of one message that is queued or taken.
-#[derive(Debug)]
-pub struct QueuedMessage {
-    /// When its frame was read, microseconds of the app's clock.
-    pub(crate) read_at: u64,
-    /// What is owed for it, if anything.
-    pub(crate) receipt: Option<Box<Receipt>>,
-    /// The length of its frame.
-    pub(crate) bytes: u32,
-    /// Where its frame ends in the session's write buffer, after it was taken.
-    pub(crate) end: u32,
-}
-
-/// A message on its way into a mailbox.
-#[derive(Debug)]
-pub struct Message<'a> {
-    /// The author.
-    pub sender: Sender,
-    /// The text, as a JSON string literal.
-    pub body: &'a str,
-    /// When its frame was read, microseconds of the app's clock.
-    pub read_at: u64,
-    /// What is owed for it, if anything.
-    pub receipt: Option<Box<Receipt>>,
-}
-
-/// The frame that a message becomes for one recipient.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct MessageFrame<'a> {
-    pub(super) dialect: Dialect,
-    pub(super) traceparent: Option<&'a str>,
-    pub(super) tracestate: Option<&'a str>,
-    /// The length of the whole frame.
-    pub(super) bytes: u32,
-    /// What the message takes of the budget: [`QueuedMessage::cost`].
-    pub(super) cost: u32,
-}
 
 /// Whether one more message fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +28,9 @@ pub(super) enum Fit {
     /// The budget of all mailboxes is spent.
     OverBudget,
 }
+
+/// Bytes that a mailbox of at least four times as many gives at once.
+const EVICT_BYTES: u32 = 64 * 1024;
 
 /// The queue itself; a client's lock guards it.
 #[derive(Debug)]
@@ -194,8 +158,7 @@ impl Mailbox {
         let outbound = Outbound::Message {
             sender_id: sender,
             message: body,
-            traceparent: frame.traceparent,
-            tracestate: frame.tracestate,
+            trace: frame.trace,
         };
         push_frame(
             self.frames.room_for(frame.bytes as usize),
@@ -324,6 +287,7 @@ impl Mailbox {
     }
 
     /// Settles `count` taken messages, whose frames and receipts have so many bytes, as delivered.
+    #[inline(never)]
     pub(super) fn delivered(&mut self, count: u32, bytes: u32, receipt_bytes: u32) {
         self.held.delivered(count);
         // What is stuck was taken first, so it leaves first.
@@ -380,55 +344,8 @@ impl Mailbox {
     }
 }
 
-impl QueuedMessage {
-    /// What it takes of the budget: its frame, this entry and the receipt.
-    fn cost(&self) -> u32 {
-        message_cost(self.bytes, self.receipt.as_deref())
-    }
-}
-
-/// What a message takes of the budget beside its frame and its receipt.
-const ENTRY_BYTES: u32 = 24;
-const _: () = assert!(size_of::<QueuedMessage>() == ENTRY_BYTES as usize);
-
-/// Bytes that a mailbox of at least four times as many gives at once.
-const EVICT_BYTES: u32 = 64 * 1024;
-
-/// What a message takes of the budget.
-pub(super) fn message_cost(frame_bytes: u32, receipt: Option<&Receipt>) -> u32 {
-    frame_bytes + ENTRY_BYTES + receipt.map_or(0, Receipt::bytes)
-}
-
 impl Drop for Mailbox {
     fn drop(&mut self) {
         self.bounds.budget.release(self.reserved);
     }
-}
-
-/// The most pairs of buffers that a thread keeps.
-const SPARES_MAX: usize = 64;
-
-thread_local! {
-    // Buffers of emptied mailboxes. An idle user holds none, and a busy one does not go to the
-    // allocator for every burst.
-    static SPARES: RefCell<Vec<(Vec<u8>, VecDeque<QueuedMessage>)>> = const { RefCell::new(Vec::new()) };
-}
-
-fn spare_buffers() -> (Vec<u8>, VecDeque<QueuedMessage>) {
-    SPARES.with_borrow_mut(Vec::pop).unwrap_or_default()
-}
-
-/// Keeps the buffers of a finished write for the next mailbox of this thread.
-pub fn give_back(mut frames: Vec<u8>, mut messages: VecDeque<QueuedMessage>) {
-    // A buffer that grew beyond one write goes back to the allocator.
-    if frames.capacity() == 0 || frames.capacity() > WRITE_BYTES {
-        return;
-    }
-    frames.clear();
-    messages.clear();
-    SPARES.with_borrow_mut(|spares| {
-        if spares.len() < SPARES_MAX {
-            spares.push((frames, messages));
-        }
-    });
 }

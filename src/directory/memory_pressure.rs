@@ -87,12 +87,9 @@ impl EvictionCandidates {
     ) -> bool {
         let mut below = Bound::Unbounded;
         for _ in 0..SEARCH_MAX {
-            let Some((key, client)) = self.largest_below(below) else {
+            let Some((key, client)) = self.largest_between(floor, below) else {
                 return false;
             };
-            if key.0 <= floor {
-                return false;
-            }
             below = Bound::Excluded(key);
             match client {
                 Some(client) => client.evict(needed, floor, wakes),
@@ -106,10 +103,15 @@ impl EvictionCandidates {
         false
     }
 
-    fn largest_below(&self, below: Bound<Key>) -> Option<(Key, Option<Arc<dyn Evictable>>)> {
+    /// The largest candidate of a class above `floor` whose key is within `below`.
+    fn largest_between(
+        &self,
+        floor: SizeClass,
+        below: Bound<Key>,
+    ) -> Option<(Key, Option<Arc<dyn Evictable>>)> {
         let clients = self.clients();
         let (key, client) = clients.range((Bound::Unbounded, below)).next_back()?;
-        Some((*key, client.upgrade()))
+        (key.0 > floor).then(|| (*key, client.upgrade()))
     }
 
     fn clients(&self) -> MutexGuard<'_, BTreeMap<Key, Weak<dyn Evictable>>> {

@@ -20,10 +20,13 @@ mod client;
 mod eviction;
 mod mailbox;
 mod memory_pressure;
+mod message;
 #[cfg(all(test, switchboard_loom))]
 mod model;
 mod outcomes;
 mod receipt;
+mod session_side;
+mod spares;
 mod state;
 #[cfg(all(test, not(switchboard_loom)))]
 mod stress;
@@ -35,12 +38,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 pub use bounds::{Budget, MailboxBounds};
+pub use client::Client;
 pub(crate) use client::ClientStats;
-pub use client::{Client, Taken};
-pub use mailbox::{Message, QueuedMessage, give_back};
+pub use message::{Message, QueuedMessage};
 pub(crate) use outcomes::PendingOutcomes;
 pub use receipt::Receipt;
 pub(crate) use receipt::{Undeliverable, outcome_bytes, settle_undeliverable};
+pub use session_side::Taken;
+pub use spares::give_back;
 pub(crate) use state::Strength;
 pub use state::{Command, Flushed};
 use sync::{ArcSwap, ArcSwapOption, Mutex, MutexGuard, lock};

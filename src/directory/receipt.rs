@@ -26,17 +26,22 @@ pub(crate) enum MessageId {
 
 impl MessageId {
     pub(super) fn new(literal: &str) -> Self {
-        // A literal that does not read back as it came, such as "-0", is kept as text.
+        // Of all integers in JSON, this one alone does not read back as it came.
         match literal.parse::<i64>() {
-            Ok(number) if itoa::Buffer::new().format(number) == literal => Self::Number(number),
+            Ok(number) if literal != "-0" => Self::Number(number),
             _ => Self::Text(shortest(literal).into()),
         }
     }
 }
 
+/// Whether a JSON literal can be longer than another one of its value.
+fn may_be_longer(literal: &str) -> bool {
+    literal.starts_with('"') && literal.contains('\\')
+}
+
 /// The shortest JSON literal of the same value, because a string may be spelt with six bytes a letter.
 fn shortest(literal: &str) -> Cow<'_, str> {
-    if !literal.contains('\\') {
+    if !may_be_longer(literal) {
         return literal.into();
     }
     let decoded = serde_json::from_str::<JsonString<'_>>(literal);
@@ -46,8 +51,13 @@ fn shortest(literal: &str) -> Cow<'_, str> {
 
 /// What an outcome with this id takes while it is outstanding: its receipt, which is less, and then its frame.
 pub(crate) fn outcome_bytes(id: &str) -> u32 {
-    let id = u32::try_from(shortest(id).len()).unwrap_or(u32::MAX);
-    id.saturating_add(OUTCOME_BYTES)
+    let bytes = if may_be_longer(id) {
+        shortest(id).len()
+    } else {
+        id.len()
+    };
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    bytes.saturating_add(OUTCOME_BYTES)
 }
 
 /// The bytes of an outcome beside its id.

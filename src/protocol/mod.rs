@@ -5,11 +5,11 @@
 mod decode;
 mod encode;
 
-pub use decode::{BadInput, Field, Inbound, decode, is_ping, readable_id};
+pub use decode::{BadInput, Field, Inbound, decode, inbound_trace, is_ping, readable_id};
 pub(crate) use decode::{JsonString, is_sound_string};
 pub use encode::{
     FRAME_HEADER_BYTES_MAX, Outbound, message_frame_bytes, push_close, push_data, push_frame,
-    push_ping,
+    push_ping, trace_members,
 };
 
 /// The WebSocket subprotocol that adds outcomes and notices to the bare contract.

@@ -10,7 +10,7 @@ use super::shared::UserPermit;
 use crate::cluster::Registration;
 use crate::directory::{Client, Message, Wakes};
 use crate::ledger::InHand;
-use crate::protocol::{Inbound, Status};
+use crate::protocol::{Inbound, Status, inbound_trace};
 use crate::telemetry::metrics::{CloseCode, DropReason, Initiator};
 use crate::telemetry::trace_context::TraceHeaders;
 
@@ -98,16 +98,17 @@ impl Membership {
             recipient,
             message: body,
             id,
-            traceparent,
-            tracestate,
+            traced,
         } = inbound;
         let shared = self.permit.shared();
         let in_hand = InHand::receive(&*shared.metrics);
         // Without the quotes of the literal.
-        let caller = TraceHeaders {
-            traceparent,
-            tracestate,
-        };
+        let caller = traced
+            .and_then(inbound_trace)
+            .map_or_else(TraceHeaders::default, |trace| TraceHeaders {
+                traceparent: Some(trace.traceparent),
+                tracestate: trace.tracestate,
+            });
         let trace = shared.traces.message(caller, Some(body.len() - 2));
         let message = Message {
             sender: self.client.id().into(),

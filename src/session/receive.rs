@@ -12,7 +12,7 @@ use super::endpoint::Endpoint;
 use super::state::{Close, Open, SessionState, Step};
 use super::turn::Turn;
 use crate::protocol::{
-    BadInput, Dialect, Field, Status, close_code, decode, is_ping, push_data, readable_id,
+    BadInput, Dialect, Field, Inbound, Status, close_code, decode, is_ping, push_data, readable_id,
 };
 use crate::telemetry::metrics::DropReason;
 
@@ -79,9 +79,30 @@ impl<S> OpenTurn<'_, S> {
         if !is_within_rates && dialect == Dialect::Bare {
             return self.on_rate_limited(None);
         }
-        let decoded = decode(text, dialect);
+        match decode(text, dialect) {
+            Ok(inbound) if is_within_rates && text.len() <= endpoint.config().message_bytes => {
+                if let Some(id) = inbound.id {
+                    endpoint.promise(id);
+                }
+                endpoint.flushed.received += 1;
+                endpoint.membership.send(inbound, turn.now, &mut turn.wakes);
+                ControlFlow::Continue(())
+            }
+            refused => self.on_refused(text, &refused, is_within_rates),
+        }
+    }
+
+    /// Answers a text that is no message, or one that is over a limit. Out of the way of messages that are sent.
+    #[cold]
+    fn on_refused(
+        &mut self,
+        text: &str,
+        decoded: &Result<Inbound<'_>, BadInput>,
+        is_within_rates: bool,
+    ) -> Step {
+        let dialect = self.endpoint.dialect();
         // Whatever else is wrong with a message, its sender learns by its id what became of it.
-        let id = match &decoded {
+        let id = match decoded {
             Ok(inbound) => inbound.id,
             Err(_) if dialect == Dialect::V1 => readable_id(text),
             Err(_) => None,
@@ -96,19 +117,11 @@ impl<S> OpenTurn<'_, S> {
         if !is_within_rates {
             return self.on_rate_limited(id);
         }
-        if text.len() > endpoint.config().message_bytes {
-            return self.on_too_large(id);
-        }
         match decoded {
-            Ok(inbound) => {
-                if let Some(id) = inbound.id {
-                    endpoint.promise(id);
-                }
-                endpoint.flushed.received += 1;
-                endpoint.membership.send(inbound, turn.now, &mut turn.wakes);
-                ControlFlow::Continue(())
+            Err(bad) if text.len() <= self.endpoint.config().message_bytes => {
+                self.on_bad_input(*bad, id)
             }
-            Err(bad) => self.on_bad_input(bad, id),
+            _ => self.on_too_large(id),
         }
     }
 

@@ -136,10 +136,18 @@ fn bare_ignores_an_id() {
 
 #[test]
 fn a_malformed_traceparent_or_tracestate_is_no_error() {
-    let trace = |field: &str, dialect| {
-        let text = format!(r#"{{"recipient_id":2,"message":""{field}}}"#);
-        let inbound = decode(&text, dialect).unwrap();
-        [inbound.traceparent, inbound.tracestate].map(|text| text.map(str::to_owned))
+    let trace = |fields: &str, dialect| {
+        let text = format!(r#"{{"recipient_id":2,"message":""{fields}}}"#);
+        let trace = decode(&text, dialect)
+            .unwrap()
+            .traced
+            .and_then(inbound_trace);
+        trace.map(|trace| {
+            (
+                trace.traceparent.to_owned(),
+                trace.tracestate.map(str::to_owned),
+            )
+        })
     };
     for (field, expected) in [
         ("", None),
@@ -150,17 +158,21 @@ fn a_malformed_traceparent_or_tracestate_is_no_error() {
         (r#","traceparent":null"#, None),
         (r#","traceparent":["00-af-b7-01"]"#, None),
         (r#","traceparent":"a","traceparent":"a""#, None),
+        (
+            r#","traceparent":"a","traceparent":7,"traceparent":"a""#,
+            None,
+        ),
     ] {
         let expected = expected.map(str::to_owned);
-        assert_eq!(
-            trace(field, Dialect::V1),
-            [expected.clone(), None],
-            "{field}"
-        );
-        assert_eq!(trace(field, Dialect::Bare), [None, None], "{field}");
-        let field = field.replace("traceparent", "tracestate");
-        assert_eq!(trace(&field, Dialect::V1), [None, expected], "{field}");
-        assert_eq!(trace(&field, Dialect::Bare), [None, None], "{field}");
+        let parent = expected.clone().map(|expected| (expected, None));
+        assert_eq!(trace(field, Dialect::V1), parent, "{field}");
+        assert_eq!(trace(field, Dialect::Bare), None, "{field}");
+        let state = field.replace("traceparent", "tracestate");
+        assert_eq!(trace(&state, Dialect::V1), None, "{state}");
+        let both = format!(r#"{state},"traceparent":"b""#);
+        let with_state = Some(("b".to_owned(), expected));
+        assert_eq!(trace(&both, Dialect::V1), with_state, "{both}");
+        assert_eq!(trace(&both, Dialect::Bare), None, "{both}");
     }
 }
 
