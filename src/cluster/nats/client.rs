@@ -29,7 +29,7 @@ use super::{
 use crate::telemetry::trace_context::TRACEPARENT_BYTES;
 
 /// The oldest server that this works with: the time to live of a message came with 2.11.
-const SERVER_MIN: (i64, i64, i64) = (2, 11, 0);
+const SERVER_MIN: [u64; 3] = [2, 11, 0];
 
 /// The header that carries [`Outgoing::traceparent`].
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -113,10 +113,11 @@ impl Nats for NatsClient {
 
     async fn connect(&self) -> Result<ClientLink, ConnectFailure> {
         let (client, state) = self.access.open(self.inbox_prefix.clone()).await?;
-        let (major, minor, patch) = SERVER_MIN;
-        if !client.is_server_compatible(major, minor, patch) {
+        let found = client.server_info().version;
+        if !is_recent(&found) {
+            let [major, minor, patch] = SERVER_MIN;
             return Err(ConnectFailure::TooOld {
-                found: client.server_info().version,
+                found,
                 needed: format!("{major}.{minor}.{patch}"),
             });
         }
@@ -127,6 +128,15 @@ impl Nats for NatsClient {
             probe: Arc::new(probe),
         })
     }
+}
+
+/// Whether a version such as `2.11.3-RC.1` is at least [`SERVER_MIN`]. The library's own comparison panics where a part
+/// is missing, and brings an engine for regular expressions into the program, half a megabyte.
+fn is_recent(version: &str) -> bool {
+    let mut parts = version.trim_start_matches('v').split(['.', '-', '+']);
+    let mut part = || parts.next().and_then(|part| part.parse().ok()).unwrap_or(0);
+    let found: [u64; 3] = std::array::from_fn(|_| part());
+    found >= SERVER_MIN
 }
 
 impl Probe {
@@ -548,4 +558,19 @@ fn is_conflict(error: &async_nats::jetstream::Error) -> bool {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        for recent in ["2.11.0", "2.11.3-RC.1", "v2.12", "2.100.0", "3"] {
+            assert!(is_recent(recent), "{recent}");
+        }
+        for old in ["2.10.29", "2.9.0", "2", "", "x"] {
+            assert!(!is_recent(old), "{old}");
+        }
+    }
 }
