@@ -1,7 +1,8 @@
 //! The attacks. Each one runs until its process is killed.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,7 +12,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
+use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::wire::{
@@ -25,6 +29,10 @@ const SECOND: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 struct Attacker {
     target: SocketAddr,
+    /// The listener for operators.
+    admin: SocketAddr,
+    /// Where the relay's certificate is, if it has one.
+    folder: PathBuf,
     /// The number of connections of this process. It selects the address of the next connection.
     count: Arc<AtomicU64>,
     /// Limits the simultaneous upgrades, because otherwise the tasks delay each other.
@@ -56,9 +64,11 @@ impl Attacker {
 }
 
 /// Runs the attack with this name.
-pub(crate) async fn run(name: &str, target: SocketAddr) -> ! {
+pub(crate) async fn run(name: &str, target: SocketAddr, admin: SocketAddr, folder: PathBuf) -> ! {
     let attacker = Attacker {
         target,
+        admin,
+        folder,
         count: Arc::new(AtomicU64::new(u64::from(std::process::id()) * 7919)),
         upgrades: Arc::new(Semaphore::new(100)),
         hello: client_hello().into(),
@@ -69,6 +79,7 @@ pub(crate) async fn run(name: &str, target: SocketAddr) -> ! {
         "hellos" => (32, |attacker| Box::pin(hello(attacker))),
         "frames" => (1000, |attacker| Box::pin(slow_frame(attacker))),
         "silent" => (7500, |attacker| Box::pin(silent(attacker))),
+        "silent-everywhere" => (7500, |attacker| Box::pin(silent_everywhere(attacker))),
         "idle" => (7500, |attacker| Box::pin(idle(attacker))),
         "churn" => (32, |attacker| Box::pin(churn(attacker))),
         "pings" => (8, |attacker| Box::pin(flood(attacker, 0x89, 0x89))),
@@ -94,6 +105,8 @@ pub(crate) async fn run(name: &str, target: SocketAddr) -> ! {
         "slow-at-once" => (100, |attacker| {
             Box::pin(slow_reader(attacker, Duration::ZERO))
         }),
+        "crowd" => (100, |attacker| Box::pin(crowd(attacker))),
+        "records" => (8, |attacker| Box::pin(records(attacker))),
         "resets" => (32, |attacker| Box::pin(resets(attacker))),
         "proxies" => (32, |attacker| Box::pin(forged(attacker))),
         "tokens" => (32, |attacker| Box::pin(tokens(attacker, "x".to_owned()))),
@@ -200,6 +213,18 @@ async fn silent(attacker: Attacker) -> io::Result<()> {
     Ok(())
 }
 
+/// Connects to a listener of the relay and stays silent: by IPv4, by IPv6, or to the listener for operators.
+async fn silent_everywhere(attacker: Attacker) -> io::Result<()> {
+    let mut stream = match attacker.count.fetch_add(1, Relaxed) % 3 {
+        0 => attacker.connect().await?,
+        1 => TcpStream::connect((Ipv6Addr::LOCALHOST, attacker.target.port())).await?,
+        _ => connect(attacker.address(), attacker.admin).await?,
+    };
+    let _ended = read_to_end(&mut stream).await;
+    sleep(SECOND).await;
+    Ok(())
+}
+
 async fn idle(attacker: Attacker) -> io::Result<()> {
     let mut stream = attacker.join().await?;
     read_to_end(&mut stream).await
@@ -292,6 +317,62 @@ async fn slow_reader(attacker: Attacker, phase: Duration) -> io::Result<()> {
     tokio::select! {
         ended = write => ended,
         ended = read => ended,
+    }
+}
+
+/// Users that read nothing, and one that writes to all of them: 80 KB to each, of which the kernel takes a part, and
+/// then a kilobyte a second.
+async fn crowd(attacker: Attacker) -> io::Result<()> {
+    let mut writer = attacker.join().await?;
+    let mut readers = Vec::new();
+    for _ in 0..44 {
+        let _permit = attacker
+            .upgrades
+            .acquire()
+            .await
+            .map_err(io::Error::other)?;
+        let mut reader = connect_narrow(attacker.address(), attacker.target).await?;
+        let id = join(&mut reader, "").await?;
+        readers.push((reader, id.map_err(|_| io::ErrorKind::ConnectionRefused)?));
+    }
+    for bytes in std::iter::repeat_n(10_000, 8).chain(std::iter::repeat(1_000)) {
+        let text = "x".repeat(bytes);
+        for (_, id) in &readers {
+            writer.write_all(&message(*id, &text)).await?;
+        }
+        sleep(SECOND).await;
+    }
+    Ok(())
+}
+
+/// Sends long messages in TLS records of one byte, as fast as they can be encrypted.
+async fn records(attacker: Attacker) -> io::Result<()> {
+    let pem = std::fs::read(attacker.folder.join("cert.pem"))?;
+    let mut roots = RootCertStore::empty();
+    let certificate = CertificateDer::from_pem_slice(&pem).map_err(io::Error::other)?;
+    roots.add(certificate).map_err(io::Error::other)?;
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = "localhost".try_into().map_err(io::Error::other)?;
+    let tls = TlsConnector::from(Arc::new(config));
+    let mut stream = tls.connect(name, attacker.connect().await?).await?;
+    let id = join(&mut stream, "").await?;
+    id.map_err(|_| io::ErrorKind::ConnectionRefused)?;
+    let nobody = u64::from(u32::MAX);
+    let text = message(nobody, &"x".repeat(60_000));
+    let (tcp, tls) = stream.get_mut();
+    loop {
+        for piece in text.chunks(1000) {
+            let mut records = Vec::new();
+            for byte in piece {
+                tls.writer().write_all(&[*byte])?;
+                tls.write_tls(&mut records)?;
+            }
+            tcp.write_all(&records).await?;
+        }
     }
 }
 

@@ -70,6 +70,8 @@ struct Row {
     files: Option<u32>,
     /// The number of the attack's users: the measurement begins when they are connected.
     users: i64,
+    /// Bytes that wait for these users before the measurement begins.
+    queued: i64,
 }
 
 fn row(name: &'static str, attack: &'static str) -> Row {
@@ -80,6 +82,7 @@ fn row(name: &'static str, attack: &'static str) -> Row {
         variables: Vec::new(),
         files: None,
         users: 0,
+        queued: 0,
     }
 }
 
@@ -101,6 +104,11 @@ impl Row {
 
     fn with_users(mut self, users: i64) -> Self {
         self.users = users;
+        self
+    }
+
+    fn with_queued(mut self, bytes: i64) -> Self {
+        self.queued = bytes;
         self
     }
 
@@ -151,10 +159,23 @@ fn rows() -> Vec<Row> {
             "slow-at-once",
         )
         .with_users(200),
+        // The relay gives the room for queued messages, 256 MiB, to all of them: less than 64 KiB to each.
+        row("4,400 users who read nothing, 60 KB for each", "crowd")
+            .with("KEEPALIVE__WRITE_TIMEOUT", "60s")
+            .with_users(4500)
+            .with_queued(240_000_000),
+        row("TLS records of one byte", "records"),
+        row("TLS records of one byte, rates off", "records").without_rates(),
         row("resets after each byte", "resets"),
-        row("700 file descriptors, 15,000 connections", "idle")
+        row("1,100 file descriptors, 15,000 connections", "idle")
             .with_processes(2)
-            .with_files(700),
+            .with_files(1100),
+        row(
+            "1,100 file descriptors, 15,000 silent connections to all listeners",
+            "silent-everywhere",
+        )
+        .with_processes(2)
+        .with_files(1100),
         row("forged proxy headers", "proxies").with("LIMITS__ADDRESS_CONNECTIONS", "10"),
         row("guessed tokens", "tokens").with("LIMITS__ADDRESS_AUTH_FAILURES", "10"),
         row("a key server that hangs, unknown keys", "kids"),
@@ -165,10 +186,11 @@ fn rows() -> Vec<Row> {
 async fn main() {
     let arguments: Vec<_> = env::args().collect();
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
-    if let [_, verb, name, target] = &arguments[..]
+    if let [_, verb, name, users, admin, folder] = &arguments[..]
         && verb == "attack"
     {
-        attack::run(name, target.parse().unwrap()).await;
+        let (users, admin) = (users.parse().unwrap(), admin.parse().unwrap());
+        attack::run(name, users, admin, folder.into()).await;
     }
     let program = arguments
         .get(1)
@@ -232,7 +254,7 @@ impl Setup {
             fields: String::new(),
         };
         match row.attack {
-            "tls" | "hellos" => setup.set_certificate(),
+            "tls" | "hellos" | "records" => setup.set_certificate(),
             "tokens" => setup.set_secret(),
             "kids" => {
                 setup.set_secret();
@@ -301,12 +323,14 @@ async fn hang(server: TcpListener) {
 struct Attackers(Vec<Child>);
 
 impl Attackers {
-    fn begin(row: &Row, server: &Server) -> Self {
+    fn begin(row: &Row, server: &Server, folder: &Path) -> Self {
         let this = env::current_exe().unwrap();
         let begin = |_| {
             let mut command = Command::new("nice");
             command.args(["-n", "19"]).arg(&this);
-            command.args(["attack", row.attack, &server.users.to_string()]);
+            command.args(["attack", row.attack]);
+            command.args([server.users.to_string(), server.admin.to_string()]);
+            command.arg(folder);
             command.stdout(Stdio::null()).spawn().unwrap()
         };
         Self((0..row.processes).map(begin).collect())
@@ -328,6 +352,7 @@ async fn measure(program: &Path, row: &Row, cores: Option<&Cores>) {
     let server = Server::start(program, &setup.variables, row.files, core).await;
     let memory = server.memory();
     let mut memory_most = memory;
+    let mut probe_most = Duration::ZERO;
     let mut talks = Vec::new();
     let mut counters = Vec::new();
     for _ in 0..ROUNDS {
@@ -336,12 +361,13 @@ async fn measure(program: &Path, row: &Row, cores: Option<&Cores>) {
         pair.talk(RAMP).await;
         let before = pair.talk(BEFORE).await;
         let counters_before = server.metrics().await;
-        let attackers = Attackers::begin(row, &server);
+        let attackers = Attackers::begin(row, &server, &setup.folder);
         ramp(row, &server, &mut pair).await;
         let watch = async {
             loop {
                 memory_most = memory_most.max(server.memory());
-                sleep(Duration::from_millis(100)).await;
+                probe_most = probe_most.max(server.probe().await);
+                sleep(Duration::from_millis(500)).await;
             }
         };
         let during = tokio::select! {
@@ -355,7 +381,11 @@ async fn measure(program: &Path, row: &Row, cores: Option<&Cores>) {
         assert_eq!(gap(&left), 0, "the ledger does not balance");
     }
     print_row(row, &talks, (memory, memory_most, server.memory()));
-    println!(" {} |", counted(&counters));
+    println!(
+        " slowest probe {} ms, {} |",
+        probe_most.as_millis(),
+        counted(&counters)
+    );
     assert!(
         memory_most - memory < GROWTH_MAX,
         "memory grew by more than the limit"
@@ -368,14 +398,17 @@ async fn ramp(row: &Row, server: &Server, pair: &mut Pair) {
     pair.talk(RAMP).await;
     let begin = Instant::now();
     loop {
-        let users = server.metrics().await["connections"] - 2;
-        if users >= row.users {
+        let metrics = server.metrics().await;
+        let users = metrics["connections"] - 2;
+        if users >= row.users && metrics["mailbox_bytes"] >= row.queued {
             return;
         }
         assert!(
             begin.elapsed() < ENTRY,
-            "only {users} of {} users are connected",
-            row.users
+            "only {users} of {} users are connected, with {} of {} bytes",
+            row.users,
+            metrics["mailbox_bytes"],
+            row.queued
         );
         pair.talk(RAMP / 4).await;
     }

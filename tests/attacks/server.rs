@@ -9,14 +9,17 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
+
+/// The time limit of a health check.
+const PROBE_MAX: Duration = Duration::from_secs(5);
 
 /// A running relay; Drop kills it.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
     pub(crate) users: SocketAddr,
-    admin: SocketAddr,
+    pub(crate) admin: SocketAddr,
 }
 
 /// A free address.
@@ -28,7 +31,8 @@ pub(crate) fn free() -> SocketAddr {
 }
 
 impl Server {
-    /// Starts a relay with these settings, and with a limit of file descriptors and a core if they are given.
+    /// Starts a relay with these settings, and with a limit of file descriptors and a core if they are given. Users
+    /// can come by IPv4 and by IPv6, as by default.
     pub(crate) async fn start(
         program: &Path,
         variables: &[(&str, String)],
@@ -36,12 +40,13 @@ impl Server {
         core: Option<usize>,
     ) -> Self {
         let (users, admin) = (free(), free());
+        let listen = format!("{users},[::1]:{}", users.port());
         let limit = files.map_or(String::new(), |files| format!("ulimit -n {files}; "));
         let pin = core.map_or(String::new(), |core| format!("taskset -c {core} "));
         let mut command = Command::new("sh");
         command
             .args(["-c", &format!("{limit}exec {pin}{}", program.display())])
-            .env("SWITCHBOARD__SERVER__LISTEN", users.to_string())
+            .env("SWITCHBOARD__SERVER__LISTEN", listen)
             .env("SWITCHBOARD__ADMIN__LISTEN", admin.to_string())
             .env("SWITCHBOARD__LOG__FILTER", "error")
             // The rates of docker-compose.yml.
@@ -59,8 +64,7 @@ impl Server {
             users,
             admin,
         };
-        while server
-            .get("/readyz")
+        while Self::get(admin, "/readyz")
             .await
             .is_none_or(|text| !text.starts_with("HTTP/1.1 200"))
         {
@@ -69,8 +73,20 @@ impl Server {
         server
     }
 
-    async fn get(&self, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(self.admin).await.ok()?;
+    /// The longest time that a health check takes now, on the users' listener and on the admin one.
+    pub(crate) async fn probe(&self) -> Duration {
+        let begin = Instant::now();
+        for listener in [self.users, self.admin] {
+            let answer = timeout(PROBE_MAX, Self::get(listener, "/livez")).await;
+            if !matches!(answer, Ok(Some(text)) if text.starts_with("HTTP/1.1 ")) {
+                return PROBE_MAX;
+            }
+        }
+        begin.elapsed()
+    }
+
+    async fn get(listener: SocketAddr, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(listener).await.ok()?;
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
@@ -81,8 +97,7 @@ impl Server {
 
     /// The series of `/metrics` with integer values, without the prefix `switchboard_`.
     pub(crate) async fn metrics(&self) -> BTreeMap<String, i64> {
-        let text = self
-            .get("/metrics")
+        let text = Self::get(self.admin, "/metrics")
             .await
             .expect("the relay serves its metrics");
         let series = text.lines().filter_map(|line| {
