@@ -132,7 +132,6 @@ struct Tasks {
     shared: Arc<Shared>,
     lost: CancellationToken,
     reason: Arc<Mutex<Option<&'static str>>>,
-    handles: Vec<JoinHandle<()>>,
 }
 
 impl<L: NatsLink> Session<L> {
@@ -147,24 +146,24 @@ impl<L: NatsLink> Session<L> {
             subscription,
         } = self;
         let up = Up::new(&shared, number);
-        let mut tasks = Tasks::new(shared.clone());
+        let tasks = Tasks::new(shared.clone());
         let pace = Arc::new(Pace::new(shared.settings.in_flight_bytes, shared.now()));
         let (closing, finishing) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
-        tasks.start(watch(shared.clone(), link.clone(), pace.clone()));
+        let watching = watch(shared.clone(), link.clone(), pace.clone());
         let Buckets { ids, nodes, blocks } = buckets;
         let registrar = Registrar::new(shared.clone(), link.clone(), ids, nodes);
-        tasks.start(async move {
-            let LinkLost = registrar.run().await;
-            ENDED
-        });
         let receiver = Receiver::new(shared.clone());
-        tasks.start(async move {
-            let LinkLost = receiver.run(subscription).await;
-            ENDED
-        });
-        let leasing = lease_blocks(shared.clone(), link.clone(), blocks);
-        tasks.start_until(closing.clone(), leasing);
-        let keeper = tasks.start_closing(keeper.keep(closing.clone()));
+        let (leasing, close) = (
+            lease_blocks(shared.clone(), link.clone(), blocks),
+            closing.clone(),
+        );
+        let others = [
+            tasks.start(async move { Some(watching.await) }),
+            tasks.start(async move { Some(ended(registrar.run().await)) }),
+            tasks.start(async move { Some(ended(receiver.run(subscription).await)) }),
+            tasks.start(async move { close.run_until_cancelled(leasing).await.and(None) }),
+        ];
+        let keeper = tasks.start(keeper.keep(closing.clone()));
         let publisher = Publisher::new(
             shared.clone(),
             link.clone(),
@@ -172,7 +171,9 @@ impl<L: NatsLink> Session<L> {
             pace,
             tasks.lost.clone(),
         );
-        let publisher = tasks.start_to_the_end(publisher.run(finishing.clone()));
+        let finish = finishing.clone();
+        let publisher =
+            tasks.start_to_the_end(async move { publisher.run(finish).await.err().map(ended) });
         tokio::select! {
             () = tasks.lost.cancelled() => {}
             () = shared.stop.cancelled() => {
@@ -201,8 +202,11 @@ impl<L: NatsLink> Session<L> {
         let is_lost = tasks.lost.is_cancelled();
         // Before the tasks have ended: from here on nothing is queued.
         drop(up);
-        let reason = tasks.end().await;
-        is_lost.then(|| reason.unwrap_or(ENDED))
+        tasks.lost.cancel();
+        for task in others {
+            join(task).await;
+        }
+        is_lost.then(|| tasks.reason.lock().unwrap_or(ENDED))
     }
 }
 
@@ -229,82 +233,35 @@ impl Tasks {
             shared,
             lost: CancellationToken::new(),
             reason: Arc::default(),
-            handles: Vec::new(),
         }
     }
 
-    /// Starts a task that ends with the link, and whose end is the link's.
-    fn start(&mut self, task: impl Future<Output = &'static str> + Send + 'static) {
-        let (lost, reason) = (self.lost.clone(), self.reason.clone());
-        let handle = self.shared.tracker.spawn(async move {
-            let ended = tokio::select! {
-                biased;
-                () = lost.cancelled() => return,
-                ended = task => ended,
-            };
-            reason.lock().get_or_insert(ended);
-            lost.cancel();
-        });
-        self.handles.push(handle);
-    }
-
-    /// Starts a task that ends with the link, or earlier by `closing`.
-    fn start_until(
-        &mut self,
-        closing: CancellationToken,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) {
+    /// Starts a task that ends with the link at the latest. What it returns is why the link is lost.
+    fn start(
+        &self,
+        task: impl Future<Output = Option<&'static str>> + Send + 'static,
+    ) -> JoinHandle<()> {
         let lost = self.lost.clone();
-        let handle = self.shared.tracker.spawn(async move {
-            tokio::select! {
-                () = lost.cancelled() => {}
-                () = closing.cancelled() => {}
-                () = task => {}
-            }
-        });
-        self.handles.push(handle);
+        self.start_to_the_end(async move { lost.run_until_cancelled(task).await.flatten() })
     }
 
-    /// Starts a task that ends with the link, or by itself with nothing to say.
-    fn start_closing(
-        &mut self,
+    /// Starts a task that notices the end of the link by itself.
+    fn start_to_the_end(
+        &self,
         task: impl Future<Output = Option<&'static str>> + Send + 'static,
     ) -> JoinHandle<()> {
         let (lost, reason) = (self.lost.clone(), self.reason.clone());
         self.shared.tracker.spawn(async move {
-            let ended = tokio::select! {
-                biased;
-                () = lost.cancelled() => None,
-                ended = task => ended,
-            };
-            if let Some(ended) = ended {
+            if let Some(ended) = task.await {
                 reason.lock().get_or_insert(ended);
                 lost.cancel();
             }
         })
     }
+}
 
-    /// Starts a task that notices the end of the link by itself.
-    fn start_to_the_end(
-        &mut self,
-        task: impl Future<Output = Result<(), LinkLost>> + Send + 'static,
-    ) -> JoinHandle<()> {
-        let lost = self.lost.clone();
-        self.shared.tracker.spawn(async move {
-            if task.await == Err(LinkLost) {
-                lost.cancel();
-            }
-        })
-    }
-
-    /// Ends all tasks. Returns why the first one has ended.
-    async fn end(self) -> Option<&'static str> {
-        self.lost.cancel();
-        for handle in self.handles {
-            join(handle).await;
-        }
-        self.reason.lock().take()
-    }
+fn ended(LinkLost: LinkLost) -> &'static str {
+    ENDED
 }
 
 /// Waits for a task.
