@@ -3,6 +3,7 @@
 //! and when is known: the library's own key-value store repeats calls and hides which one an answer belongs to.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::client::PublishErrorKind;
@@ -61,7 +62,11 @@ type HandOver<T> = tokio::sync::Mutex<T>;
 pub(in crate::cluster) struct NatsClient {
     access: Access,
     inbox_prefix: String,
+    highest: Highest,
 }
+
+/// The highest revision that was seen in any bucket.
+type Highest = Arc<AtomicU64>;
 
 /// One connection.
 #[derive(Clone)]
@@ -69,6 +74,7 @@ pub(in crate::cluster) struct ClientLink {
     client: Client,
     state: Arc<LinkState>,
     probe: Arc<Probe>,
+    highest: Highest,
 }
 
 /// How a link finds out what the server has taken: it sends numbers to itself. It does not ask a subject that
@@ -97,6 +103,7 @@ struct BucketShared {
     /// The subject of requests to read an entry.
     get: Subject,
     identity: BucketIdentity,
+    highest: Highest,
 }
 
 impl NatsClient {
@@ -104,6 +111,7 @@ impl NatsClient {
         Self {
             access,
             inbox_prefix,
+            highest: Highest::default(),
         }
     }
 }
@@ -126,6 +134,7 @@ impl Nats for NatsClient {
             client,
             state,
             probe: Arc::new(probe),
+            highest: self.highest.clone(),
         })
     }
 }
@@ -275,6 +284,7 @@ impl NatsLink for ClientLink {
                 prefix: format!("$KV.{}.", config.name),
                 get: format!("$JS.API.STREAM.MSG.GET.{stream}").into(),
                 identity: BucketIdentity(info.created.into()),
+                highest: self.highest.clone(),
             }),
         })
     }
@@ -305,6 +315,9 @@ impl ClientLink {
     ) -> Result<Option<StreamInfo>, BucketFailure> {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         let micros = since_1970.unwrap_or_default().as_micros();
+        let micros = u64::try_from(micros).unwrap_or(u64::MAX);
+        // The node that has made the lost bucket may have had a clock that was ahead of this one.
+        let first = micros.max(self.highest.load(Ordering::Relaxed) + 1);
         let request = json!({
             "name": stream,
             "description": config.description,
@@ -318,7 +331,7 @@ impl ClientLink {
             "deny_delete": true,
             "deny_purge": true,
             // A microsecond is less than a write takes, so revisions never overtake the clock.
-            "first_seq": u64::try_from(micros).unwrap_or(u64::MAX).max(1),
+            "first_seq": first,
         });
         let request = Request::new().payload(request.to_string().into());
         let subject = format!("$JS.API.STREAM.CREATE.{stream}").into();
@@ -370,7 +383,7 @@ impl Bucket for ClientBucket {
                 let value = value.map_err(|error| BucketFailure::Refused(error.to_string()))?;
                 Ok(Entry {
                     value: (!value.is_empty()).then(|| value.into()),
-                    revision: Revision(message.seq),
+                    revision: self.seen(message.seq),
                 })
             }
             Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
@@ -398,7 +411,7 @@ impl Bucket for ClientBucket {
         let value = value.unwrap_or_default();
         let request = Request::new().payload(value).headers(headers);
         match self.send(self.subject(key).into(), request).await? {
-            Response::Ok(Acknowledged { seq }) => Ok(Revision(seq)),
+            Response::Ok(Acknowledged { seq }) => Ok(self.seen(seq)),
             Response::Err { error } if is_conflict(&error) => Err(WriteFailure::Conflict),
             Response::Err { error } => Err(refused(&error).into()),
         }
@@ -408,6 +421,11 @@ impl Bucket for ClientBucket {
 impl ClientBucket {
     fn subject(&self, key: &str) -> String {
         format!("{}{key}", self.shared.prefix)
+    }
+
+    fn seen(&self, revision: u64) -> Revision {
+        self.shared.highest.fetch_max(revision, Ordering::Relaxed);
+        Revision(revision)
     }
 
     /// Sends a write to the stream.

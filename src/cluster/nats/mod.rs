@@ -85,8 +85,8 @@ pub(super) trait NatsLink: Clone + Send + Sync + 'static {
     /// Messages that came for subscriptions of this link and were dropped, because nobody took the earlier ones.
     fn overruns(&self) -> u64;
 
-    /// Opens a bucket, and makes it if there is none. A bucket that is made begins with a revision above those of
-    /// every earlier bucket, as far as the clock of this node goes.
+    /// Opens a bucket, and makes it if there is none. A bucket that is made begins with a revision above all that
+    /// this node has seen, and above those of every earlier bucket as far as the clock of this node goes.
     fn open_bucket(
         &self,
         config: &BucketConfig,
