@@ -653,6 +653,23 @@ fn a_refused_option_is_named() {
 }
 
 #[test]
+fn a_removed_key_is_refused_with_the_one_that_replaces_it() {
+    for (removed, replacement) in [
+        ("cluster.claims", "cluster.routes"),
+        ("cluster.claim_timeout", "cluster.node_timeout"),
+    ] {
+        let error =
+            Settings::resolve(&file(&format!("{removed} = 1"))).expect_err("should be refused");
+        let refused = error.to_string();
+        let hint = format!("(removed; {replacement} replaces it)");
+        assert!(
+            refused.contains(removed) && refused.contains(&hint),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
 fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     const KEYS: &str = "unknown key, allowed: drain.delay, drain.spread, drain.timeout";
     let sections: Vec<_> = DEFAULT
