@@ -1,6 +1,6 @@
 //! Measures the cost of a cluster: latency and CPU per message on a node that runs alone, on a node of a cluster with a
 //! local recipient, and between two nodes; messages per second between two nodes, compared with two async-nats clients
-//! on the same server; memory and subscriptions with many users.
+//! on the same server; joins a second; memory of many users.
 //!
 //! Build it with `cargo build --release --bins --example cluster_figures`, and run
 //! `target/release/examples/cluster_figures target/release/switchboard`.
@@ -40,6 +40,8 @@ const ROUNDS: usize = 9;
 const SENDERS: usize = 32;
 const IN_FLIGHT: u64 = 128;
 const USERS: usize = 15_000;
+/// How many of them join at a time.
+const JOINERS: usize = 50;
 /// The length of a message's text, in bytes.
 const TEXT: usize = 64;
 
@@ -295,30 +297,41 @@ async fn bare_flood(nats: &Nats) -> f64 {
     listening.await.unwrap() as f64 / MEASURED.as_secs_f64()
 }
 
-/// Memory and subscriptions with many users, on a node that runs alone and on a node of a cluster.
+/// Joins a second, and the memory of many users, on a node that runs alone and on a node of a cluster.
 async fn size(program: &PathBuf, nats: &Nats) {
-    println!("{USERS} idle users on one node\n");
-    println!("| | resident before | with the users | per user | blocks, each a subscription |");
-    println!("| - | - | - | - | - |");
+    println!("{USERS} idle users on one node, who came {JOINERS} at a time\n");
+    println!(
+        "| | joins a second | resident before | with the users | per user | of NATS per user |"
+    );
+    println!("| - | - | - | - | - | - |");
     for (name, cluster) in [
         ("a node that runs alone", None),
         ("in a cluster", Some(nats)),
     ] {
         let node = Node::start(program, cluster).await;
-        let before = resident_bytes(node.pid());
-        let mut users = Vec::with_capacity(USERS);
-        for _ in 0..USERS {
-            users.push(connect(node.addr).await);
-        }
+        let resident = || [node.pid(), nats.pid()].map(resident_bytes);
+        let before = resident();
+        let begin = Instant::now();
+        let addr = node.addr;
+        let joiners = (0..JOINERS).map(|_| async move {
+            let mut users = Vec::with_capacity(USERS / JOINERS);
+            for _ in 0..USERS / JOINERS {
+                users.push(connect(addr).await);
+            }
+            users
+        });
+        let users = futures_util::future::join_all(joiners).await;
+        let rate = USERS as f64 / begin.elapsed().as_secs_f64();
         sleep(Duration::from_secs(2)).await;
-        let after = resident_bytes(node.pid());
-        let each = (after - before) / USERS as u64;
+        let after = resident();
+        let each = [0, 1].map(|of: usize| after[of].saturating_sub(before[of]) / USERS as u64);
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let blocks = node.metric("switchboard_cluster_blocks").await;
         println!(
-            "| {name} | {:.1} MiB | {:.1} MiB | {each} bytes | {blocks} |",
-            mib(before),
-            mib(after)
+            "| {name} | {rate:.0} | {:.1} MiB | {:.1} MiB | {} bytes | {} bytes |",
+            mib(before[0]),
+            mib(after[0]),
+            each[0],
+            each[1]
         );
         drop(users);
     }
