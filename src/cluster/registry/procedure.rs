@@ -159,7 +159,7 @@ impl Procedure {
         match holder {
             Some(holder) if !has_nonce(holder.nonce) => match known.record {
                 Some(other)
-                    if other.node != own && other.arrived(known.revision) > holder.arrival =>
+                    if other.node != own && holder.is_earlier_than(other, known.revision) =>
                 {
                     return Next::Lose(other);
                 }
@@ -231,6 +231,15 @@ impl Procedure {
         } else {
             Next::Wait
         }
+    }
+}
+
+impl Holder {
+    /// Whether its user came before that of an entry which was written at this revision. After a power failure NATS
+    /// gives a revision again, so two arrivals can have the same one; then their random nonces decide, and both nodes
+    /// decide alike.
+    fn is_earlier_than(&self, other: Record, written: Revision) -> bool {
+        (self.arrival, self.nonce) < (other.arrived(written), other.nonce)
     }
 }
 

@@ -85,6 +85,8 @@ fn each_state_has_one_next_step() {
     let earlier = (21, Some(record(OTHER, 5, 9, 9)));
     let later = (21, Some(record(OTHER, 5, 9, 0)));
     let stranger = (21, Some(record(OTHER, 5, 3, 9)));
+    // By a revision that NATS has given twice: the nonces decide.
+    let [twin_before, twin_behind] = [6, 8].map(|nonce| (21, Some(record(OTHER, nonce, 9, 10))));
     let absent = (19, None);
     let known = |(revision, record): (u64, Option<Record>)| Known {
         revision: Revision(revision),
@@ -103,6 +105,13 @@ fn each_state_has_one_next_step() {
         (Some(orphan), true, false, renew(orphan)),
         (Some(earlier), true, false, renew(earlier)),
         (Some(later), true, false, Next::Lose(record(OTHER, 5, 9, 0))),
+        (Some(twin_before), true, false, renew(twin_before)),
+        (
+            Some(twin_behind),
+            true,
+            false,
+            Next::Lose(record(OTHER, 8, 9, 10)),
+        ),
         // A join beside a holder.
         (Some(mine), true, true, write(mine)),
         (Some(joined), true, true, Next::Confirm(Revision(21))),
