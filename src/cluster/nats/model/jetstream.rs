@@ -95,6 +95,16 @@ impl JetStream {
         self.unsynced.retain(|(bucket, ..)| **bucket != *name);
     }
 
+    pub(super) fn keys(&self, bucket: &str, now: u64) -> Vec<String> {
+        let stream = self.buckets.get(bucket).into_iter();
+        let all = stream.flat_map(|stream| stream.entries.keys().map(move |key| (stream, key)));
+        let has_value = |(stream, key): &(&Stream, &String)| {
+            let stored = stream.current(key, now);
+            stored.is_some_and(|stored| stored.value.is_some())
+        };
+        all.filter(has_value).map(|(_, key)| key.clone()).collect()
+    }
+
     /// Takes the last writes back.
     pub(super) fn lose_last(&mut self, count: usize) {
         for _ in 0..count {
@@ -232,7 +242,13 @@ impl World {
             };
         }
         if !self.reaches(server, self.jetstream.leader) {
-            self.jetstream.calls.remove(&number);
+            // A server that knows of no leader says so; a leader that was lost just now says nothing.
+            if self.rng.bool() {
+                let refused = BucketFailure::Refused("temporarily unavailable".to_owned());
+                self.answer(number, Answer::Failed(refused));
+            } else {
+                self.jetstream.calls.remove(&number);
+            }
             return;
         }
         let is_read = matches!(call, Call::Get(..) | Call::LastSequence(_));

@@ -71,6 +71,8 @@ struct ClientEnd {
 pub(crate) struct ModelNats {
     model: Model,
     node: usize,
+    /// The only server that it uses; otherwise any.
+    server: Option<usize>,
 }
 
 /// A link of the model.
@@ -98,17 +100,19 @@ pub(crate) struct ModelBucket {
 }
 
 impl ModelNats {
-    pub(super) fn new(model: Model, node: usize) -> Self {
-        Self { model, node }
+    pub(super) fn new(model: Model, node: usize, server: Option<usize>) -> Self {
+        Self {
+            model,
+            node,
+            server,
+        }
     }
 
     /// The server that takes a new connection; how long it takes until there is none.
     fn choose(&self) -> Result<usize, std::time::Duration> {
         let mut world = self.model.world();
-        let server = {
-            let count = world.servers.len();
-            world.rng.usize(..count)
-        };
+        let count = world.servers.len();
+        let server = self.server.unwrap_or_else(|| world.rng.usize(..count));
         if world.way(self.node).is_blocked() {
             Err(world.link_timeout)
         } else if world.servers[server].is_running {

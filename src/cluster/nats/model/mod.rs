@@ -144,7 +144,13 @@ impl Model {
     /// The way of a node to NATS.
     pub(crate) fn nats(&self, node: usize) -> ModelNats {
         self.add_node(node);
-        ModelNats::new(self.clone(), node)
+        ModelNats::new(self.clone(), node, None)
+    }
+
+    /// The way of a node that connects to one server only.
+    pub(crate) fn nats_at(&self, node: usize, server: usize) -> ModelNats {
+        self.add_node(node);
+        ModelNats::new(self.clone(), node, Some(server))
     }
 
     /// Adds the network of a node.
@@ -299,6 +305,12 @@ impl Model {
         let world = self.world();
         let servers = world.servers.iter();
         servers.flat_map(server::Server::patterns).collect()
+    }
+
+    /// The keys that a bucket has.
+    pub(crate) fn keys(&self, bucket: &str) -> Vec<String> {
+        let world = self.world();
+        world.jetstream.keys(bucket, world.now)
     }
 
     /// Starts a server again.

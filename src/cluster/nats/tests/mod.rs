@@ -7,13 +7,15 @@
     reason = "a test may end before the tasks that it has spawned, says what it skips, and writes what a caller writes"
 )]
 
-#[path = "../../../tests/cluster/nats.rs"]
+#[path = "../../../../tests/cluster/nats.rs"]
 #[allow(dead_code, reason = "tests/cluster uses the rest")]
 mod server;
 
-#[path = "../../../tests/cluster/proxy.rs"]
+#[path = "../../../../tests/cluster/proxy.rs"]
 #[allow(dead_code, reason = "tests/cluster uses the rest")]
 mod proxy;
+
+mod servers;
 
 use std::time::Duration;
 
@@ -27,7 +29,8 @@ use crate::config;
 use proxy::{Condition, Proxy};
 
 const LINK_TIMEOUT: Duration = Duration::from_secs(2);
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Above the time that a cluster of servers takes to elect a leader.
+const PATIENCE: Duration = Duration::from_mins(1);
 const INBOUND_MAX: usize = 1024;
 
 /// A NATS that a test can harm, with the way of one node that a test can cut.
@@ -189,22 +192,32 @@ both!(
 );
 
 fn on_model(test: impl AsyncFnOnce(Imitated)) {
+    with_model(1, async |model| test(Imitated { model }).await);
+}
+
+/// Runs a test of a model with so many servers, on paused time.
+fn with_model(servers: usize, test: impl AsyncFnOnce(Model)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
     runtime.block_on(async {
-        let model = Model::new(1, 1);
+        let model = Model::new(servers, 1);
         model.limit(LINK_TIMEOUT, INBOUND_MAX);
         tokio::select! {
             () = model.clone().run() => {}
-            () = timeout_of(test(Imitated { model })) => {}
+            () = timeout_of(test(model)) => {}
         }
     });
 }
 
 fn on_server(test: impl AsyncFnOnce(Real)) {
+    with_servers(async || test(Real::new().await).await);
+}
+
+/// Runs a test of real servers, where they are installed.
+fn with_servers(test: impl AsyncFnOnce()) {
     if server::program().is_none() {
         eprintln!("skipped, because nats-server is not installed (tests/run installs it)");
         return;
@@ -214,7 +227,7 @@ fn on_server(test: impl AsyncFnOnce(Real)) {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(timeout_of(async { test(Real::new().await).await }));
+    runtime.block_on(timeout_of(test()));
 }
 
 async fn timeout_of(test: impl Future<Output = ()>) {
