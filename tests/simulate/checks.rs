@@ -3,31 +3,30 @@
 use std::collections::BTreeMap;
 
 use super::frames::Frame;
+use super::node::Node;
 use super::oracle::Broken;
 use super::person::{Connection, ConnectionId};
-use super::run::{PROBED, Run};
+use super::run::{BUCKETS, PROBED, Probe, Run};
+use crate::config::{Overflow, Settings};
 use crate::protocol::close_code;
+use crate::telemetry::metrics::ClusterStats;
 
 /// What holds after every step.
 pub(super) fn always(run: &mut Run) -> Result<(), Broken> {
     one_person(run)?;
     let (mut sent, mut received) = (0, 0);
-    for (index, slot) in run.nodes.iter().enumerate() {
+    for (index, slot) in run.nodes.iter_mut().enumerate() {
         sent += slot.sent;
         received += slot.received;
         let Some(node) = &slot.node else { continue };
-        let ledger = node.ledger();
-        sent += ledger.cluster_sent;
-        received += ledger.cluster_received;
-        // The router's queue holds messages that are in no mailbox yet.
-        if ledger.gap() != 0 && !(run.shape.is_routed && ledger.gap() > 0) {
-            return Err(format!(
-                "the ledger of node {index} does not balance: {ledger:?}"
-            ));
-        }
-        let lost = node.lost_by_a_fault();
-        if lost != 0 {
-            return Err(format!("node {index} has lost {lost} messages by a fault"));
+        let counted = node.counted();
+        sent += counted.cluster_sent;
+        received += counted.cluster_received;
+        let of_node = |broken| format!("node {index}: {broken}");
+        within_bounds(&run.settings, &node.link()).map_err(of_node)?;
+        if slot.counted.as_ref() != Some(&counted) {
+            is_balanced(node, &run.settings, run.shape.is_routed).map_err(of_node)?;
+            slot.counted = Some(counted);
         }
     }
     if received > sent {
@@ -36,6 +35,45 @@ pub(super) fn always(run: &mut Run) -> Result<(), Broken> {
         ));
     }
     Ok(())
+}
+
+/// Whether the ledger of a node balances, and its mailboxes are within their bound.
+fn is_balanced(node: &Node, settings: &Settings, is_routed: bool) -> Result<(), Broken> {
+    let ledger = node.ledger();
+    // The router's queue holds messages that are in no mailbox yet.
+    if ledger.gap() != 0 && !(is_routed && ledger.gap() > 0) {
+        return Err(format!("the ledger does not balance: {ledger:?}"));
+    }
+    let lost = node.lost_by_a_fault();
+    if lost != 0 {
+        return Err(format!("{lost} messages were lost by a fault"));
+    }
+    let (held, bound) = (node.mailbox_reserved_bytes(), settings.mailbox.total_bytes);
+    if held > bound {
+        return Err(format!(
+            "mailbox.total_bytes is {bound}, and {held} are held"
+        ));
+    }
+    Ok(())
+}
+
+/// Whether what waits at the link is within its bounds.
+fn within_bounds(settings: &Settings, link: &ClusterStats) -> Result<(), Broken> {
+    let cluster = &settings.cluster;
+    let bounds = [
+        ("queue_bytes", link.queue_bytes, cluster.queue_bytes as u64),
+        (
+            "outcomes_pending",
+            link.outcomes_pending,
+            cluster.outcomes_pending.into(),
+        ),
+        ("joins", link.joins, cluster.joins.into()),
+        ("routes", link.routes, cluster.routes.into()),
+    ];
+    match bounds.iter().find(|(_, held, bound)| held > bound) {
+        Some((name, held, bound)) => Err(format!("cluster.{name} is {bound}, and {held} are held")),
+        None => Ok(()),
+    }
 }
 
 /// For how long two connections may have one id while nothing is wrong.
@@ -72,9 +110,14 @@ fn one_person(run: &mut Run) -> Result<(), Broken> {
 /// A node has written a frame to the socket of a connection.
 pub(super) fn on_frame(run: &mut Run, id: ConnectionId, frame: &Frame) -> Result<(), Broken> {
     match frame {
-        Frame::Welcome { user_id, .. } => {
+        Frame::Welcome {
+            user_id,
+            resumed,
+            reason,
+            ..
+        } => {
             run.connections[id].id = Some(*user_id);
-            Ok(())
+            is_welcome(run, id, *resumed, reason.as_deref())
         }
         Frame::Message { message, .. } => {
             let number = message
@@ -82,13 +125,17 @@ pub(super) fn on_frame(run: &mut Run, id: ConnectionId, frame: &Frame) -> Result
                 .next()
                 .and_then(|number| number.parse().ok());
             let number = number.ok_or_else(|| format!("a message of nobody: {message}"))?;
-            run.oracle.arrived(number, (id, run.connections[id].id))
+            run.oracle.arrived(number, (id, run.connections[id].id))?;
+            is_newest(run, id, number)
         }
         Frame::Outcome {
             id: message,
             status,
         } => {
-            run.connections[id].unsettled.remove(message);
+            let written_at = run.connections[id].unsettled.remove(message);
+            if let (Some(at), "queue_full") = (written_at, status.as_str()) {
+                is_oldest(run, id, *message, at)?;
+            }
             run.oracle.told(*message, id, status)
         }
         Frame::Close(code) => {
@@ -99,6 +146,81 @@ pub(super) fn on_frame(run: &mut Run, id: ConnectionId, frame: &Frame) -> Result
             Ok(())
         }
     }
+}
+
+/// Whether no newer connection of this id was welcomed before a message was written that has come to this one.
+fn is_newest(run: &Run, id: ConnectionId, message: u64) -> Result<(), Broken> {
+    let (this, written_at) = (&run.connections[id], run.oracle.written_at(message));
+    // A node that is cut off gives the messages of its users to its users.
+    if run.now <= run.faulty_at + TWINS {
+        return Ok(());
+    }
+    let is_newer = |other: &&ConnectionId| {
+        let other = &run.connections[**other];
+        let was_welcome = other.is_open() && Some(other.accepted_at) < written_at;
+        other.id == this.id && other.begun_at > this.begun_at && was_welcome
+    };
+    match run.live.iter().find(is_newer) {
+        Some(newer) => Err(format!(
+            "message {message} came to connection {id}, and was written after connection {newer} was welcomed"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Messages that are on their way from a mailbox into a socket, and cannot be dropped.
+const STUCK_MAX: usize = 2;
+
+/// Whether a message that a full mailbox has dropped was the oldest in it, if that is the policy. A mailbox of the
+/// sender's node, because the queue to other nodes drops the newest.
+fn is_oldest(run: &Run, id: ConnectionId, message: u64, written_at: u64) -> Result<(), Broken> {
+    let mailbox = &run.settings.mailbox;
+    // Otherwise, the budget of all mailboxes may be spent.
+    let is_alone = mailbox.total_bytes >= 16 * mailbox.bytes as u64;
+    if mailbox.overflow != Overflow::DropOldest || run.shape.is_routed || !is_alone {
+        return Ok(());
+    }
+    let recipient = run.oracle.recipient(message);
+    let is_here = |other: &Connection| {
+        let is_early = (1..written_at).contains(&other.accepted_at);
+        other.id == recipient && other.node == run.connections[id].node && is_early
+    };
+    let mut live = run.live.iter().map(|id| &run.connections[*id]);
+    let Some(here) = live.find(|other| is_here(other)) else {
+        return Ok(());
+    };
+    // Those of before may have gone elsewhere.
+    let open = run.oracle.earlier_open(message, here.accepted_at);
+    if open > STUCK_MAX {
+        return Err(format!(
+            "message {message} was dropped, and {open} earlier ones were not"
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a connection has the id of its ticket, or a reason why not.
+fn is_welcome(run: &Run, id: ConnectionId, resumed: bool, why: Option<&str>) -> Result<(), Broken> {
+    let connection = &run.connections[id];
+    let is_right = match (connection.expects, why) {
+        (None, why) => !resumed && why.is_none(),
+        (Some(expected), None) => resumed && connection.id == Some(expected),
+        // Another user has it only if NATS has forgotten that it was given, or a lone node.
+        (Some(expected), Some("id_in_use")) => {
+            let may_be = run.has_lost || !run.shape.has_cluster;
+            !resumed && may_be && connection.id != Some(expected)
+        }
+        // By a clock that was set.
+        (Some(_), Some("ticket_expired" | "ticket_invalid")) => !resumed,
+        (Some(_), Some(_)) => false,
+    };
+    if is_right {
+        return Ok(());
+    }
+    let (expected, got) = (connection.expects, connection.id);
+    Err(format!(
+        "connection {id} with the ticket of {expected:?} is welcomed as {got:?}: {resumed} {why:?}"
+    ))
 }
 
 /// Whether a node may close a connection with this code.
@@ -116,7 +238,7 @@ fn is_right(run: &Run, id: ConnectionId, code: u16) -> Result<(), Broken> {
             };
             let others = run.connections.iter().enumerate();
             let newer = others.filter(|(other, _)| *other != id);
-            if newer.into_iter().any(|(_, other)| is_newer(other)) {
+            if run.has_lost_order || newer.into_iter().any(|(_, other)| is_newer(other)) {
                 Ok(())
             } else {
                 Err(format!(
@@ -150,14 +272,39 @@ pub(super) fn all_are_connected(run: &Run) -> Result<(), Broken> {
     Ok(())
 }
 
-/// What holds at the end.
-pub(super) fn at_quiet(run: &Run, probes: &[u64]) -> Result<(), Broken> {
-    for probe in probes {
-        let outcome = run.oracle.outcome(*probe);
+/// Probes whose two connections are open still.
+fn lasting<'a>(run: &'a Run, probes: &'a [Probe]) -> impl Iterator<Item = &'a Probe> {
+    let lasts = |probe: &&Probe| {
+        probe
+            .between
+            .iter()
+            .all(|id| run.connections[*id].is_open())
+    };
+    probes.iter().filter(lasts)
+}
+
+/// Whether each probe has an outcome.
+pub(super) fn are_settled(run: &Run, probes: &[Probe]) -> Result<(), Broken> {
+    match lasting(run, probes).find(|probe| run.oracle.outcome(probe.message).is_none()) {
+        Some(probe) => Err(format!("probe {} has no outcome", probe.message)),
+        None => Ok(()),
+    }
+}
+
+/// Whether each probe was delivered.
+pub(super) fn are_delivered(run: &Run, probes: &[Probe]) -> Result<(), Broken> {
+    for probe in lasting(run, probes) {
+        let outcome = run.oracle.outcome(probe.message);
         if outcome != Some("delivered") {
-            return Err(format!("probe {probe} has the outcome {outcome:?}"));
+            let message = probe.message;
+            return Err(format!("probe {message} has the outcome {outcome:?}"));
         }
     }
+    Ok(())
+}
+
+/// What holds at the end.
+pub(super) fn at_quiet(run: &Run) -> Result<(), Broken> {
     for (id, connection) in run.connections.iter().enumerate() {
         let late = connection.unsettled.iter();
         let late = late.filter(|(_, at)| **at + PROBED / 2 < run.now);
@@ -188,6 +335,38 @@ pub(super) fn at_quiet(run: &Run, probes: &[u64]) -> Result<(), Broken> {
             return Err(format!(
                 "node {index} has {users} users, and {open} connections"
             ));
+        }
+    }
+    entries_are_of_users(run)
+}
+
+/// Whether the table has an entry of each user, and no other since the last fault.
+fn entries_are_of_users(run: &Run) -> Result<(), Broken> {
+    if !run.shape.has_cluster {
+        return Ok(());
+    }
+    let entries = run.model.keys(BUCKETS[0]);
+    let mut ended = BTreeMap::new();
+    for connection in &run.connections {
+        if let Some(id) = connection.id {
+            // An open connection has not ended before anything.
+            let at = connection.ended_at.unwrap_or(u64::MAX);
+            let last = ended.entry(id.to_string()).or_insert(0);
+            *last = at.max(*last);
+        }
+    }
+    for (id, ended_at) in ended {
+        let is_there = entries.contains(&id);
+        if ended_at == u64::MAX && !is_there {
+            return Err(format!(
+                "the table has no entry of {id}, which is connected"
+            ));
+        }
+        // NATS may have put back an entry of a node that does not know of it. It ends by its age.
+        let is_sure = !run.has_lost && ended_at > run.faulty_at;
+        let has_left = is_sure && ended_at.saturating_add(PROBED) < run.now;
+        if has_left && is_there {
+            return Err(format!("the table has an entry of {id}, which has left"));
         }
     }
     Ok(())

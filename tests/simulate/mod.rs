@@ -40,6 +40,9 @@ use schedule::{Shape, schedule};
 /// Seeds of a run of all tests.
 const SEEDS: u64 = 20;
 
+/// Seeds from one line of progress to the next.
+const PROGRESS: u64 = 100;
+
 /// A number in the environment.
 fn number(name: &str) -> Option<u64> {
     let text = env::var(name).ok()?;
@@ -57,7 +60,7 @@ fn no_seed_breaks_a_promise() {
         Some(_) => u64::MAX - from,
         None => SEEDS,
     });
-    let next = AtomicU64::new(from);
+    let (next, done) = (AtomicU64::new(from), AtomicU64::new(0));
     let has_failed = AtomicBool::new(false);
     let begin = Instant::now();
     let is_over = || seconds.is_some_and(|seconds| begin.elapsed() > Duration::from_secs(seconds));
@@ -70,6 +73,10 @@ fn no_seed_breaks_a_promise() {
                     break;
                 }
                 let report = simulate(seed);
+                let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+                if done.is_multiple_of(PROGRESS) {
+                    println!("{done} seeds in {:.0?}", begin.elapsed());
+                }
                 if report.broken.is_some() {
                     has_failed.store(true, Ordering::Relaxed);
                     shrink::explain(seed, &shape(seed), schedule(seed, &shape(seed)));

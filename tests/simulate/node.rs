@@ -22,7 +22,7 @@ use crate::lifecycle::{Shutdown, Stage, Stop};
 use crate::protocol::Dialect;
 use crate::relay::{Dependencies, Relay};
 use crate::session::{Session, SessionConfig, SessionContext};
-use crate::telemetry::metrics::{DropReason, Metrics};
+use crate::telemetry::metrics::{ClusterStats, DirectoryStats, DropReason, Metrics};
 use crate::telemetry::traces::Traces;
 use crate::ticket::Tickets;
 
@@ -52,7 +52,8 @@ struct Parts {
     sessions: Arc<SessionContext>,
     tickets: Tickets,
     shutdown: Shutdown,
-    cluster: Mutex<Option<cluster::Tasks>>,
+    cluster: Option<Cluster>,
+    cluster_tasks: Mutex<Option<cluster::Tasks>>,
 }
 
 /// What became of a handshake.
@@ -149,7 +150,7 @@ impl Node {
             let _aborted = drain::drain(&parts.relay, &parts.shutdown, settings, Stop::Drain).await;
             parts.shutdown.stop();
             parts.shutdown.finished().await;
-            let cluster = parts.cluster.lock().take();
+            let cluster = parts.cluster_tasks.lock().take();
             if let Some(cluster) = cluster {
                 cluster.finish().await;
             }
@@ -164,12 +165,33 @@ impl Node {
 
     pub(super) fn ledger(&self) -> LedgerTotals {
         let relay = &self.parts.relay;
-        LedgerTotals::read(relay.metrics(), || relay.stats().mailbox_messages)
+        LedgerTotals::read(relay.metrics(), || self.stats().mailbox_messages)
+    }
+
+    /// The ledger without what is in mailboxes. The whole ledger takes a look at each place of the directory, and is
+    /// another one only if this is.
+    pub(super) fn counted(&self) -> LedgerTotals {
+        LedgerTotals::read(self.parts.relay.metrics(), || 0)
     }
 
     /// Messages that were dropped because the code lost them.
     pub(super) fn lost_by_a_fault(&self) -> u64 {
         self.parts.relay.metrics().dropped(DropReason::Internal)
+    }
+
+    fn stats(&self) -> DirectoryStats {
+        self.parts.relay.stats()
+    }
+
+    /// The link and what waits at it.
+    pub(super) fn link(&self) -> ClusterStats {
+        let cluster = self.parts.cluster.as_ref();
+        cluster.map(Cluster::stats).unwrap_or_default()
+    }
+
+    /// Bytes that all mailboxes have reserved.
+    pub(super) fn mailbox_reserved_bytes(&self) -> u64 {
+        self.stats().mailbox_reserved_bytes
     }
 
     pub(super) fn users(&self) -> usize {
@@ -211,7 +233,7 @@ impl Parts {
             metrics,
             traces: Arc::new(Traces::off()),
             directory,
-            cluster,
+            cluster: cluster.clone(),
             id_file: None,
         };
         let relay = match settings.routing.strategy {
@@ -229,7 +251,8 @@ impl Parts {
             sessions: Arc::new(sessions),
             tickets: Tickets::new(Some(SECRET), settings.tickets.ttl).expect("there is a secret"),
             shutdown,
-            cluster: Mutex::new(cluster_tasks),
+            cluster,
+            cluster_tasks: Mutex::new(cluster_tasks),
         }
     }
 

@@ -17,12 +17,17 @@ pub(super) struct Oracle {
 struct Written {
     from: ConnectionId,
     recipient: u64,
+    at: u64,
+    wants_outcome: bool,
     outcome: Option<String>,
     delivered_to: Option<ConnectionId>,
 }
 
 /// A promise that was broken.
 pub(super) type Broken = String;
+
+/// More than a mailbox of a run has.
+const EARLIER_MAX: usize = 128;
 
 /// Outcomes of messages that must not arrive.
 const NEVER_ARRIVES: [&str; 5] = [
@@ -36,11 +41,18 @@ const NEVER_ARRIVES: [&str; 5] = [
 const MAY_ARRIVE: [&str; 3] = ["disconnected", "draining", "unknown"];
 
 impl Oracle {
-    /// A person has written a message.
-    pub(super) fn written(&mut self, message: u64, from: ConnectionId, recipient: u64) {
+    /// A person has written a message, to an id at a time.
+    pub(super) fn written(
+        &mut self,
+        message: u64,
+        (from, wants_outcome): (ConnectionId, bool),
+        (recipient, at): (u64, u64),
+    ) {
         let written = Written {
             from,
             recipient,
+            at,
+            wants_outcome,
             outcome: None,
             delivered_to: None,
         };
@@ -118,6 +130,29 @@ impl Oracle {
             }
             (status, _) => Err(format!("there is no outcome {status}")),
         }
+    }
+
+    /// How many earlier messages of the same pair, written since then, are neither here nor settled. Counts no further
+    /// than needed.
+    pub(super) fn earlier_open(&self, message: u64, since: u64) -> usize {
+        let Some(this) = self.messages.get(&message) else {
+            return 0;
+        };
+        let is_open = |other: &&Written| {
+            let is_same = (other.from, other.recipient) == (this.from, this.recipient);
+            let is_unsettled = other.wants_outcome && other.outcome.is_none() && other.at > since;
+            is_same && is_unsettled && other.delivered_to.is_none()
+        };
+        let earlier = self.messages.range(..message).rev().take(EARLIER_MAX);
+        earlier.map(|(_, other)| other).filter(is_open).count()
+    }
+
+    pub(super) fn written_at(&self, message: u64) -> Option<u64> {
+        Some(self.messages.get(&message)?.at)
+    }
+
+    pub(super) fn recipient(&self, message: u64) -> Option<u64> {
+        Some(self.messages.get(&message)?.recipient)
     }
 
     pub(super) fn outcome(&self, message: u64) -> Option<&str> {

@@ -38,6 +38,8 @@ pub(super) struct Connection {
     pub(super) accepted_at: u64,
     pub(super) ended_at: Option<u64>,
     pub(super) id: Option<u64>,
+    /// The id of the ticket that it has shown.
+    pub(super) expects: Option<u64>,
     pub(super) close_code: Option<u16>,
     /// The person has ended it.
     pub(super) is_given_up: bool,
@@ -88,6 +90,7 @@ impl Connection {
             accepted_at: 0,
             ended_at: None,
             id: None,
+            expects: None,
             close_code: None,
             is_given_up: false,
             bytes: Vec::new(),

@@ -1,5 +1,7 @@
 //! Explains a failing seed: finds a schedule from which no event can be left out, and prints it.
 
+use std::{fs, path};
+
 use super::run::run;
 use super::schedule::{Event, Shape};
 
@@ -17,7 +19,7 @@ pub(super) fn explain(seed: u64, shape: &Shape, events: Vec<Event>) {
     );
     println!("{shape:?}");
     let all = events.len();
-    let minimal = minimal(seed, shape, events);
+    let minimal = minimal(seed, shape, events, &kind(&broken));
     let report = run(seed, shape, &minimal, true);
     println!(
         "{} of {all} events are enough, none of which can be left out:",
@@ -33,7 +35,15 @@ pub(super) fn explain(seed: u64, shape: &Shape, events: Vec<Event>) {
             at % 1_000_000
         );
     }
-    println!("the end of their trace:");
+    let folder = path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/simulate");
+    let file = folder.join(format!("seed-{seed}.txt"));
+    match fs::write(&file, &report.trace) {
+        Ok(()) => println!("their trace is in {}; its end:", file.display()),
+        Err(error) => println!(
+            "their trace is not in {}: {error}; its end:",
+            file.display()
+        ),
+    }
     let lines: Vec<_> = report.trace.lines().collect();
     for line in &lines[lines.len().saturating_sub(60)..] {
         println!("  {line}");
@@ -41,9 +51,20 @@ pub(super) fn explain(seed: u64, shape: &Shape, events: Vec<Event>) {
     println!("to see it again: tests/run simulate --from {seed} --seeds 1");
 }
 
-/// Leaves out every event, and every run of events, without which the schedule still breaks a promise.
-fn minimal(seed: u64, shape: &Shape, mut events: Vec<Event>) -> Vec<Event> {
-    let is_broken = |events: &[Event]| run(seed, shape, events, false).broken.is_some();
+/// What is broken, without its numbers.
+fn kind(broken: &str) -> String {
+    broken
+        .chars()
+        .filter(|char| !char.is_ascii_digit())
+        .collect()
+}
+
+/// Leaves out every event, and every run of events, without which the schedule still breaks this promise.
+fn minimal(seed: u64, shape: &Shape, mut events: Vec<Event>, promise: &str) -> Vec<Event> {
+    let is_broken = |events: &[Event]| {
+        let broken = run(seed, shape, events, false).broken;
+        broken.is_some_and(|(_, broken)| kind(&broken) == promise)
+    };
     let mut chunk = events.len().div_ceil(2).max(1);
     loop {
         let mut at = 0;
