@@ -19,7 +19,7 @@ use super::key_source::KeySource;
 use crate::config::AuthSettings;
 
 /// Least time between two fetches of a key set because a token names an unknown key.
-pub(super) const REFRESH_GAP: Duration = Duration::from_secs(30);
+const REFRESH_GAP: Duration = Duration::from_secs(30);
 
 /// The keys in use. Tokens are verified with them, and [`KeyRefresher`] replaces them.
 #[derive(Debug)]

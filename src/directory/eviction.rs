@@ -220,3 +220,73 @@ fn a_size_class_spans_at_most_a_quarter() {
     }
     assert!(SizeClass::of(u32::MAX) > classes[classes.len() - 1]);
 }
+
+/// The oldest are dropped where a full mailbox drops the oldest, and else the newest.
+#[test]
+fn messages_are_evicted_from_the_end_that_the_policy_drops_from() {
+    for overflow in ALL {
+        let shared = SharedBudget::new(overflow);
+        let [full, new] = [1, 2].map(|id| shared.client(id));
+        for number in 100..550 {
+            let message = Message {
+                sender: Sender::SYSTEM,
+                body: &format!("\"{number}{}\"", "x".repeat(984)),
+                read_at: 0,
+                receipt: None,
+            };
+            full.push(
+                message,
+                InHand::receive(&*shared.metrics),
+                &mut Wakes::default(),
+            );
+        }
+        let before = held(&full);
+        shared.fill(&new, 60);
+        let evicted = (before - held(&full)) as usize;
+        assert!(evicted > 0, "{overflow:?}");
+        let mut frames = Vec::new();
+        let cx = Context::from_waker(Waker::noop());
+        while held(&full) > 0 {
+            let mut taken = VecDeque::new();
+            full.take(Flushed::default(), &mut frames, &mut taken, &cx);
+            let flushed = Flushed {
+                messages: u32::try_from(taken.len()).expect("a few"),
+                bytes: taken.iter().map(|message| message.bytes).sum(),
+                ..Flushed::default()
+            };
+            full.settle(flushed);
+        }
+        let texts = String::from_utf8_lossy(&frames).into_owned();
+        let numbers = texts.split("\"message\":\"").skip(1);
+        let numbers: Vec<usize> = numbers.map(|text| text[..3].parse().unwrap()).collect();
+        let all = 100..100 + before as usize;
+        let left = match overflow {
+            Overflow::DropOldest => all.start + evicted..all.end,
+            Overflow::DropNewest | Overflow::Disconnect => all.start..all.end - evicted,
+        };
+        // With `drop-oldest`, the clients that filled the budget had dropped some of their own before.
+        let shift = numbers.first().map_or(0, |first| first - left.start);
+        let left: Vec<usize> = left.map(|number| number + shift).collect();
+        assert_eq!(numbers, left, "{overflow:?}");
+    }
+}
+
+#[test]
+fn a_user_is_told_how_many_messages_were_evicted() {
+    for overflow in ALL {
+        let shared = SharedBudget::new(overflow);
+        let (bounds, metrics) = (shared.bounds.clone(), shared.metrics.clone());
+        let identity = shared.client(1).identity();
+        let full = Arc::new(Client::new(identity, Dialect::V1, None, bounds, metrics));
+        let before = shared.fill(&full, 480);
+        shared.fill(&shared.client(2), 60);
+        let evicted = before - held(&full);
+        assert!(evicted > 0, "{overflow:?}");
+        let (mut frames, mut taken) = (Vec::new(), VecDeque::new());
+        let cx = Context::from_waker(Waker::noop());
+        full.take(Flushed::default(), &mut frames, &mut taken, &cx);
+        let notice = format!("{{\"type\":\"dropped\",\"count\":{evicted}}}");
+        let frames = String::from_utf8_lossy(&frames);
+        assert!(frames.contains(&notice), "{notice} in {frames}");
+    }
+}

@@ -407,8 +407,10 @@ mod tests {
         let (in_2031, in_2032) = (1_924_992_000, 1_956_528_000);
         let checks = async {
             assert_eq!(reported.recv().await, Some((true, in_2031)));
+            let begin = tokio::time::Instant::now();
             write(2032);
             assert_eq!(reported.recv().await, Some((true, in_2032)));
+            assert_eq!(begin.elapsed().as_secs(), 10);
             fs::write(files.0.join("key.pem"), "x").unwrap();
             assert_eq!(reported.recv().await, Some((false, in_2032)));
             fs::remove_file(files.0.join("key.pem")).unwrap();

@@ -1378,3 +1378,23 @@ fn a_second_signal_ends_a_slow_start_at_once() {
         begin.elapsed()
     );
 }
+
+#[test]
+fn a_forwarding_header_of_a_stranger_is_logged_once() {
+    let logged = Logged::start("log-strangers", &[]);
+    for address in ["10.0.0.1", "10.0.0.2", "10.0.0.3"] {
+        let fields = format!("X-Forwarded-For: {address}\r\nForwarded: for={address}\r\n");
+        hear(logged.served.address, "/", &fields, "", "x-user-id");
+    }
+    // All of the above were logged before this one.
+    hear(
+        logged.served.address,
+        "/",
+        "Origin: https://b.com\r\n",
+        "",
+        "403",
+    );
+    logged.up_to(&["page refused"]);
+    let lines = logged.lines(&["server.trusted_proxies"]);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+}

@@ -258,7 +258,14 @@ fn cluster_settings_need_each_other() {
     );
     let url = "addresses of NATS servers, such as \"nats://127.0.0.1:4222\" or \
         \"tls://nats.example.com:4222\", without a user, a password or a path";
-    for wrong in ["nats", "http://a:4222", "nats://me:secret@a", "nats://a/b"] {
+    for wrong in [
+        "nats",
+        "http://a:4222",
+        "nats://me:secret@a",
+        "nats://a/b",
+        "nats://a:4222?b",
+        "nats://:4222",
+    ] {
         let found = wrong.replace("me:secret", "***");
         check_refused(
             &file(&format!("[cluster]\nnats_url = [{wrong:?}]")),

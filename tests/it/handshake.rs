@@ -49,6 +49,10 @@ async fn a_broken_key_is_refused_and_named() {
             good.clone().but(key, "AAAAAAAAAAAAAAAAAAAAAAAA"),
         ),
         (
+            "13 bytes with the padding of 16",
+            good.clone().but(key, "AAAAAAAAAAAAAAAAAA=="),
+        ),
+        (
             "no padding",
             good.clone().but(key, "dGhlIHNhbXBsZSBub25jZQ"),
         ),
@@ -81,13 +85,15 @@ async fn another_version_gets_426_and_the_supported_one() {
             "{other}"
         );
     }
-    let answer = relay
-        .raw()
-        .await
-        .ask(&Handshake::new().without(version))
-        .await;
-    assert!([400, 426].contains(&answer.status), "{answer:?}");
-    assert_eq!(answer.header("sec-websocket-version"), Some("13"));
+    for handshake in [
+        Handshake::new().without(version),
+        Handshake::new().with(version, "8"),
+        Handshake::new().with(version, "13"),
+    ] {
+        let answer = relay.raw().await.ask(&handshake).await;
+        assert_eq!(answer.status, 426, "{handshake:?}: {answer:?}");
+        assert_eq!(answer.header("sec-websocket-version"), Some("13"));
+    }
     stop_untouched(relay).await;
 }
 
@@ -122,6 +128,18 @@ async fn a_request_that_is_no_handshake_gets_no_101() {
             good.clone().with("Host", "chat.example.com"),
             400,
             "host is given twice",
+        ),
+        (
+            "a body",
+            good.clone().with("Content-Length", "1"),
+            400,
+            "content-length",
+        ),
+        (
+            "a body in chunks",
+            good.clone().with("Transfer-Encoding", "chunked"),
+            400,
+            "transfer-encoding",
         ),
         ("POST", good.clone().method("POST"), 405, "allow"),
         ("PUT", good.clone().method("PUT"), 405, "allow"),
@@ -551,6 +569,8 @@ async fn a_page_of_a_foreign_name_with_our_address_may_not_connect() {
     for host in ["evil.com:8080", "localhost.evil.com", "relay.test"] {
         check_refused(&relay, host, page(host), 403, "allowed_hosts").await;
     }
+    let twice = page("localhost:8080").with("Origin", "http://localhost:8080");
+    check_refused(&relay, "two origins", twice, 403, "allowed_origins").await;
     for host in ["localhost:8080", "127.0.0.1:8080", "[::1]:8080"] {
         let answer = relay.raw().await.ask(&page(host)).await;
         assert_eq!(answer.status, 101, "{host}: {answer:?}");

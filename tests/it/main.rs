@@ -39,7 +39,9 @@ mod project; // the files that contributors use
 mod same_string; // every JSON string arrives as the same string
 mod session; // one session, on paused time
 mod session_bounds; // what one session holds, and how long it waits, on paused time
+mod tickets; // users that come back with a ticket
 mod tidy; // the shape of the sources
 mod tls; // certificates on both listeners, and the operator's token
 mod traces; // spans at an OTLP receiver, and log filters that change at run time
 mod v1; // outcomes, errors and notices
+mod values; // values of metrics
