@@ -258,7 +258,9 @@ fn messages_are_evicted_from_the_end_that_the_policy_drops_from() {
         }
         let texts = String::from_utf8_lossy(&frames).into_owned();
         let numbers = texts.split("\"message\":\"").skip(1);
-        let numbers: Vec<usize> = numbers.map(|text| text[..3].parse().unwrap()).collect();
+        let numbers: Vec<usize> = numbers
+            .map(|text| text.split_at(3).0.parse().unwrap())
+            .collect();
         let all = 100..100 + before as usize;
         let left = match overflow {
             Overflow::DropOldest => all.start + evicted..all.end,

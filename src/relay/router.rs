@@ -87,7 +87,10 @@ pub(super) struct Router {
 
 impl std::fmt::Debug for Router {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Router").finish_non_exhaustive()
+        let queue = self.messages.max_capacity();
+        f.debug_struct("Router")
+            .field("queue", &queue)
+            .finish_non_exhaustive()
     }
 }
 

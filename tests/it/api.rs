@@ -141,6 +141,7 @@ both_strategies! {
         clog(relay, &mut sender, recipient.id, 8192, 4).await;
         let body = json!({"recipient_id": recipient.id, "message": "x"}).to_string();
         let mut pending = 0;
+        let begin = tokio::time::Instant::now();
         loop {
             let answer = operated.ask("POST", "/api/messages", &body).await;
             let sent: Value = serde_json::from_str(&answer.body).unwrap();
@@ -153,6 +154,8 @@ both_strategies! {
             assert!(pending <= 8, "the mailbox has a bound");
         }
         assert!(pending > 0);
+        // By default, one of them would wait for 5 s.
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
         recipient.reset();
         let scrape = relay.ledger().await;
         assert!(scrape.dropped("disconnected") >= pending);

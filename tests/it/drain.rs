@@ -162,10 +162,12 @@ both_strategies! {
 
     /// The drain ends even if a user does not read, and the senders of its messages learn the outcome.
     async fn messages_queued_at_the_timeout_have_the_outcome_draining(strategy) {
+        // So long that the relay keeps the whole 500 ms for telling the senders, which a busy machine may need.
+        let timeout = seconds(6);
         let mut relay = Relay::start(strategy, |settings| {
             settings.drain.delay = NONE;
             settings.drain.spread = NONE;
-            settings.drain.timeout = seconds(3);
+            settings.drain.timeout = timeout;
             // Longer than the drain, so that it does not end the connection first.
             settings.keepalive.close_timeout = LONG;
         })
@@ -177,8 +179,8 @@ both_strategies! {
         relay.begin_stop(Stop::Drain);
         let (mut frames, code, _) = sender.rest().await;
         assert_eq!(code, 1012);
-        // A tenth of the timeout is for telling the senders.
-        assert!(begin.elapsed() >= seconds(3) * 9 / 10, "{:?}", begin.elapsed());
+        // Nothing is given up before that.
+        assert!(begin.elapsed() >= timeout * 9 / 10, "{:?}", begin.elapsed());
         take_reconnect(&mut frames);
         assert_eq!(frames.len() as u64, sent, "one outcome an id: {frames:?}");
         let count = |status: &str| {

@@ -47,7 +47,14 @@ async fn check_closes_within(what: &str, frames: &[Wire], code: u16, close_timeo
                 Delivery::Trickled => peer.trickle(&bytes).await,
                 Delivery::Whole | Delivery::AfterMessage => peer.try_write(&bytes).await,
             });
-            let (heard, closed, reason) = peer.rest().await;
+            let (heard, closed, reason) = if close_timeout > PATIENCE {
+                peer.rest().await
+            } else {
+                // The relay ends the connection by itself, and resets it where bytes of ours come behind that.
+                let closed = peer.until_close().await;
+                assert!(!matches!(peer.next().await, Seen::Frame(_)), "{what}");
+                closed
+            };
             assert_eq!(closed, code, "{what}, {dialect:?}, {delivery:?}: {reason}");
             let fine = dialect.message(peer.id, "still fine");
             assert!(
@@ -522,7 +529,11 @@ both_strategies! {
     /// The relay ignores frames after its own close frame. It still reads them: unread bytes would reset the
     /// connection before the peer has read the close frame.
     async fn frames_after_a_close_of_the_relay_are_ignored(strategy) {
-        let relay = Relay::start(strategy, |_| ()).await;
+        // On a busy machine, the peer may need long for what it sends behind the relay's close.
+        let relay = Relay::start(strategy, |settings| {
+            settings.keepalive.close_timeout = PATIENCE;
+        })
+        .await;
         for dialect in Dialect::BOTH {
             let mut peer = relay.raw_user(dialect).await;
             let mut bytes = Wire::text(hello()).unmasked().bytes();

@@ -190,7 +190,8 @@ async fn a_refusal_reaches_a_client_that_has_already_sent_more() {
 }
 
 /// A relay in a process of its own. Drop ends it.
-struct Process {
+#[derive(Debug)]
+pub(crate) struct Process {
     child: Child,
     addr: SocketAddr,
     admin: SocketAddr,
@@ -198,7 +199,7 @@ struct Process {
 
 impl Process {
     /// Starts a relay with this limit of open files, and a listener for users and one for operators.
-    async fn start(files: u32) -> Self {
+    pub(crate) async fn start(files: u32) -> Self {
         Self::start_with(files, |addr, admin| {
             let listen = "SWITCHBOARD__SERVER__LISTEN";
             vec![
@@ -217,7 +218,7 @@ impl Process {
         .await
     }
 
-    async fn start_with(
+    pub(crate) async fn start_with(
         files: u32,
         variables: impl FnOnce(SocketAddr, SocketAddr) -> Vec<(&'static str, String)>,
     ) -> Self {
@@ -241,6 +242,21 @@ impl Process {
         })
         .await;
         process
+    }
+
+    /// The number of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The address of the listener for users.
+    pub(crate) fn users(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The address of the listener for operators.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     async fn ask(&self, target: &str) -> Answer {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use switchboard::config::{Overflow, Strategy};
 
-use crate::harness::{Client, Dialect, Raw, Relay, Seen, Wire, clog, eventually};
+use crate::harness::{Client, Dialect, PATIENCE, Raw, Relay, Seen, Wire, clog, eventually};
 
 const MAILBOX: &str = "switchboard_mailbox_messages";
 
@@ -237,6 +237,8 @@ both_strategies! {
         let relay = Relay::start(strategy, |settings| {
             settings.mailbox.messages = 8;
             settings.mailbox.overflow = Overflow::Disconnect;
+            // The relay closes before the test reads, and the frames before the close have to wait for it.
+            settings.keepalive.close_timeout = PATIENCE;
         })
         .await;
         for dialect in Dialect::BOTH {
@@ -262,7 +264,13 @@ both_strategies! {
 
     /// No sender waits for a recipient that does not read.
     async fn a_sender_never_waits_for_a_recipient(strategy) {
-        let relay = Relay::start(strategy, |settings| settings.mailbox.messages = 8).await;
+        let relay = Relay::start(strategy, |settings| {
+            settings.mailbox.messages = 8;
+            // The recipient must stay for the whole test, however long that takes.
+            settings.keepalive.write_timeout = PATIENCE * 4;
+            settings.keepalive.ping_interval = PATIENCE * 4;
+        })
+        .await;
         let mut sender = relay.bare().await;
         let mut friend = relay.bare().await;
         let slow = relay.narrow_user(Dialect::Bare).await;

@@ -23,6 +23,7 @@ mod cli_talk; // the binary: `connect` and the commands of operators, in pipes a
 mod config; // the sources of settings, and invalid settings
 mod documents; // links, the settings document, the table of threats
 mod drain; // the effect of a drain on users, HTTP and messages in flight
+mod fairness; // no user slows another, as a ratio within one run
 mod framing; // RFC 6455 sections 5 and 7, byte by byte
 mod fuzz; // the fuzz targets, with their corpora and mutations of them
 mod handshake; // upgrades: accepted requests, and refusals
@@ -30,6 +31,7 @@ mod hostile; // attacks by peers
 mod http; // metrics and health, on both listeners
 mod keepalive; // pings, and peers that do not answer or do not read
 mod limits; // a node that is full
+mod listeners; // the wiring of the listeners: limits of users and of operators
 mod mailbox; // recipients that do not read
 mod metrics; // metric families and labels, as dashboards and rules use them
 mod operations; // image, compose file, dashboard and alerts, checked as text
@@ -39,6 +41,7 @@ mod project; // the files that contributors use
 mod same_string; // every JSON string arrives as the same string
 mod session; // one session, on paused time
 mod session_bounds; // what one session holds, and how long it waits, on paused time
+mod settings; // every setting has an effect in a running relay
 mod tickets; // users that come back with a ticket
 mod tidy; // the shape of the sources
 mod tls; // certificates on both listeners, and the operator's token

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use switchboard::config::Strategy;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use crate::harness::raw::{joined, message};
@@ -113,45 +112,6 @@ both_strategies! {
         relay.stop().await;
     }
 
-    /// A quiet pair is served beside pairs that flood.
-    async fn a_quiet_pair_is_served_beside_floods(strategy) {
-        let relay = Relay::start(strategy, |settings| {
-            settings.keepalive.ping_interval = PATIENCE * 4;
-            settings.keepalive.write_timeout = PATIENCE * 4;
-        })
-        .await;
-        let mut floods = JoinSet::new();
-        for _ in 0..4 {
-            let mut sink = relay.raw_user(Dialect::Bare).await;
-            let mut source = relay.raw_user(Dialect::Bare).await;
-            let gulp = message(sink.id, "flood").bytes().repeat(1000);
-            // The floods must load the relay, not the threads that the test shares with it.
-            floods.spawn(async move {
-                while source.stream.write_all(&gulp).await.is_ok() {
-                    tokio::task::yield_now().await;
-                }
-            });
-            floods.spawn(async move {
-                let mut sip = vec![0; 64 * 1024];
-                while sink.stream.read(&mut sip).await.is_ok_and(|read| read > 0) {
-                    tokio::task::yield_now().await;
-                }
-            });
-        }
-        let mut one = relay.bare().await;
-        let mut two = relay.v1().await;
-        for n in 0..100 {
-            one.say(two.id, &n.to_string()).await;
-            two.hears(one.id, &n.to_string()).await;
-            two.ask(one.id, &n.to_string(), n).await;
-            one.hears(two.id, &n.to_string()).await;
-            two.learns(n, "delivered").await;
-        }
-        assert_eq!(floods.try_join_next().map(|_| ()), None, "the floods go on");
-        floods.shutdown().await;
-        relay.stop().await;
-    }
-
     /// All pairs get through when all send alike.
     async fn no_pair_is_starved(strategy) {
         const PAIRS: usize = 16;
@@ -180,8 +140,8 @@ both_strategies! {
             let pair = within("a pair is served", served.recv()).await.unwrap();
             counts[pair] += 1;
         }
-        // A slower pair still has a share. A starved one would have nothing.
-        assert!(counts.iter().all(|count| *count > GOAL / 100), "{counts:?}");
+        // No pair has less than a quarter of what the fastest one has.
+        assert!(counts.iter().all(|count| *count > GOAL / 4), "{counts:?}");
         drop(served);
         pairs.shutdown().await;
         relay.stop().await;

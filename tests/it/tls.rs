@@ -4,8 +4,8 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -16,7 +16,7 @@ use switchboard::config::{self, Settings};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -26,6 +26,8 @@ use tokio_rustls::rustls::{
     ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion, version,
 };
 use tokio_websockets::{ClientBuilder, Message};
+
+use crate::harness::hold_the_clock;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const TOKEN: &str = "let-me-in";
@@ -96,23 +98,12 @@ impl Secured {
     }
 
     fn client(&self, version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.certificate.clone()).unwrap();
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(&[version])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Arc::new(config)
+        trusting(self.certificate.clone(), version)
     }
 
     /// The bytes of a `ClientHello`.
     fn hello(&self) -> Vec<u8> {
-        let name = "localhost".try_into().unwrap();
-        let mut client = ClientConnection::new(self.client(&version::TLS13), name).unwrap();
-        let mut hello = Vec::new();
-        client.write_tls(&mut hello).unwrap();
-        hello
+        hello_to(self.certificate.clone())
     }
 
     /// Sends `before` and a hello from an address. Returns the server's reaction, and the connection, still open.
@@ -179,6 +170,31 @@ impl Secured {
     }
 }
 
+/// A client that trusts this certificate.
+fn trusting(
+    certificate: CertificateDer<'static>,
+    version: &'static SupportedProtocolVersion,
+) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
+/// The bytes of a `ClientHello` to a server with this certificate.
+pub(crate) fn hello_to(certificate: CertificateDer<'static>) -> Vec<u8> {
+    let name = "localhost".try_into().unwrap();
+    let config = trusting(certificate, &version::TLS13);
+    let mut client = ClientConnection::new(config, name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
 /// The first reaction of a server.
 #[derive(Debug, PartialEq, Eq)]
 enum Heard {
@@ -203,16 +219,6 @@ async fn connect_from(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((from, 0).into()).unwrap();
     socket.connect(to).await.unwrap()
-}
-
-/// Stops tokio's clock, so that no bucket refills and no timeout ends. The test advances the clock by hand; the
-/// clock advances by itself again when the sender is dropped.
-fn hold_the_clock() -> mpsc::Sender<()> {
-    tokio::time::pause();
-    let (held, dropped) = mpsc::channel();
-    // While a blocking task runs, tokio does not advance a paused clock. The time limit ends a test that hangs.
-    spawn_blocking(move || dropped.recv_timeout(PATIENCE));
-    held
 }
 
 /// Requests an upgrade. Returns the head of the response.
@@ -575,6 +581,41 @@ async fn clients_that_a_proxy_names_first_are_counted_one_by_one() {
     }
     // A peer that is no proxy counts by its own address.
     assert_eq!(relay.answered(5, HERE, "").await, 2);
+    drop(clock);
+    relay.end().await;
+}
+
+/// A running relay takes the certificate that the files have 10 s later, on both listeners.
+#[tokio::test]
+async fn a_renewed_certificate_is_served_without_a_restart() {
+    let clock = hold_the_clock();
+    let mut relay = Secured::start(|_| {}).await;
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(relay.folder.join("cert.pem"), cert.pem()).unwrap();
+    std::fs::write(relay.folder.join("key.pem"), signing_key.serialize_pem()).unwrap();
+    let old = relay.certificate.clone();
+    // The tasks of the relay run, and the time to the first reading has begun.
+    relay.get(relay.admin, "/livez", "").await;
+    for (seconds, expected) in [(9, old), (2, cert.der().clone())] {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        for addr in [relay.users, relay.admin] {
+            // The clock stands still, so the time limit is a number of attempts.
+            let mut served = false;
+            for _ in 0..200 {
+                relay.certificate = expected.clone();
+                let stream = TcpStream::connect(addr).await.unwrap();
+                let connector = TlsConnector::from(relay.client(&version::TLS13));
+                let name = "localhost".try_into().unwrap();
+                if connector.connect(name, stream).await.is_ok() {
+                    served = true;
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            assert!(served, "{addr} after {seconds} s more");
+        }
+    }
     drop(clock);
     relay.end().await;
 }

@@ -33,7 +33,7 @@ use super::otlp::{Manner, Receiver};
 /// The variables of a relay that traces everything and sends spans at once.
 const ALL: [(&str, &str); 2] = [
     ("SWITCHBOARD__TRACING__SAMPLE_RATIO", "1"),
-    ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+    ("SWITCHBOARD__TRACING__EXPORT_INTERVAL", "20ms"),
 ];
 
 /// A relay in a process of its own, with its log.

@@ -26,6 +26,8 @@ const SETTINGS = {
   DRAIN__SPREAD: "300ms",
   DRAIN__TIMEOUT: "3s",
   LIMITS__MESSAGE_BYTES: "4KiB",
+  // The client asks for a sign of life when it has heard nothing for 1.2 of these.
+  KEEPALIVE__PING_INTERVAL: "2s",
 };
 
 before(async () => {

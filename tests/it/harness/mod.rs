@@ -6,14 +6,14 @@ pub(crate) mod metrics;
 pub(crate) mod raw;
 
 use std::net::SocketAddr;
-use std::sync::Once;
+use std::sync::{Once, mpsc};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use switchboard::app::{App, Report, Stop};
 use switchboard::config::{Settings, Strategy};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use client::{Client, Heard};
@@ -322,4 +322,14 @@ pub(crate) async fn clog(
             .await;
     }
     panic!("the mailbox of {to} does not fill, although it does not read");
+}
+
+/// Stops tokio's clock, so that no bucket refills and no timeout ends. The test advances the clock by hand; the
+/// clock advances by itself again when the sender is dropped.
+pub(crate) fn hold_the_clock() -> mpsc::Sender<()> {
+    tokio::time::pause();
+    let (held, dropped) = mpsc::channel();
+    // While a blocking task runs, tokio does not advance a paused clock. The time limit ends a test that hangs.
+    spawn_blocking(move || dropped.recv_timeout(PATIENCE));
+    held
 }
