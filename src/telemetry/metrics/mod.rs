@@ -14,6 +14,7 @@ mod open_metrics;
 mod process;
 mod reloads;
 mod shards;
+mod spans;
 mod stats;
 
 use std::sync::Arc;
@@ -21,10 +22,9 @@ use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
 use std::time::Duration;
 
-use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use super::export::{SpanCounts, SpanLoss};
+use super::export::SpanCounts;
 use super::traces::{Traced, Traces};
 pub use exposition::Exposition;
 use families::{counter, counter_by_reason, register, registered_counter};
@@ -380,7 +380,7 @@ impl Metrics {
             ),
         ]);
         families.extend(self.shards.socket_families());
-        families.extend(self.span_families());
+        families.extend(spans::families(&self.spans));
         families.extend(self.process.families());
         families.extend(stats.families());
         families.sort_by(|a, b| a.name().cmp(b.name()));
@@ -389,20 +389,5 @@ impl Metrics {
             (shards::MAILBOX_WAIT, self.wait_exemplars.newest()),
         ];
         exposition.write(&families, &exemplars)
-    }
-
-    fn span_families(&self) -> [MetricFamily; 2] {
-        [
-            counter(
-                "switchboard_trace_spans_exported_total",
-                "Spans that the OTLP receiver accepted.",
-                self.spans.exported(),
-            ),
-            counter_by_reason(
-                "switchboard_trace_spans_dropped_total",
-                "Spans that were lost before the OTLP receiver accepted them.",
-                SpanLoss::ALL.map(|loss| (loss.as_str(), self.spans.lost(loss))),
-            ),
-        ]
     }
 }
