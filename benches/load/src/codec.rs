@@ -135,11 +135,13 @@ pub(crate) enum UpgradeResponse {
 }
 
 impl ClientHandshake {
-    pub(crate) fn new(authority: &str, path: &str) -> Self {
+    pub(crate) fn new(authority: &str, path: &str, token: Option<&str>) -> Self {
         let key = generate_key();
+        let token = token.map(|token| format!("Authorization: Bearer {token}\r\n"));
+        let token = token.unwrap_or_default();
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{token}\r\n"
         );
         Self {
             request: request.into_bytes(),
@@ -254,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_response_is_the_right_101_or_a_refusal() {
-        let handshake = ClientHandshake::new("127.0.0.1:8080", "/");
+        let handshake = ClientHandshake::new("127.0.0.1:8080", "/", None);
         let accept = &handshake.accept;
         let head = format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {accept}");
         let accepted = |bytes: &str, id| UpgradeResponse::Accepted {

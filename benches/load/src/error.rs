@@ -2,9 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::server_counters::MetricsError;
+use switchboard::auth::IssueError;
+use switchboard::config::SecretError;
+
 use crate::url::Url;
 
 /// Why a run ends without a result.
@@ -29,9 +32,28 @@ pub enum BenchError {
         /// The address of its host.
         address: SocketAddr,
     },
+    /// The token cannot be in a header.
+    #[error("invalid token (--token): more than one line of visible ASCII")]
+    Token,
+    /// The token cannot be signed.
+    #[error("cannot sign a token (--key-file)")]
+    Issue(#[from] IssueError),
+    /// The file of a token cannot be used.
+    #[error("{} (--metrics-token-file)", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SecretError,
+    },
     /// A connection cannot be made.
-    #[error("cannot connect")]
-    Connect(#[source] io::Error),
+    #[error("cannot connect to {address}")]
+    Connect {
+        /// The server.
+        address: SocketAddr,
+        /// What goes wrong.
+        source: io::Error,
+    },
     /// The scenario needs more connections than this process can open.
     #[error(
         "{needed} connections are more than the {room} for which the limit of open files leaves room \
@@ -44,17 +66,21 @@ pub enum BenchError {
         room: u64,
     },
     /// The server refuses the upgrade of a connection that is to send or receive.
-    #[error("no upgrade: {reason}")]
+    #[error("{address}: no upgrade: {reason}{}", hint(reason))]
     Upgrade {
+        /// The server.
+        address: SocketAddr,
         /// The server's answer.
         reason: String,
     },
     /// Some of the idle peers could not connect.
     #[error(
-        "{opened} of {wanted} connections opened{}",
+        "{address}: {opened} of {wanted} connections opened{}",
         refusal.as_ref().map(|refusal| format!(", the last refused: {refusal}")).unwrap_or_default()
     )]
     PeersMissing {
+        /// The server.
+        address: SocketAddr,
         /// Connections that opened.
         opened: u64,
         /// Connections that should have opened.
@@ -64,10 +90,12 @@ pub enum BenchError {
     },
     /// Some connections receive no probe, so their ids are unknown.
     #[error(
-        "{unknown} connections answer to no id from {first} to {last}: where the server does not \
+        "{address}: {unknown} connections answer to no id from {first} to {last}: where the server does not \
          announce ids, give the first that it may have given as --first-id"
     )]
     IdsNotFound {
+        /// The server.
+        address: SocketAddr,
         /// Connections whose id is not known.
         unknown: usize,
         /// The first id that was tried.
@@ -76,29 +104,28 @@ pub enum BenchError {
         last: u64,
     },
     /// A flow needs the ids of both its connections.
-    #[error("the ids of the connections are not known")]
-    UnknownIds,
+    #[error("{0}: the ids of the connections are not known")]
+    UnknownIds(SocketAddr),
     /// The first message of a flow does not arrive.
     #[error(
-        "a first message did not arrive within {timeout:?}{}",
+        "{address}: a first message did not arrive within {timeout:?}{}",
         example.as_ref().map(|example| format!("; instead: {example}")).unwrap_or_default()
     )]
     FirstMessage {
+        /// The server.
+        address: SocketAddr,
         /// How long the run waited for it.
         timeout: Duration,
         /// The first fault that was seen meanwhile.
         example: Option<String>,
     },
-    /// The server's metrics cannot be read.
-    #[error("cannot read the server's metrics")]
-    Metrics(#[source] MetricsError),
     /// /proc does not show the process that --pid names.
     #[error("process {0} does not exist, or this user may not read its entries in /proc")]
     NoProcess(u32),
     /// The relay's program is not installed.
     #[error(
         "switchboard is neither beside this program nor on PATH: \
-         `cargo build --release --workspace` builds both"
+         `cargo install --path .` installs it"
     )]
     RelayNotFound,
     /// The relay's program does not start, or does not listen in time.
@@ -117,9 +144,21 @@ pub enum BenchError {
     },
 }
 
+/// What may help where the server refuses.
+fn hint(reason: &str) -> &'static str {
+    if reason.contains(" 401") {
+        " (--token or --key-file gives a token)"
+    } else {
+        ""
+    }
+}
+
 impl BenchError {
     /// Whether the command line is at fault.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::NotLoopback { .. } | Self::OpenFiles { .. })
+        matches!(
+            self,
+            Self::NotLoopback { .. } | Self::OpenFiles { .. } | Self::Token
+        )
     }
 }

@@ -58,28 +58,34 @@ pub enum RunVerdict {
     /// No message was lost without a reason in the server's metrics, and none was misrouted, reordered,
     /// duplicated or altered.
     Clean,
+    /// As far as the load generator sees, but the server's metrics could not be read. Lost messages may have a reason.
+    Unaccounted,
     /// At least one message was.
     Faulty,
 }
 
 /// Measures what the options ask for, and writes the result to `out`.
 pub fn run(options: &BenchOptions, out: &mut dyn Write) -> Result<RunVerdict, BenchError> {
-    let ok = if options.compare_strategies {
+    let (ok, is_accounted) = if options.compare_strategies {
         let comparison = compare::run(options)?;
         if let Some(folder) = &options.svg {
             comparison.write_svgs(folder)?;
         }
         output::publish(options, out, &comparison, || comparison.html())?;
-        comparison.ok
+        (comparison.ok, true)
     } else {
         let report = measure(options)?;
         output::publish(options, out, &report, || report.html())?;
-        report.ok
+        let mut checks = report.outcomes.iter().map(|outcome| &outcome.check);
+        (
+            report.ok,
+            checks.all(|check| check.metrics_unreadable.is_none()),
+        )
     };
-    Ok(if ok {
-        RunVerdict::Clean
-    } else {
-        RunVerdict::Faulty
+    Ok(match (ok, is_accounted) {
+        (true, true) => RunVerdict::Clean,
+        (true, false) => RunVerdict::Unaccounted,
+        (false, _) => RunVerdict::Faulty,
     })
 }
 

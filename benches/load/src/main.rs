@@ -11,7 +11,7 @@ const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match switchboard_bench::run(&BenchOptions::parse(), &mut io::stdout()) {
-        Ok(RunVerdict::Clean) => ExitCode::SUCCESS,
+        Ok(RunVerdict::Clean | RunVerdict::Unaccounted) => ExitCode::SUCCESS,
         Ok(RunVerdict::Faulty) => ExitCode::FAILURE,
         Err(error) if error.is_usage() => {
             complain(error);

@@ -10,7 +10,7 @@ use switchboard::config::{parse_duration, parse_size};
 use crate::label::LABEL_BYTES;
 use crate::url::Url;
 
-/// Load a relay, measure it and check every message. Exit code 0: no fault; 1: a fault or an error
+/// Load a relay, measure it and check every message. Exit code 0: no fault was found; 1: a fault or an error
 #[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 #[derive(Clone, Debug, Parser)]
 #[command(version, term_width = 80)]
@@ -28,6 +28,15 @@ pub struct BenchOptions {
     /// Switchboard
     #[arg(long, value_name = "URL")]
     pub(crate) metrics: Option<Url>,
+    /// A file with the token that the server's metrics require
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metrics_token_file: Option<PathBuf>,
+    /// A token for a server that requires one
+    #[arg(long, conflicts_with = "key_file")]
+    pub(crate) token: Option<String>,
+    /// Sign such a token by this shared secret or private key in PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
     /// The server's process, whose CPU time and memory are read; default: the process that listens
     /// on the loopback address
     #[arg(long)]
@@ -81,7 +90,9 @@ pub struct BenchOptions {
 
     /// Start the relay that is installed beside this program, once for each routing strategy, and
     /// compare the two
-    #[arg(long, conflicts_with_all = ["scenarios", "url", "metrics", "pid", "i_own_this_server"])]
+    #[arg(long, conflicts_with_all = [
+        "scenarios", "url", "metrics", "metrics_token_file", "token", "key_file", "pid", "i_own_this_server",
+    ])]
     pub(crate) compare_strategies: bool,
     /// How often each strategy is measured; the output shows medians
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=100))]

@@ -114,6 +114,8 @@ pub(crate) struct Check {
     pub(crate) faults: Faults,
     /// The server's metrics about these messages, where they could be read.
     pub(crate) account: Option<Account>,
+    /// Why they could not, for a server that should have them: a status, or an error.
+    pub(crate) metrics_unreadable: Option<String>,
 }
 
 impl LatencySummary {

@@ -1,5 +1,6 @@
 //! One scenario while it runs: its connections and flows, its measured phases, and the check at its end.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::codec::ClientHandshake;
@@ -13,7 +14,7 @@ use crate::options::{BenchOptions, Scenario};
 use crate::outcome::{Check, Fact, Outcome, Row, Timeline};
 use crate::process::MonitoredProcess;
 use crate::progress::Progress;
-use crate::server_counters::{MetricsEndpoint, ServerCounters};
+use crate::server_counters::{MetricsEndpoint, MetricsError, ServerCounters};
 use crate::snapshot::Snapshot;
 use crate::target::Target;
 
@@ -47,6 +48,8 @@ pub(crate) struct ScenarioRun<'a> {
     notes: Vec<String>,
     /// The server's counters before the first message.
     before: Option<(MetricsEndpoint, ServerCounters)>,
+    /// Why the server's counters, which it should have, could not be read: a status, or an error.
+    unreadable: Option<String>,
 }
 
 impl<'a> ScenarioRun<'a> {
@@ -56,15 +59,20 @@ impl<'a> ScenarioRun<'a> {
         scenario: Scenario,
         progress: Progress,
     ) -> Result<Self, BenchError> {
-        let handshake = ClientHandshake::new(&target.url.authority, &target.url.path);
+        let handshake = ClientHandshake::new(
+            &target.url.authority,
+            &target.url.path,
+            target.token.as_deref(),
+        );
         let poll_mode = match std::thread::available_parallelism() {
             Ok(cpus) if cpus.get() > 1 => PollMode::Spin,
             _ => PollMode::Sleep,
         };
         let engine = Engine::new(target.address, handshake, poll_mode, progress);
+        let address = target.address;
         Ok(Self {
             options,
-            engine: engine.map_err(BenchError::Connect)?,
+            engine: engine.map_err(|source| BenchError::Connect { address, source })?,
             server: target.server.filter(|server| !server.is_this_one()),
             target,
             scenario,
@@ -73,7 +81,13 @@ impl<'a> ScenarioRun<'a> {
             facts: Vec::new(),
             notes: Vec::new(),
             before: None,
+            unreadable: None,
         })
+    }
+
+    /// The address of the server.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.target.address
     }
 
     /// Sets the sentence that describes the load.
@@ -93,11 +107,11 @@ impl<'a> ScenarioRun<'a> {
         open_files::require_room(count)?;
         self.engine.progress.step("connecting");
         let slots = self.engine.open(role, count)?;
-        if self.before.is_none() {
+        if self.before.is_none() && self.unreadable.is_none() {
             let announces_ids = slots
                 .first()
                 .is_some_and(|slot| self.engine.id(*slot).is_some());
-            self.read_first_counters(announces_ids)?;
+            self.read_first_counters(announces_ids);
         }
         self.engine.learn_ids(&slots, self.target.next_id)?;
         Ok(slots)
@@ -105,24 +119,26 @@ impl<'a> ScenarioRun<'a> {
 
     /// Reads the server's counters where --metrics names them or the server announces ids, as Switchboard
     /// does. No other server is asked, because the essay's programs crash on a request that is no upgrade.
-    fn read_first_counters(&mut self, announces_ids: bool) -> Result<(), BenchError> {
-        let (url, is_required) = match &self.options.metrics {
-            Some(url) => (url.clone(), true),
-            None if announces_ids => (self.target.url.http("/metrics"), false),
-            None => return Ok(()),
+    fn read_first_counters(&mut self, announces_ids: bool) {
+        let url = match &self.options.metrics {
+            Some(url) => url.clone(),
+            None if announces_ids => self.target.url.http("/metrics"),
+            None => return,
         };
-        let read = MetricsEndpoint::new(&url).and_then(|endpoint| {
+        let token = self.target.metrics_token.clone();
+        let read = MetricsEndpoint::new(&url, token).and_then(|endpoint| {
             let counters = endpoint.read()?;
             Ok((endpoint, counters))
         });
         match read {
             Ok(before) => self.before = Some(before),
-            Err(error) if is_required => return Err(BenchError::Metrics(error)),
-            Err(error) => self
-                .notes
-                .push(format!("the server's metrics could not be read: {error}")),
+            Err(error) => {
+                self.unreadable = Some(error.reason());
+                self.notes.push(format!(
+                    "{error} (--metrics names another URL, --metrics-token-file a token for it)"
+                ));
+            }
         }
-        Ok(())
     }
 
     /// Adds a flow for each of these pairs, and waits until the first message of each has arrived.
@@ -216,10 +232,7 @@ impl<'a> ScenarioRun<'a> {
                 (last_in_flight, last_change) = (in_flight, now);
             }
             let quiet_ns = now - last_change;
-            let counters = self
-                .before
-                .as_ref()
-                .and_then(|(endpoint, _)| endpoint.read().ok());
+            let counters = self.read_counters();
             let is_settled = match &counters {
                 // A message that the server has dropped never arrives.
                 Some(counters) if in_flight > 0 => {
@@ -233,6 +246,13 @@ impl<'a> ScenarioRun<'a> {
             }
             self.engine.run_for(DRAIN_STEP);
         }
+    }
+
+    fn read_counters(&mut self) -> Option<ServerCounters> {
+        let (endpoint, _) = self.before.as_ref()?;
+        let read = endpoint.read();
+        self.unreadable = read.as_ref().err().map(MetricsError::reason);
+        read.ok()
     }
 
     fn check(&mut self, after: Option<ServerCounters>) -> Check {
@@ -260,6 +280,8 @@ impl<'a> ScenarioRun<'a> {
                 }
                 account.unexplained(sent + probes, lost + probes - probes_arrived)
             }
+            // Nobody can say whether the server has dropped them for a reason.
+            None if self.unreadable.is_some() => 0,
             None => lost,
         };
         if withheld > 0 {
@@ -277,6 +299,7 @@ impl<'a> ScenarioRun<'a> {
             unexplained,
             faults,
             account,
+            metrics_unreadable: self.unreadable.take(),
         }
     }
 

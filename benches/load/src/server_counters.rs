@@ -5,8 +5,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use hyper_tungstenite::hyper::Uri;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper_tungstenite::hyper::header::{AUTHORIZATION, CONNECTION, HeaderValue};
+use hyper_tungstenite::hyper::{Request, StatusCode, Uri};
 use serde::Serialize;
+use switchboard::config::Secret;
 use switchboard::net::http_client::{HttpClient, HttpError, Limits};
 use tokio::runtime::{self, Runtime};
 
@@ -22,6 +26,7 @@ const LIMITS: Limits = Limits {
 #[derive(Debug)]
 pub(crate) struct MetricsEndpoint {
     url: Uri,
+    token: Option<Secret>,
     client: HttpClient,
     runtime: Runtime,
 }
@@ -70,10 +75,11 @@ pub(crate) struct Account {
 }
 
 impl MetricsEndpoint {
-    pub(crate) fn new(url: &Url) -> Result<Self, MetricsError> {
+    pub(crate) fn new(url: &Url, token: Option<Secret>) -> Result<Self, MetricsError> {
         let url = url.http(&url.path).to_string();
         Ok(Self {
             url: url.parse().map_err(|_| MetricsError::Url(url))?,
+            token,
             client: HttpClient::plain(LIMITS),
             runtime: runtime::Builder::new_current_thread()
                 .enable_all()
@@ -82,12 +88,42 @@ impl MetricsEndpoint {
     }
 
     pub(crate) fn read(&self) -> Result<ServerCounters, MetricsError> {
-        let body = self.runtime.block_on(self.client.get(&self.url, "*/*"))?;
+        let body = self.runtime.block_on(self.ask())?;
         let counters = ServerCounters::parse(&String::from_utf8_lossy(&body));
         counters.map_err(|name| MetricsError::Missing {
             url: self.url.clone(),
             name,
         })
+    }
+}
+
+impl MetricsEndpoint {
+    async fn ask(&self) -> Result<Bytes, HttpError> {
+        let mut request = Request::new(Full::default());
+        *request.uri_mut() = self.url.clone();
+        let headers = request.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        if let Some(token) = &self.token {
+            let token = [b"Bearer ", token.expose()].concat();
+            let token = HeaderValue::from_bytes(&token).expect("checked when it was read");
+            headers.insert(AUTHORIZATION, token);
+        }
+        let (response, _) = self.client.ask(request).await?;
+        if response.status() == StatusCode::OK {
+            return Ok(response.into_body());
+        }
+        let (url, status) = (self.url.clone(), response.status());
+        Err(HttpError::Status { url, status })
+    }
+}
+
+impl MetricsError {
+    /// The status of the server, or what is wrong instead.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Http(HttpError::Status { status, .. }) => status.as_u16().to_string(),
+            error => error.to_string(),
+        }
     }
 }
 

@@ -101,21 +101,23 @@ pub(crate) fn value(fact: &Fact) -> String {
     }
 }
 
+const UNREADABLE: &str = "the server's metrics could not be read";
+
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sent = count(self.sent);
+        match (self.ok, &self.metrics_unreadable) {
+            (true, None) => f.write_str("ok")?,
+            (true, Some(reason)) => write!(f, "unaccounted: {UNREADABLE} ({reason})")?,
+            (false, _) => f.write_str("FAULTY")?,
+        }
         if self.ok && self.lost == 0 {
             return write!(
                 f,
-                "ok: {sent} messages, each arrived once, in order, unaltered"
+                ": {sent} messages, each arrived once, in order, unaltered"
             );
         }
-        let verdict = if self.ok { "ok" } else { "FAULTY" };
-        write!(
-            f,
-            "{verdict}: {sent} messages, {} arrived",
-            count(self.arrived)
-        )?;
+        write!(f, ": {sent} messages, {} arrived", count(self.arrived))?;
         if self.lost > 0 {
             write!(f, ", {} did not", count(self.lost))?;
             match &self.account {
@@ -124,9 +126,10 @@ impl fmt::Display for Check {
                         write!(f, ", {} dropped as {reason}", count(*dropped))?;
                     }
                 }
+                None if self.ok => {}
                 None => write!(
                     f,
-                    ", and the server's metrics could not be read, so {} messages are unaccounted",
+                    ", and {UNREADABLE}, so {} messages are unaccounted",
                     count(self.lost)
                 )?,
             }

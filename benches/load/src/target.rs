@@ -2,6 +2,10 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
+
+use switchboard::auth;
+use switchboard::config::{Secret, SecretError, Settings};
 
 use crate::error::BenchError;
 use crate::options::BenchOptions;
@@ -15,6 +19,10 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// The server's process, where it runs on this machine and /proc shows it.
     pub(crate) server: Option<MonitoredProcess>,
+    /// The token that every connection shows.
+    pub(crate) token: Option<String>,
+    /// The token that the server's metrics require.
+    pub(crate) metrics_token: Option<Secret>,
     /// The first id that the server may give next, where it does not announce ids.
     pub(crate) next_id: u64,
 }
@@ -32,12 +40,47 @@ impl Target {
             None if address.ip().is_loopback() => MonitoredProcess::listening_on(address),
             None => None,
         };
+        let metrics_token = options.metrics_token_file.as_deref().map(|path| {
+            let token = Secret::read(path).and_then(visible);
+            token.map_err(|source| BenchError::TokenFile {
+                path: path.to_owned(),
+                source,
+            })
+        });
         Ok(Self {
             url: options.url.clone(),
             address,
             server,
+            token: token(options)?,
+            metrics_token: metrics_token.transpose()?,
             next_id: options.first_id,
         })
+    }
+}
+
+/// How long a token is valid that is signed here: longer than a run.
+const TOKEN_LIFETIME: Duration = Duration::from_hours(1);
+
+/// The token as given, or one that is signed by --key-file. Settings of a relay in the environment do not matter: the
+/// defaults know nothing of them.
+fn token(options: &BenchOptions) -> Result<Option<String>, BenchError> {
+    if let Some(path) = &options.key_file {
+        let auth = Settings::default().auth;
+        let issued = auth::issue_from(&auth, Some(path), "switchboard-bench", TOKEN_LIFETIME);
+        return Ok(Some(issued?));
+    }
+    match &options.token {
+        Some(token) if !token.bytes().all(|byte| byte.is_ascii_graphic()) => Err(BenchError::Token),
+        token => Ok(token.clone()),
+    }
+}
+
+/// A token that a header can carry.
+fn visible(token: Secret) -> Result<Secret, SecretError> {
+    if token.expose().iter().all(u8::is_ascii_graphic) {
+        Ok(token)
+    } else {
+        Err(SecretError::NotVisibleAscii)
     }
 }
 

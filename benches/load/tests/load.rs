@@ -17,7 +17,8 @@ use clap::Parser;
 use hyper_tungstenite::tungstenite::handshake::derive_accept_key;
 use serde_json::{Value, json};
 use switchboard::app::{App, Stop};
-use switchboard::config::{Settings, Strategy};
+use switchboard::auth::issue_from;
+use switchboard::config::{AuthMode, Settings, Strategy};
 use switchboard_bench::{BenchError, BenchOptions, RunVerdict};
 use tokio::sync::oneshot;
 
@@ -36,16 +37,26 @@ fn bench(address: SocketAddr, arguments: &[&str]) -> Result<(RunVerdict, Value),
 
 /// Runs the load generator against a relay in this process.
 async fn bench_app(strategy: Strategy, arguments: &'static [&'static str]) -> (RunVerdict, Value) {
+    let change = |settings: &mut Settings| settings.routing.strategy = strategy;
+    let run = |users, _| bench(users, &[BRIEF, arguments].concat()).unwrap();
+    with_app(change, run).await
+}
+
+/// Starts a relay in this process, and calls `run` with its address and that of its operators.
+async fn with_app<T: Send + 'static>(
+    change: impl FnOnce(&mut Settings),
+    run: impl FnOnce(SocketAddr, Option<SocketAddr>) -> T + Send + 'static,
+) -> T {
     let mut settings = Settings::default();
     settings.server.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
-    settings.routing.strategy = strategy;
+    change(&mut settings);
     let app = App::build(settings).await.unwrap();
-    let address = app.addrs()[0];
+    let (users, admin) = (app.addrs()[0], app.admin_addr());
     let (stop, stopped) = oneshot::channel();
     let running = tokio::spawn(app.run(async { stopped.await.unwrap_or(Stop::DrainNow) }));
-    let arguments = [BRIEF, arguments].concat();
-    let benched = tokio::task::spawn_blocking(move || bench(address, &arguments));
-    let found = benched.await.unwrap().unwrap();
+    let found = tokio::task::spawn_blocking(move || run(users, admin))
+        .await
+        .unwrap();
     stop.send(Stop::DrainNow).unwrap();
     running.await.unwrap();
     found
@@ -105,6 +116,132 @@ async fn a_loss_that_the_server_accounts_for_is_no_fault() {
     assert_eq!(verdict, RunVerdict::Clean, "{check:#}");
     assert!(check["lost"].as_u64().unwrap() > 0, "{check:#}");
     assert_eq!(check["account"]["dropped"]["queue_full"], check["lost"]);
+}
+
+/// A file of this name with this text.
+fn file(name: &str, text: &str) -> String {
+    let path = folder(name).join("file");
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_that_cannot_be_read_leave_losses_unaccounted_and_no_fault() {
+    let token = file("bench-metrics-token", "let-me-in-0123456789\n");
+    let change = {
+        let token = token.clone();
+        |settings: &mut Settings| {
+            settings.admin.listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+            settings.admin.token_file = Some(token.into());
+        }
+    };
+    let run = move |users: SocketAddr, admin: Option<SocketAddr>| {
+        let metrics = format!("--metrics=http://{}/metrics", admin.unwrap());
+        let token = format!("--metrics-token-file={token}");
+        let flood = ["slow-reader", "--flood-rate=100000", "--flood-size=4KiB"];
+        let url = format!("--url=ws://{users}/");
+        for (arguments, reason) in [
+            (&[] as &[&str], "404"),
+            (&[&*metrics], "401"),
+            (&[&*token], "404"),
+        ] {
+            let arguments = [BRIEF, &flood, &[&*url], arguments].concat();
+            let (code, stdout, stderr) = outcome(&arguments);
+            assert_eq!((code, &*stderr), (Some(0), ""), "{stdout}");
+            let verdict =
+                format!("  unaccounted: the server's metrics could not be read ({reason}): ");
+            assert!(
+                stdout.contains(&verdict) && !stdout.contains("FAULTY"),
+                "{stdout}"
+            );
+            let address = if reason == "401" {
+                admin.unwrap()
+            } else {
+                users
+            };
+            let note = format!("note: http://{address}/metrics answers {reason} ");
+            assert!(
+                stdout.matches(&*note).count() == 1 && stdout.contains("--metrics-token-file"),
+                "{stdout}"
+            );
+        }
+        let (verdict, report) = bench(users, &[BRIEF, &["pairs", &metrics]].concat()).unwrap();
+        assert_eq!(verdict, RunVerdict::Unaccounted, "{report:#}");
+        let check = &report["outcomes"][0]["check"];
+        assert_eq!(
+            (&check["lost"], &check["metrics_unreadable"]),
+            (&0.into(), &"401".into())
+        );
+        let (verdict, report) =
+            bench(users, &[BRIEF, &flood, &[&*metrics, &token]].concat()).unwrap();
+        assert_eq!(verdict, RunVerdict::Clean, "{report:#}");
+        let check = &report["outcomes"][0]["check"];
+        assert_eq!(check["account"]["dropped"]["queue_full"], check["lost"]);
+    };
+    with_app(change, run).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_requires_a_token_gets_one_whatever_the_environment_says() {
+    let key = file("bench-key", "0123456789abcdef0123456789abcdef");
+    let secret = PathBuf::from(&key);
+    let change = |settings: &mut Settings| {
+        settings.auth.mode = AuthMode::Jwt;
+        settings.auth.secret_file = vec![secret];
+    };
+    let run = move |users: SocketAddr, _| {
+        let url = format!("--url=ws://{users}/");
+        let mut settings = Settings::default().auth;
+        settings.secret_file = vec![PathBuf::from(&key)];
+        let token = issue_from(&settings, None, "alice", Duration::from_mins(10)).unwrap();
+        for (arguments, code) in [
+            (&["--token", &*token] as &[&str], 0),
+            (&["--key-file", &key], 0),
+            (&[], 1),
+            (&["--token", "a.b.c"], 1),
+            (&["--token", "a b"], 2),
+            (&["--key-file", "/no/such"], 1),
+        ] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard-bench"));
+            command.args([BRIEF, &["pairs", &*url], arguments].concat());
+            // Settings of a server, some of them invalid.
+            for (key, value) in [
+                ("AUTH__ALGORITHM", "ES256"),
+                ("SERVER__LISTEN", "nowhere"),
+                ("NO__SUCH", "x"),
+            ] {
+                command.env(format!("SWITCHBOARD__{key}"), value);
+            }
+            let output = command.output().unwrap();
+            let [stdout, stderr] =
+                [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+            assert_eq!(
+                output.status.code(),
+                Some(code),
+                "{arguments:?}: {stdout}{stderr}"
+            );
+            if code == 0 {
+                assert!(stdout.contains("  ok: "), "{stdout}");
+            } else if arguments.is_empty() || arguments[1] == "a.b.c" {
+                let complaint = format!("switchboard-bench: {users}: no upgrade: ");
+                assert!(stderr.starts_with(&complaint), "{stderr}");
+                assert!(
+                    stderr.contains("401 Unauthorized (--token or --key-file"),
+                    "{stderr}"
+                );
+            } else {
+                assert!(stderr.contains(arguments[0]), "{stderr}");
+            }
+        }
+    };
+    with_app(change, run).await;
+}
+
+#[test]
+fn help_fits_80_columns() {
+    let (code, help, _) = outcome(&["--help"]);
+    let wide = help.lines().find(|line| line.chars().count() > 80);
+    assert_eq!((code, wide), (Some(0), None));
 }
 
 /// What a [`TinyRelay`] does to one message in the middle.
@@ -313,6 +450,10 @@ fn a_server_that_is_not_there_is_an_error() {
     drop(listener);
     let error = bench(address, &["pairs"]).unwrap_err();
     assert!(matches!(error, BenchError::Upgrade { .. }), "{error}");
+    assert!(
+        error.to_string().starts_with(&format!("{address}: ")),
+        "{error}"
+    );
 }
 
 /// The exit code, stdout and stderr of the program.

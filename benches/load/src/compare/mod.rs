@@ -162,6 +162,8 @@ impl Plan {
             url: format!("ws://{address}/").parse().expect("an address"),
             address,
             server: Some(server.process()),
+            token: None,
+            metrics_token: None,
             next_id: 1,
         };
         let mut run = |scenario, pairs| {

@@ -43,13 +43,14 @@ impl Engine {
     pub(crate) fn open(&mut self, role: Role, count: usize) -> Result<Vec<usize>, BenchError> {
         let mut slots = Vec::with_capacity(count);
         for _ in 0..count {
-            let slot = self.begin(role).map_err(BenchError::Connect)?;
+            let slot = self.begin(role).map_err(|error| self.unconnected(error))?;
             let done = |engine: &mut Self| {
                 matches!(engine.connections[slot].state, State::Open | State::Gone)
             };
             if !self.run_until(UPGRADE_TIMEOUT, done) || !self.is_open(slot) {
                 let example = self.faults.examples.first().cloned();
                 return Err(BenchError::Upgrade {
+                    address: self.target,
                     reason: example.unwrap_or_else(|| format!("none in {UPGRADE_TIMEOUT:?}")),
                 });
             }
@@ -71,7 +72,12 @@ impl Engine {
     /// Reads from a connection again.
     pub(crate) fn resume_reading(&mut self, slot: usize) -> Result<(), BenchError> {
         self.connections[slot].is_paused = false;
-        self.register(slot).map_err(BenchError::Connect)
+        self.register(slot).map_err(|error| self.unconnected(error))
+    }
+
+    pub(super) fn unconnected(&self, source: io::Error) -> BenchError {
+        let address = self.target;
+        BenchError::Connect { address, source }
     }
 
     pub(super) fn on_event(&mut self, event: &Event, scratch: &mut [u8]) {

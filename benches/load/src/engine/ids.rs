@@ -30,6 +30,7 @@ impl Engine {
         while self.unknown(slots) > 0 {
             if next - first > IDS_MAX {
                 return Err(BenchError::IdsNotFound {
+                    address: self.target,
                     unknown: self.unknown(slots),
                     first,
                     last: next - 1,

@@ -38,7 +38,8 @@ impl Engine {
             let begins = batch.take_attempts(now, BEGINS_PER_TURN);
             self.batch = Some(batch);
             for _ in 0..begins {
-                slots.push(self.begin(Role::IdlePeer).map_err(BenchError::Connect)?);
+                let slot = self.begin(Role::IdlePeer);
+                slots.push(slot.map_err(|error| self.unconnected(error))?);
             }
             self.turn(now + nanos(CHECK_INTERVAL));
         };

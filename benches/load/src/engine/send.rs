@@ -23,7 +23,7 @@ impl Engine {
     ) -> Result<usize, BenchError> {
         let index = self.flows.len();
         let (Some(sender), Some(recipient)) = (self.id(source), self.id(sink)) else {
-            return Err(BenchError::UnknownIds);
+            return Err(BenchError::UnknownIds(self.target));
         };
         assert!(index < FLOWS_MAX, "more flows than connections can be open");
         let route = Route {
@@ -90,6 +90,7 @@ impl Engine {
             };
             if !self.run_until(FIRST_MESSAGE_TIMEOUT, arrived) {
                 return Err(BenchError::FirstMessage {
+                    address: self.target,
                     timeout: FIRST_MESSAGE_TIMEOUT,
                     example: self.faults.examples.first().cloned(),
                 });

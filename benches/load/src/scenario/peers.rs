@@ -35,7 +35,7 @@ pub(super) fn idle(mut run: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
         .engine
         .connect_batch(peers, BatchPace::Limited(count(options.parallel)))?;
     let after = run.snapshot();
-    require_all(&batch, peers)?;
+    require_all(&run, &batch, peers)?;
     add_connection_facts(&mut run, &batch, &before, &after);
     run.engine.run_for(SETTLE);
     let grown = run.server_memory().zip(memory);
@@ -70,7 +70,7 @@ pub(super) fn storm(mut run: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     let first = run
         .engine
         .connect_batch(peers, BatchPace::Limited(count(options.parallel)))?;
-    require_all(&first, peers)?;
+    require_all(&run, &first, peers)?;
     run.engine.run_for(SETTLE);
     run.measure("before", &[("before", others)], options.duration());
     run.engine.progress.step("all connect again");
@@ -79,7 +79,7 @@ pub(super) fn storm(mut run: ScenarioRun<'_>) -> Result<Outcome, BenchError> {
     let again = run.engine.connect_batch(peers, BatchPace::AllAtOnce)?;
     let to = run.snapshot();
     run.measured("storm", &[("storm", others)], phase, from.clone());
-    require_all(&again, peers)?;
+    require_all(&run, &again, peers)?;
     add_connection_facts(&mut run, &again, &from, &to);
     run.fact("refused_and_tried_again", float(again.refused), "");
     run.measure("after", &[("after", others)], options.duration());
@@ -154,11 +154,12 @@ fn batch_size(options: &BenchOptions, default: u64, pairs: u32) -> Result<usize,
 }
 
 /// Checks that all peers of a batch are connected.
-fn require_all(batch: &PeerBatch, wanted: usize) -> Result<(), BenchError> {
+fn require_all(run: &ScenarioRun<'_>, batch: &PeerBatch, wanted: usize) -> Result<(), BenchError> {
     if batch.opened == wanted as u64 {
         return Ok(());
     }
     Err(BenchError::PeersMissing {
+        address: run.address(),
         opened: batch.opened,
         wanted,
         refusal: batch.refusal.clone(),
