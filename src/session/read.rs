@@ -123,6 +123,10 @@ impl<S: Transport> OpenTurn<'_, S> {
             return ControlFlow::Continue(false);
         }
         // A turn reads one chunk's bytes. TLS brings them in several pieces.
+        if turn.has_read_crumbs() {
+            endpoint.io.is_throttled = true;
+            return ControlFlow::Continue(false);
+        }
         if turn.has_read_enough() {
             yield_turn(cx);
             return ControlFlow::Continue(false);

@@ -86,6 +86,12 @@ impl Turn {
         self.chunk_bytes >= READ_CHUNK_BYTES || self.reads >= READS_MAX
     }
 
+    /// Whether each read has brought next to nothing, as from a peer that puts each byte into a TLS record of its own.
+    /// The smallest frame of a client has 6 bytes (RFC 6455 section 5.2).
+    pub(super) fn has_read_crumbs(&self) -> bool {
+        self.reads >= READS_MAX && self.chunk_bytes < 6 * READS_MAX as usize
+    }
+
     /// Gives the buffers back to the thread, and wakes the tasks that this turn has something for.
     pub(super) fn end(mut self: Box<Self>) {
         self.wakes.wake();

@@ -1272,10 +1272,13 @@ async fn a_turn_reads_a_few_times_however_little_each_read_brings() {
     let (bytes, counted) = (message(2, "hi"), reads.clone());
     let stream = ByteByByte { bytes, reads };
     let _session = relay.session(Dialect::Bare, stream).await;
-    for turn in 1..=100 {
-        tokio::task::yield_now().await;
+    for millisecond in 1..=100 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
         let reads = counted.load(Relaxed);
-        assert!(reads <= 4 * turn, "{reads} reads in {turn} turns");
+        assert!(
+            reads <= 4 * (millisecond + 2),
+            "{reads} reads in {millisecond} ms"
+        );
     }
     assert!(counted.load(Relaxed) > 100);
 }
