@@ -73,10 +73,11 @@ impl Server {
         server
     }
 
-    /// The longest time that a health check takes now, on the users' listener and on the admin one.
-    pub(crate) async fn probe(&self) -> Duration {
+    /// The time that health checks take now, on the admin listener and, if it has no TLS, on that of the users.
+    pub(crate) async fn probe(&self, is_plain: bool) -> Duration {
         let begin = Instant::now();
-        for listener in [self.users, self.admin] {
+        let listeners = [self.admin, self.users];
+        for &listener in &listeners[..=usize::from(is_plain)] {
             let answer = timeout(PROBE_MAX, Self::get(listener, "/livez")).await;
             if !matches!(answer, Ok(Some(text)) if text.starts_with("HTTP/1.1 ")) {
                 return PROBE_MAX;
