@@ -183,11 +183,14 @@ fn is_oldest(run: &Run, id: ConnectionId, message: u64, written_at: u64) -> Resu
     let recipient = run.oracle.recipient(message);
     let is_here = |other: &Connection| {
         let is_early = (1..written_at).contains(&other.accepted_at);
-        other.id == recipient && other.node == run.connections[id].node && is_early
+        other.node == run.connections[id].node && is_early
     };
-    let mut live = run.live.iter().map(|id| &run.connections[*id]);
-    let Some(here) = live.find(|other| is_here(other)) else {
-        return Ok(());
+    let live = run.live.iter().map(|id| &run.connections[*id]);
+    let of_recipient: Vec<_> = live.filter(|other| other.id == recipient).collect();
+    // If there are two, the user has moved.
+    let here = match of_recipient.as_slice() {
+        [only] if is_here(only) => *only,
+        _ => return Ok(()),
     };
     // Those of before may have gone elsewhere.
     let open = run.oracle.earlier_open(message, here.accepted_at);
