@@ -193,6 +193,26 @@ mod tests {
         }
     }
 
+    /// Tickets outlive the process: the version before has issued them, and the next one will read them. A new form
+    /// needs another [`CONTEXT`], so that either version refuses what the other signs.
+    #[test]
+    fn a_ticket_of_an_earlier_version_has_these_bytes() {
+        let tickets = Tickets::new(SECRET, TTL).unwrap();
+        for (subject, ticket) in [
+            (
+                None,
+                "AAAAAAAAAAcAAAAAAAAEJP_________8hCQYEIO9Q9Xw9je1PJGLjIXOebu96zWcO794nm-FO_o",
+            ),
+            (
+                Some("ann"),
+                "AAAAAAAAAAcAAAAAAAAEJP_________8XHkCvYnJfjteD0dWx-0hKxXBv8LzcYa3r_Qy3rdtet8",
+            ),
+        ] {
+            assert_eq!(tickets.issue(identity(), subject, at(1000)), ticket);
+            assert_eq!(tickets.read(ticket, subject, at(1059)), Ok(identity()));
+        }
+    }
+
     #[test]
     fn another_secret_or_none_does_not_verify_a_ticket() {
         let ticket = Tickets::new(SECRET, TTL)
