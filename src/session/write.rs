@@ -40,8 +40,10 @@ impl<S: Transport> Machine<S> {
         match &mut self.state {
             SessionState::Open(open) if self.endpoint.io.take_owed_pong() => {
                 if let Some(websocket) = &mut open.websocket {
-                    // Where there is no room again, the pong stays owed.
-                    let _still_owed = websocket.flush(&mut self.endpoint.io).is_err();
+                    let io = &mut self.endpoint.io;
+                    // Twice, because tungstenite's own buffer may be full: the first flush then only makes room there for
+                    // the newest pong. Where there is no room in `io` again, the pong stays owed.
+                    let _still_owed = (0..2).any(|_| websocket.flush(io).is_err());
                 }
                 return Poll::Ready(());
             }
