@@ -183,7 +183,10 @@ fn is_oldest(run: &Run, id: ConnectionId, message: u64, written_at: u64) -> Resu
     let recipient = run.oracle.recipient(message);
     let is_here = |other: &Connection| {
         let is_early = (1..written_at).contains(&other.accepted_at);
-        other.node == run.connections[id].node && is_early
+        // A newer connection may be registered elsewhere, and not be welcomed yet.
+        let is_only = run.open_of(other.person) == run.persons[other.person].connection;
+        let is_used = is_only && other.close_code.is_none();
+        other.node == run.connections[id].node && is_early && is_used
     };
     let live = run.live.iter().map(|id| &run.connections[*id]);
     let of_recipient: Vec<_> = live.filter(|other| other.id == recipient).collect();
