@@ -958,6 +958,7 @@ fn a_secret_whose_folder_cannot_be_written_gets_a_warning() {
     assert_eq!(code, Some(0), "{stderr}");
     assert!(!stderr.contains(warning), "{stderr}");
     let logged = Logged::start("ids-unwritable.log", &settings);
+    logged.up_to(&["WARN", warning]);
     assert_eq!(logged.lines(&["WARN", warning]).len(), 1);
     assert_eq!(joined_id(logged.served.address), "1");
 }
