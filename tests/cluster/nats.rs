@@ -152,8 +152,14 @@ impl Drop for Nats {
 
 /// A port that is free now. Another process can take it before the caller does, but that is unlikely.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    loop {
+        // Below the ports that the kernel gives to connections and to listeners on port 0: one of these could take the
+        // port before its owner listens.
+        let port = fastrand::u16(10_000..32_768);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Sends a signal to a process. The caller has not waited for it yet, so its id is still valid.

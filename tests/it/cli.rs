@@ -47,10 +47,14 @@ pub(crate) fn settings_file(name: &str, text: &str) -> PathBuf {
 
 /// An address that was free a moment ago, so that nothing should listen on it.
 pub(crate) fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    loop {
+        // Below the ports that the kernel gives to connections and to listeners on port 0: one of these could take the
+        // port before its owner listens.
+        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..32_768)));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 #[track_caller]
