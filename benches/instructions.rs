@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use gungraun::prelude::*;
-use parts::{Crowd, Ids, Joiner, Mail, Pair, RECIPIENT, frames, plain, turned, user, with_id};
+use parts::{FullRoom, Ids, Joiner, Mail, Pair, RECIPIENT, frames, plain, turned, user, with_id};
 use switchboard::directory::{Client, Directory};
 use switchboard::protocol::{Dialect, Outbound, Status, decode, push_frame};
 
@@ -125,13 +125,13 @@ fn push_and_take(mut mail: Mail, at_once: u32) -> Mail {
 }
 
 #[library_benchmark]
-#[bench::full_mailbox(Crowd::new(64 << 10))]
-#[bench::no_room(Crowd::new(56 << 10))]
-fn refusing(mut crowd: Crowd) -> Crowd {
+#[bench::full_mailbox(FullRoom::new(64 << 10))]
+#[bench::no_room(FullRoom::new(56 << 10))]
+fn refusing(mut room: FullRoom) -> FullRoom {
     for _ in 0..TIMES {
-        crowd.push(black_box(7));
+        room.push(black_box(7));
     }
-    crowd
+    room
 }
 
 fn pair(dialect: Dialect, text: &str, count: usize) -> (Pair, Vec<u8>) {

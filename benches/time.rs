@@ -10,7 +10,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use data_encoding::BASE64URL_NOPAD;
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
-use parts::{Crowd, Ids, Joiner, Mail, Pair, RECIPIENT, frames, plain, turned, user, with_id};
+use parts::{FullRoom, Ids, Joiner, Mail, Pair, RECIPIENT, frames, plain, turned, user, with_id};
 use switchboard::auth::{self, Auth};
 use switchboard::config::{self, AuthMode, Secret, Settings};
 use switchboard::directory::Directory;
@@ -92,8 +92,8 @@ fn mailbox(criterion: &mut Criterion) {
 fn refusal(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("refuse");
     for (name, bytes) in [("full_mailbox", 64 << 10), ("no_room", 56 << 10)] {
-        let mut crowd = Crowd::new(bytes);
-        group.bench_function(name, |bencher| bencher.iter(|| crowd.push(black_box(7))));
+        let mut room = FullRoom::new(bytes);
+        group.bench_function(name, |bencher| bencher.iter(|| room.push(black_box(7))));
     }
 }
 

@@ -179,44 +179,44 @@ impl Mail {
     }
 }
 
-/// Users in a [`Crowd`].
-const CROWD: u64 = 4400;
+/// Users in a [`FullRoom`].
+const FULL_ROOM_USERS: u64 = 4400;
 /// The most messages in each of their mailboxes.
 const FULL: u32 = 60;
 
 /// Users that read nothing, with mailboxes as full as they can be and all alike.
-pub(crate) struct Crowd {
+pub(crate) struct FullRoom {
     joiner: Joiner,
     clients: Vec<Arc<Client>>,
     message: String,
     wakes: Wakes,
 }
 
-impl Crowd {
+impl FullRoom {
     /// All mailboxes together may hold `bytes` for each. With [`FULL`] KiB or more, each mailbox is full of messages of
     /// a kilobyte; with less, they have used up their bytes.
     pub(crate) fn new(bytes: u64) -> Self {
         let joiner = Joiner {
             bounds: Arc::new(MailboxBounds {
                 messages: FULL,
-                budget: Budget::new(CROWD * bytes),
+                budget: Budget::new(FULL_ROOM_USERS * bytes),
                 ..bounds()
             }),
             ..Joiner::new()
         };
-        let clients = (1..=CROWD).map(|id| joiner.client(id)).collect();
-        let mut crowd = Self {
+        let clients = (1..=FULL_ROOM_USERS).map(|id| joiner.client(id)).collect();
+        let mut room = Self {
             joiner,
             clients,
             message: format!("\"{}\"", "x".repeat(960)),
             wakes: Wakes::default(),
         };
         for _ in 0..FULL {
-            for index in 0..crowd.clients.len() {
-                crowd.push(index);
+            for index in 0..room.clients.len() {
+                room.push(index);
             }
         }
-        crowd
+        room
     }
 
     /// Pushes a message to one of the mailboxes. It is refused, because the mailbox or the budget is used up.

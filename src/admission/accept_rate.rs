@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::token_bucket::{Bucket, Rate};
+use super::token_bucket::{Rate, TokenBucket};
 
 /// Limits accepted connections to a rate.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub(crate) struct AcceptLimiter {
     rate: Rate,
     /// Time zero of the bucket.
     epoch: Instant,
-    bucket: Mutex<Bucket>,
+    bucket: Mutex<TokenBucket>,
 }
 
 impl AcceptLimiter {

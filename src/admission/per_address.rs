@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::network::Network;
-use super::token_bucket::{Bucket, Rate};
+use super::token_bucket::{Rate, TokenBucket};
 use crate::config::LimitSettings;
 use crate::telemetry::metrics::Rejection;
 
@@ -34,7 +34,7 @@ struct AddressLimits {
     /// Time zero of the buckets.
     epoch: Instant,
     /// What all addresses together have used.
-    total: Mutex<Buckets>,
+    total: Mutex<AddressBuckets>,
     /// Connected users by network: at most as many entries as there are users.
     users: Mutex<HashMap<Network, u32>>,
     networks: Mutex<NetworkBuckets>,
@@ -52,15 +52,15 @@ struct HandshakeRates {
 /// a random key, so a peer that chooses its addresses cannot make them collide.
 #[derive(Debug, Default)]
 struct NetworkBuckets {
-    young: HashMap<Network, Buckets>,
-    old: HashMap<Network, Buckets>,
+    young: HashMap<Network, AddressBuckets>,
+    old: HashMap<Network, AddressBuckets>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Buckets {
-    upgrades: Bucket,
-    tls_handshakes: Bucket,
-    auth_failures: Bucket,
+struct AddressBuckets {
+    upgrades: TokenBucket,
+    tls_handshakes: TokenBucket,
+    auth_failures: TokenBucket,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -138,7 +138,7 @@ impl AddressLimiter {
             ),
         };
         let now = self.now();
-        let take = |buckets: &mut Buckets, rate, reason| {
+        let take = |buckets: &mut AddressBuckets, rate, reason| {
             let bucket = match kind {
                 HandshakeKind::Tls => &mut buckets.tls_handshakes,
                 HandshakeKind::Upgrade => &mut buckets.upgrades,
@@ -249,7 +249,7 @@ impl HandshakeRates {
 
 impl NetworkBuckets {
     /// The buckets of a network, full if it is not known.
-    fn get(&mut self, network: Network) -> &mut Buckets {
+    fn get(&mut self, network: Network) -> &mut AddressBuckets {
         if !self.young.contains_key(&network) && self.young.len() >= NETWORKS_MAX / 2 {
             self.old = std::mem::take(&mut self.young);
         }

@@ -54,9 +54,9 @@ impl Rate {
 /// What is used of a [`Rate`]: the time at which the bucket will be full again, nanoseconds. All times are of one
 /// clock that begins at zero, where a new bucket is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bucket(u64);
+pub struct TokenBucket(u64);
 
-impl Bucket {
+impl TokenBucket {
     /// Takes `count` tokens if the bucket has them. Returns whether it did.
     pub fn take(&mut self, rate: Rate, count: u64, now: Duration) -> bool {
         let now = nanos(now);
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn a_bucket_gives_a_burst_and_then_the_rate() {
         let rate = Rate::per_second(10, 0);
-        let mut bucket = Bucket::default();
+        let mut bucket = TokenBucket::default();
         let mut taken = |at| (0..100).filter(|_| bucket.take(rate, 1, at)).count();
         assert_eq!(taken(ms(5000)), 20);
         assert_eq!(taken(ms(5000)), 0);
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn a_bucket_owes_at_most_a_burst() {
         let rate = Rate::per_second(10, 0);
-        let mut bucket = Bucket::default();
+        let mut bucket = TokenBucket::default();
         assert!(bucket.owe(rate, 20, ms(1000)));
         assert!(!bucket.take(rate, 1, ms(1000)));
         assert!(bucket.owe(rate, 20, ms(1000)));
@@ -130,11 +130,11 @@ mod tests {
 
     #[test]
     fn a_burst_is_at_least_the_given_one() {
-        let mut bucket = Bucket::default();
+        let mut bucket = TokenBucket::default();
         let rate = Rate::per_second(1000, 65_536);
         assert!(bucket.take(rate, 65_536, ms(0)));
         assert!(!bucket.take(rate, 1, ms(0)));
-        let mut bucket = Bucket::default();
+        let mut bucket = TokenBucket::default();
         let rate = Rate::per_minute(3);
         let taken = (0..10).filter(|_| bucket.take(rate, 1, ms(0))).count();
         assert_eq!(
@@ -150,7 +150,7 @@ mod tests {
             asked in prop::collection::vec((0..3_000_u64, 1..20_000_u64), 1..50),
         ) {
             let rate = Rate::per_second(count, 0);
-            let (mut bucket, mut now, mut taken) = (Bucket::default(), 0, 0);
+            let (mut bucket, mut now, mut taken) = (TokenBucket::default(), 0, 0);
             for (step, asked) in asked {
                 now += step;
                 if bucket.take(rate, asked, ms(now)) {

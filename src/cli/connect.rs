@@ -19,9 +19,9 @@ use hyper_tungstenite::tungstenite::handshake::derive_accept_key;
 use hyper_tungstenite::tungstenite::protocol::Role;
 use hyper_util::rt::TokioIo;
 
-use super::conversation::{self, ConversationError, Ending};
-use super::endpoint::{self, Endpoint, EndpointError};
-use super::lines::JsonLines;
+use super::conversation::{self, ConversationEnd, ConversationError};
+use super::endpoint::{self, EndpointError, Listener};
+use super::lines::FrameLines;
 use super::options::Options;
 use super::terminal::Terminal;
 use crate::auth::{self, IssueError};
@@ -115,10 +115,10 @@ impl ConnectOptions {
         let ending = if is_terminal {
             conversation::run(socket, Terminal::start).await
         } else {
-            conversation::run(socket, JsonLines::start).await
+            conversation::run(socket, FrameLines::start).await
         };
         match ending {
-            Ok(Ending { all_delivered }) => Ok(all_delivered || is_terminal),
+            Ok(ConversationEnd { all_delivered }) => Ok(all_delivered || is_terminal),
             Err(source) => Err(ConnectError::Conversation { url, source }),
         }
     }
@@ -126,8 +126,8 @@ impl ConnectOptions {
     /// Makes the handshake.
     async fn open(&self, settings: &Settings) -> Result<(Uri, HyperWebsocketStream), ConnectError> {
         let endpoint = match &self.url {
-            Some(url) => Endpoint::named(url, LIMITS),
-            None => Endpoint::users(settings, LIMITS),
+            Some(url) => Listener::named(url, LIMITS),
+            None => Listener::users(settings, LIMITS),
         };
         let endpoint = endpoint.map_err(EndpointError::from)?;
         let path = self.url.as_ref().and_then(Uri::path_and_query);

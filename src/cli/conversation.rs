@@ -78,7 +78,7 @@ pub enum ConversationError {
 
 /// How a conversation ended that its user has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ending {
+pub(super) struct ConversationEnd {
     /// No outcome but `delivered` came, and no error.
     pub(super) all_delivered: bool,
 }
@@ -87,7 +87,7 @@ pub(super) struct Ending {
 pub(super) async fn run<I: Interface>(
     socket: HyperWebsocketStream,
     start: impl FnOnce(Sender<Typed>) -> I,
-) -> Result<Ending, ConversationError> {
+) -> Result<ConversationEnd, ConversationError> {
     let (typed, input) = mpsc::channel(INPUT_FRAMES);
     let interface = start(typed);
     let (sink, stream) = socket.split();
@@ -129,7 +129,7 @@ async fn receive(
     mut stream: SplitStream<HyperWebsocketStream>,
     mut interface: impl Interface,
     is_leaving: &Cell<bool>,
-) -> Result<Ending, ConversationError> {
+) -> Result<ConversationEnd, ConversationError> {
     let (mut silence, mut all_delivered) = (SILENCE_MIN, true);
     loop {
         let heard = timeout(silence, stream.next()).await;
@@ -138,9 +138,9 @@ async fn receive(
             Some(Ok(Message::Text(text))) => text,
             // The relay has answered the close. Before it, all outcomes have come.
             Some(Ok(Message::Close(frame))) if is_leaving.get() && is_normal(frame.as_ref()) => {
-                return Ok(Ending { all_delivered });
+                return Ok(ConversationEnd { all_delivered });
             }
-            None if is_leaving.get() => return Ok(Ending { all_delivered }),
+            None if is_leaving.get() => return Ok(ConversationEnd { all_delivered }),
             Some(Ok(Message::Close(frame))) => {
                 return Err(ConversationError::Closed(closing(frame)));
             }

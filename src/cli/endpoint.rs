@@ -10,7 +10,7 @@ use crate::net::trust::{Trust, TrustError};
 
 /// A listener as a client sees it.
 #[derive(Debug)]
-pub(super) struct Endpoint {
+pub(super) struct Listener {
     /// Scheme, host and port.
     base: String,
     pub(super) client: HttpClient,
@@ -27,7 +27,7 @@ pub enum EndpointError {
     Http(#[from] HttpError),
 }
 
-impl Endpoint {
+impl Listener {
     /// The first address of `server.listen`.
     pub(super) fn users(settings: &Settings, limits: Limits) -> Result<Self, TrustError> {
         // On this listener, this address may be one of a trusted proxy, which begins with a header.

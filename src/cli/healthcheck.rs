@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::endpoint::{Endpoint, EndpointError};
+use super::endpoint::{EndpointError, Listener};
 use crate::config::Settings;
 use crate::net::http_client::Limits;
 
@@ -15,9 +15,9 @@ const LIMITS: Limits = Limits {
 /// Requests `/livez` from the relay of these settings: on the admin listener if there is one, else on the
 /// first address of `server.listen`.
 pub async fn healthcheck(settings: &Settings) -> Result<(), EndpointError> {
-    let endpoint = match Endpoint::admin(settings, LIMITS)? {
+    let endpoint = match Listener::admin(settings, LIMITS)? {
         Some(endpoint) => endpoint,
-        None => Endpoint::users(settings, LIMITS)?,
+        None => Listener::users(settings, LIMITS)?,
     };
     endpoint.client.get(&endpoint.url("/livez"), "*/*").await?;
     Ok(())

@@ -13,9 +13,9 @@ const LINE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// JSON lines on stdin and stdout.
 #[derive(Debug)]
-pub(super) struct JsonLines;
+pub(super) struct FrameLines;
 
-impl JsonLines {
+impl FrameLines {
     /// Begins to read. A thread of its own does, because a read of stdin cannot be cancelled.
     pub(super) fn start(typed: Sender<Typed>) -> Self {
         thread::spawn(move || {
@@ -48,7 +48,7 @@ fn next_line(input: &mut impl BufRead, number: u64) -> Result<Option<String>, In
     Ok((read > 0).then_some(line))
 }
 
-impl Interface for JsonLines {
+impl Interface for FrameLines {
     fn show(&mut self, text: &str, _frame: &Value) -> io::Result<()> {
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes())?;

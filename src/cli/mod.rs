@@ -23,7 +23,7 @@ pub use describe::{CompletionArguments, HelpArguments, ManArguments};
 pub use endpoint::EndpointError;
 pub use healthcheck::healthcheck;
 pub use init::{InitArguments, InitError};
-pub use operate::{Answer, ApiOptions, OperateError, Operation, Sort};
+pub use operate::{ApiAnswer, ApiOptions, OperateError, Operation, Sort};
 pub use options::Options;
 pub use token::{IssueOptions, TokenError, TokenVerb, VerifyOptions};
 

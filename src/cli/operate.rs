@@ -12,7 +12,7 @@ use hyper::http::Error;
 use hyper::{Method, Request, StatusCode, Uri};
 use serde_json::{Value, json};
 
-use super::endpoint::{self, Endpoint, EndpointError};
+use super::endpoint::{self, EndpointError, Listener};
 use super::options::Options;
 use super::readable::{printable, readable};
 use crate::config::{Secret, SecretError, SecretFileError, Settings};
@@ -140,7 +140,7 @@ pub enum OperateError {
 
 /// The answer to an operator.
 #[derive(Debug)]
-pub struct Answer {
+pub struct ApiAnswer {
     json: Value,
     text: Bytes,
 }
@@ -158,11 +158,11 @@ impl Operation {
     }
 
     /// Asks the relay.
-    pub async fn ask(&self, settings: &Settings) -> Result<Answer, OperateError> {
+    pub async fn ask(&self, settings: &Settings) -> Result<ApiAnswer, OperateError> {
         let api = self.api();
         let endpoint = match &api.url {
-            Some(url) => Some(Endpoint::named(url, LIMITS)),
-            None => Endpoint::admin(settings, LIMITS).transpose(),
+            Some(url) => Some(Listener::named(url, LIMITS)),
+            None => Listener::admin(settings, LIMITS).transpose(),
         };
         let endpoint = endpoint.ok_or(OperateError::NoAddress)?;
         let endpoint = endpoint.map_err(EndpointError::from)?;
@@ -208,7 +208,7 @@ impl Operation {
             });
         }
         let json = json.map_err(|_| OperateError::NotJson(url))?;
-        Ok(Answer { json, text })
+        Ok(ApiAnswer { json, text })
     }
 
     /// The method, the path and the body of the request.
@@ -262,7 +262,7 @@ impl ApiOptions {
     }
 }
 
-impl Answer {
+impl ApiAnswer {
     /// Writes the answer: readable on a terminal, else as JSON in one line.
     pub fn write(&self, out: &mut dyn io::Write, is_terminal: bool) -> io::Result<()> {
         if !is_terminal {

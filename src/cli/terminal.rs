@@ -82,7 +82,7 @@ impl Interface for Terminal {
 
 /// What a line says.
 #[derive(Debug, PartialEq, Eq)]
-enum Line {
+enum TypedLine {
     Nothing,
     Leave,
     /// An answer of this program.
@@ -102,11 +102,11 @@ fn read_lines(editor: &mut DefaultEditor, typed: &Sender<Typed>) -> rustyline::R
             Err(error) => return Err(error),
         };
         match (parse(&line, &mut recipient), recipient) {
-            (Line::Nothing, _) => {}
-            (Line::Leave, _) => return Ok(()),
-            (Line::Hint(hint), _) => writeln!(io::stdout(), "{hint}")?,
-            (Line::Text(_), None) => writeln!(io::stdout(), "to whom? /to 7 chooses user 7")?,
-            (Line::Text(message), Some(to)) => {
+            (TypedLine::Nothing, _) => {}
+            (TypedLine::Leave, _) => return Ok(()),
+            (TypedLine::Hint(hint), _) => writeln!(io::stdout(), "{hint}")?,
+            (TypedLine::Text(_), None) => writeln!(io::stdout(), "to whom? /to 7 chooses user 7")?,
+            (TypedLine::Text(message), Some(to)) => {
                 // The id returns in the outcome, so that the outcome names the recipient.
                 let id = format!("{to}-{number}");
                 let frame = json!({"recipient_id": to, "message": message, "id": id});
@@ -119,17 +119,17 @@ fn read_lines(editor: &mut DefaultEditor, typed: &Sender<Typed>) -> rustyline::R
     Ok(())
 }
 
-fn parse(line: &str, recipient: &mut Option<u64>) -> Line {
+fn parse(line: &str, recipient: &mut Option<u64>) -> TypedLine {
     let line = line.trim_end_matches(['\r', '\n']);
     let Some(command) = line.strip_prefix('/') else {
         return if line.trim().is_empty() {
-            Line::Nothing
+            TypedLine::Nothing
         } else {
-            Line::Text(line.to_owned())
+            TypedLine::Text(line.to_owned())
         };
     };
     if command.starts_with('/') {
-        return Line::Text(command.to_owned());
+        return TypedLine::Text(command.to_owned());
     }
     let (name, rest) = command.split_once(' ').unwrap_or((command, ""));
     match name {
@@ -140,21 +140,21 @@ fn parse(line: &str, recipient: &mut Option<u64>) -> Line {
                 .unwrap_or((rest.trim(), ""));
             let id = id.parse().ok().filter(|id| (1..=UserId::MAX).contains(id));
             let Some(id) = id else {
-                return Line::Hint(format!(
+                return TypedLine::Hint(format!(
                     "/to needs a user id from 1 to {}, such as /to 7",
                     UserId::MAX
                 ));
             };
             *recipient = Some(id);
             if text.is_empty() {
-                Line::Nothing
+                TypedLine::Nothing
             } else {
-                Line::Text(text.to_owned())
+                TypedLine::Text(text.to_owned())
             }
         }
-        "quit" | "q" | "exit" => Line::Leave,
-        "help" | "?" => Line::Hint(HELP.to_owned()),
-        _ => Line::Hint(format!("no command /{}\n{HELP}", printable(name))),
+        "quit" | "q" | "exit" => TypedLine::Leave,
+        "help" | "?" => TypedLine::Hint(HELP.to_owned()),
+        _ => TypedLine::Hint(format!("no command /{}\n{HELP}", printable(name))),
     }
 }
 
@@ -202,19 +202,19 @@ mod tests {
 
     #[test]
     fn a_line_is_a_text_or_a_command() {
-        let text = |text: &str| Line::Text(text.to_owned());
+        let text = |text: &str| TypedLine::Text(text.to_owned());
         let mut recipient = None;
         for (line, expected, to) in [
-            ("", Line::Nothing, None),
-            ("  ", Line::Nothing, None),
+            ("", TypedLine::Nothing, None),
+            ("  ", TypedLine::Nothing, None),
             ("Hello", text("Hello"), None),
-            ("/to 7", Line::Nothing, Some(7)),
+            ("/to 7", TypedLine::Nothing, Some(7)),
             (" spaced ", text(" spaced "), Some(7)),
             ("/to 8 Hello you", text("Hello you"), Some(8)),
-            ("/to  9 ", Line::Nothing, Some(9)),
+            ("/to  9 ", TypedLine::Nothing, Some(9)),
             ("//shrug", text("/shrug"), Some(9)),
-            ("/quit", Line::Leave, Some(9)),
-            ("/help", Line::Hint(HELP.to_owned()), Some(9)),
+            ("/quit", TypedLine::Leave, Some(9)),
+            ("/help", TypedLine::Hint(HELP.to_owned()), Some(9)),
         ] {
             assert_eq!(
                 (parse(line, &mut recipient), recipient),
@@ -232,7 +232,7 @@ mod tests {
             "/",
         ] {
             assert!(
-                matches!(parse(line, &mut recipient), Line::Hint(_)),
+                matches!(parse(line, &mut recipient), TypedLine::Hint(_)),
                 "{line:?}"
             );
             assert_eq!(recipient, Some(9));

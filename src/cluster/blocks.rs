@@ -26,7 +26,7 @@ enum LeaseError {
 
 /// What is to be done with the counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
+enum CounterStep {
     /// Nothing.
     Enough,
     /// Write this one, which leases the block, or none.
@@ -77,8 +77,8 @@ async fn lease<L: NatsLink>(
     let size = shared.leases.block_size();
     let is_low = shared.leases.unspent() < size;
     match next(counter, known, size, is_low)? {
-        Turn::Enough => Ok(true),
-        Turn::Write(counter, block) => {
+        CounterStep::Enough => Ok(true),
+        CounterStep::Write(counter, block) => {
             match bucket.write(NEXT, Some(counter.encode()), revision).await {
                 Ok(_) => {
                     if let Some(block) = block {
@@ -100,7 +100,12 @@ async fn lease<L: NatsLink>(
 }
 
 /// Decides over the counter of a bucket.
-fn next(counter: Option<Counter>, known: u64, size: u64, is_low: bool) -> Result<Turn, LeaseError> {
+fn next(
+    counter: Option<Counter>,
+    known: u64,
+    size: u64,
+    is_low: bool,
+) -> Result<CounterStep, LeaseError> {
     if let Some(counter) = counter
         && counter.block_size != size
     {
@@ -111,13 +116,13 @@ fn next(counter: Option<Counter>, known: u64, size: u64, is_low: bool) -> Result
     let block = first.max(known + 1);
     let next = if is_low { block + 1 } else { block };
     if counter.is_some() && next == first {
-        return Ok(Turn::Enough);
+        return Ok(CounterStep::Enough);
     }
     let counter = Counter {
         next,
         block_size: size,
     };
-    Ok(Turn::Write(counter, is_low.then_some(block)))
+    Ok(CounterStep::Write(counter, is_low.then_some(block)))
 }
 
 #[cfg(test)]
@@ -134,14 +139,14 @@ mod tests {
     #[test]
     fn a_block_is_above_the_counter_and_above_all_that_are_known() {
         for (found, known, is_low, expected) in [
-            (None, 0, true, Turn::Write(counter(2), Some(1))),
-            (None, 6, true, Turn::Write(counter(8), Some(7))),
-            (None, 6, false, Turn::Write(counter(7), None)),
-            (Some(4), 0, true, Turn::Write(counter(5), Some(4))),
-            (Some(4), 3, true, Turn::Write(counter(5), Some(4))),
-            (Some(4), 9, true, Turn::Write(counter(11), Some(10))),
-            (Some(4), 9, false, Turn::Write(counter(10), None)),
-            (Some(4), 3, false, Turn::Enough),
+            (None, 0, true, CounterStep::Write(counter(2), Some(1))),
+            (None, 6, true, CounterStep::Write(counter(8), Some(7))),
+            (None, 6, false, CounterStep::Write(counter(7), None)),
+            (Some(4), 0, true, CounterStep::Write(counter(5), Some(4))),
+            (Some(4), 3, true, CounterStep::Write(counter(5), Some(4))),
+            (Some(4), 9, true, CounterStep::Write(counter(11), Some(10))),
+            (Some(4), 9, false, CounterStep::Write(counter(10), None)),
+            (Some(4), 3, false, CounterStep::Enough),
         ] {
             let turn = next(found.map(counter), known, 8, is_low).unwrap();
             assert_eq!(turn, expected, "{found:?} {known} {is_low}");

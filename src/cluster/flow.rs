@@ -20,7 +20,7 @@ pub(super) struct Flow {
     sent: u64,
     /// The mark up to which the node has read.
     seen: u64,
-    /// When the node was last heard of, or waited for in vain, microseconds.
+    /// When the node was last heard of, or waited for without an answer, microseconds.
     heard_at: u64,
     /// Users whose turn has come while there was no room.
     parked: VecDeque<UserId>,
@@ -121,7 +121,7 @@ impl Flow {
         now >= self.heard_at + patience
     }
 
-    /// Whether somebody waits for it.
+    /// Whether a user waits for it.
     pub(super) fn is_awaited(&self) -> bool {
         !self.parked.is_empty()
     }

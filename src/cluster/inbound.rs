@@ -1,5 +1,5 @@
 //! What comes from other nodes: messages, which go into mailboxes or are dropped, never out again; answers, notices,
-//! and messages that come back because nobody takes them. Nothing of it is trusted: see [`Notice`].
+//! and messages that come back because no node takes them. Nothing of it is trusted: see [`Notice`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -158,7 +158,7 @@ impl Receiver {
     fn note_seen(&mut self, peer: &Peer, reply: ReplyTo) {
         let ReplyTo { link, mark, .. } = reply;
         let noted = self.noted.entry(reply.sender).or_default();
-        // By another link the marks begin anew.
+        // By another link the marks begin again.
         if noted.0 != link || mark >= noted.1 + SEEN_BYTES {
             *noted = (link, mark);
             peer.note_seen(link, mark);

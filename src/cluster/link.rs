@@ -16,11 +16,11 @@ use super::backoff::{Backoff, chain};
 use super::blocks::lease_blocks;
 use super::buckets::Buckets;
 use super::inbound::Receiver;
-use super::keeper::Keeper;
 use super::nats::{BucketFailure, LinkLost, Nats, NatsLink};
 use super::outbound::Publisher;
 use super::pace::{ENDED, Pace, watch};
 use super::registrar::{Registrar, carry_out};
+use super::renewal::LeaseRenewal;
 use super::shared::Shared;
 use super::unready::Unready;
 use crate::directory::Wakes;
@@ -35,14 +35,14 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// Why a link did not come up.
 #[derive(Debug, thiserror::Error)]
-enum OpenError {
+enum LinkError {
     #[error(transparent)]
     Lost(#[from] LinkLost),
     #[error(transparent)]
     Bucket(#[from] BucketFailure),
 }
 
-impl OpenError {
+impl LinkError {
     fn unready(&self) -> Unready {
         match self {
             Self::Lost(_) => Unready::Unreachable,
@@ -89,17 +89,17 @@ pub(super) async fn keep<N: Nats>(shared: Arc<Shared>, nats: N) {
 }
 
 /// A link whose key and subscription the server knows.
-struct Session<L: NatsLink> {
+struct OpenLink<L: NatsLink> {
     shared: Arc<Shared>,
     link: L,
     number: u64,
     buckets: Buckets<L>,
-    keeper: Keeper<L>,
+    renewal: LeaseRenewal<L>,
     subscription: L::Subscription,
 }
 
 /// Opens the buckets, listens, and writes the key of this node.
-async fn open<L: NatsLink>(shared: &Arc<Shared>, link: L) -> Result<Session<L>, OpenError> {
+async fn open<L: NatsLink>(shared: &Arc<Shared>, link: L) -> Result<OpenLink<L>, LinkError> {
     let opened = async {
         let number = fastrand::u64(1..);
         let buckets = Buckets::open(shared, &link).await?;
@@ -110,31 +110,31 @@ async fn open<L: NatsLink>(shared: &Arc<Shared>, link: L) -> Result<Session<L>, 
             shared.lease.end();
         }
         let subscription = link.subscribe(shared.subjects.all()).await?;
-        let mut keeper = Keeper::new(shared.clone(), link.clone(), buckets.clone(), number);
-        while !keeper.renew().await? {}
+        let mut renewal = LeaseRenewal::new(shared.clone(), link.clone(), buckets.clone(), number);
+        while !renewal.renew().await? {}
         link.round_trip().await?;
-        Ok(Session {
+        Ok(OpenLink {
             shared: shared.clone(),
             link: link.clone(),
             number,
             buckets,
-            keeper,
+            renewal,
             subscription,
         })
     };
     // Some calls, one after the other, each with a limit of its own.
     let opened = timeout(2 * shared.settings.link_timeout, opened);
-    opened.await.unwrap_or(Err(OpenError::Lost(LinkLost)))
+    opened.await.unwrap_or(Err(LinkError::Lost(LinkLost)))
 }
 
 /// The tasks of a link.
-struct Tasks {
+struct LinkTasks {
     shared: Arc<Shared>,
     lost: CancellationToken,
     reason: Arc<Mutex<Option<&'static str>>>,
 }
 
-impl<L: NatsLink> Session<L> {
+impl<L: NatsLink> OpenLink<L> {
     /// Uses the link until its end. Returns why it is lost; `None` if it was closed because the node ends.
     async fn serve(self) -> Option<&'static str> {
         let Self {
@@ -142,11 +142,11 @@ impl<L: NatsLink> Session<L> {
             link,
             number,
             buckets,
-            keeper,
+            renewal,
             subscription,
         } = self;
-        let up = Up::new(&shared, number);
-        let tasks = Tasks::new(shared.clone());
+        let up = LinkUp::new(&shared, number);
+        let tasks = LinkTasks::new(shared.clone());
         let pace = Arc::new(Pace::new(shared.settings.in_flight_bytes, shared.now()));
         let (closing, finishing) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
         let watching = watch(shared.clone(), link.clone(), pace.clone());
@@ -163,7 +163,7 @@ impl<L: NatsLink> Session<L> {
             tasks.start(async move { Some(ended(receiver.run(subscription).await)) }),
             tasks.start(async move { close.run_until_cancelled(leasing).await.and(None) }),
         ];
-        let keeper = tasks.start(keeper.keep(closing.clone()));
+        let renewal = tasks.start(renewal.keep(closing.clone()));
         let publisher = Publisher::new(
             shared.clone(),
             link.clone(),
@@ -181,7 +181,7 @@ impl<L: NatsLink> Session<L> {
                     shared.queue().close();
                     until(|| shared.registry().is_idle()).await;
                     closing.cancel();
-                    join(keeper).await;
+                    join(renewal).await;
                     quiet(&shared, &link).await;
                     finishing.store(true, Ordering::Release);
                     shared.publish();
@@ -227,7 +227,7 @@ async fn until(is_done: impl Fn() -> bool) {
     }
 }
 
-impl Tasks {
+impl LinkTasks {
     fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
@@ -272,9 +272,9 @@ async fn join(task: JoinHandle<()>) {
 }
 
 /// While the link is up. Drop closes the way out: what was queued is dropped.
-struct Up(Arc<Shared>);
+struct LinkUp(Arc<Shared>);
 
-impl Up {
+impl LinkUp {
     fn new(shared: &Arc<Shared>, number: u64) -> Self {
         shared.set_unready(Unready::NoId);
         shared.set_link(number);
@@ -293,7 +293,7 @@ impl Up {
     }
 }
 
-impl Drop for Up {
+impl Drop for LinkUp {
     fn drop(&mut self) {
         let shared = &self.0;
         shared.set_up(false);

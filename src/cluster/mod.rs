@@ -17,7 +17,6 @@ mod buckets;
 mod envelope;
 mod flow;
 mod inbound;
-mod keeper;
 mod lease;
 mod link;
 mod nats;
@@ -29,6 +28,7 @@ mod record;
 mod registrar;
 mod registration;
 mod registry;
+mod renewal;
 mod routes;
 mod shared;
 mod unready;
@@ -55,7 +55,7 @@ pub use nats::AccessError;
 #[cfg(test)]
 pub(crate) use nats::model;
 use nats::{Access, Nats, NatsClient};
-use queue::Parcel;
+use queue::QueuedMessage;
 pub(crate) use registration::Registration;
 pub(crate) use registry::Refusal;
 use shared::{Shared, micros};
@@ -163,17 +163,17 @@ impl Cluster {
             Some(receipt) => receipt.without_trace(),
             None => (None, None),
         };
-        let parcel = Parcel {
+        let queued = QueuedMessage {
             recipient,
             payload: encode_message(recipient, message.sender, message.body),
             receipt,
             trace,
         };
         // Its own statement, so that nothing is settled under the lock.
-        let pushed = shared.queue().push(parcel, in_hand);
+        let pushed = shared.queue().push(queued, in_hand);
         match pushed {
             Ok(()) => wakes.add(shared.publishable.notify()),
-            Err((status, parcel)) => parcel.settle(status, wakes),
+            Err((status, queued)) => queued.settle(status, wakes),
         }
     }
 

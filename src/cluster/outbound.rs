@@ -15,7 +15,7 @@ use super::nats::{
     HEADER_BYTES, LinkLost, NatsLink, Outgoing, PublishFailure, TRACESTATE_HEADER_BYTES,
 };
 use super::pace::Pace;
-use super::queue::{Parcel, Taken};
+use super::queue::{QueuedMessage, Taken};
 use super::shared::{Shared, micros};
 use crate::directory::Wakes;
 use crate::protocol::Status;
@@ -136,7 +136,7 @@ impl<L: NatsLink> Publisher<L> {
         let mut sent = Ok(());
         for taken in batch.drain(..) {
             if sent.is_err() {
-                self.drop_taken(taken.parcel, DropReason::Unavailable, Status::Unavailable);
+                self.drop_taken(taken.queued, DropReason::Unavailable, Status::Unavailable);
             } else {
                 sent = self.send_one(taken, now).await;
             }
@@ -147,44 +147,44 @@ impl<L: NatsLink> Publisher<L> {
 
     async fn send_one(&mut self, next: Taken, now: u64) -> Result<(), LinkLost> {
         let Taken {
-            mut parcel,
+            mut queued,
             node,
             mark,
         } = next;
-        if parcel.payload.len() > self.link.max_payload() {
-            let bytes = parcel.payload.len();
+        if queued.payload.len() > self.link.max_payload() {
+            let bytes = queued.payload.len();
             debug!(bytes, "a message is larger than nats takes");
-            self.drop_taken(parcel, DropReason::TooLarge, Status::TooLarge);
+            self.drop_taken(queued, DropReason::TooLarge, Status::TooLarge);
             return Ok(());
         }
         let until = now + micros(self.shared.settings.outcome_timeout);
-        let receipt = parcel.receipt.take();
+        let receipt = queued.receipt.take();
         let token = receipt.map(|receipt| self.shared.waiting().insert(receipt, until));
         let token = match token.transpose() {
             Ok(token) => token,
             Err(receipt) => {
-                parcel.receipt = Some(receipt);
-                self.drop_taken(parcel, DropReason::QueueFull, Status::QueueFull);
+                queued.receipt = Some(receipt);
+                self.drop_taken(queued, DropReason::QueueFull, Status::QueueFull);
                 return Ok(());
             }
         };
-        let bytes = parcel.bytes();
-        self.shared.link_metrics.bytes_sent(parcel.payload.len());
-        let (traceparent, tracestate) = self.trace(&parcel);
+        let bytes = queued.bytes();
+        self.shared.link_metrics.bytes_sent(queued.payload.len());
+        let (traceparent, tracestate) = self.trace(&queued);
         let message = Outgoing {
             subject: self.subject(node),
             reply: Some(self.shared.subjects.reply(self.number, node, mark, token)),
             traceparent,
             tracestate,
-            payload: std::mem::take(&mut parcel.payload),
+            payload: std::mem::take(&mut queued.payload),
         };
         if let Err(failure) = self.publish(message).await {
-            parcel.receipt = token.and_then(|token| self.shared.waiting().take(token));
+            queued.receipt = token.and_then(|token| self.shared.waiting().take(token));
             let (reason, status) = match failure {
                 PublishFailure::Lost(_) => (DropReason::Unavailable, Status::Unavailable),
                 PublishFailure::TooLarge => (DropReason::TooLarge, Status::TooLarge),
             };
-            self.drop_taken(parcel, reason, status);
+            self.drop_taken(queued, reason, status);
             return match failure {
                 PublishFailure::Lost(lost) => Err(lost),
                 PublishFailure::TooLarge => Ok(()),
@@ -204,21 +204,21 @@ impl<L: NatsLink> Publisher<L> {
         }
     }
 
-    fn drop_taken(&mut self, parcel: Parcel, reason: DropReason, status: Status) {
+    fn drop_taken(&mut self, queued: QueuedMessage, reason: DropReason, status: Status) {
         self.shared.queue().settle_dropped(reason);
-        parcel.settle(status, &mut self.wakes);
+        queued.settle(status, &mut self.wakes);
     }
 
     /// The trace of a message, where it is traced and NATS takes one as large with it.
-    fn trace(&self, parcel: &Parcel) -> (Option<String>, Option<String>) {
-        let Some(trace) = &parcel.trace else {
+    fn trace(&self, queued: &QueuedMessage) -> (Option<String>, Option<String>) {
+        let Some(trace) = &queued.trace else {
             return (None, None);
         };
         let state = trace.tracestate();
         let state_bytes = state
             .as_ref()
             .map_or(0, |state| TRACESTATE_HEADER_BYTES + state.len());
-        let bytes = parcel.payload.len() + HEADER_BYTES + state_bytes;
+        let bytes = queued.payload.len() + HEADER_BYTES + state_bytes;
         if bytes > self.link.max_payload() {
             return (None, None);
         }

@@ -93,7 +93,7 @@ impl EvictionCandidates {
             below = Bound::Excluded(key);
             match client {
                 Some(client) => client.evict(needed, floor, wakes),
-                // It was dropped without leaving, so nobody else changes its entry.
+                // It was dropped without leaving, so no other thread changes its entry.
                 None => drop(self.clients().remove(&key)),
             }
             if has_room() {

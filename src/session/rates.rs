@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use super::context::SessionConfig;
-use crate::admission::token_bucket::Bucket;
+use crate::admission::token_bucket::TokenBucket;
 
 /// Bytes that a frame which ends no message takes off the byte rate: those of the largest control frame.
 const NON_MESSAGE_FRAME_BYTES: u64 = 2 + 4 + 125;
 
 #[derive(Debug, Default)]
 pub(super) struct RateBuckets {
-    messages: Bucket,
-    bytes: Bucket,
+    messages: TokenBucket,
+    bytes: TokenBucket,
 }
 
 impl RateBuckets {

@@ -139,7 +139,7 @@ impl<S: Transport> OpenTurn<'_, S> {
                 }
                 ControlFlow::Continue(false)
             }
-            Poll::Ready(Ok(0)) => SessionState::cut(endpoint, turn.now).into_step(),
+            Poll::Ready(Ok(0)) => SessionState::lose_stream(endpoint, turn.now).into_step(),
             Poll::Ready(Ok(count)) => {
                 // A chunk that is not full may have emptied the socket. It is read once more all the
                 // same, because only a read that finds nothing registers this task to be woken.

@@ -132,7 +132,7 @@ impl SessionState {
     }
 
     /// The stream of an open session has ended without a close frame.
-    pub(super) fn cut<S>(endpoint: &mut Endpoint<S>, now: u64) -> Self {
+    pub(super) fn lose_stream<S>(endpoint: &mut Endpoint<S>, now: u64) -> Self {
         // RFC 6455 section 7.1.5: it counts as 1006.
         endpoint.close_input(Initiator::Client, CloseCode::Code(1006));
         Self::linger(endpoint, endpoint.close_deadline(now))

@@ -73,13 +73,13 @@ type Highest = Arc<AtomicU64>;
 pub(in crate::cluster) struct ClientLink {
     client: Client,
     state: Arc<LinkState>,
-    probe: Arc<Probe>,
+    probe: Arc<RoundTrip>,
     highest: Highest,
 }
 
 /// How a link finds out what the server has taken: it sends numbers to itself. It does not ask a subject that
 /// nobody listens to, because anybody may listen to everything.
-struct Probe {
+struct RoundTrip {
     subject: Subject,
     /// The last number that was sent. The lock is held while a number is handed over, so that they stay in order.
     sent: HandOver<u64>,
@@ -129,7 +129,7 @@ impl Nats for NatsClient {
                 needed: format!("{major}.{minor}.{patch}"),
             });
         }
-        let probe = Probe::start(&client, state.clone()).await?;
+        let probe = RoundTrip::start(&client, state.clone()).await?;
         Ok(ClientLink {
             client,
             state,
@@ -148,7 +148,7 @@ fn is_recent(version: &str) -> bool {
     found >= SERVER_MIN
 }
 
-impl Probe {
+impl RoundTrip {
     async fn start(client: &Client, state: Arc<LinkState>) -> Result<Self, LinkLost> {
         let subject = Subject::from(client.new_inbox());
         let subscribed = client.subscribe(subject.clone()).await;
@@ -236,7 +236,7 @@ impl NatsLink for ClientLink {
     }
 
     async fn round_trip(&self) -> Result<(), LinkLost> {
-        let Probe {
+        let RoundTrip {
             subject,
             sent,
             heard,

@@ -12,10 +12,10 @@
 //!   next link of the same node. A receiver that must not see this compares the number of the link.
 //! - Core messages arrive at most once, and in order from one link to one subscription. A message is lost without
 //!   a word if no subscription exists, if a link breaks, or if a subscription is overrun.
-//! - "No responders" may come for a message with a reply subject that nobody subscribes to. It does not come if
-//!   anybody else listens to the subject, so an answer may be faster by it and must never depend on it.
+//! - "No responders" may come for a message with a reply subject that has no subscriber. It does not come if
+//!   another client listens to the subject, so an answer may be faster by it and must never depend on it.
 //! - A bucket can vanish or be made again between any two calls, with all its entries gone. Entries that were
-//!   acknowledged can be missing after a server has lost power. Revisions begin anew above all earlier ones only
+//!   acknowledged can be missing after a server has lost power. Revisions begin again above all earlier ones only
 //!   if the bucket was made again by [`NatsLink::open_bucket`], and only as far as the clocks of the nodes go.
 //!   A node that compares its entries after an absence therefore reads them and compares the values (with a
 //!   number in them that no other writer uses) before it writes over a revision that it remembers.
@@ -82,7 +82,7 @@ pub(super) trait NatsLink: Clone + Send + Sync + 'static {
     /// watches [`NatsLink::round_trip`].
     fn lost(&self) -> impl Future<Output = ()> + Send;
 
-    /// Messages that came for subscriptions of this link and were dropped, because nobody took the earlier ones.
+    /// Messages that came for subscriptions of this link and were dropped, because the earlier ones were not taken.
     fn overruns(&self) -> u64;
 
     /// Opens a bucket, and makes it if there is none. A bucket that is made begins with a revision above all that
@@ -100,7 +100,7 @@ pub(super) trait NatsLink: Clone + Send + Sync + 'static {
 }
 
 /// The messages of one subject. Drop unsubscribes, and what has come and was not taken is lost, and so is what the
-/// server has sent until it knows. A node that stops therefore keeps its subscriptions until nobody writes to it.
+/// server has sent until it knows. A node that stops therefore keeps its subscriptions until nothing is written to it.
 pub(super) trait Subscription: Send + 'static {
     /// The next message; `None` once the connection has ended.
     ///
@@ -157,7 +157,7 @@ pub(super) struct Incoming {
     pub(super) traceparent: Option<String>,
     pub(super) tracestate: Option<String>,
     pub(super) payload: Bytes,
-    /// No message, but word of the server that nobody subscribes to the subject of a message whose reply subject
+    /// No message, but word of the server that there is no subscriber to the subject of a message whose reply subject
     /// is [`Incoming::subject`]. The payload is empty.
     pub(super) no_responders: bool,
 }

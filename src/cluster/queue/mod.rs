@@ -23,7 +23,7 @@ use crate::telemetry::traces::Traced;
 /// for a few turns.
 const TURN_BYTES: usize = 8 * 1024;
 /// What a message takes beside its payload, bytes: its place in a line, and its subjects on the wire.
-const PARCEL_BYTES: usize = 160;
+const QUEUED_MESSAGE_BYTES: usize = 160;
 /// Places that are looked up at a time.
 const LOOKUPS: usize = 256;
 /// The part of all bytes that may wait for one node, so that a node which hangs leaves room for the others.
@@ -48,7 +48,7 @@ pub(in crate::cluster) struct Bounds {
 
 /// A message on its way to another node.
 #[derive(Debug)]
-pub(in crate::cluster) struct Parcel {
+pub(in crate::cluster) struct QueuedMessage {
     pub(in crate::cluster) recipient: UserId,
     pub(in crate::cluster) payload: Bytes,
     pub(in crate::cluster) receipt: Option<Box<Receipt>>,
@@ -56,7 +56,7 @@ pub(in crate::cluster) struct Parcel {
     pub(in crate::cluster) trace: Option<Box<Traced>>,
 }
 
-impl Parcel {
+impl QueuedMessage {
     /// The message does not leave this node, and this became of it.
     pub(in crate::cluster) fn settle(self, status: Status, wakes: &mut Wakes) {
         if let Some(trace) = self.trace {
@@ -69,14 +69,14 @@ impl Parcel {
 
     /// What it counts for in every bound.
     pub(in crate::cluster) fn bytes(&self) -> usize {
-        PARCEL_BYTES + self.payload.len()
+        QUEUED_MESSAGE_BYTES + self.payload.len()
     }
 }
 
 /// A message that was taken, its node, and where it is in what goes there.
 #[derive(Debug)]
 pub(in crate::cluster) struct Taken {
-    pub(in crate::cluster) parcel: Parcel,
+    pub(in crate::cluster) queued: QueuedMessage,
     pub(in crate::cluster) node: Node,
     /// All bytes that have gone to the node by this link, up to the end of this message.
     pub(in crate::cluster) mark: u64,
@@ -85,12 +85,12 @@ pub(in crate::cluster) struct Taken {
 /// Messages that were dropped and counted, to be settled without the lock.
 #[derive(Debug, Default)]
 #[must_use = "their senders wait for the outcomes"]
-pub(in crate::cluster) struct Dropped(Vec<(Parcel, Status)>);
+pub(in crate::cluster) struct Dropped(Vec<(QueuedMessage, Status)>);
 
 impl Dropped {
     pub(in crate::cluster) fn settle(self, wakes: &mut Wakes) {
-        for (parcel, status) in self.0 {
-            parcel.settle(status, wakes);
+        for (queued, status) in self.0 {
+            queued.settle(status, wakes);
         }
     }
 }
@@ -98,7 +98,7 @@ impl Dropped {
 /// What has come of a look at the time.
 #[derive(Debug, Default)]
 pub(in crate::cluster) struct Ticked {
-    /// Nodes that have not answered for a while, whose keys are to be read.
+    /// Nodes that have not answered for a while: their keys are to be read.
     pub(in crate::cluster) silent: Vec<Node>,
     pub(in crate::cluster) dropped: Dropped,
     /// Lines wait no more.
@@ -107,7 +107,7 @@ pub(in crate::cluster) struct Ticked {
 
 #[derive(Debug, Default)]
 struct Line {
-    parcels: VecDeque<Parcel>,
+    messages: VecDeque<QueuedMessage>,
     bytes: usize,
     /// What it has not sent of its turns so far.
     credit: usize,
@@ -131,7 +131,7 @@ pub(in crate::cluster) struct Queue {
     lines: HashMap<UserId, Line>,
     turns: VecDeque<UserId>,
     routes: Routes,
-    /// Users whose place is to be looked up.
+    /// Users to be looked up in the table.
     unplaced: VecDeque<UserId>,
     looking: usize,
     /// Nodes that are to be told of the link.
@@ -200,45 +200,45 @@ impl Queue {
     /// Queues a message, or drops it; then it is given back, with what became of it.
     pub(in crate::cluster) fn push<M: Deref<Target = Metrics>>(
         &mut self,
-        mut parcel: Parcel,
+        mut queued: QueuedMessage,
         in_hand: InHand<M>,
-    ) -> Result<(), (Status, Parcel)> {
+    ) -> Result<(), (Status, QueuedMessage)> {
         if !self.is_open {
             in_hand.dropped(DropReason::Unavailable);
-            return Err((Status::Unavailable, parcel));
+            return Err((Status::Unavailable, queued));
         }
-        let bytes = parcel.bytes();
-        let line = self.lines.entry(parcel.recipient).or_default();
+        let bytes = queued.bytes();
+        let line = self.lines.entry(queued.recipient).or_default();
         let flow = match line.waits_for {
             WaitsFor::Node(node) => self.flows.get_mut(&node),
             WaitsFor::Turn | WaitsFor::Place => None,
         };
         let share = self.bounds.total_bytes / NODE_SHARE;
-        let is_full = line.parcels.len() >= self.bounds.user_messages
+        let is_full = line.messages.len() >= self.bounds.user_messages
             || line.bytes + bytes > self.bounds.user_bytes
             || self.bytes + bytes > self.bounds.total_bytes
             || flow
                 .as_ref()
                 .is_some_and(|flow| flow.parked_bytes + bytes > share);
         if is_full {
-            if line.parcels.is_empty() {
-                self.lines.remove(&parcel.recipient);
+            if line.messages.is_empty() {
+                self.lines.remove(&queued.recipient);
             }
             in_hand.dropped(DropReason::QueueFull);
-            return Err((Status::QueueFull, parcel));
+            return Err((Status::QueueFull, queued));
         }
-        if line.parcels.is_empty() {
-            self.turns.push_back(parcel.recipient);
+        if line.messages.is_empty() {
+            self.turns.push_back(queued.recipient);
         }
         if let Some(flow) = flow {
             flow.parked_bytes += bytes;
         }
         line.bytes += bytes;
         self.bytes += bytes;
-        if let Some(trace) = &mut parcel.trace {
+        if let Some(trace) = &mut queued.trace {
             trace.queued();
         }
-        line.parcels.push_back(parcel);
+        line.messages.push_back(queued);
         self.held.hold(in_hand);
         Ok(())
     }
@@ -282,20 +282,20 @@ impl Queue {
             }
             line.credit += TURN_BYTES;
             while batch.len() < count
-                && let Some(parcel) = line
-                    .parcels
+                && let Some(queued) = line
+                    .messages
                     .pop_front_if(|next| next.bytes() <= line.credit)
             {
-                let bytes = parcel.bytes();
+                let bytes = queued.bytes();
                 line.credit -= bytes;
                 line.bytes -= bytes;
                 self.bytes -= bytes;
                 taken += bytes;
                 self.taken += bytes as u64;
                 let mark = flow.send(bytes as u64);
-                batch.push(Taken { parcel, node, mark });
+                batch.push(Taken { queued, node, mark });
             }
-            if line.parcels.is_empty() {
+            if line.messages.is_empty() {
                 self.lines.remove(&recipient);
             } else {
                 self.turns.push_back(recipient);
@@ -304,7 +304,7 @@ impl Queue {
         dropped
     }
 
-    /// The next user whose place is to be looked up, while not too many are.
+    /// The next user to be looked up in the table, while not too many are.
     pub(in crate::cluster) fn next_lookup(&mut self) -> Option<UserId> {
         if self.looking >= LOOKUPS {
             return None;
@@ -366,7 +366,7 @@ impl Queue {
         self.unpark(waited)
     }
 
-    /// Nobody takes what is sent to a node: it has no link, or is gone.
+    /// No node takes what is sent there: it has no link, or is gone.
     pub(in crate::cluster) fn returned(&mut self, node: Node, now: u64) {
         if let Some(flow) = self.flows.get_mut(&node) {
             flow.close(now);
@@ -473,9 +473,9 @@ impl Queue {
             DropReason::QueueFull => Status::QueueFull,
             _ => Status::Unavailable,
         };
-        for parcel in line.parcels {
+        for queued in line.messages {
             self.held.dropped(1, reason);
-            dropped.0.push((parcel, status));
+            dropped.0.push((queued, status));
         }
     }
 }

@@ -24,13 +24,13 @@ fn user(number: u64) -> UserId {
 }
 
 fn push(queue: &mut Queue, metrics: &Metrics, recipient: u64, bytes: usize) -> Option<Status> {
-    let parcel = Parcel {
+    let queued = QueuedMessage {
         recipient: user(recipient),
         payload: vec![0; bytes].into(),
         receipt: None,
         trace: None,
     };
-    let pushed = queue.push(parcel, InHand::receive(metrics));
+    let pushed = queue.push(queued, InHand::receive(metrics));
     pushed.err().map(|(status, _)| status)
 }
 
@@ -40,7 +40,7 @@ fn take(queue: &mut Queue, count: usize, bytes_max: usize) -> Vec<u64> {
     assert_eq!(statuses(queue.take(&mut batch, count, bytes_max, 0)), []);
     batch
         .iter()
-        .map(|taken| taken.parcel.recipient.get())
+        .map(|taken| taken.queued.recipient.get())
         .collect()
 }
 
@@ -69,7 +69,7 @@ fn answer(queue: &mut Queue) {
 fn statuses(dropped: Dropped) -> Vec<(u64, Status)> {
     let dropped = dropped.0.into_iter();
     dropped
-        .map(|(parcel, status)| (parcel.recipient.get(), status))
+        .map(|(queued, status)| (queued.recipient.get(), status))
         .collect()
 }
 
@@ -114,7 +114,7 @@ fn the_order_for_one_user_is_kept() {
         let count = batch.len() + 1;
         assert_eq!(statuses(queue.take(&mut batch, count, 1, 0)), []);
     }
-    let sizes = batch.iter().map(|taken| taken.parcel.payload.len());
+    let sizes = batch.iter().map(|taken| taken.queued.payload.len());
     assert!(sizes.eq([1, 20_000, 2, 3, 9000, 4]));
     assert_eq!((queue.bytes(), queue.messages()), (0, 6));
 }
@@ -176,7 +176,7 @@ fn a_node_gets_no_more_than_it_takes() {
     assert_eq!(statuses(queue.take(&mut batch, 100, 1_000_000, 0)), []);
     let taken = batch
         .iter()
-        .map(|taken| (taken.parcel.recipient.get(), taken.node, taken.mark));
+        .map(|taken| (taken.queued.recipient.get(), taken.node, taken.mark));
     // A turn of a user is more than the node may have.
     assert!(taken.eq([(1, Node(1), 4160), (11, Node(2), 4160)]));
     assert!(take(&mut queue, 100, 1_000_000).is_empty());

@@ -47,7 +47,7 @@ impl Registry {
         match call {
             Call::Read => work.read = false,
             Call::Renew => work.renew = false,
-            Call::Join(_) | Call::Fence | Call::Delete => {}
+            Call::Join(_) | Call::Rewrite | Call::Delete => {}
         }
         self.actions.push_back(action);
     }
@@ -57,7 +57,7 @@ impl Registry {
         let work = self.procedures.get_mut(&id).expect("it steps");
         let record = match call {
             Call::Read | Call::Delete => None,
-            Call::Fence => known.record,
+            Call::Rewrite => known.record,
             Call::Renew => self.holders.get(&id).map(|holder| holder.record(node)),
             Call::Join(nonce) => work.joins.front().map(|join| Record {
                 node,
@@ -137,7 +137,7 @@ impl Registry {
                     record: None,
                 });
             }
-            Call::Fence => {
+            Call::Rewrite => {
                 work.unsure = None;
                 work.known = None;
                 work.read = true;
@@ -184,7 +184,7 @@ impl Registry {
                 }
             }
             Call::Renew => work.renew = true,
-            Call::Read | Call::Fence | Call::Delete => {}
+            Call::Read | Call::Rewrite | Call::Delete => {}
         }
         if is_taken {
             // A read would say no more: the id has an entry that is not of this join.

@@ -38,7 +38,7 @@ pub(super) struct Holder {
 pub(crate) struct Join {
     pub(crate) nonce: u32,
     pub(crate) resumption_id: ResumptionId,
-    /// The id was never given before, so nobody should have it.
+    /// The id was never given before, so no user should have it.
     pub(crate) is_new: bool,
     /// When it is refused, microseconds.
     pub(crate) until: u64,
@@ -63,7 +63,7 @@ pub(super) enum Call {
     /// Writes the holder's entry again.
     Renew,
     /// Writes the entry as it is, so that a late write of this node fails.
-    Fence,
+    Rewrite,
     Delete,
 }
 
@@ -71,7 +71,7 @@ pub(super) enum Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tell {
     pub(super) node: Node,
-    /// Comes back in the answer, which nobody else can give then.
+    /// Comes back in the answer, which no other node can give then.
     pub(super) nonce: u32,
     /// The revision of its entry that was written over.
     pub(super) over: Revision,
@@ -186,7 +186,7 @@ impl Procedure {
             (None, Some(record)) if holder.is_none() && record.node == own => {
                 Next::Write(Call::Delete, known)
             }
-            (None, _) if self.unsure.is_some() => Next::Write(Call::Fence, known),
+            (None, _) if self.unsure.is_some() => Next::Write(Call::Rewrite, known),
             (None, _) => self.rest(),
         }
     }

@@ -156,11 +156,11 @@ fn each_state_has_one_next_step() {
     let unsure: fn(&mut Procedure) = |work| work.unsure = Some(8);
     assert_eq!(
         next(Some(absent), false, false, unsure),
-        Next::Write(Call::Fence, known(absent))
+        Next::Write(Call::Rewrite, known(absent))
     );
     assert_eq!(
         next(Some(later), false, false, unsure),
-        Next::Write(Call::Fence, known(later))
+        Next::Write(Call::Rewrite, known(later))
     );
     let checked: fn(&mut Procedure) = |work| work.checks.push(check(15));
     assert_eq!(next(Some(mine), true, true, checked), Next::AnswerChecks);

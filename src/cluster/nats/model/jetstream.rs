@@ -15,7 +15,7 @@ use crate::cluster::nats::{
 
 /// What is asked of JetStream.
 #[derive(Clone, Debug)]
-pub(crate) enum Call {
+pub(crate) enum StreamCall {
     /// With the clock of the node that asks.
     Open(BucketConfig, u64),
     Get(Arc<str>, String),
@@ -25,7 +25,7 @@ pub(crate) enum Call {
 
 /// What JetStream says.
 #[derive(Clone, Debug)]
-pub(crate) enum Answer {
+pub(crate) enum StreamAnswer {
     Opened(BucketIdentity),
     Got(Entry),
     Written(Revision),
@@ -34,7 +34,7 @@ pub(crate) enum Answer {
     Failed(BucketFailure),
 }
 
-impl Answer {
+impl StreamAnswer {
     pub(super) fn failure(self) -> BucketFailure {
         match self {
             Self::Failed(failure) => failure,
@@ -65,7 +65,7 @@ pub(super) struct JetStream {
 struct Pending {
     server: usize,
     from: (LinkId, u64),
-    call: Call,
+    call: StreamCall,
 }
 
 #[derive(Clone)]
@@ -122,27 +122,29 @@ impl JetStream {
     }
 
     /// A call has come to a server.
-    pub(super) fn arrive(&mut self, server: usize, from: (LinkId, u64), call: Call) -> u64 {
+    pub(super) fn arrive(&mut self, server: usize, from: (LinkId, u64), call: StreamCall) -> u64 {
         self.arrived += 1;
         let pending = Pending { server, from, call };
         self.calls.insert(self.arrived, pending);
         self.arrived
     }
 
-    fn run(&mut self, call: &Call, now: u64) -> Answer {
+    fn run(&mut self, call: &StreamCall, now: u64) -> StreamAnswer {
         match call {
-            Call::Open(config, clock) => self.open(config, *clock, now),
-            Call::Get(bucket, key) => read(&self.buckets, bucket, key, now),
-            Call::Write(bucket, key, value, over) => self.write(bucket, key, (value, *over), now),
-            Call::LastSequence(stream) => {
+            StreamCall::Open(config, clock) => self.open(config, *clock, now),
+            StreamCall::Get(bucket, key) => read(&self.buckets, bucket, key, now),
+            StreamCall::Write(bucket, key, value, over) => {
+                self.write(bucket, key, (value, *over), now)
+            }
+            StreamCall::LastSequence(stream) => {
                 let bucket = stream.strip_prefix("KV_").unwrap_or(stream);
                 let stream = self.buckets.get(bucket);
-                Answer::LastSequence(stream.map(|stream| stream.last))
+                StreamAnswer::LastSequence(stream.map(|stream| stream.last))
             }
         }
     }
 
-    fn open(&mut self, config: &BucketConfig, clock: u64, now: u64) -> Answer {
+    fn open(&mut self, config: &BucketConfig, clock: u64, now: u64) -> StreamAnswer {
         let name: Arc<str> = config.name.as_str().into();
         let stream = self.buckets.entry(name).or_insert_with(|| Stream {
             config: config.clone(),
@@ -152,9 +154,9 @@ impl JetStream {
         });
         if stream.config.max_age != config.max_age {
             let refused = format!("bucket {} is another", config.name);
-            return Answer::Failed(BucketFailure::Refused(refused));
+            return StreamAnswer::Failed(BucketFailure::Refused(refused));
         }
-        Answer::Opened(stream.identity.clone())
+        StreamAnswer::Opened(stream.identity.clone())
     }
 
     fn write(
@@ -163,14 +165,14 @@ impl JetStream {
         key: &str,
         (value, over): (&Option<Bytes>, Revision),
         now: u64,
-    ) -> Answer {
+    ) -> StreamAnswer {
         let Some(stream) = self.buckets.get_mut(bucket) else {
-            return Answer::Failed(BucketFailure::Missing);
+            return StreamAnswer::Failed(BucketFailure::Missing);
         };
         let before = stream.current(key, now);
         let revision = before.as_ref().map_or(0, |before| before.revision);
         if revision != over.0 {
-            return Answer::Conflict;
+            return StreamAnswer::Conflict;
         }
         let undone = (bucket.clone(), key.to_owned(), before, stream.last);
         self.unsynced.push_back(undone);
@@ -184,7 +186,7 @@ impl JetStream {
             at: now,
         };
         stream.entries.insert(key.to_owned(), stored);
-        Answer::Written(Revision(stream.last))
+        StreamAnswer::Written(Revision(stream.last))
     }
 }
 
@@ -204,11 +206,11 @@ impl Stream {
     }
 }
 
-fn read(buckets: &BTreeMap<Arc<str>, Stream>, bucket: &str, key: &str, now: u64) -> Answer {
+fn read(buckets: &BTreeMap<Arc<str>, Stream>, bucket: &str, key: &str, now: u64) -> StreamAnswer {
     let Some(stream) = buckets.get(bucket) else {
-        return Answer::Failed(BucketFailure::Missing);
+        return StreamAnswer::Failed(BucketFailure::Missing);
     };
-    Answer::Got(match stream.current(key, now) {
+    StreamAnswer::Got(match stream.current(key, now) {
         Some(stored) => Entry {
             value: stored.value,
             revision: Revision(stored.revision),
@@ -234,7 +236,7 @@ impl World {
         {
             // The leader that this side of the partition knows.
             return match call {
-                Call::Get(bucket, key) => {
+                StreamCall::Get(bucket, key) => {
                     let answer = read(buckets, &bucket, &key, now);
                     self.answer(number, answer);
                 }
@@ -245,13 +247,13 @@ impl World {
             // A server that knows of no leader says so; a leader that was lost just now says nothing.
             if self.rng.bool() {
                 let refused = BucketFailure::Refused("temporarily unavailable".to_owned());
-                self.answer(number, Answer::Failed(refused));
+                self.answer(number, StreamAnswer::Failed(refused));
             } else {
                 self.jetstream.calls.remove(&number);
             }
             return;
         }
-        let is_read = matches!(call, Call::Get(..) | Call::LastSequence(_));
+        let is_read = matches!(call, StreamCall::Get(..) | StreamCall::LastSequence(_));
         if !is_read && !self.has_majority(self.jetstream.leader) {
             self.jetstream.stalled.push(number);
             return;
@@ -261,7 +263,7 @@ impl World {
         self.answer(number, answer);
     }
 
-    fn answer(&mut self, number: u64, answer: Answer) {
+    fn answer(&mut self, number: u64, answer: StreamAnswer) {
         if let Some(Pending { from, .. }) = self.jetstream.calls.remove(&number)
             && self.is_open_at_server(from.0)
         {

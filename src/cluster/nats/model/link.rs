@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::jetstream::{Answer, Call};
+use super::jetstream::{StreamAnswer, StreamCall};
 use super::{Event, LinkId, Model, World};
 use crate::cluster::nats::{
     Bucket, BucketConfig, BucketFailure, BucketIdentity, ConnectFailure, Entry, Incoming, LinkLost,
@@ -31,7 +31,7 @@ pub(crate) enum Up {
     Subscribe(u64, String),
     Unsubscribe(u64),
     Probe(u64),
-    Call(u64, Call),
+    Call(u64, StreamCall),
     Fin,
 }
 
@@ -39,7 +39,7 @@ pub(crate) enum Up {
 pub(crate) enum Down {
     Message(u64, Incoming),
     Probe(u64),
-    Answer(u64, Answer),
+    Answer(u64, StreamAnswer),
 }
 
 /// Both ends of a connection.
@@ -54,7 +54,7 @@ pub(crate) struct LinkEnds {
     /// The end that belongs to the node.
     client: Arc<ClientEnd>,
     subscriptions: BTreeMap<u64, mpsc::Sender<Incoming>>,
-    answers: BTreeMap<u64, oneshot::Sender<Answer>>,
+    answers: BTreeMap<u64, oneshot::Sender<StreamAnswer>>,
     probed: watch::Sender<u64>,
     /// Subscriptions, calls and probes so far.
     count: u64,
@@ -202,7 +202,7 @@ impl ModelLink {
         }
     }
 
-    async fn call(&self, call: Call) -> Result<Answer, BucketFailure> {
+    async fn call(&self, call: StreamCall) -> Result<StreamAnswer, BucketFailure> {
         let link_timeout = self.0.model.world().link_timeout;
         let (answer, answered) = oneshot::channel();
         let called = async {
@@ -283,8 +283,8 @@ impl NatsLink for ModelLink {
             let ends = world.links.get(&self.0.id).ok_or(BucketFailure::Unknown)?;
             world.clock(ends.node)
         };
-        match self.call(Call::Open(config.clone(), clock)).await? {
-            Answer::Opened(identity) => Ok(ModelBucket {
+        match self.call(StreamCall::Open(config.clone(), clock)).await? {
+            StreamAnswer::Opened(identity) => Ok(ModelBucket {
                 link: self.clone(),
                 name: config.name.as_str().into(),
                 identity,
@@ -294,8 +294,11 @@ impl NatsLink for ModelLink {
     }
 
     async fn last_sequence(&self, stream: &str) -> Result<Option<u64>, BucketFailure> {
-        match self.call(Call::LastSequence(stream.to_owned())).await? {
-            Answer::LastSequence(sequence) => Ok(sequence),
+        match self
+            .call(StreamCall::LastSequence(stream.to_owned()))
+            .await?
+        {
+            StreamAnswer::LastSequence(sequence) => Ok(sequence),
             other => Err(other.failure()),
         }
     }
@@ -324,9 +327,9 @@ impl Bucket for ModelBucket {
     }
 
     async fn get(&self, key: &str) -> Result<Entry, BucketFailure> {
-        let call = Call::Get(self.name.clone(), key.to_owned());
+        let call = StreamCall::Get(self.name.clone(), key.to_owned());
         match self.link.call(call).await? {
-            Answer::Got(entry) => Ok(entry),
+            StreamAnswer::Got(entry) => Ok(entry),
             other => Err(other.failure()),
         }
     }
@@ -337,10 +340,10 @@ impl Bucket for ModelBucket {
         value: Option<Bytes>,
         over: Revision,
     ) -> Result<Revision, WriteFailure> {
-        let call = Call::Write(self.name.clone(), key.to_owned(), value, over);
+        let call = StreamCall::Write(self.name.clone(), key.to_owned(), value, over);
         match self.link.call(call).await? {
-            Answer::Written(revision) => Ok(revision),
-            Answer::Conflict => Err(WriteFailure::Conflict),
+            StreamAnswer::Written(revision) => Ok(revision),
+            StreamAnswer::Conflict => Err(WriteFailure::Conflict),
             other => Err(other.failure().into()),
         }
     }

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use jetstream::{Call, JetStream};
+use jetstream::{JetStream, StreamCall};
 pub(crate) use link::ModelNats;
 use link::{LinkEnds, Up};
 use server::{RouteFrame, Server};
@@ -446,7 +446,7 @@ impl World {
         }
     }
 
-    fn call(&mut self, server: usize, from: (LinkId, u64), call: Call) {
+    fn call(&mut self, server: usize, from: (LinkId, u64), call: StreamCall) {
         let delay = self.random(&self.inner_delay.clone());
         let number = self.jetstream.arrive(server, from, call);
         self.after(delay, Event::Apply(number));

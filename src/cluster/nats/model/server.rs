@@ -11,13 +11,13 @@ use crate::cluster::nats::{Incoming, Outgoing};
 
 pub(super) struct Server {
     pub(super) is_running: bool,
-    subscriptions: Vec<Subscription>,
+    subscriptions: Vec<ServerSubscription>,
     /// What the clients of each other server subscribe to, as far as this one knows.
     interest: BTreeMap<usize, Vec<String>>,
 }
 
 #[derive(Clone)]
-struct Subscription {
+struct ServerSubscription {
     /// `None`: a stranger.
     link: Option<LinkId>,
     sid: u64,
@@ -130,7 +130,7 @@ impl World {
 
     pub(super) fn subscribe(&mut self, server: usize, link: LinkId, sid: u64, pattern: String) {
         self.tell_servers(server, &RouteFrame::Subscribe(pattern.clone()));
-        self.servers[server].subscriptions.push(Subscription {
+        self.servers[server].subscriptions.push(ServerSubscription {
             link: Some(link),
             sid,
             pattern,
@@ -139,7 +139,7 @@ impl World {
 
     pub(super) fn listen(&mut self, pattern: &str) {
         for server in &mut self.servers {
-            server.subscriptions.push(Subscription {
+            server.subscriptions.push(ServerSubscription {
                 link: None,
                 sid: 0,
                 pattern: pattern.to_owned(),
@@ -155,13 +155,13 @@ impl World {
         self.unsubscribe_where(server, |one| one.link == Some(link));
     }
 
-    fn unsubscribe_where(&mut self, server: usize, is_over: impl Fn(&Subscription) -> bool) {
+    fn unsubscribe_where(&mut self, server: usize, is_over: impl Fn(&ServerSubscription) -> bool) {
         let subscriptions = &mut self.servers[server].subscriptions;
         let (over, kept) = std::mem::take(subscriptions)
             .into_iter()
             .partition(|one| is_over(one));
         *subscriptions = kept;
-        let over: Vec<Subscription> = over;
+        let over: Vec<ServerSubscription> = over;
         for one in over {
             self.tell_servers(server, &RouteFrame::Unsubscribe(one.pattern));
         }

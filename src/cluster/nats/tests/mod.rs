@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const INBOUND_MAX: usize = 1024;
 
 /// A NATS that a test can harm, with the way of one node that a test can cut.
-trait Stage {
+trait TestServer {
     type Nats: Nats;
 
     /// The way that can be cut.
@@ -63,7 +63,7 @@ struct Real {
     strangers: std::cell::RefCell<Vec<async_nats::Subscriber>>,
 }
 
-impl Stage for Imitated {
+impl TestServer for Imitated {
     type Nats = ModelNats;
 
     fn fragile(&self) -> ModelNats {
@@ -117,7 +117,7 @@ impl Real {
     }
 }
 
-impl Stage for Real {
+impl TestServer for Real {
     type Nats = NatsClient;
 
     fn fragile(&self) -> NatsClient {
@@ -284,7 +284,7 @@ async fn open<L: NatsLink>(link: &L, config: &BucketConfig) -> L::Bucket {
     eventually("a bucket", async || link.open_bucket(config).await.ok()).await
 }
 
-async fn messages_come_in_order_also_to_the_link_that_sent_them<S: Stage>(stage: &mut S) {
+async fn messages_come_in_order_also_to_the_link_that_sent_them<S: TestServer>(stage: &mut S) {
     let link = connect(&stage.sound()).await;
     let other = connect(&stage.sound()).await;
     let mut own = link.subscribe("a.*.c".into()).await.unwrap();
@@ -320,7 +320,7 @@ async fn messages_come_in_order_also_to_the_link_that_sent_them<S: Stage>(stage:
     assert_eq!(link.overruns(), 0);
 }
 
-async fn a_subscription_is_known_after_a_round_trip<S: Stage>(stage: &mut S) {
+async fn a_subscription_is_known_after_a_round_trip<S: TestServer>(stage: &mut S) {
     let link = connect(&stage.sound()).await;
     let other = connect(&stage.sound()).await;
     for number in 0..20 {
@@ -332,7 +332,7 @@ async fn a_subscription_is_known_after_a_round_trip<S: Stage>(stage: &mut S) {
     }
 }
 
-async fn no_responders_comes_unless_anybody_listens<S: Stage>(stage: &mut S) {
+async fn no_responders_comes_unless_anybody_listens<S: TestServer>(stage: &mut S) {
     let link = connect(&stage.sound()).await;
     let mut replies = link.subscribe("back.*".into()).await.unwrap();
     link.publish(message("nobody", Some("back.1"), "x"))
@@ -351,7 +351,7 @@ async fn no_responders_comes_unless_anybody_listens<S: Stage>(stage: &mut S) {
     assert_eq!(&*replies.next().await.unwrap().subject, "back.3");
 }
 
-async fn a_full_subscription_loses_messages_and_counts_them<S: Stage>(stage: &mut S) {
+async fn a_full_subscription_loses_messages_and_counts_them<S: TestServer>(stage: &mut S) {
     let link = connect(&stage.sound()).await;
     let other = connect(&stage.sound()).await;
     let mut subscription = link.subscribe("a".into()).await.unwrap();
@@ -378,7 +378,7 @@ async fn a_full_subscription_loses_messages_and_counts_them<S: Stage>(stage: &mu
     assert_eq!(subscription.next().await.unwrap().payload, "later");
 }
 
-async fn a_message_above_max_payload_is_refused<S: Stage>(stage: &mut S) {
+async fn a_message_above_max_payload_is_refused<S: TestServer>(stage: &mut S) {
     let link = connect(&stage.sound()).await;
     let large = vec![b'x'; link.max_payload() + 1];
     let published = link.publish(message("a", None, large)).await;
@@ -386,7 +386,7 @@ async fn a_message_above_max_payload_is_refused<S: Stage>(stage: &mut S) {
     link.round_trip().await.unwrap();
 }
 
-async fn a_key_has_one_value_and_each_write_names_the_revision_it_replaces<S: Stage>(
+async fn a_key_has_one_value_and_each_write_names_the_revision_it_replaces<S: TestServer>(
     stage: &mut S,
 ) {
     let bucket = bucket(&stage.sound()).await;
@@ -411,7 +411,7 @@ async fn a_key_has_one_value_and_each_write_names_the_revision_it_replaces<S: St
     assert_eq!(bucket.get("1").await, Ok(expected));
 }
 
-async fn a_deleted_entry_has_a_revision_and_can_be_written_again<S: Stage>(stage: &mut S) {
+async fn a_deleted_entry_has_a_revision_and_can_be_written_again<S: TestServer>(stage: &mut S) {
     let bucket = bucket(&stage.sound()).await;
     let first = bucket.write("1", value("a"), Revision::NONE).await.unwrap();
     let deleted = bucket.write("1", None, first).await.unwrap();
@@ -429,7 +429,7 @@ async fn a_deleted_entry_has_a_revision_and_can_be_written_again<S: Stage>(stage
     assert!(again > deleted);
 }
 
-async fn a_deleted_entry_is_forgotten_soon<S: Stage>(stage: &mut S) {
+async fn a_deleted_entry_is_forgotten_soon<S: TestServer>(stage: &mut S) {
     let bucket = bucket(&stage.sound()).await;
     let first = bucket.write("1", value("a"), Revision::NONE).await.unwrap();
     let deleted = bucket.write("1", None, first).await.unwrap();
@@ -450,7 +450,7 @@ async fn a_deleted_entry_is_forgotten_soon<S: Stage>(stage: &mut S) {
     bucket.write("1", value("b"), Revision::NONE).await.unwrap();
 }
 
-async fn of_writes_over_one_revision_exactly_one_succeeds<S: Stage>(stage: &mut S) {
+async fn of_writes_over_one_revision_exactly_one_succeeds<S: TestServer>(stage: &mut S) {
     let one = bucket(&stage.sound()).await;
     let other = bucket(&stage.sound()).await;
     let mut over = Revision::NONE;
@@ -473,7 +473,7 @@ async fn of_writes_over_one_revision_exactly_one_succeeds<S: Stage>(stage: &mut 
     }
 }
 
-async fn an_entry_is_forgotten_after_max_age_unless_written_again<S: Stage>(stage: &mut S) {
+async fn an_entry_is_forgotten_after_max_age_unless_written_again<S: TestServer>(stage: &mut S) {
     let link = connect(&stage.sound()).await;
     let config = BucketConfig {
         max_age: Duration::from_secs(2),
@@ -512,7 +512,7 @@ async fn an_entry_is_forgotten_after_max_age_unless_written_again<S: Stage>(stag
     bucket.write("kept", value("b"), kept).await.unwrap();
 }
 
-async fn a_bucket_that_was_deleted_is_missing_and_begins_above_its_revisions<S: Stage>(
+async fn a_bucket_that_was_deleted_is_missing_and_begins_above_its_revisions<S: TestServer>(
     stage: &mut S,
 ) {
     let link = connect(&stage.sound()).await;
@@ -531,7 +531,7 @@ async fn a_bucket_that_was_deleted_is_missing_and_begins_above_its_revisions<S: 
     assert!(second > first, "{second:?} {first:?}");
 }
 
-async fn a_bucket_with_another_max_age_is_refused<S: Stage>(stage: &mut S) {
+async fn a_bucket_with_another_max_age_is_refused<S: TestServer>(stage: &mut S) {
     let link = connect(&stage.sound()).await;
     open(&link, &config()).await;
     let config = BucketConfig {
@@ -545,7 +545,7 @@ async fn a_bucket_with_another_max_age_is_refused<S: Stage>(stage: &mut S) {
     assert!(reason.contains("table"), "{reason}");
 }
 
-async fn a_restarted_server_keeps_entries_and_ends_links<S: Stage>(stage: &mut S) {
+async fn a_restarted_server_keeps_entries_and_ends_links<S: TestServer>(stage: &mut S) {
     let link = connect(&stage.sound()).await;
     let mut subscription = link.subscribe("a".into()).await.unwrap();
     let bucket = open(&link, &config()).await;
@@ -569,7 +569,7 @@ async fn a_restarted_server_keeps_entries_and_ends_links<S: Stage>(stage: &mut S
     assert_eq!(bucket.get("1").await, Err(BucketFailure::Unknown));
 }
 
-async fn a_server_that_lost_its_store_has_no_bucket<S: Stage>(stage: &mut S) {
+async fn a_server_that_lost_its_store_has_no_bucket<S: TestServer>(stage: &mut S) {
     let bucket = bucket(&stage.sound()).await;
     let first = bucket.write("1", value("a"), Revision::NONE).await.unwrap();
     stage.stop().await;
@@ -583,7 +583,7 @@ async fn a_server_that_lost_its_store_has_no_bucket<S: Stage>(stage: &mut S) {
     assert!(second > first, "{second:?} {first:?}");
 }
 
-async fn a_silent_network_makes_a_write_unknown_and_late<S: Stage>(stage: &mut S) {
+async fn a_silent_network_makes_a_write_unknown_and_late<S: TestServer>(stage: &mut S) {
     let fragile = bucket(&stage.fragile()).await;
     let sound = bucket(&stage.sound()).await;
     stage.cut();
@@ -603,7 +603,7 @@ async fn a_silent_network_makes_a_write_unknown_and_late<S: Stage>(stage: &mut S
     connection.round_trip().await.unwrap();
 }
 
-async fn the_last_sequence_of_a_stream_is_that_of_its_last_write<S: Stage>(stage: &mut S) {
+async fn the_last_sequence_of_a_stream_is_that_of_its_last_write<S: TestServer>(stage: &mut S) {
     let link = connect(&stage.sound()).await;
     assert_eq!(link.last_sequence("KV_table").await, Ok(None));
     let bucket = open(&link, &config()).await;

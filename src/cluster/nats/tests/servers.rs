@@ -17,15 +17,15 @@ trait Servers {
     async fn start(&mut self, server: usize);
 }
 
-struct Imitated(Model);
+struct ImitatedServers(Model);
 
-struct Real {
+struct RealServers {
     servers: Vec<server::Nats>,
     /// The way from one server to another, both ways.
     routes: Vec<(usize, usize, Proxy)>,
 }
 
-impl Servers for Imitated {
+impl Servers for ImitatedServers {
     type Nats = ModelNats;
 
     fn at(&self, server: usize) -> ModelNats {
@@ -49,7 +49,7 @@ impl Servers for Imitated {
     }
 }
 
-impl Real {
+impl RealServers {
     async fn new() -> Self {
         let ports = [(); 3].map(|()| server::free_port());
         let mut routes = Vec::new();
@@ -83,7 +83,7 @@ impl Real {
     }
 }
 
-impl Servers for Real {
+impl Servers for RealServers {
     type Nats = NatsClient;
 
     fn at(&self, server: usize) -> NatsClient {
@@ -112,13 +112,13 @@ macro_rules! both {
         mod model {
             $(#[test]
             fn $name() {
-                super::super::with_model(3, async |model| super::$name(super::Imitated(model)).await);
+                super::super::with_model(3, async |model| super::$name(super::ImitatedServers(model)).await);
             })+
         }
         mod real {
             $(#[test]
             fn $name() {
-                super::super::with_servers(async || super::$name(super::Real::new().await).await);
+                super::super::with_servers(async || super::$name(super::RealServers::new().await).await);
             })+
         }
     };

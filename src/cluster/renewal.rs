@@ -17,7 +17,7 @@ const WRITES: u32 = 4;
 /// The wait before a write is repeated.
 const RETRY: Duration = Duration::from_millis(200);
 
-pub(super) struct Keeper<L: NatsLink> {
+pub(super) struct LeaseRenewal<L: NatsLink> {
     shared: Arc<Shared>,
     link: L,
     buckets: Buckets<L>,
@@ -27,7 +27,7 @@ pub(super) struct Keeper<L: NatsLink> {
     revision: Option<Revision>,
 }
 
-impl<L: NatsLink> Keeper<L> {
+impl<L: NatsLink> LeaseRenewal<L> {
     pub(super) fn new(shared: Arc<Shared>, link: L, buckets: Buckets<L>, number: u64) -> Self {
         Self {
             shared,
