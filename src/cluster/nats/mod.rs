@@ -23,6 +23,7 @@
 mod access;
 mod client;
 mod failure;
+mod jetstream;
 #[cfg(test)]
 pub(crate) mod model;
 #[cfg(test)]

@@ -3,126 +3,32 @@
 //! the place of its user, or for the node there: no more goes to a node than it takes. Must not know of NATS or of
 //! locks.
 
+mod bounds;
+mod message;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Deref;
 use std::sync::Arc;
 
-use bytes::Bytes;
+pub(in crate::cluster) use bounds::Bounds;
+pub(in crate::cluster) use message::{Dropped, QueuedMessage, Taken, Ticked};
+use message::{Line, WaitsFor};
 
 use crate::cluster::envelope::Node;
 use crate::cluster::flow::Flow;
 use crate::cluster::routes::Routes;
-use crate::directory::{Receipt, Wakes};
 use crate::identity::UserId;
 use crate::ledger::{Held, InHand};
 use crate::protocol::Status;
 use crate::telemetry::metrics::{DropReason, Metrics};
-use crate::telemetry::traces::Traced;
 
 /// What a user's line may send in a turn, bytes: one write's worth of small messages, and a large one has to wait
 /// for a few turns.
 const TURN_BYTES: usize = 8 * 1024;
-/// What a message takes beside its payload, bytes: its place in a line, and its subjects on the wire.
-const QUEUED_MESSAGE_BYTES: usize = 160;
 /// Places that are looked up at a time.
 const LOOKUPS: usize = 256;
 /// The part of all bytes that may wait for one node, so that a node which hangs leaves room for the others.
 const NODE_SHARE: usize = 4;
-
-/// The bounds of the queue.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::cluster) struct Bounds {
-    /// The most messages for one user.
-    pub(in crate::cluster) user_messages: usize,
-    /// The most bytes for one user.
-    pub(in crate::cluster) user_bytes: usize,
-    /// The most bytes for all.
-    pub(in crate::cluster) total_bytes: usize,
-    /// The most bytes on their way to one node.
-    pub(in crate::cluster) node_bytes: usize,
-    /// The most places that are remembered.
-    pub(in crate::cluster) routes: usize,
-    /// How long a node may take to answer, microseconds.
-    pub(in crate::cluster) patience: u64,
-}
-
-/// A message on its way to another node.
-#[derive(Debug)]
-pub(in crate::cluster) struct QueuedMessage {
-    pub(in crate::cluster) recipient: UserId,
-    pub(in crate::cluster) payload: Bytes,
-    pub(in crate::cluster) receipt: Option<Box<Receipt>>,
-    /// Where the message is traced.
-    pub(in crate::cluster) trace: Option<Box<Traced>>,
-}
-
-impl QueuedMessage {
-    /// The message does not leave this node, and this became of it.
-    pub(in crate::cluster) fn settle(self, status: Status, wakes: &mut Wakes) {
-        if let Some(trace) = self.trace {
-            trace.dropped(status.as_str());
-        }
-        if let Some(receipt) = self.receipt {
-            receipt.settle(status, wakes);
-        }
-    }
-
-    /// What it counts for in every bound.
-    pub(in crate::cluster) fn bytes(&self) -> usize {
-        QUEUED_MESSAGE_BYTES + self.payload.len()
-    }
-}
-
-/// A message that was taken, its node, and where it is in what goes there.
-#[derive(Debug)]
-pub(in crate::cluster) struct Taken {
-    pub(in crate::cluster) queued: QueuedMessage,
-    pub(in crate::cluster) node: Node,
-    /// All bytes that have gone to the node by this link, up to the end of this message.
-    pub(in crate::cluster) mark: u64,
-}
-
-/// Messages that were dropped and counted, to be settled without the lock.
-#[derive(Debug, Default)]
-#[must_use = "their senders wait for the outcomes"]
-pub(in crate::cluster) struct Dropped(Vec<(QueuedMessage, Status)>);
-
-impl Dropped {
-    pub(in crate::cluster) fn settle(self, wakes: &mut Wakes) {
-        for (queued, status) in self.0 {
-            queued.settle(status, wakes);
-        }
-    }
-}
-
-/// What has come of a look at the time.
-#[derive(Debug, Default)]
-pub(in crate::cluster) struct Ticked {
-    /// Nodes that have not answered for a while: their keys are to be read.
-    pub(in crate::cluster) silent: Vec<Node>,
-    pub(in crate::cluster) dropped: Dropped,
-    /// Lines wait no more.
-    pub(in crate::cluster) has_waited: bool,
-}
-
-#[derive(Debug, Default)]
-struct Line {
-    messages: VecDeque<QueuedMessage>,
-    bytes: usize,
-    /// What it has not sent of its turns so far.
-    credit: usize,
-    waits_for: WaitsFor,
-    /// Its place was looked up since it began. Else it may be an old one.
-    is_placed: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum WaitsFor {
-    #[default]
-    Turn,
-    Place,
-    Node(Node),
-}
 
 /// The queue. It takes messages only while there is a link.
 #[derive(Debug)]

@@ -29,18 +29,6 @@ impl Registry {
         }
     }
 
-    /// Counts an id as compared if it was: it is lost, or as the table has it.
-    fn end_comparison(&mut self, id: UserId) {
-        let Some(work) = self.procedures.get_mut(&id) else {
-            return;
-        };
-        let is_settled = !work.read && !work.renew && work.call.is_none();
-        let is_over = is_settled || !self.holders.contains_key(&id);
-        if is_over && std::mem::take(&mut work.is_compared) {
-            self.comparing -= 1;
-        }
-    }
-
     fn call(&mut self, id: UserId, call: Call, action: Action) {
         let work = self.procedures.get_mut(&id).expect("it steps");
         work.call = Some(call);

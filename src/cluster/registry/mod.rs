@@ -3,7 +3,9 @@
 //! as [`Action`]s, in order. At most one call is under way for an id.
 
 mod answers;
+mod comparison;
 mod procedure;
+mod telling;
 #[cfg(test)]
 mod tests;
 
@@ -17,23 +19,16 @@ use tokio::sync::oneshot;
 
 use super::envelope::{Node, Notice};
 use super::nats::Revision;
-use super::record::Record;
 use crate::directory::Command;
 use crate::identity::{UserId, UserIdentity};
 use crate::protocol::close_code;
 pub(super) use procedure::Check;
-use procedure::{Call, Holder, Known, Next, Procedure, Tell};
+use procedure::{Call, Holder, Known, Next, Procedure};
 pub(crate) use procedure::{Join, Refusal};
 
 /// Entries that are compared or renewed at a time. A call takes about one round trip, so this many keep NATS busy
 /// and leave room for joins.
 const WINDOW: usize = 256;
-/// The time between two notices to a node that had an id.
-const TELL_INTERVAL: u64 = 250_000;
-/// How long, and how often, a node is told whose key is gone: longer than a server that was cut off from the
-/// others can go on answering.
-const DEAD_LINGER: u64 = 12_000_000;
-const DEAD_INTERVAL: u64 = 2_000_000;
 /// The wait before a call is repeated that was not answered.
 const RETRY: u64 = 200_000;
 
@@ -250,25 +245,6 @@ impl Registry {
         }
     }
 
-    /// The key of a node is gone.
-    pub(super) fn node_died(&mut self, node: Node, now: u64) {
-        let is_told = |work: &Procedure| work.tells.iter().any(|tell| tell.node == node);
-        let ids = self.procedures.iter().filter(|(_, work)| is_told(work));
-        for id in ids.map(|(id, _)| *id).collect::<Vec<_>>() {
-            for tell in self
-                .procedures
-                .get_mut(&id)
-                .into_iter()
-                .flat_map(|work| &mut work.tells)
-            {
-                if tell.node == node {
-                    tell.dead_until.get_or_insert(now + DEAD_LINGER);
-                }
-            }
-            self.step(id, now);
-        }
-    }
-
     /// NATS can be reached.
     pub(super) fn link_up(&mut self, now: u64) {
         self.is_up = true;
@@ -301,35 +277,6 @@ impl Registry {
             work.wait_until = 0;
             (work.known, work.read, work.renew) = (None, true, true);
             work.checks.clear();
-        }
-    }
-
-    /// All entries are to be compared with the table, because the lease of this number begins.
-    pub(super) fn compare(&mut self, lease: u64, now: u64) {
-        for work in self.procedures.values_mut() {
-            work.is_compared = false;
-        }
-        self.comparing = 0;
-        self.to_compare = self.holders.keys().copied().collect();
-        self.compared_for = Some(lease);
-        self.go_on_comparing(now);
-    }
-
-    fn go_on_comparing(&mut self, now: u64) {
-        while self.comparing < WINDOW
-            && let Some(id) = self.to_compare.pop()
-        {
-            if self.holders.contains_key(&id) {
-                let work = self.procedures.entry(id).or_default();
-                (work.read, work.renew, work.is_compared) = (true, true, true);
-                self.comparing += 1;
-                self.step(id, now);
-            }
-        }
-        if self.comparing == 0
-            && let Some(lease) = self.compared_for.take()
-        {
-            self.actions.push_back(Action::Compared(lease));
         }
     }
 
@@ -388,28 +335,6 @@ impl Registry {
         }
     }
 
-    fn tell(&mut self, id: UserId, now: u64) {
-        let Some(work) = self.procedures.get_mut(&id) else {
-            return;
-        };
-        work.tells
-            .retain(|tell| tell.dead_until.is_none_or(|until| now < until));
-        for tell in work.tells.iter_mut().filter(|tell| tell.next_at <= now) {
-            let interval = if tell.dead_until.is_some() {
-                DEAD_INTERVAL
-            } else {
-                TELL_INTERVAL
-            };
-            tell.next_at = now + interval;
-            let Tell {
-                node, nonce, over, ..
-            } = *tell;
-            let check = Notice::Check { id, nonce, over };
-            self.actions.push_back(Action::Notify(node, check));
-            self.actions.push_back(Action::ReadKey(tell.node));
-        }
-    }
-
     /// Refuses a join that still waits. Its entry may be written all the same, or late.
     fn give_up(&mut self, id: UserId, nonce: u32) {
         let Some(work) = self.procedures.get_mut(&id) else {
@@ -450,36 +375,3 @@ impl Loss {
 
 /// Nodes that may wait for one id to be compared.
 const CHECKS_MAX: usize = 16;
-
-impl Holder {
-    fn record(&self, node: Node) -> Record {
-        Record {
-            node,
-            nonce: self.nonce,
-            resumption_id: self.resumption_id,
-            arrival: Some(self.arrival),
-        }
-    }
-
-    fn known(&self, node: Node) -> Known {
-        Known {
-            revision: self.revision,
-            record: Some(self.record(node)),
-        }
-    }
-
-    fn identity(&self, id: UserId) -> UserIdentity {
-        UserIdentity {
-            id,
-            resumption_id: self.resumption_id,
-        }
-    }
-}
-
-impl Known {
-    /// The entry of an id that was never given.
-    const NOTHING: Self = Self {
-        revision: Revision::NONE,
-        record: None,
-    };
-}

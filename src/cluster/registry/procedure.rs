@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use crate::cluster::envelope::Node;
 use crate::cluster::nats::Revision;
 use crate::cluster::record::Record;
-use crate::identity::ResumptionId;
+use crate::identity::{ResumptionId, UserId, UserIdentity};
 
 /// Why an id cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,39 @@ pub(super) struct Procedure {
     pub(super) joins: VecDeque<Join>,
     /// A join that was given up may have written this nonce, or may do so late.
     pub(super) unsure: Option<u32>,
+}
+
+impl Holder {
+    pub(super) fn record(&self, node: Node) -> Record {
+        Record {
+            node,
+            nonce: self.nonce,
+            resumption_id: self.resumption_id,
+            arrival: Some(self.arrival),
+        }
+    }
+
+    pub(super) fn known(&self, node: Node) -> Known {
+        Known {
+            revision: self.revision,
+            record: Some(self.record(node)),
+        }
+    }
+
+    pub(super) fn identity(&self, id: UserId) -> UserIdentity {
+        UserIdentity {
+            id,
+            resumption_id: self.resumption_id,
+        }
+    }
+}
+
+impl Known {
+    /// The entry of an id that was never given.
+    pub(super) const NOTHING: Self = Self {
+        revision: Revision::NONE,
+        record: None,
+    };
 }
 
 /// What comes next.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::procedure::{Call, Holder, Known, Next, Procedure, Tell};
 use super::*;
 use crate::cluster::nats::{BucketFailure, Entry, WriteFailure};
+use crate::cluster::record::Record;
 use crate::identity::ResumptionId;
 
 const OWN: Node = Node(1);

@@ -1,0 +1,341 @@
+//! Buckets as JetStream has them: each is a stream. They are asked in the words of the JetStream API, one request a
+//! call, so that what is sent and when is known: the library's own key-value store repeats calls and hides which one an
+//! answer belongs to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::response::Response;
+use async_nats::{
+    Client, HeaderMap, HeaderName, HeaderValue, Message, Request, RequestErrorKind, Subject,
+};
+use bytes::Bytes;
+use data_encoding::BASE64;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::failure::{BucketFailure, WriteFailure};
+use super::{Bucket, BucketConfig, BucketIdentity, DELETED_MAX_AGE, Entry, Revision};
+
+/// The header by which a write names the revision that it replaces; 0 stands for none.
+const EXPECTED: HeaderName = HeaderName::from_static("Nats-Expected-Last-Subject-Sequence");
+/// A restart of a server keeps what is in files.
+const STORAGE: &str = "file";
+/// The header by which programs for key-value buckets know a deleted entry.
+const OPERATION: HeaderName = HeaderName::from_static("KV-Operation");
+const DELETED: &str = "DEL";
+/// The header with the time to live of a message, in seconds.
+const TIME_TO_LIVE: HeaderName = HeaderName::from_static("Nats-TTL");
+
+/// A code of the JetStream API that the library has no name for: the same as `STREAM_WRONG_LAST_SEQUENCE`, without
+/// the sequence number in its text.
+const WRONG_LAST_SEQUENCE: ErrorCode = ErrorCode(10164);
+
+/// The highest revision that was seen in any bucket.
+pub(super) type Highest = Arc<AtomicU64>;
+
+/// A bucket, which is a stream to JetStream.
+#[derive(Clone)]
+pub(in crate::cluster) struct ClientBucket {
+    client: Client,
+    shared: Arc<BucketShared>,
+}
+
+struct BucketShared {
+    /// What the subject of a key begins with.
+    prefix: String,
+    /// The subject of requests to read an entry.
+    get: Subject,
+    identity: BucketIdentity,
+    highest: Highest,
+}
+
+impl Bucket for ClientBucket {
+    fn identity(&self) -> &BucketIdentity {
+        &self.shared.identity
+    }
+
+    async fn get(&self, key: &str) -> Result<Entry, BucketFailure> {
+        let request = json!({ "last_by_subj": self.subject(key) });
+        let request = Request::new().payload(request.to_string().into());
+        match api(&self.client, self.shared.get.clone(), request).await? {
+            Response::Ok(Got { message }) => {
+                let value = BASE64.decode(message.data.as_bytes());
+                let value = value.map_err(|error| BucketFailure::Refused(error.to_string()))?;
+                Ok(Entry {
+                    value: (!value.is_empty()).then(|| value.into()),
+                    revision: self.seen(message.seq),
+                })
+            }
+            Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
+                Ok(Entry {
+                    value: None,
+                    revision: Revision::NONE,
+                })
+            }
+            Response::Err { error } => Err(refused(&error)),
+        }
+    }
+
+    async fn write(
+        &self,
+        key: &str,
+        value: Option<Bytes>,
+        over: Revision,
+    ) -> Result<Revision, WriteFailure> {
+        let mut headers = HeaderMap::new();
+        headers.insert(EXPECTED, HeaderValue::from(over.0));
+        if value.is_none() {
+            headers.insert(OPERATION, HeaderValue::from(DELETED));
+            headers.insert(TIME_TO_LIVE, HeaderValue::from(DELETED_MAX_AGE.as_secs()));
+        }
+        let value = value.unwrap_or_default();
+        let request = Request::new().payload(value).headers(headers);
+        match self.send(self.subject(key).into(), request).await? {
+            Response::Ok(Acknowledged { seq }) => Ok(self.seen(seq)),
+            Response::Err { error } if is_conflict(&error) => Err(WriteFailure::Conflict),
+            Response::Err { error } => Err(refused(&error).into()),
+        }
+    }
+}
+
+impl ClientBucket {
+    /// Makes the stream of a bucket if it does not exist, and else compares it with what is wanted.
+    pub(super) async fn open(
+        client: &Client,
+        config: &BucketConfig,
+        highest: &Highest,
+    ) -> Result<Self, BucketFailure> {
+        let stream = format!("KV_{}", config.name);
+        let mut info = stream_info(client, &stream).await?;
+        if info.is_none() {
+            let created = create(client, config, &stream, highest).await?;
+            // Another node may have made it meanwhile.
+            info = match created {
+                Some(created) => Some(created),
+                None => stream_info(client, &stream).await?,
+            };
+        }
+        let info = info.ok_or(BucketFailure::Missing)?;
+        info.config.compare(config)?;
+        Ok(Self {
+            client: client.clone(),
+            shared: Arc::new(BucketShared {
+                prefix: format!("$KV.{}.", config.name),
+                get: format!("$JS.API.STREAM.MSG.GET.{stream}").into(),
+                identity: BucketIdentity(info.created.into()),
+                highest: highest.clone(),
+            }),
+        })
+    }
+
+    fn subject(&self, key: &str) -> String {
+        format!("{}{key}", self.shared.prefix)
+    }
+
+    fn seen(&self, revision: u64) -> Revision {
+        self.shared.highest.fetch_max(revision, Ordering::Relaxed);
+        Revision(revision)
+    }
+
+    /// Sends a write to the stream.
+    async fn send(
+        &self,
+        subject: Subject,
+        request: Request,
+    ) -> Result<Response<Acknowledged>, BucketFailure> {
+        match self.client.send_request(subject, request).await {
+            Ok(message) => parse(&message),
+            // No stream listens to the subject.
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+                Err(BucketFailure::Missing)
+            }
+            Err(error) => Err(failure(&error)),
+        }
+    }
+}
+
+/// What the API says of a stream.
+#[derive(Deserialize)]
+pub(super) struct StreamInfo {
+    config: StreamConfig,
+    created: Box<str>,
+    pub(super) state: StreamState,
+}
+
+#[derive(Deserialize)]
+struct StreamConfig {
+    #[serde(default)]
+    subjects: Vec<String>,
+    #[serde(default)]
+    max_msgs_per_subject: i64,
+    #[serde(default)]
+    max_age: u64,
+    storage: String,
+    #[serde(default)]
+    allow_msg_ttl: bool,
+}
+
+#[derive(Deserialize)]
+pub(super) struct StreamState {
+    pub(super) last_seq: u64,
+}
+
+#[derive(Deserialize)]
+struct Got {
+    message: GotMessage,
+}
+
+#[derive(Deserialize)]
+struct GotMessage {
+    seq: u64,
+    #[serde(default)]
+    data: String,
+}
+
+#[derive(Deserialize)]
+struct Acknowledged {
+    seq: u64,
+}
+
+impl StreamConfig {
+    /// Whether the stream is the bucket that is wanted.
+    fn compare(&self, wanted: &BucketConfig) -> Result<(), BucketFailure> {
+        let name = &wanted.name;
+        let differ = |what: &str, here: String, there: String| {
+            Err(BucketFailure::Refused(format!(
+                "bucket {name} has {what} {there}, and this node needs {here}"
+            )))
+        };
+        let subjects = vec![format!("$KV.{name}.>")];
+        let max_age = Duration::from_nanos(self.max_age);
+        if self.subjects != subjects {
+            return differ(
+                "subjects",
+                format!("{subjects:?}"),
+                format!("{:?}", self.subjects),
+            );
+        }
+        if self.max_msgs_per_subject != 1 {
+            return differ(
+                "max_msgs_per_subject",
+                "1".to_owned(),
+                self.max_msgs_per_subject.to_string(),
+            );
+        }
+        if max_age != wanted.max_age {
+            return differ(
+                "max_age",
+                format!("{:?}", wanted.max_age),
+                format!("{max_age:?}"),
+            );
+        }
+        if self.storage != STORAGE {
+            return differ("storage", STORAGE.to_owned(), self.storage.clone());
+        }
+        if !self.allow_msg_ttl {
+            return differ("allow_msg_ttl", "true".to_owned(), "false".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// What the API says of a stream; `None` if there is none.
+pub(super) async fn stream_info(
+    client: &Client,
+    stream: &str,
+) -> Result<Option<StreamInfo>, BucketFailure> {
+    let subject = format!("$JS.API.STREAM.INFO.{stream}").into();
+    match api(client, subject, Request::new()).await? {
+        Response::Ok(info) => Ok(Some(info)),
+        Response::Err { error } if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+        Response::Err { error } => Err(BucketFailure::Refused(error.to_string())),
+    }
+}
+
+/// Makes the stream of a bucket; `None` if there is one of that name.
+async fn create(
+    client: &Client,
+    config: &BucketConfig,
+    stream: &str,
+    highest: &Highest,
+) -> Result<Option<StreamInfo>, BucketFailure> {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    let micros = since_1970.unwrap_or_default().as_micros();
+    let micros = u64::try_from(micros).unwrap_or(u64::MAX);
+    // The node that has made the lost bucket may have had a clock that was ahead of this one.
+    let first = micros.max(highest.load(Ordering::Relaxed) + 1);
+    let request = json!({
+        "name": stream,
+        "description": config.description,
+        "subjects": [format!("$KV.{}.>", config.name)],
+        "max_msgs_per_subject": 1,
+        "max_age": nanos(config.max_age),
+        "storage": STORAGE,
+        "num_replicas": config.replicas,
+        "discard": "new",
+        "allow_msg_ttl": true,
+        "deny_delete": true,
+        "deny_purge": true,
+        // A microsecond is less than a write takes, so revisions never overtake the clock.
+        "first_seq": first,
+    });
+    let request = Request::new().payload(request.to_string().into());
+    let subject = format!("$JS.API.STREAM.CREATE.{stream}").into();
+    match api(client, subject, request).await? {
+        Response::Ok(info) => Ok(Some(info)),
+        Response::Err { error } if error.error_code() == ErrorCode::STREAM_NAME_EXIST => Ok(None),
+        Response::Err { error } => Err(BucketFailure::Refused(error.to_string())),
+    }
+}
+
+/// Sends a request to the JetStream API.
+async fn api<T: DeserializeOwned>(
+    client: &Client,
+    subject: Subject,
+    request: Request,
+) -> Result<Response<T>, BucketFailure> {
+    match client.send_request(subject, request).await {
+        Ok(message) => parse(&message),
+        Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+            Err(BucketFailure::Refused("no JetStream answers".to_owned()))
+        }
+        Err(error) => Err(failure(&error)),
+    }
+}
+
+fn parse<T: DeserializeOwned>(message: &Message) -> Result<Response<T>, BucketFailure> {
+    // An answer that cannot be read says nothing of what has happened.
+    serde_json::from_slice(&message.payload).map_err(|_unreadable| BucketFailure::Unknown)
+}
+
+fn failure(error: &async_nats::RequestError) -> BucketFailure {
+    match error.kind() {
+        RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
+            BucketFailure::Refused(error.to_string())
+        }
+        RequestErrorKind::NoResponders | RequestErrorKind::TimedOut | RequestErrorKind::Other => {
+            BucketFailure::Unknown
+        }
+    }
+}
+
+fn refused(error: &async_nats::jetstream::Error) -> BucketFailure {
+    if error.error_code() == ErrorCode::STREAM_NOT_FOUND {
+        BucketFailure::Missing
+    } else {
+        BucketFailure::Refused(error.to_string())
+    }
+}
+
+/// Whether an error says that the entry has another revision.
+fn is_conflict(error: &async_nats::jetstream::Error) -> bool {
+    [ErrorCode::STREAM_WRONG_LAST_SEQUENCE, WRONG_LAST_SEQUENCE].contains(&error.error_code())
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
