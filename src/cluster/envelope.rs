@@ -449,6 +449,49 @@ mod tests {
         }
     }
 
+    /// Nodes of two builds run beside each other during a rolling update. Other bytes need another [`PROTOCOL`].
+    #[test]
+    fn a_node_of_an_earlier_build_has_sent_these_bytes() {
+        let message = b"\x01\xac\x02\x07\"hi\"";
+        let hi = (user(300), sender(7), r#""hi""#);
+        assert_eq!(encode_message(hi.0, hi.1, hi.2), &message[..]);
+        assert_eq!(decode_message(message), Some(hi));
+
+        let answers = b"\x01\x05\x00\xac\x02\x01\x01\x0b\x02\xff\x09\xac\x02\xfe\x08";
+        let meant = vec![
+            Answer::Held(300),
+            Answer::Settled(1, Status::Delivered),
+            Answer::Settled(2, Status::Expired),
+            Answer::Seen { link: 9, mark: 300 },
+            Answer::Gone(user(8)),
+        ];
+        assert_eq!(encode_answers(Node(5), &meant), &answers[..]);
+        assert_eq!(answers_of(answers), Some((Node(5), meant)));
+
+        let (id, over) = (user(5), Revision(7));
+        for (bytes, notice) in [
+            (b"\x01\x05\x01\xac\x02\x00\x00", Notice::Hello { link: 300 }),
+            (b"\x01\x05\x02\xac\x02\x00\x00", Notice::Ready { link: 300 }),
+            (
+                b"\x01\x05\x03\x05\xac\x02\x07",
+                Notice::Check {
+                    id,
+                    nonce: 300,
+                    over,
+                },
+            ),
+            (
+                b"\x01\x05\x04\x05\xac\x02\x00",
+                Notice::Checked { id, nonce: 300 },
+            ),
+        ] {
+            assert_eq!(notice.encode(Node(5)), &bytes[..]);
+            assert_eq!(Notice::decode(bytes), Some((Node(5), notice)));
+        }
+        let reply = subjects().reply(1, Node(5), 300, Some(9));
+        assert_eq!(reply.as_str(), "chat.2.n.77.r.1.5.300.9");
+    }
+
     fn answers_of(bytes: &[u8]) -> Option<(Node, Vec<Answer>)> {
         decode_answers(bytes).map(|(from, answers)| (from, answers.collect()))
     }
