@@ -2,7 +2,9 @@
 //! relay as sentences above the line that is being typed.
 
 use std::io::{self, Write};
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use rustyline::error::ReadlineError;
@@ -20,10 +22,13 @@ const HELP: &str = "\
 //shrug       a line that begins with /shrug
 /quit         leaves, as Ctrl-D and Ctrl-C do";
 
+/// How long the last line may take to the screen.
+const PRINT_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// A terminal. Dropping it restores the mode that the editor has changed, because the thread of the editor may still
 /// wait for a key.
 pub(super) struct Terminal {
-    printer: Option<Box<dyn ExternalPrinter>>,
+    printer: Option<Box<dyn ExternalPrinter + Send>>,
     mode: Option<Termios>,
     editor: JoinHandle<()>,
 }
@@ -48,7 +53,7 @@ impl Terminal {
                 drop(typed.blocking_send(Err(InputError::Terminal(error.to_string()))));
             }
         });
-        let printer = printer.map(|printer| Box::new(printer) as Box<dyn ExternalPrinter>);
+        let printer = printer.map(|printer| Box::new(printer) as Box<dyn ExternalPrinter + Send>);
         Self {
             printer,
             mode,
@@ -62,12 +67,29 @@ impl Drop for Terminal {
         if self.editor.is_finished() {
             return;
         }
+        if let Some(printer) = self.printer.take() {
+            finish_printing(printer);
+        }
         // Whatever comes next begins in a line of its own, behind the prompt. Both fail where the terminal is gone.
         drop(io::stdout().write_all(b"\r\n"));
         if let Some(mode) = &self.mode {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, mode);
         }
     }
+}
+
+/// Waits until the last line is on the screen. The editor's thread prints, and takes one line at a time: when it has
+/// taken the second of two more, it has printed those before.
+fn finish_printing(mut printer: Box<dyn ExternalPrinter + Send>) {
+    let (end, ended) = mpsc::channel();
+    thread::spawn(move || {
+        // One row up and one down. An error says that the editor has ended.
+        let are_printed = (0..2).all(|_| printer.print("\x1b[A\n".to_owned()).is_ok());
+        // Fails after the timeout.
+        let _in_time = end.send(are_printed).is_ok();
+    });
+    // The editor takes nothing while it waits for the connection, which is over.
+    let _in_time = ended.recv_timeout(PRINT_TIMEOUT).is_ok();
 }
 
 impl Interface for Terminal {
