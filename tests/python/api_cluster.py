@@ -48,7 +48,10 @@ async def converse(node, others):
     for relay in (node, *others):
         await asyncio.to_thread(relay.eventually, "a ledger that balances", lambda relay=relay: relay.gap() == 0)
     messages = node.ask("GET", "/api/status")[1]["messages"]
-    expect("received, and sent to other nodes", (messages["received"], messages["cluster_sent"]), (5, 5))
+    expect("received", messages["received"], 5)
+    # Two were delivered. A message to a user that has left goes out only if its place is still remembered.
+    sent = messages["cluster_sent"]
+    expect(f"two to four were sent to other nodes, {sent}", 2 <= sent <= 4, True)
 
 
 def main():
