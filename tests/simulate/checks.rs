@@ -158,7 +158,9 @@ fn is_newest(run: &Run, id: ConnectionId, message: u64) -> Result<(), Broken> {
     let is_newer = |other: &&ConnectionId| {
         let other = &run.connections[**other];
         let was_welcome = other.is_open() && Some(other.accepted_at) < written_at;
-        other.id == this.id && other.begun_at > this.begun_at && was_welcome
+        // Of two that begin at one time, NATS decides who is newer, and only the newer one is welcomed last.
+        let is_newer = other.begun_at > this.begun_at && other.accepted_at > this.accepted_at;
+        other.id == this.id && is_newer && was_welcome
     };
     match run.live.iter().find(is_newer) {
         Some(newer) => Err(format!(
