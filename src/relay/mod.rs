@@ -80,6 +80,31 @@ pub enum JoinError {
     Unavailable,
 }
 
+/// A connection that counts as opened before its client is in the directory, so that no scrape finds more connections
+/// there than were opened. Drop counts it as closed: its user has not joined.
+struct OpenedConnection<'a>(Option<&'a Metrics>);
+
+impl<'a> OpenedConnection<'a> {
+    fn count(metrics: &'a Metrics) -> Self {
+        metrics.connection_opened();
+        Self(Some(metrics))
+    }
+
+    /// From here on, its membership counts the end.
+    fn joined(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for OpenedConnection<'_> {
+    fn drop(&mut self) {
+        if let Some(metrics) = self.0 {
+            let code = CloseCode::Code(close_code::TRY_AGAIN);
+            metrics.connection_closed(Initiator::Server, code);
+        }
+    }
+}
+
 impl From<ReserveError> for JoinError {
     fn from(error: ReserveError) -> Self {
         match error {
@@ -206,6 +231,7 @@ impl Relay {
             Some(reserved) => reserved,
             None => ReservedId::next(shared).await?,
         };
+        let opened = OpenedConnection::count(&shared.metrics);
         let client = loop {
             match self.register(dialect, subject.as_ref(), &reserved) {
                 Some(client) => break client,
@@ -214,6 +240,7 @@ impl Relay {
                 None => reserved = ReservedId::next(shared).await?,
             }
         };
+        opened.joined();
         let ReservedId { registration, .. } = reserved;
         let mut membership = Membership::new(client, permit, registration);
         if let Some(id_file) = &shared.id_file {
@@ -236,12 +263,8 @@ impl Relay {
     ) -> Option<Arc<Client>> {
         let shared = &self.shared;
         let identity = reserved.identity;
-        // Before the client is in the directory, so that no scrape finds more connections there than were opened.
-        shared.metrics.connection_opened();
         let client = shared.client(identity, dialect, subject.cloned());
         if !shared.directory.join(&client) {
-            let code = CloseCode::Code(close_code::TRY_AGAIN);
-            shared.metrics.connection_closed(Initiator::Server, code);
             return None;
         }
         // Another connection may have got the id before the client was in the directory, where its end would have

@@ -162,6 +162,8 @@ both_strategies! {
             (&json!(false), &json!("id_in_use")),
             "{welcome}"
         );
+        let scrape = relay.scrape().await;
+        assert_eq!(scrape.value("switchboard_connections_opened_total", &[]), 2);
         owner.say(id, "still here").await;
         assert_eq!(owner.json().await, Dialect::V1.message(id, "still here"));
         leave(owner).await;
