@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use hyper::Uri;
 
-use crate::config::rule::{COUNT_MAX, DAY, GIB, KIB, Rule, count, size, time, waiting};
+use crate::config::rule::{
+    COUNT_MAX, DAY, GIB, KIB, MINUTE, Rule, SECOND, count, size, time, waiting,
+};
 use crate::config::settings::{ClusterSettings, LimitSettings};
 
 /// A node checks eight times within a timeout whether another node has answered.
 const WAIT_MIN: Duration = Duration::from_millis(100);
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_mins(1);
 const YEAR: Duration = Duration::from_hours(8760);
 /// What a queued message takes beside its own bytes on its way to another node.
 const QUEUED_OVERHEAD_BYTES: u64 = 256;

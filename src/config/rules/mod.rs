@@ -31,6 +31,7 @@ const HEADER_BYTES_MIN: u64 = 8 * KIB;
 /// What a message takes in a mailbox beside its own bytes: 64 bytes that a frame adds to what the sender wrote,
 /// and 72 of a traceparent.
 const MESSAGE_OVERHEAD_BYTES: u64 = 64 + 72;
+
 /// All rules, and whether these settings meet them. Their number and order are always the same.
 pub(super) fn rules(settings: &Settings) -> Vec<Rule> {
     let Settings {
