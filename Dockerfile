@@ -5,7 +5,7 @@ ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian13:nonroot
 
 FROM ${RUST_IMAGE} AS build
 WORKDIR /build
-# Keeps the names of functions for backtraces, and removes what only a debugger reads.
+# Keeps the names of functions for backtraces of the relay, and removes what only a debugger reads.
 ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
 
 # The dependencies, built for two empty crates with the same targets. Only a change of a manifest rebuilds
@@ -27,7 +27,8 @@ COPY benches/load/src benches/load/src
 ARG REVISION=unknown
 RUN touch src/lib.rs src/main.rs benches/load/src/lib.rs benches/load/src/main.rs \
  && SWITCHBOARD_REVISION="$REVISION" cargo build --release --locked --workspace --bins \
- && target/release/switchboard check >/dev/null
+ && target/release/switchboard check >/dev/null \
+ && strip target/release/switchboard-bench
 
 FROM ${RUNTIME_IMAGE}
 ARG VERSION=0.1.0

@@ -196,8 +196,7 @@ pub(super) fn text(
     serde_json::from_str(raw).map_err(|_| ProblemDetails::invalid(field, expected))
 }
 
-/// A log filter: levels, and targets with levels. Refuses the rest of the syntax that `log.filter` allows,
-/// such as patterns for the fields of a span.
+/// A log filter: levels, and targets with levels, spelt in one way only.
 pub(super) fn log_filter(raw: &str, field: &'static str) -> Result<String, ProblemDetails> {
     let expected = "off, error, warn, info, debug, trace, or targets with one of these, such as \
         \"info,switchboard=debug\", at most 1024 bytes";

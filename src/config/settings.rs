@@ -342,7 +342,7 @@ pub struct UiSettings {
 pub struct LogSettings {
     /// The format of a line.
     pub format: LogFormat,
-    /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`.
+    /// What is logged, in the syntax of `tracing_subscriber::filter::Targets`.
     pub filter: String,
 }
 

@@ -14,7 +14,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter}
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use super::traces;
 use crate::config::{LogFormat, LogSettings};
@@ -22,7 +22,7 @@ use crate::config::{LogFormat, LogSettings};
 /// The filter of the process's logs. A clone changes the same filter.
 #[derive(Clone, Debug)]
 pub struct Logs {
-    filter: reload::Handle<EnvFilter, Registry>,
+    filter: reload::Handle<Targets, Registry>,
 }
 
 /// Why logs did not start, or did not change.
@@ -42,14 +42,16 @@ pub enum LogError {
 impl Logs {
     /// The filter of a process that logs nothing. Changing it has no effect.
     pub fn none() -> Self {
-        let (_gone, filter) = reload::Layer::new(EnvFilter::default());
+        let (_gone, filter) = reload::Layer::new(Targets::new());
         Self { filter }
     }
 
     /// The filter in effect, in the order in which its directives count.
     pub fn filter(&self) -> Result<String, LogError> {
         let shown = self.filter.with_current(ToString::to_string)?;
-        let named = shown.split(',').filter(|directive| *directive != NATS_OFF);
+        let named = shown
+            .split(',')
+            .filter(|directive| *directive != "async_nats=off");
         Ok(named.collect::<Vec<_>>().join(","))
     }
 
@@ -72,17 +74,16 @@ pub(super) fn init(
     Ok(logs)
 }
 
-/// What is added to a filter that does not name the NATS client.
-const NATS_OFF: &str = "async_nats=off";
-
 /// Parses a filter. The NATS client is off unless the filter names it, because this process logs the same
 /// events in its own words.
-fn parse_filter(text: &str) -> Result<EnvFilter, ParseError> {
-    let filter = EnvFilter::try_new(text)?;
+fn parse_filter(text: &str) -> Result<Targets, ParseError> {
+    // The library takes an empty directive as a target that all others begin with.
+    let directives = text.split(',').filter(|directive| !directive.is_empty());
+    let filter: Targets = directives.collect::<Vec<_>>().join(",").parse()?;
     if text.contains("async_nats") {
         return Ok(filter);
     }
-    Ok(filter.add_directive(NATS_OFF.parse()?))
+    Ok(filter.with_target("async_nats", LevelFilter::OFF))
 }
 
 fn subscriber<W>(
