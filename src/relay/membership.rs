@@ -102,14 +102,16 @@ impl Membership {
         } = inbound;
         let shared = self.permit.shared();
         let in_hand = InHand::receive(&*shared.metrics);
-        // Without the quotes of the literal.
         let caller = traced
+            .filter(|_| shared.traces.trusts_clients())
             .and_then(inbound_trace)
             .map_or_else(TraceHeaders::default, |trace| TraceHeaders {
                 traceparent: Some(trace.traceparent),
                 tracestate: trace.tracestate,
             });
-        let trace = shared.traces.message(caller, Some(body.len() - 2));
+        // Without the quotes of the literal.
+        let body_bytes = body.len() - 2;
+        let trace = shared.traces.message(caller, Some(body_bytes));
         let message = Message {
             sender: self.client.id().into(),
             body,

@@ -106,9 +106,14 @@ impl Traces {
         threshold != 0 && fastrand::u64(..) < threshold
     }
 
-    /// The context of a client's trace, if clients are trusted (`tracing.trust_clients`).
+    /// Whether a trace that a client names counts (`tracing.trust_clients`). If not, nobody needs to read its name.
+    pub fn trusts_clients(&self) -> bool {
+        self.on && self.trust_clients
+    }
+
+    /// The context of a client's trace, if clients are trusted.
     fn trusted(&self, caller: TraceHeaders<'_>) -> Option<SpanContext> {
-        if self.on && self.trust_clients {
+        if self.trusts_clients() {
             caller.parse()
         } else {
             None
