@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,9 +17,19 @@ PATIENCE = 30
 
 
 def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """Returns a port that is free now."""
+    while True:
+        # Below the ports that the kernel gives to connections and to listeners on port 0: one of these could take the
+        # port before its owner listens, or while its owner is restarted.
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as free:
+            # As servers do. Otherwise old connections to the port would count.
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                free.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class Nats:

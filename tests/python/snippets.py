@@ -44,6 +44,9 @@ ELSEWHERE = {
     "tests/run": (".ci/run", ["step tests/run\n"]),
     "cargo test --workspace": ("tests/run", ["\n  cargo test --locked --workspace\n"]),
     "tests/run model": ("tests/run", ["parts=(rust model ", "part_model() {"]),
+    "SWITCHBOARD_OLD_BIN=target/old/target/debug/switchboard tests/run rolling": (
+        "tests/run", [" rolling ", "local old=${SWITCHBOARD_OLD_BIN-}"],
+    ),
     "tests/instructions": ("tests/run", [" instructions talk ", "\n  tests/instructions\n"]),
     "promtool test rules tests/prometheus/*.yml": ("tests/run", ["\n  promtool test rules tests/prometheus/*.yml\n"]),
     "cargo build && tests/panels": ("tests/run", [" panels ", '"$venv/bin/python" tests/panels "$SWITCHBOARD_BIN"\n']),
@@ -86,6 +89,8 @@ LEFT_OUT = {
     "target/release/examples/cluster_figures $(command -v switchboard)": MEASURES + "cargo lint compiles it in .ci/run",
     "cargo build --release --bins --example attack_figures": BUILDS + "cargo lint compiles it in .ci/run",
     "target/release/examples/attack_figures $(command -v switchboard)": MEASURES + "cargo lint compiles it in .ci/run",
+    "git worktree add target/old COMMIT": BUILDS + "and no commit is old enough in a shallow clone",
+    "SWITCHBOARD_REVISION=COMMIT cargo build --manifest-path target/old/Cargo.toml --bin switchboard": BUILDS.removesuffix("; "),
     "python3 tests/tracing_cost.py $(command -v switchboard)": MEASURES.removesuffix("; "),
     "cargo bench --bench time": MEASURES + "cargo lint compiles it in .ci/run, and `instructions` counts the same steps",
     "cargo bench --bench directory": MEASURES + "cargo lint compiles it in .ci/run",
