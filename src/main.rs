@@ -55,8 +55,8 @@ fn run(Cli { verb, options, .. }: Cli) -> anyhow::Result<ExitCode> {
         }
         Verb::Connect(connect) => {
             let settings = options.with(connect.options.clone()).load()?;
-            let is_well = small_runtime()?.block_on(connect.talk(&settings))?;
-            return Ok(success_if(is_well));
+            let code = small_runtime()?.block_on(connect.talk(&settings))?;
+            return Ok(ExitCode::from(code));
         }
         Verb::Operate(operation) => {
             let settings = options.with(operation.api().options.clone()).load()?;

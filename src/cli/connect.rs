@@ -18,8 +18,10 @@ use hyper_tungstenite::tungstenite::handshake::client::generate_key;
 use hyper_tungstenite::tungstenite::handshake::derive_accept_key;
 use hyper_tungstenite::tungstenite::protocol::Role;
 use hyper_util::rt::TokioIo;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep};
 
-use super::conversation::{self, ConversationEnd, ConversationError};
+use super::conversation::{Conversation, ConversationError, Interface, Typed};
 use super::endpoint::{self, EndpointError, Listener};
 use super::lines::FrameLines;
 use super::options::Options;
@@ -27,13 +29,30 @@ use super::terminal::Terminal;
 use crate::auth::{self, IssueError};
 use crate::config::{AuthMode, Settings};
 use crate::net::http_client::Limits;
-use crate::protocol::SUBPROTOCOL;
+use crate::protocol::{SUBPROTOCOL, close_code};
 
 /// How long a handshake may take, and the largest refusal that is read.
 const LIMITS: Limits = Limits {
     timeout: Duration::from_secs(10),
     body_bytes_max: 64 * 1024,
 };
+
+/// The limit of the random wait before an attempt to connect again. Each failure doubles it.
+const BACKOFF_MIN: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// After a connection of this length, the limit of the wait is the minimum again.
+const STEADY: Duration = Duration::from_secs(5);
+
+/// Close codes after which another connection would end in the same way, or end the one that has the id now.
+const FINAL_CODES: [u16; 6] = [
+    close_code::PROTOCOL,
+    close_code::INVALID,
+    close_code::POLICY,
+    close_code::SIZE,
+    close_code::TAKEN_OVER,
+    close_code::REMOVED,
+];
 
 /// The lifetime of a token that is signed here.
 const TOKEN_LIFETIME: Duration = Duration::from_hours(1);
@@ -97,6 +116,9 @@ pub enum ConnectError {
         /// What goes wrong.
         source: ConversationError,
     },
+    /// A signal would leave the terminal in the editor's mode.
+    #[error("cannot catch signals")]
+    Signals(#[source] io::Error),
 }
 
 fn hint(status: StatusCode) -> &'static str {
@@ -107,24 +129,106 @@ fn hint(status: StatusCode) -> &'static str {
 }
 
 impl ConnectOptions {
-    /// Talks until the input or the connection ends. Returns whether all went well: the relay did not end it, and on a
-    /// pipe every message with an id was delivered.
-    pub async fn talk(&self, settings: &Settings) -> Result<bool, ConnectError> {
-        let (url, socket) = self.open(settings).await?;
-        let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-        let ending = if is_terminal {
-            conversation::run(socket, Terminal::start).await
-        } else {
-            conversation::run(socket, FrameLines::start).await
-        };
-        match ending {
-            Ok(ConversationEnd { all_delivered }) => Ok(all_delivered || is_terminal),
-            Err(source) => Err(ConnectError::Conversation { url, source }),
+    /// Talks until the input ends, or the connection for good. Returns the exit code: 0 if all went well, which in a
+    /// pipe includes that every message with an id was delivered; 128 + its number after a signal on a terminal.
+    pub async fn talk(&self, settings: &Settings) -> Result<u8, ConnectError> {
+        if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+            let all_delivered = self.converse(settings, FrameLines::start).await?;
+            return Ok(u8::from(!all_delivered));
+        }
+        // A signal that is not caught ends the process in the editor's mode of the terminal.
+        tokio::select! {
+            number = signalled() => number.map(|number| 128 + number).map_err(ConnectError::Signals),
+            talked = self.converse(settings, Terminal::start) => talked.map(|_| 0),
+        }
+    }
+
+    /// Talks over one connection after the other. Returns whether every message with an id was delivered.
+    async fn converse(
+        &self,
+        settings: &Settings,
+        start: fn(Typed) -> Box<dyn Interface>,
+    ) -> Result<bool, ConnectError> {
+        let (mut url, mut socket) = self.open(settings, None).await?;
+        let mut conversation = Conversation::start(start);
+        let mut backoff = Backoff::default();
+        loop {
+            let opened_at = Instant::now();
+            let source = match conversation.hold(socket).await {
+                Ok(all_delivered) => return Ok(all_delivered),
+                Err(source) => source,
+            };
+            if opened_at.elapsed() >= STEADY {
+                backoff = Backoff::default();
+            }
+            let asked = conversation.reconnect_after();
+            if asked.is_some() {
+                backoff = Backoff::default();
+            }
+            let wait = asked.unwrap_or_else(|| backoff.next());
+            let notice = format!("{source}; connecting again in {wait:.1?}, lines wait until then");
+            let lost = ConnectError::Conversation { url, source };
+            let again = if self.is_final(&lost) {
+                None
+            } else {
+                let ticket = conversation.ticket();
+                let attempts = self.open_again(settings, ticket, wait, &mut backoff);
+                conversation.between(&notice, attempts).await
+            };
+            match again.unwrap_or(Err(lost)) {
+                Ok(opened) => (url, socket) = opened,
+                Err(error) => {
+                    // Where the output fails, too, the first error says more.
+                    drop(conversation.end());
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Connects again, as the JavaScript client does: with the last ticket, and after random waits that grow.
+    async fn open_again(
+        &self,
+        settings: &Settings,
+        ticket: Option<String>,
+        mut wait: Duration,
+        backoff: &mut Backoff,
+    ) -> Result<(Uri, HyperWebsocketStream), ConnectError> {
+        loop {
+            sleep(wait).await;
+            match self.open(settings, ticket.as_deref()).await {
+                Err(error) if !self.is_final(&error) => wait = backoff.next(),
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Whether another attempt would end in the same way.
+    fn is_final(&self, error: &ConnectError) -> bool {
+        match error {
+            ConnectError::Refused { status, .. } => {
+                matches!(*status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+            }
+            ConnectError::Conversation { source, .. } => match source {
+                // A token that is signed here is a new one for each attempt.
+                ConversationError::Closed { code, .. } if *code == close_code::EXPIRED => {
+                    self.token.is_some()
+                }
+                ConversationError::Closed { code, .. } => FINAL_CODES.contains(code),
+                ConversationError::Input(_) | ConversationError::Output(_) => true,
+                ConversationError::Socket(_) | ConversationError::Silent(_) => false,
+            },
+            ConnectError::Endpoint(_) | ConnectError::OtherProtocol(_) => false,
+            ConnectError::Issue(_) | ConnectError::Token(_) | ConnectError::Signals(_) => true,
         }
     }
 
     /// Makes the handshake.
-    async fn open(&self, settings: &Settings) -> Result<(Uri, HyperWebsocketStream), ConnectError> {
+    async fn open(
+        &self,
+        settings: &Settings,
+        ticket: Option<&str>,
+    ) -> Result<(Uri, HyperWebsocketStream), ConnectError> {
         let endpoint = match &self.url {
             Some(url) => Listener::named(url, LIMITS),
             None => Listener::users(settings, LIMITS),
@@ -145,6 +249,9 @@ impl ConnectOptions {
             let mut header = header.map_err(ConnectError::Token)?;
             header.set_sensitive(true);
             request = request.header(AUTHORIZATION, header);
+        }
+        if let Some(ticket) = ticket {
+            request = request.header("x-ticket", ticket);
         }
         let request = request.body(Full::default()).map_err(ConnectError::Token)?;
         let asked = endpoint.client.ask(request).await;
@@ -180,6 +287,31 @@ impl ConnectOptions {
         }
         Ok(self.token.clone())
     }
+}
+
+/// The random waits between attempts to connect.
+#[derive(Default)]
+struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let limit = BACKOFF_MIN.saturating_mul(2_u32.saturating_pow(self.failures));
+        self.failures += 1;
+        limit.min(BACKOFF_MAX).mul_f64(fastrand::f64())
+    }
+}
+
+/// Waits for a signal that ends the program. Returns its number. The editor itself takes SIGINT, as Ctrl-C.
+async fn signalled() -> io::Result<u8> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let kind = tokio::select! {
+        _ = hangup.recv() => SignalKind::hangup(),
+        _ = terminate.recv() => SignalKind::terminate(),
+    };
+    Ok(u8::try_from(kind.as_raw_value()).expect("signal numbers end at 64"))
 }
 
 /// The first line of a refusal.

@@ -1,9 +1,11 @@
 //! The two directions of `connect`: frames from the input to the relay, and frames of the relay to the output.
 //! Neither waits for the other, because a relay stops reading from a client that does not read its outcomes.
+//! The input and the output outlive a connection, so that the next one goes on with both.
 
-use std::cell::Cell;
-use std::future::pending;
+use std::cell::{Cell, RefCell};
+use std::future::{pending, poll_fn};
 use std::io;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
@@ -12,9 +14,12 @@ use hyper_tungstenite::HyperWebsocketStream;
 use hyper_tungstenite::tungstenite::protocol::CloseFrame;
 use hyper_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use hyper_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
+
+use crate::protocol::{is_ping, readable_id};
 
 /// Frames that wait between the thread that reads the input and the socket.
 const INPUT_FRAMES: usize = 16;
@@ -22,13 +27,31 @@ const INPUT_FRAMES: usize = 16;
 /// How long nothing may come from the relay before its welcome, or at least.
 const SILENCE_MIN: Duration = Duration::from_secs(10);
 
-/// A frame to send, or why the input cannot be read further.
-pub(super) type Typed = Result<String, InputError>;
+/// How long the end of a connection may take after the relay's close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where an interface puts what is typed. Dropping it says that the input has ended.
+#[derive(Debug)]
+pub(super) struct Typed {
+    frames: Sender<Result<String, InputError>>,
+    _is_open: oneshot::Sender<()>,
+}
+
+impl Typed {
+    /// Puts a frame to send, or why the input cannot be read further. Waits while the queue is full: without a
+    /// connection, nothing is taken from it. Returns whether the conversation goes on.
+    pub(super) fn put(&self, frame: Result<String, InputError>) -> bool {
+        self.frames.blocking_send(frame).is_ok()
+    }
+}
 
 /// Where frames come from, and where those of the relay are shown.
 pub(super) trait Interface {
     /// Shows a frame of the relay.
     fn show(&mut self, text: &str, frame: &Value) -> io::Result<()>;
+
+    /// Says what happens to the connection. Where that fails, the next frame cannot be shown either.
+    fn tell(&mut self, notice: &str);
 }
 
 /// Why the input cannot be read.
@@ -69,32 +92,121 @@ pub enum ConversationError {
     #[error("the connection failed: {0}")]
     Socket(#[from] Box<Error>),
     /// The relay closes.
-    #[error("the relay closed the connection: {0}")]
-    Closed(String),
+    #[error("the relay closed the connection: {text}")]
+    Closed {
+        /// The close code, or 1006 of RFC 6455 for none.
+        code: u16,
+        /// The code and the reason.
+        text: String,
+    },
     /// The relay sends nothing.
     #[error("nothing came from the relay for {0:?}, not even a ping")]
     Silent(Duration),
 }
 
-/// How a conversation ended that its user has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ConversationEnd {
-    /// No outcome but `delivered` came, and no error.
-    pub(super) all_delivered: bool,
+/// What outlives a connection.
+pub(super) struct Conversation {
+    // Dropped before the output: the thread of a terminal may wait for room in the queue.
+    frames: Receiver<Result<String, InputError>>,
+    input_ended: oneshot::Receiver<()>,
+    output: Output,
 }
 
-/// Talks until the input ends and the relay has answered the close, or until something fails.
-pub(super) async fn run<I: Interface>(
-    socket: HyperWebsocketStream,
-    start: impl FnOnce(Sender<Typed>) -> I,
-) -> Result<ConversationEnd, ConversationError> {
-    let (typed, input) = mpsc::channel(INPUT_FRAMES);
-    let interface = start(typed);
-    let (sink, stream) = socket.split();
-    let is_leaving = Cell::new(false);
-    tokio::select! {
-        failed = send(sink, input, &is_leaving) => Err(failed.into()),
-        ended = receive(stream, interface, &is_leaving) => ended,
+struct Output {
+    interface: Box<dyn Interface>,
+    all_delivered: bool,
+    ticket: Option<String>,
+    reconnect_after: Option<Duration>,
+}
+
+/// What the two directions of a connection know of each other. Both are parts of one task.
+#[derive(Default)]
+struct Connection {
+    /// Messages that were sent and have no outcome yet, by their ids.
+    pending: RefCell<Vec<Value>>,
+    /// The relay has said that it reads nothing more.
+    is_deaf: Cell<bool>,
+    /// The input has ended, and this side closes.
+    is_leaving: Cell<bool>,
+}
+
+impl Conversation {
+    /// Begins to read the input.
+    pub(super) fn start(interface: impl FnOnce(Typed) -> Box<dyn Interface>) -> Self {
+        let (frames, typed) = mpsc::channel(INPUT_FRAMES);
+        let (is_open, input_ended) = oneshot::channel();
+        let interface = interface(Typed {
+            frames,
+            _is_open: is_open,
+        });
+        let output = Output {
+            interface,
+            all_delivered: true,
+            ticket: None,
+            reconnect_after: None,
+        };
+        Self {
+            frames: typed,
+            input_ended,
+            output,
+        }
+    }
+
+    /// Talks until the input ends and the relay has answered the close, or until something fails. Returns whether
+    /// no outcome but `delivered` came, and no error.
+    pub(super) async fn hold(
+        &mut self,
+        socket: HyperWebsocketStream,
+    ) -> Result<bool, ConversationError> {
+        let (sink, stream) = socket.split();
+        let connection = Connection::default();
+        let ended = tokio::select! {
+            failed = send(sink, &mut self.frames, &connection) => Err(failed.into()),
+            ended = self.output.receive(stream, &connection) => ended,
+        };
+        for id in connection.pending.take() {
+            self.output.settle(&id, "unknown")?;
+        }
+        ended.map(|()| self.output.all_delivered)
+    }
+
+    /// The last ticket of the relay.
+    pub(super) fn ticket(&self) -> Option<String> {
+        self.output.ticket.clone()
+    }
+
+    /// The wait that the relay has asked for in `reconnect`.
+    pub(super) fn reconnect_after(&mut self) -> Option<Duration> {
+        self.output.reconnect_after.take()
+    }
+
+    /// Tells of a lost connection, and does the work of the next one. Returns nothing if the input has ended or ends
+    /// meanwhile, because the relay may never return.
+    pub(super) async fn between<T>(
+        &mut self,
+        notice: &str,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let told = async {
+            self.output.interface.tell(notice);
+            work.await
+        };
+        tokio::select! {
+            biased;
+            _ = &mut self.input_ended => None,
+            done = told => Some(done),
+        }
+    }
+
+    /// Reports what was typed and not sent.
+    pub(super) fn end(mut self) -> io::Result<()> {
+        self.frames.close();
+        while let Ok(frame) = self.frames.try_recv() {
+            if let Some(id) = frame.ok().as_deref().and_then(message_id) {
+                self.output.settle(&id, "not_sent")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -102,17 +214,27 @@ pub(super) async fn run<I: Interface>(
 /// direction knows more.
 async fn send(
     mut sink: SplitSink<HyperWebsocketStream, Message>,
-    mut input: Receiver<Typed>,
-    is_leaving: &Cell<bool>,
+    frames: &mut Receiver<Result<String, InputError>>,
+    connection: &Connection,
 ) -> InputError {
     let sent = async {
-        while let Some(typed) = input.recv().await {
-            match typed {
-                Ok(frame) => sink.send(Message::text(frame)).await?,
-                Err(error) => return Ok(error),
-            }
+        loop {
+            // What is typed now waits for the next connection. The relay's `reconnect` wakes the task, and so this.
+            let next = poll_fn(|cx| {
+                if connection.is_deaf.get() {
+                    return Poll::Pending;
+                }
+                frames.poll_recv(cx)
+            });
+            let frame = match next.await {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Ok(error),
+                None => break,
+            };
+            connection.pending.borrow_mut().extend(message_id(&frame));
+            sink.send(Message::text(frame)).await?;
         }
-        is_leaving.set(true);
+        connection.is_leaving.set(true);
         let (code, reason) = (CloseCode::Normal, Utf8Bytes::default());
         sink.send(Message::Close(Some(CloseFrame { code, reason })))
             .await?;
@@ -125,43 +247,78 @@ async fn send(
     }
 }
 
-async fn receive(
-    mut stream: SplitStream<HyperWebsocketStream>,
-    mut interface: impl Interface,
-    is_leaving: &Cell<bool>,
-) -> Result<ConversationEnd, ConversationError> {
-    let (mut silence, mut all_delivered) = (SILENCE_MIN, true);
-    loop {
-        let heard = timeout(silence, stream.next()).await;
-        let heard = heard.map_err(|_| ConversationError::Silent(silence))?;
-        let text = match heard {
-            Some(Ok(Message::Text(text))) => text,
-            // The relay has answered the close. Before it, all outcomes have come.
-            Some(Ok(Message::Close(frame))) if is_leaving.get() && is_normal(frame.as_ref()) => {
-                return Ok(ConversationEnd { all_delivered });
+impl Output {
+    /// Shows what comes until the relay has answered the close.
+    async fn receive(
+        &mut self,
+        mut stream: SplitStream<HyperWebsocketStream>,
+        connection: &Connection,
+    ) -> Result<(), ConversationError> {
+        let mut silence = SILENCE_MIN;
+        let close = loop {
+            let heard = timeout(silence, stream.next()).await;
+            let heard = heard.map_err(|_| ConversationError::Silent(silence))?;
+            let text = match heard {
+                Some(Ok(Message::Text(text))) => text,
+                Some(Ok(Message::Close(frame))) => break frame,
+                None if connection.is_leaving.get() => return Ok(()),
+                None => {
+                    let text = "without a reason".to_owned();
+                    return Err(ConversationError::Closed { code: 1006, text });
+                }
+                Some(Err(error)) => return Err(Box::new(error).into()),
+                // A ping of the relay: the library answers it.
+                Some(Ok(_)) => continue,
+            };
+            let frame: Value = serde_json::from_str(&text).unwrap_or_default();
+            match frame.get("type").and_then(Value::as_str) {
+                Some("welcome") => {
+                    silence = silence_max(&frame);
+                    let ticket = frame.get("ticket").and_then(Value::as_str);
+                    self.ticket = ticket.map(str::to_owned).or(self.ticket.take());
+                }
+                Some("outcome") => {
+                    let is = |key: &str, value: &Value| frame.get(key) == Some(value);
+                    self.all_delivered &= is("status", &json!("delivered"));
+                    let mut pending = connection.pending.borrow_mut();
+                    // Outcomes nearly keep the order of their messages, so the first ids are compared.
+                    if let Some(index) = pending.iter().position(|id| is("id", id)) {
+                        pending.remove(index);
+                    }
+                }
+                Some("error") => self.all_delivered = false,
+                Some("reconnect") => {
+                    connection.is_deaf.set(true);
+                    let after = frame.get("after_ms").and_then(Value::as_u64);
+                    self.reconnect_after = after.map(Duration::from_millis);
+                }
+                _ => {}
             }
-            None if is_leaving.get() => return Ok(ConversationEnd { all_delivered }),
-            Some(Ok(Message::Close(frame))) => {
-                return Err(ConversationError::Closed(closing(frame)));
-            }
-            None => return Err(ConversationError::Closed("without a reason".to_owned())),
-            Some(Err(error)) => return Err(Box::new(error).into()),
-            // A ping of the relay: the library answers it.
-            Some(Ok(_)) => continue,
+            self.interface.show(&text, &frame)?;
         };
-        let frame: Value = serde_json::from_str(&text).unwrap_or_default();
-        match frame.get("type").and_then(Value::as_str) {
-            Some("welcome") => silence = silence_max(&frame),
-            Some("outcome") => {
-                all_delivered &= frame
-                    .get("status")
-                    .is_some_and(|status| status == "delivered");
-            }
-            Some("error") => all_delivered = false,
-            _ => {}
+        connection.is_deaf.set(true);
+        // The library answers the close while it waits for what follows, which is the end of the stream.
+        while let Ok(Some(Ok(_))) = timeout(CLOSE_TIMEOUT, stream.next()).await {}
+        // Before the answer to the close of this side, all outcomes have come.
+        match close {
+            close if connection.is_leaving.get() && is_normal(close.as_ref()) => Ok(()),
+            close => Err(closed(close)),
         }
-        interface.show(&text, &frame)?;
     }
+
+    /// Shows the outcome of a message that the relay does not report.
+    fn settle(&mut self, id: &Value, status: &str) -> io::Result<()> {
+        self.all_delivered = false;
+        let text = format!(r#"{{"type":"outcome","id":{id},"status":"{status}"}}"#);
+        let frame = json!({"type": "outcome", "id": id, "status": status});
+        self.interface.show(&text, &frame)
+    }
+}
+
+/// The id by which a frame asks for an outcome.
+fn message_id(frame: &str) -> Option<Value> {
+    let id = readable_id(frame).filter(|_| !is_ping(frame))?;
+    serde_json::from_str(id).ok()
 }
 
 /// Twice the time between two pings of the relay: one may be late.
@@ -176,12 +333,13 @@ fn is_normal(frame: Option<&CloseFrame>) -> bool {
     frame.is_none_or(|frame| frame.code == CloseCode::Normal)
 }
 
-fn closing(frame: Option<CloseFrame>) -> String {
-    match frame {
-        Some(CloseFrame { code, reason }) if reason.is_empty() => code.to_string(),
-        Some(CloseFrame { code, reason }) => {
-            format!("{code} {}", super::readable::printable(&reason))
-        }
-        None => "without a code".to_owned(),
-    }
+fn closed(frame: Option<CloseFrame>) -> ConversationError {
+    let Some(CloseFrame { code, reason }) = frame else {
+        let text = "without a code".to_owned();
+        return ConversationError::Closed { code: 1005, text };
+    };
+    let reason = super::readable::printable(&reason);
+    let text = format!("{code} {reason}").trim_end().to_owned();
+    let code = code.into();
+    ConversationError::Closed { code, text }
 }

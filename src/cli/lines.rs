@@ -4,7 +4,6 @@ use std::io::{self, BufRead, Read, Write};
 use std::thread;
 
 use serde_json::Value;
-use tokio::sync::mpsc::Sender;
 
 use super::conversation::{InputError, Interface, Typed};
 
@@ -17,7 +16,7 @@ pub(super) struct FrameLines;
 
 impl FrameLines {
     /// Begins to read. A thread of its own does, because a read of stdin cannot be cancelled.
-    pub(super) fn start(typed: Sender<Typed>) -> Self {
+    pub(super) fn start(typed: Typed) -> Box<dyn Interface> {
         thread::spawn(move || {
             let mut input = io::stdin().lock();
             for number in 1.. {
@@ -26,12 +25,12 @@ impl FrameLines {
                 };
                 let is_last = line.is_err();
                 let is_empty = line.as_ref().is_ok_and(|line| line.trim_ascii().is_empty());
-                if !is_empty && typed.blocking_send(line).is_err() || is_last {
+                if !is_empty && !typed.put(line) || is_last {
                     return;
                 }
             }
         });
-        Self
+        Box::new(Self)
     }
 }
 
@@ -44,6 +43,7 @@ fn next_line(input: &mut impl BufRead, number: u64) -> Result<Option<String>, In
         let (line, limit) = (number, LINE_BYTES_MAX);
         return Err(InputError::TooLong { line, limit });
     }
+    line.truncate(line.strip_suffix(b"\n").unwrap_or(&line).len());
     let line = String::from_utf8(line).map_err(|_| InputError::NotUtf8 { line: number })?;
     Ok((read > 0).then_some(line))
 }
@@ -54,5 +54,9 @@ impl Interface for FrameLines {
         out.write_all(text.as_bytes())?;
         out.write_all(b"\n")?;
         out.flush()
+    }
+
+    fn tell(&mut self, notice: &str) {
+        drop(writeln!(io::stderr(), "switchboard: {notice}"));
     }
 }

@@ -10,7 +10,6 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor, ExternalPrinter};
 use serde_json::{Value, json};
-use tokio::sync::mpsc::Sender;
 
 use super::conversation::{InputError, Interface, Typed};
 use super::readable::printable;
@@ -35,7 +34,7 @@ pub(super) struct Terminal {
 
 impl Terminal {
     /// Begins to read lines, in a thread of its own.
-    pub(super) fn start(typed: Sender<Typed>) -> Self {
+    pub(super) fn start(typed: Typed) -> Box<dyn Interface> {
         let mode = tcgetattr(io::stdin()).ok();
         // A paste is a line for each of its lines, as with any other program that reads lines.
         let config = Config::builder()
@@ -50,14 +49,21 @@ impl Terminal {
             let read = editor.and_then(|mut editor| read_lines(&mut editor, &typed));
             if let Err(error) = read {
                 // Fails where the conversation has ended, which is then known.
-                drop(typed.blocking_send(Err(InputError::Terminal(error.to_string()))));
+                typed.put(Err(InputError::Terminal(error.to_string())));
             }
         });
         let printer = printer.map(|printer| Box::new(printer) as Box<dyn ExternalPrinter + Send>);
-        Self {
+        Box::new(Self {
             printer,
             mode,
             editor,
+        })
+    }
+
+    fn print(&mut self, line: String) -> io::Result<()> {
+        match &mut self.printer {
+            Some(printer) => printer.print(line + "\n").map_err(io::Error::other),
+            None => writeln!(io::stdout(), "{line}"),
         }
     }
 }
@@ -94,11 +100,16 @@ fn finish_printing(mut printer: Box<dyn ExternalPrinter + Send>) {
 
 impl Interface for Terminal {
     fn show(&mut self, text: &str, frame: &Value) -> io::Result<()> {
-        let line = sentence(frame).unwrap_or_else(|| printable(text)) + "\n";
-        match &mut self.printer {
-            Some(printer) => printer.print(line).map_err(io::Error::other),
-            None => io::stdout().write_all(line.as_bytes()),
+        match sentence(frame) {
+            // The end of the connection follows, and is told.
+            Some(sentence) if sentence.is_empty() => Ok(()),
+            Some(sentence) => self.print(sentence),
+            None => self.print(printable(text)),
         }
+    }
+
+    fn tell(&mut self, notice: &str) {
+        drop(self.print(format!("  {notice}")));
     }
 }
 
@@ -114,7 +125,7 @@ enum TypedLine {
 }
 
 /// Reads until the user leaves.
-fn read_lines(editor: &mut DefaultEditor, typed: &Sender<Typed>) -> rustyline::Result<()> {
+fn read_lines(editor: &mut DefaultEditor, typed: &Typed) -> rustyline::Result<()> {
     let mut recipient = None;
     for number in 1_u64.. {
         let prompt = recipient.map_or_else(|| "> ".to_owned(), |id| format!("to {id}> "));
@@ -132,7 +143,7 @@ fn read_lines(editor: &mut DefaultEditor, typed: &Sender<Typed>) -> rustyline::R
                 // The id returns in the outcome, so that the outcome names the recipient.
                 let id = format!("{to}-{number}");
                 let frame = json!({"recipient_id": to, "message": message, "id": id});
-                if typed.blocking_send(Ok(frame.to_string())).is_err() {
+                if !typed.put(Ok(frame.to_string())) {
                     return Ok(());
                 }
             }
@@ -185,10 +196,16 @@ fn sentence(frame: &Value) -> Option<String> {
     let text = |key: &str| Some(printable(frame.get(key)?.as_str()?));
     let number = |key: &str| frame.get(key)?.as_u64();
     Some(match frame.get("type")?.as_str()? {
-        "welcome" => format!(
-            "You are user {}. /to 7 chooses user 7 as the recipient, /help lists the commands, Ctrl-D leaves.",
-            number("user_id")?
-        ),
+        "welcome" => {
+            let id = number("user_id")?;
+            match text("reason") {
+                _ if frame.get("resumed")? == true => format!("You are user {id} again."),
+                Some(reason) => format!("You are now user {id}: {reason}."),
+                None => format!(
+                    "You are user {id}. /to 7 chooses user 7 as the recipient, /help lists the commands, Ctrl-D leaves."
+                ),
+            }
+        }
         "message" => match number("sender_id")? {
             0 => format!("system: {}", text("message")?),
             sender => format!("{sender}: {}", text("message")?),
@@ -210,10 +227,7 @@ fn sentence(frame: &Value) -> Option<String> {
             "  {} messages to you were dropped: your mailbox was full",
             number("count")?
         ),
-        "reconnect" => format!(
-            "  the relay is about to close; connect again {} ms later",
-            number("after_ms")?
-        ),
+        "reconnect" => String::new(),
         _ => return None,
     })
 }
@@ -287,6 +301,14 @@ mod tests {
             (
                 json!({"type": "error", "code": "x", "detail": "too much"}),
                 Some("  refused: too much"),
+            ),
+            (
+                json!({"type": "welcome", "user_id": 7, "resumed": true}),
+                Some("You are user 7 again."),
+            ),
+            (
+                json!({"type": "welcome", "user_id": 8, "resumed": false, "reason": "ticket_expired"}),
+                Some("You are now user 8: ticket_expired."),
             ),
             (json!({"type": "news"}), None),
             (json!(7), None),

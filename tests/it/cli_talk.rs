@@ -2,9 +2,9 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -18,14 +18,14 @@ use super::cli::{Served, eventually, free_address, outcome, settings_file, switc
 const TOKEN: &str = "let-me-in-0123456789";
 
 /// A relay with an API, in a process of its own, and the file of its settings.
-struct Relay {
-    served: Served,
+pub(crate) struct Relay {
+    pub(crate) served: Served,
     settings: PathBuf,
 }
 
 impl Relay {
     /// `more` are further lines of the settings, and `name` is part of the names of the files.
-    fn start(name: &str, more: &str) -> Self {
+    pub(crate) fn start(name: &str, more: &str) -> Self {
         let (users, admin) = (free_address(), free_address());
         let token = settings_file(&format!("{name}-token"), TOKEN);
         let text = format!(
@@ -33,28 +33,35 @@ impl Relay {
             token.display()
         );
         let settings = settings_file(&format!("{name}.toml"), &text);
-        let process = switchboard(&["-c", settings.to_str().unwrap()])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let served = Served {
-            process,
-            address: users,
-        };
-        eventually(|| std::net::TcpStream::connect(users).ok());
+        let served = serve(users, &settings);
         Self { served, settings }
     }
 
-    fn url(&self) -> String {
+    /// Starts it anew at the same addresses, after its end.
+    pub(crate) fn start_again(&mut self) {
+        self.served = serve(self.served.address, &self.settings);
+    }
+
+    pub(crate) fn url(&self) -> String {
         format!("ws://{}/", self.served.address)
     }
 
     /// A command with the settings of this relay.
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = switchboard(arguments);
         command.arg("-c").arg(&self.settings);
         command
     }
+}
+
+fn serve(address: SocketAddr, settings: &Path) -> Served {
+    let process = switchboard(&["-c", settings.to_str().unwrap()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let served = Served { process, address };
+    eventually(|| TcpStream::connect(address).ok());
+    served
 }
 
 /// The exit code, stdout and stderr of a run with this stdin.
@@ -295,8 +302,8 @@ fn the_relay_of_the_settings_is_trusted_by_its_certificate() {
 }
 
 /// A program on a terminal.
-struct OnTerminal {
-    process: Child,
+pub(crate) struct OnTerminal {
+    pub(crate) process: Child,
     keys: File,
     shown: Arc<Mutex<String>>,
     /// The program's side, whose mode can be looked at.
@@ -305,7 +312,7 @@ struct OnTerminal {
 }
 
 impl OnTerminal {
-    fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let pty = openpty(None, None).unwrap();
         let before = tcgetattr(&pty.slave).unwrap();
         let side = || Stdio::from(pty.slave.try_clone().unwrap());
@@ -336,18 +343,18 @@ impl OnTerminal {
         }
     }
 
-    fn press(&mut self, keys: &str) {
+    pub(crate) fn press(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).unwrap();
     }
 
-    fn sees(&self, text: &str) -> String {
+    pub(crate) fn sees(&self, text: &str) -> String {
         eventually(|| {
             let shown = self.shown.lock().unwrap().clone();
             shown.contains(text).then_some(shown)
         })
     }
 
-    fn ends(&mut self) -> Option<i32> {
+    pub(crate) fn ends(&mut self) -> Option<i32> {
         let code = eventually(|| self.process.try_wait().unwrap()).code();
         assert_eq!(
             tcgetattr(&self.side).unwrap(),
@@ -395,19 +402,6 @@ fn on_a_terminal_two_users_talk_and_see_the_outcomes() {
     assert_eq!(one.ends(), Some(0));
     two.press("\x03");
     assert_eq!(two.ends(), Some(0));
-}
-
-#[test]
-fn a_terminal_is_as_before_when_the_relay_ends() {
-    let mut relay = Relay::start("talk-ends", "");
-    let mut user = OnTerminal::start(&mut relay.command(&["connect"]));
-    user.sees("You are user 1.");
-    user.press("half a line");
-    user.sees("half a line");
-    relay.served.signal("INT");
-    assert_eq!(user.ends(), Some(1));
-    user.sees("the relay closed the connection: 1012 ");
-    assert_eq!(relay.served.exit_code(), Some(0));
 }
 
 #[test]
@@ -478,8 +472,10 @@ fn operators_read_json_in_a_pipe_and_text_on_a_terminal() {
         }
     }
     assert_eq!(ask(&["drain", "--spread", "0s"]).1, json!({"spread": "0s"}));
+    user.sees("connecting again");
+    user.press("\x04");
     assert_eq!(user.ends(), Some(1));
-    user.sees("the relay is about to close");
+    user.sees("the relay closed the connection: 1012 ");
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod chaos; // hundreds of clients that act at random, and a ledger that balances
 mod circles; // no two files of a crate import each other
 mod cli; // the binary: verbs, exit codes, signals
 mod cli_first; // the binary: help, completions, manual, `init`
+mod cli_return; // the binary: `connect` after a drain, a failure and a signal
 mod cli_talk; // the binary: `connect` and the commands of operators, in pipes and on terminals
 mod config; // the sources of settings, and invalid settings
 mod documents; // links, the settings document, the table of threats
