@@ -110,6 +110,12 @@ impl Cluster {
         Self::join_over(nats, shared)
     }
 
+    /// The number by which other nodes know this one.
+    #[cfg(test)]
+    pub(crate) fn node(&self) -> u64 {
+        self.shared.node.0
+    }
+
     /// Joins by this way to NATS.
     fn join_over(nats: impl Nats, shared: Shared) -> (Self, Tasks) {
         let shared = Arc::new(shared);

@@ -25,6 +25,7 @@ mod client;
 mod failure;
 mod jetstream;
 #[cfg(test)]
+#[path = "../../../tests/simulate/nats/mod.rs"]
 pub(crate) mod model;
 #[cfg(test)]
 mod tests;

@@ -49,6 +49,8 @@ trait TestServer {
     /// Subscribes a stranger to everything.
     async fn listen(&self);
     async fn delete_bucket(&self, name: &str);
+    /// Makes the bucket of [`config`], as a node does whose clock is at this revision.
+    async fn make_bucket(&self, first: Revision);
 }
 
 struct Imitated {
@@ -92,6 +94,9 @@ impl TestServer for Imitated {
     }
     async fn delete_bucket(&self, name: &str) {
         self.model.delete_bucket(name);
+    }
+    async fn make_bucket(&self, first: Revision) {
+        self.model.make_bucket(&config(), first);
     }
 }
 
@@ -152,6 +157,24 @@ impl TestServer for Real {
         let request = format!("$JS.API.STREAM.DELETE.KV_{name}");
         self.stranger.request(request, Bytes::new()).await.unwrap();
     }
+    async fn make_bucket(&self, Revision(first): Revision) {
+        let request = serde_json::json!({
+            "name": "KV_table",
+            "subjects": ["$KV.table.>"],
+            "max_msgs_per_subject": 1,
+            "max_age": 60_000_000_000_u64,
+            "storage": "file",
+            "allow_msg_ttl": true,
+            "first_seq": first,
+        });
+        let made = self
+            .stranger
+            .request("$JS.API.STREAM.CREATE.KV_table", request.to_string().into())
+            .await
+            .unwrap();
+        let made: serde_json::Value = serde_json::from_slice(&made.payload).unwrap();
+        assert_eq!(made["error"], serde_json::Value::Null);
+    }
 }
 
 /// Makes two tests of an async function of a stage.
@@ -184,6 +207,7 @@ both!(
     of_writes_over_one_revision_exactly_one_succeeds,
     an_entry_is_forgotten_after_max_age_unless_written_again,
     a_bucket_that_was_deleted_is_missing_and_begins_above_its_revisions,
+    a_bucket_begins_above_all_revisions_that_its_maker_has_seen,
     a_bucket_with_another_max_age_is_refused,
     a_restarted_server_keeps_entries_and_ends_links,
     a_server_that_lost_its_store_has_no_bucket,
@@ -529,6 +553,26 @@ async fn a_bucket_that_was_deleted_is_missing_and_begins_above_its_revisions<S: 
     assert_eq!(bucket.get("1").await.unwrap().revision, Revision::NONE);
     let second = bucket.write("1", value("b"), Revision::NONE).await.unwrap();
     assert!(second > first, "{second:?} {first:?}");
+}
+
+/// Also where they are ahead of its own clock, and whether it has written them or read them, by any link.
+async fn a_bucket_begins_above_all_revisions_that_its_maker_has_seen<S: TestServer>(stage: &mut S) {
+    // About the year 2255.
+    let ahead = Revision(9_000_000_000_000_000);
+    stage.make_bucket(ahead).await;
+    let (writer, reader, other) = (stage.sound(), stage.sound(), stage.sound());
+    let written = bucket(&writer).await;
+    let written = written.write("1", value("a"), Revision::NONE).await;
+    let written = written.unwrap();
+    assert!(written >= ahead, "{written:?}");
+    let read = bucket(&reader).await.get("1").await.unwrap();
+    assert_eq!(read.revision, written);
+    for (maker, has_seen) in [(&writer, true), (&reader, true), (&other, false)] {
+        stage.delete_bucket("table").await;
+        let made = bucket(maker).await;
+        let first = made.write("1", value("b"), Revision::NONE).await.unwrap();
+        assert_eq!(first > written, has_seen, "{first:?} {written:?}");
+    }
 }
 
 async fn a_bucket_with_another_max_age_is_refused<S: TestServer>(stage: &mut S) {

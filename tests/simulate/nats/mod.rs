@@ -28,6 +28,9 @@ pub(crate) use link::ModelNats;
 use link::{LinkEnds, Up};
 use server::{RouteFrame, Server};
 
+use super::{BucketConfig, Outgoing, Revision};
+use crate::cluster::record::{Counter, Record};
+
 /// When the model's clock began, in microseconds since 1970.
 pub(crate) const BEGIN: u64 = 1_800_000_000_000_000;
 
@@ -68,6 +71,8 @@ struct World {
     link_timeout: Duration,
     inbound_max: usize,
     max_payload: usize,
+    /// What a node has published last.
+    last_message: Option<Outgoing>,
     /// What has happened, if it is recorded.
     trace: Option<String>,
     changed: Arc<Notify>,
@@ -122,12 +127,13 @@ impl Model {
             servers: (0..servers).map(|_| Server::running()).collect(),
             routes: BTreeMap::new(),
             cut_routes: BTreeMap::new(),
-            jetstream: JetStream::default(),
+            jetstream: JetStream::new(),
             inner_delay: 50..=500,
             cuts: 0,
             link_timeout: Duration::from_secs(2),
             inbound_max: 4096,
             max_payload: 1024 * 1024,
+            last_message: None,
             trace: None,
             changed: changed.clone(),
         };
@@ -169,6 +175,11 @@ impl Model {
         let mut world = self.world();
         world.link_timeout = link_timeout;
         world.inbound_max = inbound_max;
+    }
+
+    /// Sets how long a deleted entry keeps its revision.
+    pub(crate) fn keep_deleted(&self, max_age: Duration) {
+        self.world().jetstream.deleted_max_age = max_age;
     }
 
     /// Moves the clock for as long as it is polled, by tokio's.
@@ -307,10 +318,29 @@ impl Model {
         servers.flat_map(server::Server::patterns).collect()
     }
 
-    /// The keys that a bucket has.
-    pub(crate) fn keys(&self, bucket: &str) -> Vec<String> {
+    /// The table of ids: each with the number of the node where it is.
+    pub(crate) fn places(&self, bucket: &str) -> BTreeMap<u64, u64> {
         let world = self.world();
-        world.jetstream.keys(bucket, world.now)
+        let entries = world.jetstream.entries(bucket, world.now).into_iter();
+        let place = |(key, value): (String, Bytes)| {
+            let record = Record::decode(&value).expect("only nodes write to the table");
+            (key.parse().expect("a key is an id"), record.node.0)
+        };
+        entries.map(place).collect()
+    }
+
+    /// The block of ids that is leased next.
+    pub(crate) fn next_block(&self, bucket: &str) -> Option<u64> {
+        let world = self.world();
+        let (_, value) = world.jetstream.entries(bucket, world.now).pop()?;
+        Some(Counter::decode(&value)?.next)
+    }
+
+    /// Makes a bucket that begins with this revision.
+    pub(in crate::cluster) fn make_bucket(&self, config: &BucketConfig, first: Revision) {
+        let mut world = self.world();
+        let now = world.now;
+        world.jetstream.make(config, first.0, now);
     }
 
     /// Starts a server again.
@@ -349,7 +379,7 @@ impl Model {
         world.publish(
             server,
             None,
-            super::Outgoing {
+            Outgoing {
                 subject: Subject::from(subject.to_owned()),
                 reply: None,
                 traceparent: None,
@@ -357,6 +387,21 @@ impl Model {
                 payload,
             },
         );
+    }
+
+    /// Sends the last message of a node once more, as a node of another version of the protocol writes it.
+    pub(crate) fn echo(&self, version: u8) {
+        let mut world = self.world();
+        let Some(mut message) = world.last_message.clone() else {
+            return;
+        };
+        let mut payload = message.payload.to_vec();
+        if let Some(first) = payload.first_mut() {
+            *first = version;
+        }
+        message.payload = payload.into();
+        world.note(|| format!("echo of version {version} to {}", message.subject));
+        world.publish(0, None, message);
     }
 
     /// Subscribes a stranger to a subject, on every server.
@@ -437,7 +482,10 @@ impl World {
             return;
         };
         match frame {
-            Up::Publish(message) => self.publish(server, Some(link), message),
+            Up::Publish(message) => {
+                self.last_message = Some(message.clone());
+                self.publish(server, Some(link), message);
+            }
             Up::Subscribe(sid, pattern) => self.subscribe(server, link, sid, pattern),
             Up::Unsubscribe(sid) => self.unsubscribe(server, link, sid),
             Up::Probe(number) => self.push_down(link, link::Down::Probe(number)),

@@ -73,6 +73,8 @@ pub(crate) struct ModelNats {
     node: usize,
     /// The only server that it uses; otherwise any.
     server: Option<usize>,
+    /// The highest revision that the process has seen.
+    highest: Arc<AtomicU64>,
 }
 
 /// A link of the model.
@@ -84,6 +86,7 @@ struct Handle {
     id: LinkId,
     client: Arc<ClientEnd>,
     probed: watch::Receiver<u64>,
+    highest: Arc<AtomicU64>,
 }
 
 pub(crate) struct ModelSubscription {
@@ -105,6 +108,7 @@ impl ModelNats {
             model,
             node,
             server,
+            highest: Arc::default(),
         }
     }
 
@@ -168,6 +172,7 @@ impl Nats for ModelNats {
             id,
             client,
             probed,
+            highest: self.highest.clone(),
         }));
         // The handshake.
         match timeout(round_trip, link.round_trip()).await {
@@ -200,6 +205,10 @@ impl ModelLink {
                 () = handle.client.lost.cancelled() => return Err(LinkLost),
             }
         }
+    }
+
+    fn see(&self, Revision(revision): Revision) {
+        self.0.highest.fetch_max(revision, Ordering::Relaxed);
     }
 
     async fn call(&self, call: StreamCall) -> Result<StreamAnswer, BucketFailure> {
@@ -283,7 +292,8 @@ impl NatsLink for ModelLink {
             let ends = world.links.get(&self.0.id).ok_or(BucketFailure::Unknown)?;
             world.clock(ends.node)
         };
-        match self.call(StreamCall::Open(config.clone(), clock)).await? {
+        let first = clock.max(self.0.highest.load(Ordering::Relaxed) + 1);
+        match self.call(StreamCall::Open(config.clone(), first)).await? {
             StreamAnswer::Opened(identity) => Ok(ModelBucket {
                 link: self.clone(),
                 name: config.name.as_str().into(),
@@ -329,7 +339,10 @@ impl Bucket for ModelBucket {
     async fn get(&self, key: &str) -> Result<Entry, BucketFailure> {
         let call = StreamCall::Get(self.name.clone(), key.to_owned());
         match self.link.call(call).await? {
-            StreamAnswer::Got(entry) => Ok(entry),
+            StreamAnswer::Got(entry) => {
+                self.link.see(entry.revision);
+                Ok(entry)
+            }
             other => Err(other.failure()),
         }
     }
@@ -342,7 +355,10 @@ impl Bucket for ModelBucket {
     ) -> Result<Revision, WriteFailure> {
         let call = StreamCall::Write(self.name.clone(), key.to_owned(), value, over);
         match self.link.call(call).await? {
-            StreamAnswer::Written(revision) => Ok(revision),
+            StreamAnswer::Written(revision) => {
+                self.link.see(revision);
+                Ok(revision)
+            }
             StreamAnswer::Conflict => Err(WriteFailure::Conflict),
             other => Err(other.failure().into()),
         }

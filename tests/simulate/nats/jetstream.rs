@@ -16,7 +16,7 @@ use crate::cluster::nats::{
 /// What is asked of JetStream.
 #[derive(Clone, Debug)]
 pub(crate) enum StreamCall {
-    /// With the clock of the node that asks.
+    /// With the first revision of the bucket if it is made.
     Open(BucketConfig, u64),
     Get(Arc<str>, String),
     Write(Arc<str>, String, Option<Bytes>, Revision),
@@ -46,9 +46,10 @@ impl StreamAnswer {
 /// Writes that a server may not have on its disk yet: with `sync_interval`, those of minutes.
 const UNSYNCED_MAX: usize = 64;
 
-#[derive(Default)]
 pub(super) struct JetStream {
     buckets: BTreeMap<Arc<str>, Stream>,
+    /// How long a deleted entry keeps its revision.
+    pub(super) deleted_max_age: Duration,
     /// The last writes, as what has to be put back to undo them.
     unsynced: VecDeque<(Arc<str>, String, Option<Stored>, u64)>,
     /// Calls on their way to the leader.
@@ -72,6 +73,7 @@ struct Pending {
 struct Stream {
     config: BucketConfig,
     identity: BucketIdentity,
+    deleted_max_age: Duration,
     /// The sequence number of the last write.
     last: u64,
     entries: BTreeMap<String, Stored>,
@@ -85,6 +87,20 @@ struct Stored {
 }
 
 impl JetStream {
+    pub(super) fn new() -> Self {
+        Self {
+            buckets: BTreeMap::new(),
+            deleted_max_age: DELETED_MAX_AGE,
+            unsynced: VecDeque::new(),
+            calls: BTreeMap::new(),
+            arrived: 0,
+            stalled: Vec::new(),
+            leader: 0,
+            is_electing: false,
+            deposed: None,
+        }
+    }
+
     pub(super) fn forget(&mut self) {
         self.buckets.clear();
         self.unsynced.clear();
@@ -95,14 +111,13 @@ impl JetStream {
         self.unsynced.retain(|(bucket, ..)| **bucket != *name);
     }
 
-    pub(super) fn keys(&self, bucket: &str, now: u64) -> Vec<String> {
-        let stream = self.buckets.get(bucket).into_iter();
-        let all = stream.flat_map(|stream| stream.entries.keys().map(move |key| (stream, key)));
-        let has_value = |(stream, key): &(&Stream, &String)| {
-            let stored = stream.current(key, now);
-            stored.is_some_and(|stored| stored.value.is_some())
+    /// The keys of a bucket that have values.
+    pub(super) fn entries(&self, bucket: &str, now: u64) -> Vec<(String, Bytes)> {
+        let Some(stream) = self.buckets.get(bucket) else {
+            return Vec::new();
         };
-        all.filter(has_value).map(|(_, key)| key.clone()).collect()
+        let value = |key: &String| Some((key.clone(), stream.current(key, now)?.value?));
+        stream.entries.keys().filter_map(value).collect()
     }
 
     /// Takes the last writes back.
@@ -121,6 +136,11 @@ impl JetStream {
         }
     }
 
+    /// Makes a bucket that begins with this revision.
+    pub(super) fn make(&mut self, config: &BucketConfig, first: u64, now: u64) {
+        self.open(config, first, now);
+    }
+
     /// A call has come to a server.
     pub(super) fn arrive(&mut self, server: usize, from: (LinkId, u64), call: StreamCall) -> u64 {
         self.arrived += 1;
@@ -131,7 +151,7 @@ impl JetStream {
 
     fn run(&mut self, call: &StreamCall, now: u64) -> StreamAnswer {
         match call {
-            StreamCall::Open(config, clock) => self.open(config, *clock, now),
+            StreamCall::Open(config, first) => self.open(config, *first, now),
             StreamCall::Get(bucket, key) => read(&self.buckets, bucket, key, now),
             StreamCall::Write(bucket, key, value, over) => {
                 self.write(bucket, key, (value, *over), now)
@@ -144,12 +164,13 @@ impl JetStream {
         }
     }
 
-    fn open(&mut self, config: &BucketConfig, clock: u64, now: u64) -> StreamAnswer {
+    fn open(&mut self, config: &BucketConfig, first: u64, now: u64) -> StreamAnswer {
         let name: Arc<str> = config.name.as_str().into();
         let stream = self.buckets.entry(name).or_insert_with(|| Stream {
             config: config.clone(),
             identity: BucketIdentity(format!("{}", BEGIN + now).into()),
-            last: clock - 1,
+            deleted_max_age: self.deleted_max_age,
+            last: first - 1,
             entries: BTreeMap::new(),
         });
         if stream.config.max_age != config.max_age {
@@ -200,7 +221,7 @@ impl Stream {
         };
         let max_age = match stored.value {
             Some(_) => max_age,
-            None => max_age.min(micros(DELETED_MAX_AGE)),
+            None => max_age.min(micros(self.deleted_max_age)),
         };
         (now < stored.at.saturating_add(max_age)).then(|| stored.clone())
     }
