@@ -16,7 +16,7 @@ use super::state::HttpState;
 use super::upgrade::{JoinedUser, PendingUpgrade, Source};
 use crate::auth::{Authenticated, Denied};
 use crate::identity::{Subject, UserIdentity};
-use crate::lifecycle::Stage;
+use crate::lifecycle::{Shutdown, Stage};
 use crate::protocol::{Dialect, SUBPROTOCOL};
 use crate::relay::{JoinError, Membership};
 use crate::session::Welcome;
@@ -146,13 +146,10 @@ async fn join(
         .join(opening::dialect(headers), subject, resume)
         .await
         .map_err(HandshakeRefusal::NotJoined)?;
-    // Once more, behind the join: a drain that begins later finds the user in the directory and tells it, and one
-    // that began before may have told all users already.
-    if state.shutdown.stage() == Stage::Draining {
-        return Err(HandshakeRefusal::Draining);
-    }
+    let (tickets, shutdown) = (&state.tickets, &state.shutdown);
+    let welcome = welcome(&membership, claim, tickets, shutdown, SystemTime::now());
     Ok(JoinedUser {
-        welcome: welcome(&membership, claim, &state.tickets, SystemTime::now()),
+        welcome: welcome.ok_or(HandshakeRefusal::Draining)?,
         membership,
         permit,
         remaining,
@@ -233,17 +230,24 @@ fn shown_ticket(headers: &HeaderMap) -> Option<&str> {
         .or_else(|| text_of(headers, &TICKET))
 }
 
-/// What the welcome says: the next ticket, and whether the shown ticket was good for the same id.
+/// What the welcome of a user that has joined says: the next ticket, and whether the shown ticket was good for the
+/// same id. `None` if a drain has begun.
 pub(crate) fn welcome(
     membership: &Membership,
     claim: Option<Result<UserIdentity, Invalid>>,
     tickets: &Tickets,
+    shutdown: &Shutdown,
     now: SystemTime,
-) -> Welcome {
+) -> Option<Welcome> {
+    // Behind the join: a drain that begins later finds the user in the directory and tells it, and one that began
+    // before may have told all users already.
+    if shutdown.stage() == Stage::Draining {
+        return None;
+    }
     let client = membership.client();
     // The bare dialect has no welcome.
     if client.dialect() == Dialect::Bare {
-        return Welcome::default();
+        return Some(Welcome::default());
     }
     let subject = client.subject().map(Subject::as_str);
     let reason = match claim {
@@ -252,9 +256,9 @@ pub(crate) fn welcome(
         Some(Err(Invalid::Forged)) => Some("ticket_invalid"),
         Some(Ok(_)) | None => None,
     };
-    Welcome {
+    Some(Welcome {
         ticket: tickets.issue(client.identity(), subject, now),
         resumed: claim.is_some() && reason.is_none(),
         reason,
-    }
+    })
 }

@@ -25,6 +25,7 @@ mod node;
 mod oracle;
 mod person;
 mod run;
+mod scenarios;
 mod schedule;
 mod settings;
 mod shrink;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::socket::NodeSocket;
 use crate::app::mailbox_bounds;
-use crate::cluster::model::ModelNats;
+use crate::cluster::model::{BEGIN, ModelNats};
 use crate::cluster::{self, Cluster};
 use crate::config::{Settings, Strategy};
 use crate::directory::Directory;
@@ -29,9 +29,6 @@ use crate::ticket::Tickets;
 /// The secret of all nodes.
 const SECRET: &[u8] = b"a secret of the simulation, 32 bytes";
 const USERS_MAX: usize = 64;
-
-/// When the clocks of all nodes begin, in microseconds since 1970.
-pub(super) const BEGIN: u64 = 1_800_000_000_000_000;
 
 /// A process.
 pub(super) struct Node {
@@ -194,6 +191,11 @@ impl Node {
         self.stats().mailbox_reserved_bytes
     }
 
+    /// The number by which other nodes know this one.
+    pub(super) fn number(&self) -> Option<u64> {
+        self.parts.cluster.as_ref().map(Cluster::node)
+    }
+
     pub(super) fn users(&self) -> usize {
         self.parts.relay.users()
     }
@@ -270,7 +272,8 @@ impl Parts {
         let resume = claim.and_then(Result::ok);
         let joined = self.relay.join(Dialect::V1, None, resume).await;
         let membership = joined.ok()?;
-        let welcome = welcome(&membership, claim, &self.tickets, clock.now());
+        let (tickets, shutdown) = (&self.tickets, &self.shutdown);
+        let welcome = welcome(&membership, claim, tickets, shutdown, clock.now())?;
         let session = Session::new(socket, &[], membership, &welcome, self.sessions.clone());
         Some(Box::pin(session))
     }

@@ -10,6 +10,8 @@ pub(super) struct Oracle {
     messages: BTreeMap<u64, Written>,
     /// The last message from one connection to another.
     last: BTreeMap<(ConnectionId, ConnectionId), u64>,
+    /// When the last message to an id was written whose recipient's connection has failed.
+    failed: BTreeMap<u64, u64>,
     pub(super) delivered: u64,
     pub(super) unknown: u64,
 }
@@ -117,6 +119,10 @@ impl Oracle {
             ));
         }
         written.outcome = Some(status.to_owned());
+        if status == "disconnected" {
+            let at = self.failed.entry(written.recipient).or_default();
+            *at = written.at.max(*at);
+        }
         match (status, written.delivered_to) {
             ("delivered", None) => Err(format!("message {message} is delivered, and did not come")),
             ("delivered", Some(_)) => Ok(()),
@@ -151,8 +157,17 @@ impl Oracle {
         Some(self.messages.get(&message)?.at)
     }
 
+    pub(super) fn sender(&self, message: u64) -> Option<ConnectionId> {
+        Some(self.messages.get(&message)?.from)
+    }
+
     pub(super) fn recipient(&self, message: u64) -> Option<u64> {
         Some(self.messages.get(&message)?.recipient)
+    }
+
+    /// Whether a connection with this id has failed that took messages after `since`.
+    pub(super) fn has_failed(&self, recipient: u64, since: u64) -> bool {
+        self.failed.get(&recipient).is_some_and(|at| *at >= since)
     }
 
     pub(super) fn outcome(&self, message: u64) -> Option<&str> {

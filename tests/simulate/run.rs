@@ -31,6 +31,9 @@ const SETTLES: u64 = 20 * SECOND;
 /// The time from a probe until it has its outcome.
 pub(super) const PROBED: u64 = 10 * SECOND;
 
+/// How long NATS knows that an entry was deleted.
+const DELETED_MAX_AGE: Duration = Duration::from_secs(15);
+
 /// The longest step while all settles.
 const SETTLING_TICK_MAX: u64 = 30_000;
 
@@ -98,6 +101,8 @@ pub(super) struct NodeSlot {
     pub(super) starts_at: Option<u64>,
     pub(super) paused_until: Option<u64>,
     pub(super) paused_at: u64,
+    /// When its drain began.
+    drains_since: Option<u64>,
     pub(super) clock_ahead: i64,
     /// Its counters when its ledger was looked at last.
     pub(super) counted: Option<LedgerTotals>,
@@ -158,6 +163,8 @@ impl Run {
         let cluster = &run.settings.cluster;
         let inbound = cluster.inbound_messages as usize;
         run.model.limit(cluster.link_timeout, inbound);
+        // Above the time for which a write can be late, as it is for real.
+        run.model.keep_deleted(DELETED_MAX_AGE);
         if is_traced {
             run.model.record();
         }
@@ -226,7 +233,7 @@ impl Run {
         // Before the nodes, so that NATS is never behind a node that counts on its time.
         self.undo_until(self.now);
         self.model.advance_to(self.now);
-        self.nodes_step();
+        self.nodes_step()?;
         self.note_model();
         if self.is_faulty() {
             self.faulty_at = self.now;
@@ -264,7 +271,7 @@ impl Run {
         checks::always(self)
     }
 
-    fn nodes_step(&mut self) {
+    fn nodes_step(&mut self) -> Result<(), Broken> {
         let first = self.rng.usize(..self.nodes.len());
         for index in 0..self.nodes.len() {
             let index = (first + index) % self.nodes.len();
@@ -284,7 +291,14 @@ impl Run {
             if let (Some(node), None) = (&slot.node, slot.paused_until) {
                 node.run_until(now);
                 if node.has_ended() {
+                    let (place, since) = (node.number(), slot.drains_since);
                     self.note(format_args!("node {index} has drained"));
+                    // Where nothing else was wrong, the others had answered in time.
+                    if let Some(place) = place
+                        && since.is_some_and(|since| self.faulty_at + PROBED < since)
+                    {
+                        checks::has_left_nothing(self, place)?;
+                    }
                     self.end_node(index);
                     self.nodes[index].starts_at = Some(now + self.rng.u64(..SECOND));
                 }
@@ -293,6 +307,7 @@ impl Run {
                 self.start_node(index);
             }
         }
+        Ok(())
     }
 
     fn start_node(&mut self, index: usize) {
@@ -303,6 +318,7 @@ impl Run {
         node.set_clock(slot.clock_ahead);
         slot.node = Some(node);
         slot.counted = None;
+        slot.drains_since = None;
         slot.starts_at = None;
         slot.processes += 1;
         let process = slot.processes;
@@ -359,8 +375,10 @@ impl Run {
                 }
             }
             Action::Drain { node } => {
-                if let Some(node) = &mut self.nodes[node].node {
+                let slot = &mut self.nodes[node];
+                if let Some(node) = &mut slot.node {
                     node.drain();
+                    slot.drains_since.get_or_insert(self.now);
                 }
             }
             Action::Crash { node, micros } => {
@@ -453,6 +471,8 @@ impl Run {
             return;
         }
         let node = nodes[self.rng.usize(..nodes.len())];
+        // Another version of the protocol: an earlier or a later one.
+        self.model.echo([0, 2, 3, 255][self.rng.usize(..4)]);
         let kind = ["m", "a", "c", "r.1.2.3.4", "x"][self.rng.usize(..5)];
         let mut payload: Vec<u8> = (0..self.rng.usize(..40)).map(|_| self.rng.u8(..)).collect();
         if let (Some(first), true) = (payload.first_mut(), self.rng.bool()) {
@@ -767,6 +787,7 @@ impl NodeSlot {
             starts_at: None,
             paused_until: None,
             paused_at: 0,
+            drains_since: None,
             clock_ahead: 0,
             counted: None,
             sent: 0,

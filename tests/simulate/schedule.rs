@@ -149,6 +149,9 @@ pub(super) fn schedule(seed: u64, shape: &Shape) -> Vec<Event> {
         let action = maker.fault();
         events.push(maker.at_some_time(action));
     }
+    if shape.has_cluster && maker.faults > 0 && maker.rng.u8(..4) == 0 {
+        events.extend(maker.absence());
+    }
     events.sort_by_key(|event| event.at);
     events
 }
@@ -181,6 +184,47 @@ impl Maker<'_> {
     fn while_(&mut self) -> u64 {
         let most = [SECOND / 2, 3 * SECOND, 12 * SECOND, 20 * SECOND][self.rng.usize(..4)];
         self.rng.u64(1_000..most)
+    }
+
+    /// A person moves away from a node that does not answer, while the others write to it. The events meet by chance
+    /// too seldom.
+    fn absence(&mut self) -> Vec<Event> {
+        let (person, node) = (self.person(), self.node());
+        let (from, other) = (self.person(), self.node());
+        let begin = self.rng.u64(SECOND..self.shape.duration);
+        let away = begin + self.rng.u64(..3 * SECOND);
+        let micros = self.rng.u64(3 * SECOND..11 * SECOND);
+        let fault = match self.rng.bool() {
+            true => Action::Pause { node, micros },
+            false => Action::Cut { node, micros },
+        };
+        let moves = Action::Connect {
+            person,
+            node: other,
+        };
+        let mut events = vec![
+            (begin, Action::Connect { person, node }),
+            (away, fault),
+            (away + self.rng.u64(..micros), moves),
+        ];
+        let mut at = begin;
+        while at < away + micros + SECOND {
+            at += self.rng.u64(..SECOND);
+            let (count, bytes) = (1, self.rng.usize(0..200));
+            let to = person;
+            events.push((
+                at,
+                Action::Send {
+                    from,
+                    to,
+                    count,
+                    bytes,
+                },
+            ));
+        }
+        let is_within = |(at, _): &(u64, Action)| *at < self.shape.duration;
+        let events = events.into_iter().filter(is_within);
+        events.map(|(at, action)| Event { at, action }).collect()
     }
 
     fn of_person(&mut self) -> Action {
