@@ -374,13 +374,7 @@ impl Run {
                         .send(&encode(1, b"{\"x\":"));
                 }
             }
-            Action::Drain { node } => {
-                let slot = &mut self.nodes[node];
-                if let Some(node) = &mut slot.node {
-                    node.drain();
-                    slot.drains_since.get_or_insert(self.now);
-                }
-            }
+            Action::Drain { node } => self.drain(node),
             Action::Crash { node, micros } => {
                 if self.nodes[node].node.is_some() {
                     self.end_node(node);
@@ -413,6 +407,14 @@ impl Run {
         }
     }
 
+    fn drain(&mut self, node: usize) {
+        let slot = &mut self.nodes[node];
+        if let Some(node) = &mut slot.node {
+            node.drain();
+            slot.drains_since.get_or_insert(self.now);
+        }
+    }
+
     fn act_on_nats(&mut self, action: &Action) {
         match *action {
             Action::Cut { node, micros } => {
@@ -435,8 +437,10 @@ impl Run {
                 loses,
             } => {
                 if self.model.is_running(server) {
-                    self.has_lost |= loses != Loss::Nothing;
-                    self.has_lost_order |= loses == Loss::Last;
+                    // The servers of a cluster have each other's.
+                    let may_lose = self.shape.servers == 1;
+                    self.has_lost |= may_lose && loses != Loss::Nothing;
+                    self.has_lost_order |= may_lose && loses == Loss::Last;
                     self.model.stop(server, loses == Loss::Last);
                     self.undo_after(micros, Undo::Start(server, loses));
                 }

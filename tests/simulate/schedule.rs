@@ -150,7 +150,7 @@ pub(super) fn schedule(seed: u64, shape: &Shape) -> Vec<Event> {
         events.push(maker.at_some_time(action));
     }
     if shape.has_cluster && maker.faults > 0 && maker.rng.u8(..4) == 0 {
-        events.extend(maker.absence());
+        events.extend(maker.story());
     }
     events.sort_by_key(|event| event.at);
     events
@@ -186,45 +186,66 @@ impl Maker<'_> {
         self.rng.u64(1_000..most)
     }
 
-    /// A person moves away from a node that does not answer, while the others write to it. The events meet by chance
-    /// too seldom.
-    fn absence(&mut self) -> Vec<Event> {
-        let (person, node) = (self.person(), self.node());
-        let (from, other) = (self.person(), self.node());
-        let begin = self.rng.u64(SECOND..self.shape.duration);
-        let away = begin + self.rng.u64(..3 * SECOND);
-        let micros = self.rng.u64(3 * SECOND..11 * SECOND);
-        let fault = match self.rng.bool() {
-            true => Action::Pause { node, micros },
-            false => Action::Cut { node, micros },
+    /// Events that meet by chance too seldom.
+    fn story(&mut self) -> Vec<Event> {
+        let events = if self.shape.servers == 3 && self.rng.bool() {
+            self.indecision()
+        } else {
+            self.absence()
         };
-        let moves = Action::Connect {
-            person,
-            node: other,
-        };
-        let mut events = vec![
-            (begin, Action::Connect { person, node }),
-            (away, fault),
-            (away + self.rng.u64(..micros), moves),
-        ];
-        let mut at = begin;
-        while at < away + micros + SECOND {
-            at += self.rng.u64(..SECOND);
-            let (count, bytes) = (1, self.rng.usize(0..200));
-            let to = person;
-            events.push((
-                at,
-                Action::Send {
-                    from,
-                    to,
-                    count,
-                    bytes,
-                },
-            ));
-        }
         let is_within = |(at, _): &(u64, Action)| *at < self.shape.duration;
         let events = events.into_iter().filter(is_within);
         events.map(|(at, action)| Event { at, action }).collect()
+    }
+
+    /// A person moves away from a node that does not answer, while another on a third node writes to it.
+    fn absence(&mut self) -> Vec<(u64, Action)> {
+        let (person, from) = (self.person(), self.person());
+        let (node, other, third) = (self.node(), self.node(), self.node());
+        let begin = self.rng.u64(SECOND / 2..2 * SECOND);
+        let away = begin + self.rng.u64(SECOND..3 * SECOND);
+        let micros = self.rng.u64(5 * SECOND..10 * SECOND);
+        let connect = |person, node| Action::Connect { person, node };
+        let moves = away + self.rng.u64(..5 * SECOND);
+        let mut events = vec![
+            (begin, connect(person, node)),
+            (begin, connect(from, third)),
+            (away, Action::Pause { node, micros }),
+            (moves, connect(person, other)),
+        ];
+        let mut at = begin + SECOND / 2;
+        while at < away + micros {
+            at += self.rng.u64(..SECOND / 4);
+            let (to, count, bytes) = (person, 1, 10);
+            let action = Action::Send {
+                from,
+                to,
+                count,
+                bytes,
+            };
+            events.push((at, action));
+        }
+        events
+    }
+
+    /// Persons give up their handshakes while a leader of NATS has no majority and writes what it was asked to later.
+    fn indecision(&mut self) -> Vec<(u64, Action)> {
+        let begin = self.rng.u64(2 * SECOND..self.shape.duration);
+        let micros = self.rng.u64(3 * SECOND..9 * SECOND);
+        let stop = |server| Action::Stop {
+            server,
+            micros,
+            loses: Loss::Nothing,
+        };
+        let mut events = vec![(begin, stop(1)), (begin, stop(2))];
+        for person in 0..self.shape.persons {
+            let connects = begin + self.rng.u64(..SECOND);
+            let gives_up = connects + self.rng.u64(SECOND..4 * SECOND);
+            let node = self.node();
+            events.push((connects, Action::ConnectAnew { person, node }));
+            events.push((gives_up, Action::GiveUp { person }));
+        }
+        events
     }
 
     fn of_person(&mut self) -> Action {
