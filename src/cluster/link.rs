@@ -297,7 +297,6 @@ impl Drop for LinkUp {
     fn drop(&mut self) {
         let shared = &self.0;
         shared.set_up(false);
-        shared.set_link(0);
         let now = shared.now();
         shared.registry().link_down(now);
         loop {

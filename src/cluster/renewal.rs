@@ -48,13 +48,13 @@ impl<L: NatsLink> LeaseRenewal<L> {
         } else {
             let entry = bucket.get(&key).await?;
             let found = entry.value.and_then(|value| decode_link(&value));
-            let own = [shared.written_link(), self.number];
+            // A link that wrote its key and was lost before it was up counts as a stranger's, which costs a comparison.
+            let own = [shared.link(), self.number];
             if !found.is_some_and(|found| own.contains(&found)) {
                 shared.lease.end();
             }
             entry.revision
         };
-        shared.set_written_link(self.number);
         match bucket
             .write(&key, Some(encode_link(self.number)), over)
             .await

@@ -50,10 +50,8 @@ pub(super) struct Shared {
     /// The outcomes that other nodes are owed.
     pub(super) peers: Peers,
     pub(super) lease: NodeLease,
-    /// The number of the present link.
+    /// The number of the present link, or of the last one that was up.
     link: AtomicU64,
-    /// The number of the link that this node's key may have.
-    written_link: AtomicU64,
     /// When the link was lost, microseconds; 0 while it is up.
     away_since: AtomicU64,
     /// Messages that have come from other nodes.
@@ -106,7 +104,6 @@ impl Shared {
             askable: Notifier::default(),
             lease: NodeLease::default(),
             link: AtomicU64::new(0),
-            written_link: AtomicU64::new(0),
             away_since: AtomicU64::new(1),
             arrived: AtomicU64::new(0),
             unready: Mutex::new(Unready::Unreachable),
@@ -154,14 +151,6 @@ impl Shared {
 
     pub(super) fn set_link(&self, link: u64) {
         self.link.store(link, Ordering::Release);
-    }
-
-    pub(super) fn written_link(&self) -> u64 {
-        self.written_link.load(Ordering::Acquire)
-    }
-
-    pub(super) fn set_written_link(&self, link: u64) {
-        self.written_link.store(link, Ordering::Release);
     }
 
     pub(super) fn arrived(&self) -> u64 {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::response::Response;
@@ -15,15 +15,13 @@ use bytes::Bytes;
 use data_encoding::BASE64;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::failure::{BucketFailure, WriteFailure};
 use super::{Bucket, BucketConfig, BucketIdentity, DELETED_MAX_AGE, Entry, Revision};
 
 /// The header by which a write names the revision that it replaces; 0 stands for none.
 const EXPECTED: HeaderName = HeaderName::from_static("Nats-Expected-Last-Subject-Sequence");
-/// A restart of a server keeps what is in files.
-const STORAGE: &str = "file";
 /// The header by which programs for key-value buckets know a deleted entry.
 const OPERATION: HeaderName = HeaderName::from_static("KV-Operation");
 const DELETED: &str = "DEL";
@@ -120,7 +118,7 @@ impl ClientBucket {
             };
         }
         let info = info.ok_or(BucketFailure::Missing)?;
-        info.config.compare(config)?;
+        compare(config, &info.config)?;
         Ok(Self {
             client: client.clone(),
             shared: Arc::new(BucketShared {
@@ -161,22 +159,9 @@ impl ClientBucket {
 /// What the API says of a stream.
 #[derive(Deserialize)]
 pub(super) struct StreamInfo {
-    config: StreamConfig,
+    config: Map<String, Value>,
     created: Box<str>,
     pub(super) state: StreamState,
-}
-
-#[derive(Deserialize)]
-struct StreamConfig {
-    #[serde(default)]
-    subjects: Vec<String>,
-    #[serde(default)]
-    max_msgs_per_subject: i64,
-    #[serde(default)]
-    max_age: u64,
-    storage: String,
-    #[serde(default)]
-    allow_msg_ttl: bool,
 }
 
 #[derive(Deserialize)]
@@ -201,46 +186,32 @@ struct Acknowledged {
     seq: u64,
 }
 
-impl StreamConfig {
-    /// Whether the stream is the bucket that is wanted.
-    fn compare(&self, wanted: &BucketConfig) -> Result<(), BucketFailure> {
-        let name = &wanted.name;
-        let differ = |what: &str, here: String, there: String| {
-            Err(BucketFailure::Refused(format!(
-                "bucket {name} has {what} {there}, and this node needs {here}"
-            )))
-        };
-        let subjects = vec![format!("$KV.{name}.>")];
-        let max_age = Duration::from_nanos(self.max_age);
-        if self.subjects != subjects {
-            return differ(
-                "subjects",
-                format!("{subjects:?}"),
-                format!("{:?}", self.subjects),
-            );
+/// What a stream has to be so that it is the bucket that is wanted.
+fn wanted(config: &BucketConfig) -> [(&'static str, Value); 5] {
+    let max_age = u64::try_from(config.max_age.as_nanos()).unwrap_or(u64::MAX);
+    [
+        ("subjects", json!([format!("$KV.{}.>", config.name)])),
+        ("max_msgs_per_subject", json!(1)),
+        ("max_age", json!(max_age)),
+        // A restart of a server keeps what is in files.
+        ("storage", json!("file")),
+        ("allow_msg_ttl", json!(true)),
+    ]
+}
+
+/// Whether a stream is the bucket that is wanted.
+fn compare(config: &BucketConfig, found: &Map<String, Value>) -> Result<(), BucketFailure> {
+    for (what, here) in wanted(config) {
+        // The server leaves out what is false.
+        let there = found.get(what).unwrap_or(&Value::Bool(false));
+        if *there != here {
+            let bucket = &config.name;
+            return Err(BucketFailure::Refused(format!(
+                "bucket {bucket} has {what} {there}, and this node needs {here}"
+            )));
         }
-        if self.max_msgs_per_subject != 1 {
-            return differ(
-                "max_msgs_per_subject",
-                "1".to_owned(),
-                self.max_msgs_per_subject.to_string(),
-            );
-        }
-        if max_age != wanted.max_age {
-            return differ(
-                "max_age",
-                format!("{:?}", wanted.max_age),
-                format!("{max_age:?}"),
-            );
-        }
-        if self.storage != STORAGE {
-            return differ("storage", STORAGE.to_owned(), self.storage.clone());
-        }
-        if !self.allow_msg_ttl {
-            return differ("allow_msg_ttl", "true".to_owned(), "false".to_owned());
-        }
-        Ok(())
     }
+    Ok(())
 }
 
 /// What the API says of a stream; `None` if there is none.
@@ -268,21 +239,19 @@ async fn create(
     let micros = u64::try_from(micros).unwrap_or(u64::MAX);
     // The node that has made the lost bucket may have had a clock that was ahead of this one.
     let first = micros.max(highest.load(Ordering::Relaxed) + 1);
-    let request = json!({
+    let mut request = json!({
         "name": stream,
         "description": config.description,
-        "subjects": [format!("$KV.{}.>", config.name)],
-        "max_msgs_per_subject": 1,
-        "max_age": nanos(config.max_age),
-        "storage": STORAGE,
         "num_replicas": config.replicas,
         "discard": "new",
-        "allow_msg_ttl": true,
         "deny_delete": true,
         "deny_purge": true,
         // A microsecond is less than a write takes, so revisions never overtake the clock.
         "first_seq": first,
     });
+    for (what, value) in wanted(config) {
+        request[what] = value;
+    }
     let request = Request::new().payload(request.to_string().into());
     let subject = format!("$JS.API.STREAM.CREATE.{stream}").into();
     match api(client, subject, request).await? {
@@ -334,8 +303,4 @@ fn refused(error: &async_nats::jetstream::Error) -> BucketFailure {
 /// Whether an error says that the entry has another revision.
 fn is_conflict(error: &async_nats::jetstream::Error) -> bool {
     [ErrorCode::STREAM_WRONG_LAST_SEQUENCE, WRONG_LAST_SEQUENCE].contains(&error.error_code())
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
