@@ -191,7 +191,7 @@ fn is_oldest(run: &Run, id: ConnectionId, message: u64, written_at: u64) -> Resu
         let is_early = (1..written_at).contains(&other.accepted_at);
         // A newer connection may be registered elsewhere, and not be welcomed yet.
         let is_only = run.open_of(other.person) == run.persons[other.person].connection;
-        let is_used = is_only && other.close_code.is_none();
+        let is_used = is_only && other.close_code.is_none() && !other.is_given_up;
         other.node == run.connections[id].node && is_early && is_used
     };
     let live = run.live.iter().map(|id| &run.connections[*id]);

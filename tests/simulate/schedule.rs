@@ -200,8 +200,9 @@ impl Maker<'_> {
 
     /// A person moves away from a node that does not answer, while another on a third node writes to it.
     fn absence(&mut self) -> Vec<(u64, Action)> {
-        let (person, from) = (self.person(), self.person());
-        let (node, other, third) = (self.node(), self.node(), self.node());
+        let (person, node) = (self.person(), self.node());
+        let from = (person + 1) % self.shape.persons;
+        let [other, third] = [1, 2].map(|ahead| (node + ahead) % self.shape.nodes);
         let begin = self.rng.u64(SECOND / 2..2 * SECOND);
         let away = begin + self.rng.u64(SECOND..3 * SECOND);
         let micros = self.rng.u64(5 * SECOND..10 * SECOND);
