@@ -135,3 +135,82 @@ impl Flow {
         self.take_parked()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open_flow() -> Flow {
+        let mut flow = Flow::new(1000, 0);
+        assert!(flow.is_opening() && !flow.has_room(1));
+        assert_eq!(flow.open(0), []);
+        flow
+    }
+
+    fn ann() -> UserId {
+        UserId::new(1).unwrap()
+    }
+
+    #[test]
+    fn a_node_makes_room_by_what_it_has_read() {
+        let mut flow = open_flow();
+        assert_eq!((flow.send(60), flow.has_room(100)), (1060, true));
+        assert_eq!((flow.send(40), flow.has_room(100)), (1100, false));
+        flow.park(ann(), 7);
+        assert_eq!(flow.seen(1060, 1), [ann()]);
+        assert!(flow.has_room(41) && !flow.has_room(40));
+        assert_eq!(flow.parked_bytes, 0);
+    }
+
+    /// Answers can overtake each other, and a node may say anything.
+    #[test]
+    fn a_mark_from_before_or_of_nothing_sent_changes_nothing() {
+        let mut flow = open_flow();
+        flow.send(60);
+        flow.send(40);
+        assert_eq!(flow.seen(1100, 1), []);
+        flow.park(ann(), 7);
+        for odd in [0, 1060, 1101, u64::MAX] {
+            assert_eq!(flow.seen(odd, 2), []);
+            assert!(flow.has_room(1), "{odd}");
+        }
+        assert!(flow.is_awaited() && flow.is_silent(10, 9) && !flow.is_silent(9, 9));
+    }
+
+    #[test]
+    fn a_node_that_says_nothing_is_given_up_once() {
+        let mut flow = open_flow();
+        flow.send(60);
+        assert_eq!(flow.give_up(100, 50), [], "nobody waits");
+        flow.park(ann(), 7);
+        assert_eq!(flow.give_up(49, 50), []);
+        assert_eq!(flow.give_up(50, 50), [ann()]);
+        assert!(flow.has_room(1), "what was under way is lost");
+        flow.park(ann(), 7);
+        assert_eq!(flow.give_up(99, 50), []);
+    }
+
+    #[test]
+    fn a_node_that_owes_nothing_is_looked_at_less_often() {
+        let mut flow = open_flow();
+        assert!(!flow.is_to_be_polled(39, 10) && flow.is_to_be_polled(40, 10));
+        flow.send(1);
+        assert!(!flow.is_to_be_polled(49, 10) && flow.is_to_be_polled(50, 10));
+        flow.seen(1001, 60);
+        assert!(!flow.is_to_be_polled(99, 10) && flow.is_to_be_polled(100, 10));
+    }
+
+    #[test]
+    fn a_node_is_greeted_again_while_somebody_waits() {
+        let mut flow = Flow::new(0, 0);
+        assert!(!flow.is_to_be_greeted(5), "nobody waits");
+        flow.park(ann(), 7);
+        assert!(flow.is_to_be_greeted(5) && !flow.is_to_be_greeted(5 + GREETING_INTERVAL - 1));
+        assert!(flow.is_to_be_greeted(5 + GREETING_INTERVAL));
+        assert_eq!(flow.open(6), [ann()]);
+        flow.park(ann(), 7);
+        assert!(!flow.is_to_be_greeted(u64::MAX), "it has answered");
+        flow.close(7);
+        assert!(flow.is_to_be_greeted(8), "the next link is another one");
+    }
+}

@@ -119,6 +119,25 @@ fn the_order_for_one_user_is_kept() {
     assert_eq!((queue.bytes(), queue.messages()), (0, 6));
 }
 
+/// The bound of a user and that of all, each with room for two messages and not for a byte more.
+#[test]
+fn messages_that_fit_exactly_are_queued() {
+    let two = 2 * (160 + 1000);
+    for (user_bytes, total_bytes, other) in [(two, 10 * two, 1), (10 * two, two, 2)] {
+        let (metrics, mut queue) = queue(Bounds {
+            user_bytes,
+            total_bytes,
+            ..BOUNDS
+        });
+        let full = Some(Status::QueueFull);
+        assert_eq!(push(&mut queue, &metrics, 1, 1000), None);
+        assert_eq!(push(&mut queue, &metrics, other, 1001), full);
+        assert_eq!(push(&mut queue, &metrics, other, 1000), None);
+        assert_eq!(push(&mut queue, &metrics, other, 0), full);
+        assert_eq!(queue.bytes(), two);
+    }
+}
+
 #[test]
 fn a_place_is_looked_up_once_and_its_node_greeted_before_anything_is_sent() {
     let (metrics, mut queue) = queue(BOUNDS);
@@ -128,7 +147,7 @@ fn a_place_is_looked_up_once_and_its_node_greeted_before_anything_is_sent() {
     assert!(take(&mut queue, 10, 1000).is_empty() && queue.asks());
     assert_eq!(queue.next_lookup(), Some(user(1)));
     assert_eq!(queue.next_lookup(), Some(user(2)));
-    assert_eq!(queue.next_lookup(), None);
+    assert_eq!((queue.next_lookup(), queue.asks()), (None, false));
     assert_eq!(statuses(queue.located(user(1), Ok(Some(Node(7))))), []);
     assert_eq!(statuses(queue.located(user(2), Ok(Some(Node(7))))), []);
     assert!(take(&mut queue, 10, 1000).is_empty());
