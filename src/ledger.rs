@@ -151,7 +151,7 @@ pub struct LedgerTotals {
     pub dropped: u64,
     /// Messages dropped, in the order of [`DropReason::ALL`].
     pub dropped_by: [u64; DropReason::ALL.len()],
-    /// Messages in mailboxes and write buffers, and on their way to other nodes.
+    /// Messages in mailboxes and write buffers, and on their way to the router and to other nodes.
     pub mailbox: u64,
     /// Messages received from the cluster.
     pub cluster_received: u64,

@@ -232,4 +232,16 @@ mod tests {
         }
         assert_eq!(MessageId::new("-7"), MessageId::Number(-7));
     }
+
+    #[test]
+    fn a_receipt_counts_for_its_own_bytes_and_those_of_a_text() {
+        let bytes = |literal: &str| {
+            let task = Arc::new(WaitingTask(Mutex::new(None)));
+            let to = Some((task as Arc<dyn Addressee>, MessageId::new(literal)));
+            Receipt::new(to, None).map_or(0, |receipt| receipt.bytes())
+        };
+        let number = bytes("7");
+        assert_eq!(number as usize, size_of::<Receipt>());
+        assert_eq!(bytes(&format!("\"{}\"", "A".repeat(64))) - number, 66);
+    }
 }

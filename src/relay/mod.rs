@@ -312,12 +312,16 @@ impl Relay {
         outcome
     }
 
-    /// Counts users, and the messages and bytes in mailboxes and on their way to other nodes.
+    /// Counts users, and the messages and bytes in mailboxes, and the messages on their way to the router and to other
+    /// nodes.
     pub fn stats(&self) -> DirectoryStats {
         let link = self.shared.cluster.as_ref().map(Cluster::stats);
         let local = self.shared.directory.stats();
+        // Read last: what has left the router by now may not be in the numbers above, and is in none of them twice.
+        let waiting = self.shared.router.as_ref().map_or(0, Router::waiting);
+        let queued = link.map_or(0, |link| link.queue_messages);
         DirectoryStats {
-            mailbox_messages: local.mailbox_messages + link.map_or(0, |link| link.queue_messages),
+            mailbox_messages: local.mailbox_messages + waiting + queued,
             mailbox_reserved_bytes: self.shared.bounds.budget.used(),
             link,
             ..local

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
 use rustc_hash::FxHasher;
@@ -83,6 +84,8 @@ impl RoutedMessage {
 pub(super) struct Router {
     changes: mpsc::Sender<Change>,
     messages: mpsc::Sender<RoutedMessage>,
+    /// Messages in that channel. Its own count would have the room that senders have reserved, too.
+    waiting: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Router {
@@ -118,8 +121,14 @@ impl Router {
             .min(tokio::sync::Semaphore::MAX_PERMITS);
         let (changes, changes_rx) = mpsc::channel(permits);
         let (messages, messages_rx) = mpsc::channel(queue);
-        let task = run(changes_rx, messages_rx, elsewhere);
-        (Self { changes, messages }, task)
+        let waiting = Arc::new(AtomicU64::new(0));
+        let task = run(changes_rx, messages_rx, waiting.clone(), elsewhere);
+        let router = Self {
+            changes,
+            messages,
+            waiting,
+        };
+        (router, task)
     }
 
     /// Hands a user to the router. Messages that are sent after this has returned find the user.
@@ -129,9 +138,15 @@ impl Router {
         Some(LeavePermit(permit))
     }
 
+    /// Messages that wait for the router.
+    pub(super) fn waiting(&self) -> u64 {
+        self.waiting.load(Relaxed)
+    }
+
     pub(super) fn sink(&self) -> RouterSink {
         RouterSink {
             messages: PollSender::new(self.messages.clone()),
+            waiting: self.waiting.clone(),
             has_room: false,
         }
     }
@@ -140,6 +155,7 @@ impl Router {
 /// One sender's way to the router.
 pub(super) struct RouterSink {
     messages: PollSender<RoutedMessage>,
+    waiting: Arc<AtomicU64>,
     /// Room was found and is not used yet.
     has_room: bool,
 }
@@ -169,9 +185,11 @@ impl RouterSink {
     /// Sends into the room that [`RouterSink::poll_ready`] has found.
     pub(super) fn send(&mut self, routed: RoutedMessage) {
         self.has_room = false;
+        self.waiting.fetch_add(1, Relaxed);
         if let Err(refused) = self.messages.send_item(routed)
             && let Some(routed) = refused.into_inner()
         {
+            self.waiting.fetch_sub(1, Relaxed);
             settle_undeliverable(
                 routed.in_hand,
                 routed.receipt,
@@ -187,6 +205,7 @@ type Users = HashMap<UserId, Arc<Client>, BuildHasherDefault<FxHasher>>;
 async fn run(
     mut changes: mpsc::Receiver<Change>,
     mut messages: mpsc::Receiver<RoutedMessage>,
+    waiting: Arc<AtomicU64>,
     mut elsewhere: impl FnMut(RoutedMessage, &mut Wakes),
 ) {
     let mut users = Users::default();
@@ -200,6 +219,8 @@ async fn run(
                 if count == 0 {
                     return;
                 }
+                // Before they are in a mailbox, so that a scrape counts none of them twice.
+                waiting.fetch_sub(count as u64, Relaxed);
                 // A user that joined before one of these messages was sent is in the other channel by
                 // now. Without this, the message would not find it.
                 while let Ok(change) = changes.try_recv() {

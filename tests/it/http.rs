@@ -329,17 +329,72 @@ async fn the_ledger_is_never_negative_under_load() {
 
 /// tests/python/wire.py checks the frames against the description.
 #[tokio::test]
-async fn the_wire_is_described_beside_the_client() {
+async fn the_page_its_client_and_the_descriptions_are_files_with_types() {
     let relay = Relay::plain().await;
-    let answer = relay.http("GET", "/asyncapi.yaml").await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(answer.header("content-type"), Some("application/yaml"));
     let version = format!("\n  version: {}\n", env!("CARGO_PKG_VERSION"));
-    assert!(answer.body.contains(&version));
+    for (path, content_type, part) in [
+        ("/asyncapi.yaml", "application/yaml", &*version),
+        (
+            "/switchboard.js",
+            "text/javascript",
+            "export function connect(",
+        ),
+        (
+            "/switchboard.mjs",
+            "text/javascript",
+            "export function connect(",
+        ),
+        (
+            "/switchboard.d.ts",
+            "application/typescript",
+            "export declare function connect(",
+        ),
+        (
+            "/switchboard.d.mts",
+            "application/typescript",
+            "export declare function connect(",
+        ),
+        ("/page.js", "text/javascript", "./switchboard.js"),
+        ("/conversation.js", "text/javascript", "export "),
+        ("/tab.js", "text/javascript", "export "),
+        ("/page.css", "text/css", "font"),
+        ("/icon.svg", "image/svg+xml", "<svg"),
+    ] {
+        let answer = relay.http("GET", path).await;
+        let found = answer.header("content-type").unwrap_or_default();
+        assert_eq!(
+            (answer.status, found.starts_with(content_type)),
+            (200, true),
+            "{path}: {found}"
+        );
+        assert!(answer.body.contains(part), "{path}");
+    }
     relay.stop().await;
     let relay = Relay::start(Strategy::Directory, |settings| settings.ui.enabled = false).await;
     assert_eq!(relay.http("GET", "/asyncapi.yaml").await.status, 404);
+    assert_eq!(page(&relay, "text/html").await.status, 426);
     relay.stop().await;
+}
+
+/// A browser asks for HTML by name. A program that takes anything is told what this address is for.
+#[tokio::test]
+async fn only_who_asks_for_html_gets_the_page() {
+    let relay = Relay::plain().await;
+    let answer = page(&relay, "text/html,application/xhtml+xml,*/*;q=0.8").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.header("vary"), Some("accept"));
+    assert!(answer.body.starts_with("<!doctype html>"), "{answer:?}");
+    let answer = page(&relay, "*/*").await;
+    assert_eq!(
+        (answer.status, answer.header("upgrade")),
+        (426, Some("websocket"))
+    );
+    relay.stop().await;
+}
+
+async fn page(relay: &Relay, accept: &str) -> Answer {
+    let request = Handshake::request("GET", "/").with("Accept", accept);
+    relay.raw().await.ask(&request).await
 }
 
 /// An upload that is refused before it was read (RFC 9112 section 9.6). A reset could take the response away.

@@ -658,7 +658,8 @@ async fn a_token_that_expires_closes_its_connection() {
 /// The first message after a silence is read in the turn that ends the silence.
 #[tokio::test(start_paused = true)]
 async fn a_message_after_a_silence_waits_for_room_in_the_router() {
-    let relay = routed();
+    let (relay, router) = routed();
+    tokio::spawn(router);
     let (mut recipient, _recipient) = relay.user(Dialect::Bare, 4096).await;
     let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
     for count in 1..=3 {
@@ -670,8 +671,27 @@ async fn a_message_after_a_silence_waits_for_room_in_the_router() {
     }
 }
 
-/// A relay with the router strategy, whose queue has room for one message.
-fn routed() -> TestRelay {
+/// Messages wait where the router takes them, and one that waits there takes no room from those behind it.
+#[tokio::test(start_paused = true)]
+async fn messages_go_through_the_router_and_idle_senders_hold_no_room_in_it() {
+    let (relay, router) = routed();
+    let (mut recipient, _recipient) = relay.user(Dialect::Bare, 4096).await;
+    let (mut idle, _idle) = relay.user(Dialect::Bare, 4096).await;
+    let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
+    // A frame that is no message: room is found for one and not used.
+    idle.write_all(&frame(10, b"")).await.unwrap();
+    run_all_tasks().await;
+    say(&mut sender, 1, ["hi"]).await;
+    run_all_tasks().await;
+    assert_eq!(relay.ledger(), (1, 0, 1), "nobody runs the router");
+    tokio::spawn(router);
+    assert_eq!(next_frame(&mut recipient).await.unwrap().0, 1);
+    run_all_tasks().await;
+    assert_eq!(relay.ledger(), (1, 1, 0));
+}
+
+/// A relay with the router strategy, whose queue has room for one message, and the router.
+fn routed() -> (TestRelay, impl Future<Output = ()> + Send) {
     let metrics = Arc::new(Metrics::new(1));
     let bounds = MailboxBounds {
         messages: 8,
@@ -683,13 +703,13 @@ fn routed() -> TestRelay {
     let traces = Arc::new(Traces::off());
     let (relay, router) =
         Relay::routed(Dependencies::alone(bounds, 10, metrics.clone(), traces), 1);
-    tokio::spawn(router);
-    TestRelay {
+    let relay = TestRelay {
         relay,
         context: Arc::new(SessionContext::new(config(), metrics.clone())),
         metrics,
         clients: Mutex::default(),
-    }
+    };
+    (relay, router)
 }
 
 /// A stream that, as TLS does, takes all bytes at once and passes them on when it is flushed, which may have
@@ -1169,7 +1189,9 @@ async fn a_panic_behind_the_close_frame_writes_no_second_one() {
 /// `… | websocat`: the peer's last bytes are messages and a close frame, and then its side ends.
 #[tokio::test(start_paused = true)]
 async fn what_was_read_before_a_close_of_the_peer_is_answered_before_the_close() {
-    for relay in [TestRelay::new(Overflow::DropNewest), routed()] {
+    let (by_router, router) = routed();
+    tokio::spawn(router);
+    for relay in [TestRelay::new(Overflow::DropNewest), by_router] {
         let (mut peer, session) = relay.user(Dialect::V1, 4096).await;
         let (mut friend, _friend) = relay.user(Dialect::Bare, 4096).await;
         let (mut stalled, _stalled) = relay.user(Dialect::Bare, 4).await;

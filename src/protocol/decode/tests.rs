@@ -230,6 +230,24 @@ fn almost() -> impl Strategy<Value = String> {
     prop_oneof![loose, near]
 }
 
+/// The general decoder takes them too, so that only their cost would tell.
+#[test]
+fn what_programs_write_takes_the_fast_way() {
+    for text in [
+        r#"{"recipient_id":2,"message":"Go Braves!"}"#,
+        r#"{"recipient_id": 9007199254740991, "message": ""}"#,
+    ] {
+        assert!(fast(text, Dialect::Bare).is_some(), "{text}");
+        assert!(fast(text, Dialect::V1).is_some(), "{text}");
+    }
+    for text in [
+        r#"{"recipient_id":2,"message":"Go Braves!","id":7}"#,
+        r#"{"recipient_id": 2, "message": "é", "id": 9007199254740991}"#,
+    ] {
+        assert!(fast(text, Dialect::V1).is_some(), "{text}");
+    }
+}
+
 proptest! {
     #[test]
     fn the_fast_decoder_agrees_with_the_general_one(text in almost(), v1 in any::<bool>()) {

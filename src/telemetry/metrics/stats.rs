@@ -10,7 +10,7 @@ use super::families::gauge;
 pub struct DirectoryStats {
     /// Connected users.
     pub connections: u64,
-    /// Messages in mailboxes and write buffers.
+    /// Messages in mailboxes and write buffers, and on their way to the router and to other nodes.
     pub mailbox_messages: u64,
     /// Bytes of these messages as WebSocket frames.
     pub mailbox_bytes: u64,
@@ -58,7 +58,7 @@ impl DirectoryStats {
             ),
             gauge(
                 "switchboard_mailbox_messages",
-                "Messages in mailboxes and write buffers.",
+                "Messages in mailboxes and write buffers, and on their way to the router and to other nodes.",
                 self.mailbox_messages,
             ),
             gauge(
