@@ -106,16 +106,21 @@ pub enum ConversationError {
 
 /// What outlives a connection.
 pub(super) struct Conversation {
-    // Dropped before the output: the thread of a terminal may wait for room in the queue.
+    /// What is typed. Dropped before the output, because the thread of a terminal may wait for room in the queue.
     frames: Receiver<Result<String, InputError>>,
+    /// Closes at the end of the input, while the last frames may still wait in the queue.
     input_ended: oneshot::Receiver<()>,
     output: Output,
 }
 
+/// Where the frames of the relay go, and what they have said that is used later.
 struct Output {
     interface: Box<dyn Interface>,
+    /// No outcome but `delivered` came, and no error.
     all_delivered: bool,
+    /// That of the last welcome that had one.
     ticket: Option<String>,
+    /// The wait of a `reconnect`.
     reconnect_after: Option<Duration>,
 }
 
@@ -124,7 +129,7 @@ struct Output {
 struct Connection {
     /// Messages that were sent and have no outcome yet, by their ids.
     pending: RefCell<Vec<Value>>,
-    /// The relay has said that it reads nothing more.
+    /// The relay reads nothing more, as its `reconnect` or its close has said.
     is_deaf: Cell<bool>,
     /// The input has ended, and this side closes.
     is_leaving: Cell<bool>,
@@ -297,8 +302,9 @@ impl Output {
             self.interface.show(&text, &frame)?;
         };
         connection.is_deaf.set(true);
-        // The library answers the close while it waits for what follows, which is the end of the stream.
-        while let Ok(Some(Ok(_))) = timeout(CLOSE_TIMEOUT, stream.next()).await {}
+        // The library answers the close while it reads to the end of the stream. Another end is as good.
+        let end = async { while let Some(Ok(_)) = stream.next().await {} };
+        let _in_time = timeout(CLOSE_TIMEOUT, end).await.is_ok();
         // Before the answer to the close of this side, all outcomes have come.
         match close {
             close if connection.is_leaving.get() && is_normal(close.as_ref()) => Ok(()),
