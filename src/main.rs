@@ -1,4 +1,4 @@
-//! Runs one verb and returns its exit code. The only file that ends the process.
+//! Runs one command and returns its exit code. The only file that ends the process.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -6,9 +6,9 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
-use clap::Parser;
+use clap::ArgMatches;
 use switchboard::app::{self, App};
-use switchboard::cli::{self, Cli, ConfigVerb, Options, TokenVerb, Verb};
+use switchboard::cli::{self, ConnectOptions, Options};
 use switchboard::config::{self, ConfigError, MachineLimits, Settings};
 use switchboard::lifecycle::{Signals, Stop};
 use switchboard::telemetry::{self, Telemetry};
@@ -21,7 +21,7 @@ use tracing::error;
 const EXIT_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
-    run(Cli::parse()).unwrap_or_else(|error| {
+    run(&cli::program().get_matches()).unwrap_or_else(|error| {
         print_error(format_args!("{error:#}"));
         if error.is::<ConfigError>() {
             ExitCode::from(EXIT_CONFIG)
@@ -31,53 +31,53 @@ fn main() -> ExitCode {
     })
 }
 
-fn run(Cli { verb, options, .. }: Cli) -> anyhow::Result<ExitCode> {
-    match verb.unwrap_or_else(|| Verb::Serve(Options::default())) {
-        Verb::Serve(right) => return serve(&options.with(right)),
-        Verb::Init(init) => io::stdout().write_all(init.write()?.as_bytes())?,
-        Verb::Check(right) => check(&options.with(right.options).load()?, right.changed)?,
-        Verb::Config(ConfigVerb::Default) => io::stdout().write_all(config::DEFAULT.as_bytes())?,
-        Verb::Bench(bench) => return Err(bench.exec().into()),
-        Verb::Healthcheck(right) => {
-            let settings = options.with(right).load()?;
-            small_runtime()?.block_on(cli::healthcheck(&settings))?;
-        }
-        Verb::Token(TokenVerb::Issue(issue)) => {
-            let settings = options.with(issue.options.clone()).load()?;
-            let token = issue.token(&settings)?;
-            io::stdout().write_all(format!("{token}\n").as_bytes())?;
-        }
-        Verb::Token(TokenVerb::Verify(verify)) => {
-            let settings = options.with(verify.options.clone()).load()?;
-            let verified = verify.verified(&settings, io::stdin());
-            let verified = small_runtime()?.block_on(verified)?;
-            io::stdout().write_all(format!("{verified}\n").as_bytes())?;
-        }
-        Verb::Connect(connect) => {
-            let settings = options.with(connect.options.clone()).load()?;
-            let code = small_runtime()?.block_on(connect.talk(&settings))?;
+fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let left = Options::of(matches);
+    let (command, matches) = match matches.subcommand() {
+        None => return serve(&left),
+        Some(("token", matches)) => matches.subcommand().expect("it needs a command"),
+        Some(command) => command,
+    };
+    // Only of commands that take these options.
+    let options = || left.clone().with(Options::of(matches));
+    match command {
+        "serve" => return serve(&options()),
+        "init" => print(&cli::init(matches)?)?,
+        "check" => check(&options().load()?, matches.get_flag("changed"))?,
+        "config" => print(config::DEFAULT)?,
+        "healthcheck" => small_runtime()?.block_on(cli::healthcheck(&options().load()?))?,
+        "connect" => {
+            let settings = options().load()?;
+            let talk = ConnectOptions::of(matches);
+            let code = small_runtime()?.block_on(talk.talk(&settings))?;
             return Ok(ExitCode::from(code));
         }
-        Verb::Operate(operation) => {
-            let settings = options.with(operation.api().options.clone()).load()?;
-            let answer = small_runtime()?.block_on(operation.ask(&settings))?;
-            answer.write(&mut io::stdout(), io::stdout().is_terminal())?;
-            return Ok(success_if(answer.is_success()));
+        "bench" => return Err(cli::exec_bench(matches).into()),
+        "issue" => print(&(cli::issue_token(matches, &options().load()?)? + "\n"))?,
+        "verify" => {
+            let settings = options().load()?;
+            let verified = cli::verified_token(matches, &settings, io::stdin());
+            print(&(small_runtime()?.block_on(verified)? + "\n"))?;
         }
-        Verb::Completions(shell) => shell.write(Cli::program(), &mut io::stdout())?,
-        Verb::Man(man) => man.write(Cli::program(), &mut io::stdout())?,
+        "completions" => cli::write_completions(matches, cli::program(), &mut io::stdout())?,
+        "man" => cli::write_manual(matches, cli::program(), &mut io::stdout())?,
         // Ends the process, except for `help bench`: the load generator has a help of its own.
-        Verb::Help(help) => return run(Cli::parse_from(help.arguments())),
+        "help" => return run(&cli::program().get_matches_from(cli::help_arguments(matches))),
+        operation => {
+            let settings = options().load()?;
+            let asked = cli::ask_api(operation, matches, &settings);
+            let answer = small_runtime()?.block_on(asked)?;
+            answer.write(&mut io::stdout(), io::stdout().is_terminal())?;
+            if !answer.is_success() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn success_if(is_well: bool) -> ExitCode {
-    if is_well {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+fn print(text: &str) -> io::Result<()> {
+    io::stdout().write_all(text.as_bytes())
 }
 
 fn small_runtime() -> io::Result<runtime::Runtime> {
@@ -90,7 +90,7 @@ fn check(settings: &Settings, changed: bool) -> anyhow::Result<()> {
     } else {
         settings.to_string()
     };
-    io::stdout().write_all(printed.as_bytes())?;
+    print(&printed)?;
     let mut warnings = MachineLimits::read()?.warnings(settings);
     warnings.extend(settings.exposure_warnings());
     warnings.extend(telemetry::warnings(&settings.tracing));

@@ -5,16 +5,26 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process;
 
-use clap::Args;
+use clap::{ArgMatches, Command, value_parser};
 
-/// The arguments of the load generator.
-#[derive(Debug, Args)]
-pub struct BenchArguments {
-    /// Passed on unchanged; `switchboard bench --help` lists the options
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<OsString>,
+use super::options::{self, positional};
+
+const PROGRAM: &str = "switchboard-bench";
+
+pub(super) fn command() -> Command {
+    let arguments = positional(
+        "ARGUMENTS",
+        "Passed on unchanged; `switchboard bench --help` lists the options",
+    );
+    let arguments = arguments
+        .num_args(0..)
+        .trailing_var_arg(true)
+        .allow_hyphen_values(true)
+        .value_parser(value_parser!(OsString));
+    let about = "Put load on a relay, measure it and check every message: exit code 0 if all is right, else 1";
+    options::command("bench", about, vec![arguments]).disable_help_flag(true)
 }
 
 /// Why the load generator does not start.
@@ -23,29 +33,25 @@ pub enum StartBenchError {
     /// The program is not installed.
     #[error(
         "{PROGRAM} is neither beside this program nor on PATH: `cargo install --path benches/load` installs it, \
-         or `cargo install --git URL {PROGRAM}`",
-        PROGRAM = BenchArguments::PROGRAM
+         or `cargo install --git URL {PROGRAM}`"
     )]
     Missing,
     /// The program is installed and cannot be run.
-    #[error("cannot run {}", BenchArguments::PROGRAM)]
+    #[error("cannot run {PROGRAM}")]
     Start(#[source] io::Error),
 }
 
-impl BenchArguments {
-    const PROGRAM: &str = "switchboard-bench";
-
-    /// Replaces this process by the load generator, so that the caller gets the load generator's exit code.
-    /// Returns only an error.
-    pub fn exec(self) -> StartBenchError {
-        let error = Command::new(installed(Self::PROGRAM))
-            .arg0("switchboard bench") // the name that the help shows
-            .args(self.arguments)
-            .exec();
-        match error.kind() {
-            io::ErrorKind::NotFound => StartBenchError::Missing,
-            _ => StartBenchError::Start(error),
-        }
+/// Replaces this process by the load generator, so that the caller gets the load generator's exit code.
+/// Returns only an error.
+pub fn exec_bench(matches: &ArgMatches) -> StartBenchError {
+    let arguments = matches.get_many::<OsString>("ARGUMENTS");
+    let error = process::Command::new(installed(PROGRAM))
+        .arg0("switchboard bench") // the name that the help shows
+        .args(arguments.unwrap_or_default())
+        .exec();
+    match error.kind() {
+        io::ErrorKind::NotFound => StartBenchError::Missing,
+        _ => StartBenchError::Start(error),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clap::Args;
+use clap::{ArgMatches, Command, value_parser};
 use http_body_util::Full;
 use hyper::header::{
     AUTHORIZATION, CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep};
 use super::conversation::{Conversation, ConversationError, Interface, Typed};
 use super::endpoint::{self, EndpointError, Listener};
 use super::lines::FrameLines;
-use super::options::Options;
+use super::options::{self, Options, option, path, positional, text};
 use super::terminal::Terminal;
 use crate::auth::{self, IssueError};
 use crate::config::{AuthMode, Settings};
@@ -57,29 +57,34 @@ const FINAL_CODES: [u16; 6] = [
 /// The lifetime of a token that is signed here.
 const TOKEN_LIFETIME: Duration = Duration::from_hours(1);
 
+pub(super) fn command() -> Command {
+    let url = positional(
+        "URL",
+        "The relay, such as `ws://127.0.0.1:8080/` [default: the first of `server.listen`]",
+    );
+    let token = option("token", "TOKEN", "A token for a relay that requires one");
+    let key_file = option(
+        "key-file",
+        "FILE",
+        "Sign a token by this shared secret or private key in PEM [default: without a URL, the first \
+         `auth.secret_file`]",
+    );
+    let subject = option("subject", "NAME", "The subject of that token");
+    let about = "Talk to a relay as a user: by hand on a terminal, by JSON lines in a pipe";
+    options::command("connect", about, Options::arguments()).args([
+        url.value_parser(|text: &str| endpoint::url(text, ["ws", "wss"])),
+        token.conflicts_with("key-file"),
+        key_file.value_parser(value_parser!(PathBuf)),
+        subject.default_value("terminal").conflicts_with("token"),
+    ])
+}
+
 /// The options of `connect`.
-#[derive(Debug, Args)]
+#[derive(Debug)]
 pub struct ConnectOptions {
-    /// Options after the verb.
-    #[command(flatten)]
-    pub options: Options,
-    /// The relay, such as `ws://127.0.0.1:8080/` [default: the first of `server.listen`]
-    #[arg(value_parser = |text: &str| endpoint::url(text, ["ws", "wss"]))]
     url: Option<Uri>,
-    /// A token for a relay that requires one
-    #[arg(long, conflicts_with = "key_file")]
     token: Option<String>,
-    /// Sign a token by this shared secret or private key in PEM [default: without a URL, the first
-    /// `auth.secret_file`]
-    #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// The subject of that token
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "terminal",
-        conflicts_with = "token"
-    )]
     subject: String,
 }
 
@@ -129,6 +134,16 @@ fn hint(status: StatusCode) -> &'static str {
 }
 
 impl ConnectOptions {
+    /// The options that the command was given.
+    pub fn of(matches: &ArgMatches) -> Self {
+        Self {
+            url: matches.get_one("URL").cloned(),
+            token: text(matches, "token"),
+            key_file: path(matches, "key-file"),
+            subject: text(matches, "subject").expect("the argument has a default"),
+        }
+    }
+
     /// Talks until the input ends, or the connection for good. Returns the exit code: 0 if all went well, which in a
     /// pipe includes that every message with an id was delivered; 128 + its number after a signal on a terminal.
     pub async fn talk(&self, settings: &Settings) -> Result<u8, ConnectError> {

@@ -5,10 +5,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{ArgMatches, Command, value_parser};
 use data_encoding::BASE64URL_NOPAD;
 use ring::rand::{SecureRandom, SystemRandom};
 use toml::Value;
+
+use super::options::{self, path, positional};
 
 /// The files, in the order in which they are written: the one with the settings exists only if all do.
 const FILES: [&str; 3] = ["ticket-secret", "admin-token", "switchboard.toml"];
@@ -16,12 +18,14 @@ const FILES: [&str; 3] = ["ticket-secret", "admin-token", "switchboard.toml"];
 /// The random bytes of a secret: the size of the hash that signs tickets.
 const SECRET_BYTES: usize = 32;
 
-/// The arguments of `init`.
-#[derive(Debug, Args)]
-pub struct InitArguments {
-    /// The folder of the files
-    #[arg(value_name = "DIR", default_value = ".")]
-    folder: PathBuf,
+pub(super) fn command() -> Command {
+    let folder = positional("DIR", "The folder of the files").default_value(".");
+    let about = "Write a first configuration with secrets of its own; overwrites nothing";
+    options::command(
+        "init",
+        about,
+        vec![folder.value_parser(value_parser!(PathBuf))],
+    )
 }
 
 /// Why there is no new configuration.
@@ -41,23 +45,21 @@ pub enum InitError {
     NoRandom,
 }
 
-impl InitArguments {
-    /// Writes the files. Returns what to do next.
-    pub fn write(self) -> Result<String, InitError> {
-        let folder = self.folder;
-        let create = |error| InitError::Create(folder.clone(), error);
-        let folder = fs::canonicalize(&folder).map_err(create)?;
-        let paths = FILES.map(|name| folder.join(name));
-        if let Some(path) = paths.iter().find(|path| path.symlink_metadata().is_ok()) {
-            return Err(InitError::Exists(path.clone()));
-        }
-        let [tickets, token, settings] = &paths;
-        let text = settings_text(tickets, token)?;
-        create_private(tickets, &secret()?)?;
-        create_private(token, &secret()?)?;
-        create_private(settings, &text)?;
-        Ok(next_steps(settings))
+/// Writes the files. Returns what to do next.
+pub fn init(matches: &ArgMatches) -> Result<String, InitError> {
+    let folder = path(matches, "DIR").expect("the argument has a default");
+    let create = |error| InitError::Create(folder.clone(), error);
+    let folder = fs::canonicalize(&folder).map_err(create)?;
+    let paths = FILES.map(|name| folder.join(name));
+    if let Some(path) = paths.iter().find(|path| path.symlink_metadata().is_ok()) {
+        return Err(InitError::Exists(path.clone()));
     }
+    let [tickets, token, settings] = &paths;
+    let text = settings_text(tickets, token)?;
+    create_private(tickets, &secret()?)?;
+    create_private(token, &secret()?)?;
+    create_private(settings, &text)?;
+    Ok(next_steps(settings))
 }
 
 fn secret() -> Result<String, InitError> {

@@ -1,11 +1,13 @@
 //! The commands of operators: `send`, `users`, `status`, `drain` and `log-filter`, each a request to the API.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clap::{Args, Subcommand, ValueEnum, value_parser};
+use clap::builder::{PossibleValue, ValueParser};
+use clap::{Arg, ArgMatches, Command, value_parser};
 use http_body_util::Full;
 use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::http::Error;
@@ -13,7 +15,7 @@ use hyper::{Method, Request, StatusCode, Uri};
 use serde_json::{Value, json};
 
 use super::endpoint::{self, EndpointError, Listener};
-use super::options::Options;
+use super::options::{Options, command, option, path, positional, text};
 use super::readable::{printable, readable};
 use crate::config::{Secret, SecretError, SecretFileError, Settings};
 use crate::identity::UserId;
@@ -25,84 +27,93 @@ const LIMITS: Limits = Limits {
     body_bytes_max: 4 * 1024 * 1024,
 };
 
-/// The commands, each with its own options.
-#[derive(Debug, Subcommand)]
-pub enum Operation {
-    /// Send a message as an operator and print its outcome: exit code 0 if it was delivered, else 1
-    Send {
-        /// The recipient
-        #[arg(long, value_name = "ID", value_parser = value_parser!(u64).range(1..=UserId::MAX))]
-        to: u64,
-        /// The sender that the recipient sees; 0 is the system
-        #[arg(long, value_name = "ID", default_value_t = 0, value_parser = value_parser!(u64).range(0..=UserId::MAX))]
-        from: u64,
-        /// The text
-        message: String,
-        /// Where the API is.
-        #[command(flatten)]
-        api: ApiOptions,
-    },
-    /// List the users of a node, or show one
-    Users {
-        /// The user; none: the first users by --sort
-        #[arg(value_parser = value_parser!(u64).range(1..=UserId::MAX))]
-        id: Option<u64>,
-        /// The order, largest first
-        #[arg(long, default_value = "queue", conflicts_with = "id")]
-        sort: Sort,
-        /// The most users
-        #[arg(long, default_value_t = 20, conflicts_with = "id", value_parser = value_parser!(u16).range(1..=1000))]
-        limit: u16,
-        /// Where the API is.
-        #[command(flatten)]
-        api: ApiOptions,
-    },
-    /// Show the status of a node: its users, its ledger, its drain, its link to other nodes
-    Status {
-        /// Where the API is.
-        #[command(flatten)]
-        api: ApiOptions,
-    },
-    /// Drain a node, as SIGTERM does
-    Drain {
-        /// Time over which users are disconnected, such as 30s [default: `drain.spread`]
-        #[arg(long, value_name = "DURATION")]
-        spread: Option<String>,
-        /// Where the API is.
-        #[command(flatten)]
-        api: ApiOptions,
-    },
-    /// Print what a node logs, or change it until the node ends
-    LogFilter {
-        /// A filter such as `info,switchboard=debug`
-        filter: Option<String>,
-        /// Where the API is.
-        #[command(flatten)]
-        api: ApiOptions,
-    },
+/// The commands of operators.
+pub(super) fn commands() -> [Command; 5] {
+    let to = option("to", "ID", "The recipient").required(true);
+    let from = option(
+        "from",
+        "ID",
+        "The sender that the recipient sees; 0 is the system",
+    );
+    let id = positional("ID", "The user; none: the first users by --sort");
+    let sort = option("sort", "SORT", "The order, largest first");
+    let limit = option("limit", "LIMIT", "The most users");
+    let spread = option(
+        "spread",
+        "DURATION",
+        "Time over which users are disconnected, such as 30s [default: `drain.spread`]",
+    );
+    let [to, id, from] = [(to, 1), (id, 1), (from, 0)]
+        .map(|(user, least)| user.value_parser(whole_number(least..=UserId::MAX)));
+    [
+        with_api(
+            "send",
+            "Send a message as an operator and print its outcome: exit code 0 if it was delivered, else 1",
+            vec![
+                to,
+                from.default_value("0"),
+                positional("MESSAGE", "The text").required(true),
+            ],
+        ),
+        with_api(
+            "users",
+            "List the users of a node, or show one",
+            vec![
+                id,
+                sort.default_value("queue")
+                    .conflicts_with("ID")
+                    .value_parser([
+                        PossibleValue::new("queue").help("Most queued bytes first"),
+                        PossibleValue::new("rate").help("Most messages a second first"),
+                    ]),
+                limit
+                    .default_value("20")
+                    .conflicts_with("ID")
+                    .value_parser(whole_number(1..=1000)),
+            ],
+        ),
+        with_api(
+            "status",
+            "Show the status of a node: its users, its ledger, its drain, its link to other nodes",
+            Vec::new(),
+        ),
+        with_api("drain", "Drain a node, as SIGTERM does", vec![spread]),
+        with_api(
+            "log-filter",
+            "Print what a node logs, or change it until the node ends",
+            vec![positional(
+                "FILTER",
+                "A filter such as `info,switchboard=debug`",
+            )],
+        ),
+    ]
 }
 
-/// The order of users.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Sort {
-    /// Most queued bytes first
-    Queue,
-    /// Most messages a second first
-    Rate,
+/// A command with the options that name the API.
+fn with_api(name: &'static str, about: &'static str, arguments: Vec<Arg>) -> Command {
+    let url = option(
+        "url",
+        "URL",
+        "The URL of the API, such as `http://127.0.0.1:9090` [default: `admin.listen`]",
+    );
+    let token_file = option(
+        "token-file",
+        "FILE",
+        "A file with the token of operators [default: `admin.token_file`]",
+    );
+    command(name, about, arguments)
+        .args(Options::arguments())
+        .arg(url.value_parser(|text: &str| endpoint::url(text, ["http", "https"])))
+        .arg(token_file.value_parser(value_parser!(PathBuf)))
 }
 
-/// Where the API is, and the token for it.
-#[derive(Debug, Args)]
-pub struct ApiOptions {
-    /// Options after the verb.
-    #[command(flatten)]
-    pub options: Options,
-    /// The URL of the API, such as `http://127.0.0.1:9090` [default: `admin.listen`]
-    #[arg(long, value_name = "URL", value_parser = |text: &str| endpoint::url(text, ["http", "https"]))]
-    url: Option<Uri>,
-    /// A file with the token of operators [default: `admin.token_file`]
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+/// Reads a whole number within a range.
+fn whole_number(range: RangeInclusive<u64>) -> ValueParser {
+    ValueParser::from(move |text: &str| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        let (least, most) = (range.start(), range.end());
+        number.ok_or_else(|| format!("not a whole number from {least} to {most}"))
+    })
 }
 
 /// Why there is no answer to an operator.
@@ -145,120 +156,98 @@ pub struct ApiAnswer {
     text: Bytes,
 }
 
-impl Operation {
-    /// The options of the command.
-    pub fn api(&self) -> &ApiOptions {
-        match self {
-            Self::Send { api, .. }
-            | Self::Users { api, .. }
-            | Self::Status { api }
-            | Self::Drain { api, .. }
-            | Self::LogFilter { api, .. } => api,
-        }
+/// Asks the relay what this command says.
+pub async fn ask_api(
+    command: &str,
+    matches: &ArgMatches,
+    settings: &Settings,
+) -> Result<ApiAnswer, OperateError> {
+    let endpoint = match matches.get_one("url") {
+        Some(url) => Some(Listener::named(url, LIMITS)),
+        None => Listener::admin(settings, LIMITS).transpose(),
+    };
+    let endpoint = endpoint.ok_or(OperateError::NoAddress)?;
+    let endpoint = endpoint.map_err(EndpointError::from)?;
+    let (method, path, body) = request(command, matches);
+    let url = endpoint.url(&path);
+    let mut request = Request::builder()
+        .method(method)
+        .uri(&url)
+        .header(CONNECTION, "close");
+    if let Some(token) = token(matches, settings)? {
+        let mut header =
+            HeaderValue::from_bytes(&[b"Bearer ", token.expose()].concat()).map_err(Error::from)?;
+        header.set_sensitive(true);
+        request = request.header(AUTHORIZATION, header);
     }
-
-    /// Asks the relay.
-    pub async fn ask(&self, settings: &Settings) -> Result<ApiAnswer, OperateError> {
-        let api = self.api();
-        let endpoint = match &api.url {
-            Some(url) => Some(Listener::named(url, LIMITS)),
-            None => Listener::admin(settings, LIMITS).transpose(),
-        };
-        let endpoint = endpoint.ok_or(OperateError::NoAddress)?;
-        let endpoint = endpoint.map_err(EndpointError::from)?;
-        let (method, path, body) = self.request();
-        let url = endpoint.url(&path);
-        let mut request = Request::builder()
-            .method(method)
-            .uri(&url)
-            .header(CONNECTION, "close");
-        if let Some(token) = api.token(settings)? {
-            let mut header = HeaderValue::from_bytes(&[b"Bearer ", token.expose()].concat())
-                .map_err(Error::from)?;
-            header.set_sensitive(true);
-            request = request.header(AUTHORIZATION, header);
+    let body = match body {
+        Some(body) => {
+            request = request.header(CONTENT_TYPE, "application/json");
+            body.to_string()
         }
-        let body = match body {
-            Some(body) => {
-                request = request.header(CONTENT_TYPE, "application/json");
-                body.to_string()
-            }
-            None => String::new(),
-        };
-        let request = request.body(Full::from(body))?;
-        let (answer, _) = endpoint
-            .client
-            .ask(request)
-            .await
-            .map_err(EndpointError::from)?;
-        let (status, text) = (answer.status(), answer.into_body());
-        let json = serde_json::from_slice::<Value>(&text);
-        if !status.is_success() {
-            let detail = json
-                .ok()
-                .and_then(|problem| Some(printable(problem.get("detail")?.as_str()?)));
-            // The listener for users has no such path.
-            let detail = detail.unwrap_or_else(|| {
-                "no API (it is on admin.listen, with admin.token_file)".to_owned()
-            });
-            return Err(OperateError::Refused {
-                url,
-                status,
-                detail,
-            });
-        }
-        let json = json.map_err(|_| OperateError::NotJson(url))?;
-        Ok(ApiAnswer { json, text })
+        None => String::new(),
+    };
+    let request = request.body(Full::from(body))?;
+    let asked = endpoint.client.ask(request).await;
+    let (answer, _) = asked.map_err(EndpointError::from)?;
+    let (status, text) = (answer.status(), answer.into_body());
+    let json = serde_json::from_slice::<Value>(&text);
+    if !status.is_success() {
+        let detail = json
+            .ok()
+            .and_then(|problem| Some(printable(problem.get("detail")?.as_str()?)));
+        // The listener for users has no such path.
+        let detail = detail
+            .unwrap_or_else(|| "no API (it is on admin.listen, with admin.token_file)".to_owned());
+        return Err(OperateError::Refused {
+            url,
+            status,
+            detail,
+        });
     }
+    let json = json.map_err(|_| OperateError::NotJson(url))?;
+    Ok(ApiAnswer { json, text })
+}
 
-    /// The method, the path and the body of the request.
-    fn request(&self) -> (Method, String, Option<Value>) {
-        match self {
-            Self::Send {
-                to, from, message, ..
-            } => {
-                let body = json!({"recipient_id": to, "sender_id": from, "message": message});
-                (Method::POST, "/api/messages".to_owned(), Some(body))
-            }
-            Self::Users { id: Some(id), .. } => (Method::GET, format!("/api/users/{id}"), None),
-            Self::Users { sort, limit, .. } => {
-                let sort = match sort {
-                    Sort::Queue => "queue",
-                    Sort::Rate => "rate",
-                };
-                (
-                    Method::GET,
-                    format!("/api/users?sort={sort}&limit={limit}"),
-                    None,
-                )
-            }
-            Self::Status { .. } => (Method::GET, "/api/status".to_owned(), None),
-            Self::Drain { spread, .. } => {
-                let body = spread.as_ref().map(|spread| json!({"spread": spread}));
-                (Method::POST, "/api/drain".to_owned(), body)
-            }
-            Self::LogFilter { filter, .. } => {
-                let body = filter.as_ref().map(|filter| json!({"filter": filter}));
-                let method = if body.is_some() {
-                    Method::PUT
-                } else {
-                    Method::GET
-                };
-                (method, "/api/log-filter".to_owned(), body)
-            }
+/// The method, the path and the body of the request.
+fn request(command: &str, matches: &ArgMatches) -> (Method, String, Option<Value>) {
+    let number = |name: &str| matches.get_one::<u64>(name).copied();
+    match command {
+        "send" => {
+            let (to, from, message) = (number("to"), number("from"), text(matches, "MESSAGE"));
+            let body = json!({"recipient_id": to, "sender_id": from, "message": message});
+            (Method::POST, "/api/messages".to_owned(), Some(body))
         }
+        "users" => {
+            let path = match (number("ID"), text(matches, "sort"), number("limit")) {
+                (None, Some(sort), Some(limit)) => format!("/api/users?sort={sort}&limit={limit}"),
+                (id, ..) => format!("/api/users/{}", id.unwrap_or_default()),
+            };
+            (Method::GET, path, None)
+        }
+        "drain" => {
+            let body = text(matches, "spread").map(|spread| json!({"spread": spread}));
+            (Method::POST, "/api/drain".to_owned(), body)
+        }
+        "log-filter" => {
+            let body = text(matches, "FILTER").map(|filter| json!({"filter": filter}));
+            let method = match body {
+                Some(_) => Method::PUT,
+                None => Method::GET,
+            };
+            (method, "/api/log-filter".to_owned(), body)
+        }
+        _ => (Method::GET, format!("/api/{command}"), None),
     }
 }
 
-impl ApiOptions {
-    fn token(&self, settings: &Settings) -> Result<Option<Secret>, OperateError> {
-        let Some(path) = &self.token_file else {
-            return Ok(settings.admin.operator_token()?);
-        };
-        let token = Secret::read(path);
-        token
-            .map(Some)
-            .map_err(|error| OperateError::TokenFile(path.clone(), error))
+fn token(matches: &ArgMatches, settings: &Settings) -> Result<Option<Secret>, OperateError> {
+    let Some(path) = path(matches, "token-file") else {
+        return Ok(settings.admin.operator_token()?);
+    };
+    match Secret::read(&path) {
+        Ok(token) => Ok(Some(token)),
+        Err(error) => Err(OperateError::TokenFile(path, error)),
     }
 }
 

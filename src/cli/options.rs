@@ -1,25 +1,70 @@
-//! The options that name the sources of settings.
+//! Descriptions of commands and their options, and the options that name the sources of settings.
+//!
+//! A description is made by these few functions, because those that clap derives from types are large: 90 kB here.
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Arg, ArgMatches, Command, value_parser};
 
 use crate::config::{ConfigError, Settings};
 
-/// The sources of settings. The options exist before and after the verb: with clap's global options, files
-/// after the verb would replace those before it.
-#[derive(Clone, Debug, Default, Args)]
+/// A command with its arguments, in the order of its help.
+pub(super) fn command(name: &'static str, about: &'static str, arguments: Vec<Arg>) -> Command {
+    Command::new(name).about(about).args(arguments)
+}
+
+/// An argument that is known by its position.
+pub(super) fn positional(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).help(help)
+}
+
+/// An option with a value: `--NAME VALUE`.
+pub(super) fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help)
+}
+
+/// The text of an argument, if there is one.
+pub(super) fn text(matches: &ArgMatches, name: &str) -> Option<String> {
+    matches.get_one(name).cloned()
+}
+
+/// The path of an argument, if there is one.
+pub(super) fn path(matches: &ArgMatches, name: &str) -> Option<PathBuf> {
+    matches.get_one(name).cloned()
+}
+
+/// The sources of settings. The options exist before and after the command: with clap's global options, files after
+/// the command would replace those before it.
+#[derive(Clone, Debug)]
 pub struct Options {
-    /// A file of settings (TOML); can be repeated, and later files override earlier ones
-    #[arg(short, long, value_name = "FILE")]
     config: Vec<PathBuf>,
-    /// Addresses to listen on, separated by commas, instead of server.listen
-    #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
 }
 
 impl Options {
-    /// These options together with those after the verb.
+    pub(super) fn arguments() -> Vec<Arg> {
+        let config =
+            "A file of settings (TOML); can be repeated, and later files override earlier ones";
+        let listen = "Addresses to listen on, separated by commas, instead of server.listen";
+        vec![
+            option("config", "FILE", config)
+                .short('c')
+                .action(clap::ArgAction::Append)
+                .value_parser(value_parser!(PathBuf)),
+            option("listen", "ADDR", listen),
+        ]
+    }
+
+    /// The options that a command was given.
+    pub fn of(matches: &ArgMatches) -> Self {
+        let config = matches.get_many("config");
+        Self {
+            config: config.unwrap_or_default().cloned().collect(),
+            listen: text(matches, "listen"),
+        }
+    }
+
+    /// These options together with those after the command.
     #[must_use]
     pub fn with(mut self, right: Self) -> Self {
         self.config.extend(right.config);

@@ -5,47 +5,37 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgMatches, Command, value_parser};
 
-use super::options::Options;
+use super::options::{Options, command, option, path, positional, text};
 use crate::auth::{self, Auth, AuthError, Authenticated, Denied, IssueError};
 use crate::config::{self, Settings};
 use crate::identity::Subject;
 
-/// The verbs of `token`.
-#[derive(Debug, Subcommand)]
-pub enum TokenVerb {
-    /// Sign a token and print it
-    Issue(IssueOptions),
-    /// Check a token and print its subject and lifetime: exit code 0 if it is valid, else 1
-    Verify(VerifyOptions),
-}
-
-/// The options of `token issue`.
-#[derive(Debug, Args)]
-pub struct IssueOptions {
-    /// Options after the verb.
-    #[command(flatten)]
-    pub options: Options,
-    /// The subject of the token
-    #[arg(long, value_name = "NAME")]
-    subject: String,
-    /// The lifetime of the token
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = lifetime)]
-    expires_in: Duration,
-    /// A shared secret, or a private key in PEM, instead of the first `auth.secret_file`
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
-}
-
-/// The options of `token verify`.
-#[derive(Debug, Args)]
-pub struct VerifyOptions {
-    /// Options after the verb.
-    #[command(flatten)]
-    pub options: Options,
-    /// The token; read from stdin if absent, so that other processes cannot see it
-    token: Option<String>,
+pub(super) fn commands() -> Vec<Command> {
+    let subject = option("subject", "NAME", "The subject of the token").required(true);
+    let expires_in = option("expires-in", "DURATION", "The lifetime of the token")
+        .default_value("1h")
+        .value_parser(lifetime);
+    let key_file = option(
+        "key-file",
+        "FILE",
+        "A shared secret, or a private key in PEM, instead of the first `auth.secret_file`",
+    );
+    let key_file = key_file.value_parser(value_parser!(PathBuf));
+    let token = positional(
+        "TOKEN",
+        "The token; read from stdin if absent, so that other processes cannot see it",
+    );
+    let with_options = |name, about| command(name, about, Options::arguments());
+    vec![
+        with_options("issue", "Sign a token and print it").args([subject, expires_in, key_file]),
+        with_options(
+            "verify",
+            "Check a token and print its subject and lifetime: exit code 0 if it is valid, else 1",
+        )
+        .arg(token),
+    ]
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
@@ -70,45 +60,44 @@ pub enum TokenError {
     Invalid(String),
 }
 
-impl IssueOptions {
-    /// Issues the token.
-    pub fn token(&self, settings: &Settings) -> Result<String, TokenError> {
-        let key_file = self.key_file.as_deref();
-        let token = auth::issue_from(&settings.auth, key_file, &self.subject, self.expires_in)?;
-        Ok(token)
-    }
+/// Issues a token.
+pub fn issue_token(matches: &ArgMatches, settings: &Settings) -> Result<String, TokenError> {
+    let subject = text(matches, "subject").expect("the argument is required");
+    let lifetime = matches.get_one("expires-in");
+    let lifetime = *lifetime.expect("the argument has a default");
+    let key_file = path(matches, "key-file");
+    let token = auth::issue_from(&settings.auth, key_file.as_deref(), &subject, lifetime)?;
+    Ok(token)
 }
 
-impl VerifyOptions {
-    /// Checks the token. Returns its subject and lifetime as a text.
-    pub async fn verified(
-        self,
-        settings: &Settings,
-        mut stdin: impl io::Read,
-    ) -> Result<String, TokenError> {
-        let (auth, refresher) = Auth::load(&settings.auth).await?;
-        let token = match self.token {
-            Some(token) => token,
-            None => io::read_to_string(&mut stdin)?,
-        };
-        // `verify` waits for the refresher where the token's key is unknown. The refresher never ends.
-        let refresh = async {
-            match refresher {
-                Some(refresher) => refresher.run(|_| ()).await,
-                None => pending().await,
-            }
-        };
-        let token = token.trim();
-        let verified = tokio::select! {
-            verified = auth.verify(token) => verified,
-            () = refresh => Err(Denied),
-        };
-        let Authenticated { subject, remaining } =
-            verified.map_err(|Denied| TokenError::Invalid(auth.explain(token)))?;
-        let subject = subject.as_ref().map_or("none", Subject::as_str);
-        let seconds = remaining.map_or(0, |remaining| remaining.as_secs());
-        Ok(format!(
-            "subject {subject:?}, valid for {seconds} s (auth.leeway included)"
-        ))
-    }
+/// Checks a token. Returns its subject and lifetime as a text.
+pub async fn verified_token(
+    matches: &ArgMatches,
+    settings: &Settings,
+    mut stdin: impl io::Read,
+) -> Result<String, TokenError> {
+    let (auth, refresher) = Auth::load(&settings.auth).await?;
+    let token = match text(matches, "TOKEN") {
+        Some(token) => token,
+        None => io::read_to_string(&mut stdin)?,
+    };
+    // `verify` waits for the refresher where the token's key is unknown. The refresher never ends.
+    let refresh = async {
+        match refresher {
+            Some(refresher) => refresher.run(|_| ()).await,
+            None => pending().await,
+        }
+    };
+    let token = token.trim();
+    let verified = tokio::select! {
+        verified = auth.verify(token) => verified,
+        () = refresh => Err(Denied),
+    };
+    let Authenticated { subject, remaining } =
+        verified.map_err(|Denied| TokenError::Invalid(auth.explain(token)))?;
+    let subject = subject.as_ref().map_or("none", Subject::as_str);
+    let seconds = remaining.map_or(0, |remaining| remaining.as_secs());
+    Ok(format!(
+        "subject {subject:?}, valid for {seconds} s (auth.leeway included)"
+    ))
 }
