@@ -59,7 +59,7 @@ pub fn init(matches: &ArgMatches) -> Result<String, InitError> {
     create_private(tickets, &secret()?)?;
     create_private(token, &secret()?)?;
     create_private(settings, &text)?;
-    Ok(next_steps(settings))
+    Ok(next_steps(settings, token))
 }
 
 fn secret() -> Result<String, InitError> {
@@ -103,8 +103,8 @@ token_file = {token}
     ))
 }
 
-fn next_steps(settings: &Path) -> String {
-    let settings = settings.display();
+fn next_steps(settings: &Path, token: &Path) -> String {
+    let (settings, token) = (settings.display(), token.display());
     format!(
         "Wrote {settings}, and two secrets beside it. Next:
   switchboard -c {settings}
@@ -115,6 +115,8 @@ fn next_steps(settings: &Path) -> String {
       sends to user 1 as an operator; `users` and `status` look at the relay
   switchboard check --changed -c {settings}
       prints what differs from the defaults, and warns of what is unsafe
+  switchboard bench pairs --metrics http://127.0.0.1:9090/metrics --metrics-token-file {token}
+      measures the relay and checks every message (cargo install --locked --path benches/load)
 "
     )
 }

@@ -180,6 +180,11 @@ fn init_writes_a_configuration_that_check_accepts_and_only_the_owner_can_read() 
         &format!("switchboard -c {path}"),
         "http://127.0.0.1:8080",
         "switchboard connect",
+        // The metrics are at admin.listen, and want its token.
+        &format!(
+            "switchboard bench pairs --metrics http://127.0.0.1:9090/metrics --metrics-token-file {}",
+            folder.canonicalize().unwrap().join("admin-token").display()
+        ),
     ] {
         assert!(stdout.contains(next), "{next} in {stdout}");
     }
