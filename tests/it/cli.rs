@@ -737,12 +737,17 @@ fn healthcheck_finds_a_server_alive_and_its_drain_too() {
 fn the_worker_threads_are_as_many_as_the_setting_says() {
     let served = Served::start_with("SWITCHBOARD__SERVER__WORKER_THREADS", "3");
     let tasks = format!("/proc/{}/task", served.process.id());
-    let names = fs::read_dir(tasks).unwrap().map(|task| {
-        let name = task.unwrap().path().join("comm");
-        fs::read_to_string(name).unwrap_or_default()
-    });
-    // Threads of the pool for blocking work have the same name and start only when there is such work.
-    assert_eq!(names.filter(|name| name.starts_with("tokio")).count(), 3);
+    let workers = || {
+        let names = fs::read_dir(&tasks).unwrap().map(|task| {
+            let name = task.unwrap().path().join("comm");
+            fs::read_to_string(name).unwrap_or_default()
+        });
+        names.filter(|name| name.starts_with("tokio")).count()
+    };
+    // A thread takes its name only after its start. Threads of the pool for blocking work have the same name and start
+    // only when there is such work.
+    eventually(|| (workers() >= 3).then_some(()));
+    assert_eq!(workers(), 3);
 }
 
 /// A trusted proxy has to begin with a header, and from the same machine the check has the proxy's address.
