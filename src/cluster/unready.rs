@@ -15,8 +15,10 @@ pub enum Unready {
     /// The server does not take the node's credentials.
     #[error("nats refuses the login (cluster.user, token_file, nkey_file or creds_file)")]
     LoginRefused,
-    /// JetStream does not have the table of ids.
-    #[error("jetstream leases no ids: it is off, or this account may not use it")]
+    /// JetStream does not have the table of ids, or not the one that this node needs.
+    #[error(
+        "jetstream leases no ids: it is off, this account may not use it, or its buckets have other settings (see the log)"
+    )]
     NoJetStream,
     /// Other nodes have another `cluster.block_size`.
     #[error("the other nodes have another cluster.block_size")]

@@ -46,7 +46,7 @@ class Process:
     """A running process and its log."""
 
     def __init__(self, command, environment):
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("a+")
         self.process = subprocess.Popen(command, env=environment, stderr=self.log)
 
     def text(self):

@@ -13,6 +13,7 @@ of each relay adds up."""
 import argparse
 import asyncio
 import collections
+import contextlib
 import filecmp
 import json
 import os
@@ -21,6 +22,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 import tomllib
 import urllib.request
@@ -109,6 +111,7 @@ class Deployment:
             print(f"  {time.monotonic() - begin:5.1f} s: {new.name} is ready, {old.name} drains", flush=True)
         await asyncio.gather(*drains)
         print(f"  {time.monotonic() - begin:5.1f} s: the last relay has drained", flush=True)
+        await self.users.until_at(self.case.relays)
         await self.users.until_delivered(self.case.relays)
 
     async def drain(self, relay):
@@ -145,12 +148,13 @@ class Deployment:
                 server.start()
                 await asyncio.to_thread(server.until_ready)
                 await self.until_up()
-            await self.users.until_delivered(self.case.relays)
             print(f"  {server.pod.name} left within {left:.1f} s and is back", flush=True)
 
     async def until_up(self):
+        """Waits until all relays are linked, and reach each other."""
         for relay in self.case.relays:
             await self.users.until(f"{relay.name} is linked", relay.up)
+        await self.users.until_delivered(self.case.relays)
 
     async def kill(self, relay):
         """Kills a relay, and starts it again when its users are elsewhere."""
@@ -168,11 +172,11 @@ class Deployment:
             await self.until_elsewhere(relay)
             relay.process.signal(signal.SIGCONT)
             await self.until_ready(relay)
-            await self.until_up()
 
     async def until_elsewhere(self, relay):
-        begin = time.monotonic()
-        await self.users.until_delivered([other for other in self.case.relays if other is not relay])
+        begin, others = time.monotonic(), [other for other in self.case.relays if other is not relay]
+        await self.users.until_at(others)
+        await self.users.until_delivered(others)
         print(f"  all users reach each other again after {time.monotonic() - begin:.1f} s", flush=True)
 
     async def cut_off(self, relay, proxy):
@@ -184,11 +188,11 @@ class Deployment:
             await self.users.until("the relay notices", lambda: not relay.up())
             await self.users.until("the others notice", lambda: any(
                 message.outcome() == "offline" and message.recipient in users for message in self.users.messages[first:]))
-            # The users of the relay reach each other, and all others reach each other.
-            await self.users.until_delivered(self.case.relays)
+            others = [other for other in self.case.relays if other is not relay]
+            await self.users.until_delivered([relay])
+            await self.users.until_delivered(others)
             proxy.passes.set()
             await self.until_up()
-        await self.users.until_delivered(self.case.relays)
         if [user.sessions[-1] for user in users] != sessions:
             self.users.fault("a user of the relay that was cut off has lost its connection")
 
@@ -201,7 +205,6 @@ class Deployment:
             server.start()
             await asyncio.to_thread(server.until_ready)
             await self.until_up()
-        await self.users.until_delivered(self.case.relays)
 
     async def end(self):
         """Ends all relays, after the users."""
@@ -214,50 +217,38 @@ class Deployment:
 
 
 class Proxy:
-    """Stands between a relay and NATS while a `with` statement lasts. While `passes` is not set, it keeps what it has
-    read."""
+    """Stands between a relay and NATS. While `passes` is not set, it keeps what it has read. It runs in threads of its
+    own, so that hundreds of users do not delay the link."""
 
     def __init__(self, target):
-        self.target, self.passes, self.tasks = target, asyncio.Event(), []
-        self.passes.set()
-
-    async def __aenter__(self):
-        self.loop, self.listener = asyncio.get_running_loop(), socket.create_server(("127.0.0.1", 0))
-        self.listener.setblocking(False)
+        self.target, self.passes, self.listener = target, threading.Event(), socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
-        self.tasks.append(asyncio.create_task(self.accept()))
-        return self
+        self.passes.set()
+        self.start(self.accept)
 
-    async def __aexit__(self, *_):
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        self.listener.close()
+    def start(self, function, *arguments):
+        threading.Thread(target=function, args=arguments, daemon=True).start()
 
-    async def accept(self):
+    def accept(self):
         while True:
-            near, _ = await self.loop.sock_accept(self.listener)
-            self.tasks.append(asyncio.create_task(self.serve(near)))
-
-    async def serve(self, near):
-        with near, socket.socket() as far:
-            near.setblocking(False)
-            far.setblocking(False)
+            near, _ = self.listener.accept()
             try:
-                await self.loop.sock_connect(far, ("127.0.0.1", self.target))
+                far = socket.create_connection(("127.0.0.1", self.target))
             except OSError:
-                return
-            await asyncio.gather(self.pump(near, far), self.pump(far, near))
+                near.close()
+                continue
+            self.start(self.pump, near, far)
+            self.start(self.pump, far, near)
 
-    async def pump(self, one, other):
-        try:
-            while data := await self.loop.sock_recv(one, 1 << 16):
-                await self.passes.wait()
-                await self.loop.sock_sendall(other, data)
+    def pump(self, one, other):
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                self.passes.wait()
+                other.sendall(data)
+        for end in (one, other):
             # The other pump reads the end of its stream, too.
-            other.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the connection has ended in both directions
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 async def update(case, options):
@@ -265,6 +256,7 @@ async def update(case, options):
     for _ in range(3):
         await deployment.add(options.old)
     async with deployment.users as users:
+        await users.until_at(case.relays)
         await users.until_delivered(case.relays)
         users.phase("update")
         await deployment.roll_out(options.new)
@@ -280,21 +272,22 @@ async def chaos(case, options):
     # A user asks after 1.2 of these intervals whether its relay is there, and waits for 5 s.
     deployment = Deployment(case, options.users, 10, {"KEEPALIVE__PING_INTERVAL": "1s"})
     [server] = case.servers
-    async with Proxy(server.port) as proxy:
-        killed, stopped = [await deployment.add(binary) for binary in (options.new, options.old)]
-        cut_off = await deployment.add(options.new, url=f"nats://127.0.0.1:{proxy.port}")
-        async with deployment.users as users:
-            await users.until_delivered(case.relays)
-            users.phase("a relay is killed")
-            await deployment.kill(killed)
-            users.phase("a relay is stopped")
-            await deployment.stop(stopped)
-            users.phase("a relay is cut off")
-            await deployment.cut_off(cut_off, proxy)
-            users.phase("NATS is killed")
-            await deployment.kill_nats()
-            await users.finish()
-        await deployment.end()
+    proxy = Proxy(server.port)
+    killed, stopped = [await deployment.add(binary) for binary in (options.new, options.old)]
+    cut_off = await deployment.add(options.new, url=f"nats://127.0.0.1:{proxy.port}")
+    async with deployment.users as users:
+        await users.until_at(case.relays)
+        await users.until_delivered(case.relays)
+        users.phase("a relay is killed")
+        await deployment.kill(killed)
+        users.phase("a relay is stopped")
+        await deployment.stop(stopped)
+        users.phase("a relay is cut off")
+        await deployment.cut_off(cut_off, proxy)
+        users.phase("NATS is killed")
+        await deployment.kill_nats()
+        await users.finish()
+    await deployment.end()
 
 
 def main():

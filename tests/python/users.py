@@ -216,6 +216,7 @@ class User:
             session.proven = max(session.proven, message.sent)
             if frame["status"] == "delivered":
                 self.delivered = message.sent
+                self.users.paths[session.relay, message.recipient.sessions[-1].relay] = message.sent
         elif frame["type"] == "reconnect":
             # Outcomes may still come, and then the close.
             self.reconnect_after = frame["after_ms"] / 1000
@@ -271,6 +272,8 @@ class Users:
         self.messages, self.faults, self.disturbances = [], [], []
         # Names, each with the number of its first message.
         self.phases = []
+        # When the latest message from one relay to another was sent that was delivered.
+        self.paths = {}
         self.refusals, self.gave_up, self.stale = collections.Counter(), 0, 0
 
     async def __aenter__(self):
@@ -313,11 +316,16 @@ class Users:
                 raise SystemExit(f"not within {patience} s: {what}")
             await asyncio.sleep(0.05)
 
-    async def until_delivered(self, relays):
-        """Waits until all users are at these relays, and then each has had a message delivered."""
+    async def until_at(self, relays):
         await self.until("all users are connected", lambda: all(user.is_at(relays) for user in self.members))
-        since = time.monotonic()
-        await self.until("each user has had a message delivered", lambda: all(user.delivered > since for user in self.members))
+
+    async def until_delivered(self, relays):
+        """Waits until, from now on, each user at these relays has had a message delivered, and so has each of the relays
+        from each of them that has users."""
+        since, users = time.monotonic(), [user for user in self.members if user.is_at(relays)]
+        places = {user.sessions[-1].relay for user in users}
+        await self.until("messages are delivered", lambda: all(user.delivered > since for user in users) and all(
+            self.paths.get((one, other), 0) > since for one in places for other in places))
 
     async def finish(self):
         """Stops the messages, waits for all outcomes that are due, and judges and prints them."""

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::response::Response;
@@ -206,8 +206,18 @@ fn compare(config: &BucketConfig, found: &Map<String, Value>) -> Result<(), Buck
         let there = found.get(what).unwrap_or(&Value::Bool(false));
         if *there != here {
             let bucket = &config.name;
+            let show = |value: &Value| match value.as_u64() {
+                Some(nanos) if what == "max_age" => format!("{:?}", Duration::from_nanos(nanos)),
+                _ => value.to_string(),
+            };
+            let settings = match what {
+                "max_age" => " (cluster.node_timeout, cluster.entry_ttl)",
+                _ => "",
+            };
             return Err(BucketFailure::Refused(format!(
-                "bucket {bucket} has {what} {there}, and this node needs {here}"
+                "bucket {bucket} has {what} {}, and this node needs {}{settings}",
+                show(there),
+                show(&here)
             )));
         }
     }
