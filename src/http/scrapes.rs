@@ -163,6 +163,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn requests_of_different_forms_share_nothing() {
+        let scrapes = Scrapes::default();
+        let forms = [Exposition::Text, Exposition::OpenMetrics]
+            .map(|exposition| ScrapeForm { exposition, ..FORM });
+        let requests = forms.map(|form| {
+            scrapes.share(form, move || {
+                format!("{:?}", form.exposition == Exposition::Text)
+            })
+        });
+        let texts = join_all(requests).await;
+        let texts: Vec<_> = texts.into_iter().map(Result::unwrap).collect();
+        assert_eq!(texts, ["true", "false"]);
+    }
+
+    #[tokio::test]
     async fn requests_that_wait_share_one_scrape_that_began_after_them() {
         let (scrapes, event) = (Scrapes::default(), Arc::new(Mutex::new(0)));
         for round in 1..=3 {

@@ -655,6 +655,20 @@ async fn a_token_that_expires_closes_its_connection() {
     assert_eq!(relay.metric(series), 1);
 }
 
+/// A handshake looks for room before it reads a token. Of several that saw the last place, one gets it.
+#[tokio::test]
+async fn no_more_users_join_than_have_room() {
+    let relay = TestRelay::new(Overflow::DropNewest).relay;
+    let mut members = Vec::new();
+    while let Ok(member) = relay.join(Dialect::Bare, None, None).await {
+        members.push(member);
+    }
+    assert_eq!(members.len(), 10);
+    members.pop();
+    members.push(relay.join(Dialect::Bare, None, None).await.unwrap());
+    assert!(relay.join(Dialect::Bare, None, None).await.is_err());
+}
+
 /// The first message after a silence is read in the turn that ends the silence.
 #[tokio::test(start_paused = true)]
 async fn a_message_after_a_silence_waits_for_room_in_the_router() {
