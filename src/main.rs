@@ -38,7 +38,7 @@ fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         Some(("token", matches)) => matches.subcommand().expect("it needs a command"),
         Some(command) => command,
     };
-    // Only of commands that take these options.
+    // Only for commands that have these options: clap panics when it is asked for an option that a command lacks.
     let options = || left.clone().with(Options::of(matches));
     match command {
         "serve" => return serve(&options()),

@@ -32,8 +32,8 @@ pub(super) fn command() -> Command {
 pub enum StartBenchError {
     /// The program is not installed.
     #[error(
-        "{PROGRAM} is neither beside this program nor on PATH: `cargo install --path benches/load` installs it, \
-         or `cargo install --git URL {PROGRAM}`"
+        "{PROGRAM} is neither beside this program nor on PATH: `cargo install --locked --path benches/load` installs it, \
+         or `cargo install --locked --git URL {PROGRAM}`"
     )]
     Missing,
     /// The program is installed and cannot be run.

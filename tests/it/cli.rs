@@ -1352,7 +1352,7 @@ fn bench_without_its_program_tells_how_to_build_it() {
         assert_eq!((code, &*stdout), (Some(1), ""));
         assert!(stderr.contains("switchboard-bench is neither"), "{stderr}");
         assert!(
-            stderr.contains("cargo install --path benches/load"),
+            stderr.contains("`cargo install --locked --path benches/load`"),
             "{stderr}"
         );
     }
