@@ -1,9 +1,10 @@
 //! Measures the cost of a cluster: latency and CPU per message on a node that runs alone, on a node of a cluster with a
 //! local recipient, and between two nodes; messages per second between two nodes, compared with two async-nats clients
-//! on the same server; joins a second; memory of many users.
+//! on the same server; joins a second; memory of many users; the time until users who lost their node are all back.
 //!
 //! Build it with `cargo build --release --bins --example cluster_figures`, and run
-//! `target/release/examples/cluster_figures target/release/switchboard`.
+//! `target/release/examples/cluster_figures target/release/switchboard`, or with `cost`, `speed`, `size` or `return`
+//! behind it for one part.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -14,7 +15,7 @@
     reason = "a measuring program: it panics on an error and prints its results"
 )]
 
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -42,18 +43,35 @@ const IN_FLIGHT: u64 = 128;
 const USERS: usize = 15_000;
 /// How many of them join at a time.
 const JOINERS: usize = 50;
+/// Users who come back at once, and the limits of their random wait before an attempt, as in src/ui/switchboard.js.
+const RETURNING: usize = 10_000;
+const BACKOFF_MIN: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// The length of a message's text, in bytes.
 const TEXT: usize = 64;
 
 #[tokio::main]
 async fn main() {
-    let program = env::args().nth(1).expect("usage: cluster_figures PROGRAM");
+    let program = env::args()
+        .nth(1)
+        .expect("usage: cluster_figures PROGRAM [cost|speed|size|return]");
     let program = fs::canonicalize(program).expect("no such program");
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let nats = Nats::start();
-    cost(&program, &nats).await;
-    speed(&program, &nats).await;
-    size(&program, &nats).await;
+    let part = env::args().nth(2);
+    let is_wanted = |name| part.as_deref().is_none_or(|part| part == name);
+    if is_wanted("cost") {
+        cost(&program, &nats).await;
+    }
+    if is_wanted("speed") {
+        speed(&program, &nats).await;
+    }
+    if is_wanted("size") {
+        size(&program, &nats).await;
+    }
+    if is_wanted("return") {
+        come_back(&program, &nats).await;
+    }
 }
 
 /// Latency and CPU per message. The setups take turns, so that other load on the machine affects all of them alike.
@@ -337,6 +355,111 @@ async fn size(program: &PathBuf, nats: &Nats) {
     }
 }
 
+/// The time until users who lose their connections at the same moment are all back with their ids, and what that took.
+async fn come_back(program: &PathBuf, nats: &Nats) {
+    println!(
+        "\n{RETURNING} users lose their connections at once, and come back with their tickets\n"
+    );
+    println!(
+        "| | half are back after | all | attempts a user | other ids |\n| - | - | - | - | - |"
+    );
+    for (name, cluster, is_killed) in [
+        ("to a node that runs alone", None, false),
+        ("to another node of a cluster", Some(nats), false),
+        ("the same, and their node was killed", Some(nats), true),
+    ] {
+        let first = Node::with_tickets(program, cluster).await;
+        let second = match cluster {
+            Some(_) => Some(Node::with_tickets(program, cluster).await),
+            None => None,
+        };
+        let joiners = (0..JOINERS).map(|_| async {
+            let mut users = Vec::with_capacity(RETURNING / JOINERS);
+            for _ in 0..RETURNING / JOINERS {
+                users.push(welcome(first.addr, None).await.unwrap());
+            }
+            users
+        });
+        let users = futures_util::future::join_all(joiners).await;
+        let users: Vec<_> = users.into_iter().flatten().collect();
+        let to = second.as_ref().map_or(first.addr, |second| second.addr);
+        let first = (!is_killed).then_some(first);
+        let begin = Instant::now();
+        let returning = users.into_iter().map(|user| {
+            let Welcome { id, ticket, stream } = user;
+            drop(stream);
+            tokio::spawn(return_to(to, id, ticket, begin))
+        });
+        let returned = futures_util::future::join_all(returning.collect::<Vec<_>>()).await;
+        let returned: Vec<_> = returned.into_iter().map(Result::unwrap).collect();
+        let mut times: Vec<_> = returned.iter().map(|user| user.after).collect();
+        times.sort_unstable();
+        let attempts: u32 = returned.iter().map(|user| user.attempts).sum();
+        let others = returned.iter().filter(|user| !user.is_same).count();
+        println!(
+            "| {name} | {:.1} s | {:.1} s | {:.2} | {others} |",
+            times[RETURNING / 2].as_secs_f64(),
+            times[RETURNING - 1].as_secs_f64(),
+            f64::from(attempts) / RETURNING as f64
+        );
+        drop((first, second, returned));
+    }
+}
+
+/// A user that is back.
+struct Returned {
+    after: Duration,
+    attempts: u32,
+    is_same: bool,
+    _stream: TcpStream,
+}
+
+async fn return_to(to: SocketAddr, id: u64, ticket: String, begin: Instant) -> Returned {
+    let mut attempts = 0;
+    loop {
+        let bound = BACKOFF_MIN * 2_u32.pow(attempts.min(6));
+        sleep(bound.min(BACKOFF_MAX).mul_f64(fastrand::f64())).await;
+        attempts += 1;
+        if let Ok(user) = welcome(to, Some(&ticket)).await {
+            return Returned {
+                after: begin.elapsed(),
+                attempts,
+                is_same: user.id == id,
+                _stream: user.stream,
+            };
+        }
+    }
+}
+
+/// A user of switchboard.v1.
+struct Welcome {
+    id: u64,
+    ticket: String,
+    stream: TcpStream,
+}
+
+/// Connects a user of switchboard.v1, or says why it was refused.
+async fn welcome(addr: SocketAddr, ticket: Option<&str>) -> io::Result<Welcome> {
+    let ticket = ticket.map_or_else(String::new, |ticket| format!(", ticket.{ticket}"));
+    let protocol = format!("Sec-WebSocket-Protocol: switchboard.v1{ticket}\r\n");
+    let (_, mut rest, mut stream) = handshake(addr, &protocol).await?;
+    let mut frame = None;
+    while frame.is_none() {
+        each_frame(&mut rest, |text| {
+            frame.get_or_insert_with(|| serde_json::from_str::<serde_json::Value>(text).unwrap());
+        });
+        if frame.is_none() && stream.read_buf(&mut rest).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    let frame = frame.unwrap();
+    Ok(Welcome {
+        id: frame["user_id"].as_u64().unwrap(),
+        ticket: frame["ticket"].as_str().unwrap().to_owned(),
+        stream,
+    })
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
@@ -344,21 +467,37 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// Connects a user without a subprotocol.
 async fn connect(addr: SocketAddr) -> (u64, OwnedReadHalf, OwnedWriteHalf) {
-    let mut stream = TcpStream::connect(addr).await.unwrap();
-    stream.set_nodelay(true).unwrap();
-    let request = "GET / HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0);
-    }
-    let head = String::from_utf8(head).unwrap();
-    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    let (head, _, stream) = handshake(addr, "").await.unwrap();
     let id = head.split("x-user-id: ").nth(1).unwrap();
     let id = id.split('\r').next().unwrap().parse().unwrap();
     let (reader, writer) = stream.into_split();
     (id, reader, writer)
+}
+
+/// Upgrades a connection. Returns the head of the answer, and what came behind it.
+async fn handshake(addr: SocketAddr, lines: &str) -> io::Result<(String, Vec<u8>, TcpStream)> {
+    let mut stream = TcpStream::connect(addr).await?;
+    stream.set_nodelay(true)?;
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{lines}\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut head = Vec::new();
+    let length = loop {
+        if stream.read_buf(&mut head).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            break end + 4;
+        }
+    };
+    let rest = head.split_off(length);
+    let head = String::from_utf8(head).unwrap();
+    if !head.starts_with("HTTP/1.1 101") {
+        return Err(io::Error::other(head));
+    }
+    Ok((head, rest, stream))
 }
 
 /// A message as a frame of a client, with a mask of zeros (RFC 6455 section 5.2).
@@ -398,6 +537,11 @@ fn each_frame(buffer: &mut Vec<u8>, mut f: impl FnMut(&str)) {
     buffer.drain(..start);
 }
 
+/// What these figures store: NATS, and the secret of tickets.
+fn folder() -> PathBuf {
+    env::temp_dir().join(format!("cluster-figures-{}", std::process::id()))
+}
+
 struct Nats {
     port: u16,
     process: Child,
@@ -415,7 +559,8 @@ impl Nats {
             .map(|folder| folder.join("nats-server"))
             .find(|program| program.is_file())
             .expect("nats-server is not installed");
-        let store = env::temp_dir().join(format!("cluster-figures-{}", std::process::id()));
+        let store = folder();
+        fs::create_dir(&store).unwrap();
         let process = Command::new(program)
             .args([
                 "--addr",
@@ -457,7 +602,19 @@ struct Node {
 
 impl Node {
     async fn start(program: &PathBuf, nats: Option<&Nats>) -> Self {
+        Self::run(Command::new(program), nats).await
+    }
+
+    /// Starts a node whose tickets are good at every other node of this kind.
+    async fn with_tickets(program: &PathBuf, nats: Option<&Nats>) -> Self {
+        let secret = folder().join("tickets");
+        fs::write(&secret, [b't'; 32]).unwrap();
         let mut command = Command::new(program);
+        command.env("SWITCHBOARD__TICKETS__SECRET_FILE", secret);
+        Self::run(command, nats).await
+    }
+
+    async fn run(mut command: Command, nats: Option<&Nats>) -> Self {
         command.args(["--listen", "127.0.0.1:0"]);
         if let Some(nats) = nats {
             let url = format!("nats://127.0.0.1:{}", nats.port);
