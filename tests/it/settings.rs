@@ -272,7 +272,7 @@ const TABLE: &[(&str, &str)] = &[
     ("tickets.ttl", "it/settings.rs a_ticket_expires"),
     (
         "ui.enabled",
-        "it/http.rs the_wire_is_described_beside_the_client",
+        "it/http.rs the_page_its_client_and_the_descriptions_are_files_with_types",
     ),
     (
         "log.format",
