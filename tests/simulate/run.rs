@@ -199,7 +199,7 @@ impl Run {
 
     /// Checks something that need not hold in the moment in which a user moves because of its connection's age.
     fn eventually(&mut self, check: fn(&Self) -> Result<(), Broken>) -> Result<(), Broken> {
-        for _ in 0..2 {
+        for _ in 0..5 {
             if check(self).is_ok() {
                 return Ok(());
             }
