@@ -29,6 +29,7 @@ impl Registry {
         if self.comparing == 0
             && let Some(lease) = self.compared_for.take()
         {
+            self.has_compared = true;
             self.actions.push_back(Action::Compared(lease));
         }
     }

@@ -91,6 +91,9 @@ pub(super) struct Registry {
     comparing: usize,
     /// The lease that they are compared for.
     compared_for: Option<u64>,
+    /// Whether all were compared since the link was lost. A store that has lost its last writes gives their revisions
+    /// again, to other writes, so a revision from before says nothing until the entry was read.
+    has_compared: bool,
     joins: usize,
     /// Registrations that were lost between the answer to their join and [`Registry::seated`], by nonce. Their owners
     /// leave.
@@ -112,6 +115,7 @@ impl Registry {
             to_compare: Vec::new(),
             comparing: 0,
             compared_for: None,
+            has_compared: true,
             joins: 0,
             lost: BTreeMap::new(),
             is_up: false,
@@ -178,7 +182,7 @@ impl Registry {
         join.until = now + self.bounds.join_timeout;
         self.joins += 1;
         let known = match holder {
-            Some(holder) => Some(holder.known(self.node)),
+            Some(holder) => self.known(holder),
             None => join.is_new.then_some(Known::NOTHING),
         };
         let work = self.procedures.entry(id).or_insert_with(|| Procedure {
@@ -209,11 +213,17 @@ impl Registry {
         let identity = holder.identity(id);
         // An earlier connection of the user may be here still, which the registration was no longer for.
         self.actions.push_back(Action::Revoke(identity, Loss::Left));
-        let known = Some(holder.known(self.node));
+        let known = self.known(&holder);
         self.procedures.entry(id).or_insert_with(|| Procedure {
             known,
+            read: known.is_none(),
             ..Procedure::default()
         });
+    }
+
+    /// What the entry of a holder is, if that is sure.
+    fn known(&self, holder: &Holder) -> Option<Known> {
+        self.has_compared.then(|| holder.known(self.node))
     }
 
     /// Another node says that the entry of an id is its own.
@@ -258,7 +268,7 @@ impl Registry {
         self.is_up = false;
         self.accepts_until = now + self.bounds.join_timeout;
         self.to_compare.clear();
-        (self.comparing, self.compared_for) = (0, None);
+        (self.comparing, self.compared_for, self.has_compared) = (0, None, false);
         self.actions
             .retain(|action| matches!(action, Action::Reply(..) | Action::Revoke(..)));
         for work in self.procedures.values_mut() {
@@ -300,7 +310,7 @@ impl Registry {
             else {
                 continue;
             };
-            let known = Some(holder.known(self.node));
+            let known = self.known(holder);
             let work = self.procedures.entry(id).or_insert_with(|| Procedure {
                 known,
                 ..Procedure::default()

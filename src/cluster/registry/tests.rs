@@ -639,6 +639,64 @@ fn entries_are_written_again_in_time_and_a_lost_one_is_noticed() {
     replied.close();
 }
 
+/// NATS has lost the last writes, and has given their revisions to those of other nodes since.
+#[test]
+fn a_revision_from_before_a_lost_link_counts_only_after_the_entry_was_read() {
+    type Change = fn(&mut Registry);
+    let leave: Change = |registry| assert!(registry.leave(id(1), 7, 0));
+    let come: Change = |registry| registry.join(id(1), join(8, 9).0, 0);
+    let come_back: Change = |registry| {
+        assert!(registry.leave(id(1), 7, 0));
+        registry.join(id(1), join(8, 9).0, 0);
+    };
+    let renew: Change = |registry| registry.tick(BOUNDS.renew_after);
+    for (what, change) in [
+        ("leave", leave),
+        ("come", come),
+        ("come back", come_back),
+        ("renew", renew),
+    ] {
+        for is_before_the_link in [true, false] {
+            let mut registry = Registry::new(OWN, BOUNDS);
+            registry.link_up(0);
+            registry.holders.insert(id(1), holder());
+            registry.renewals.push_back((0, id(1)));
+            registry.link_down(0);
+            if is_before_the_link {
+                change(&mut registry);
+                registry.link_up(0);
+                registry.tick(0);
+            } else {
+                registry.link_up(0);
+                change(&mut registry);
+            }
+            let calls = |action: &Action| matches!(action, Action::Read(_) | Action::Write(..));
+            let asked = std::iter::from_fn(|| registry.next_action());
+            let asked: Vec<_> = asked.filter(calls).collect();
+            assert!(matches!(&*asked, [Action::Read(_)]), "{what}: {asked:?}");
+        }
+    }
+    // After a comparison they count.
+    let mut registry = Registry::new(OWN, BOUNDS);
+    registry.link_down(0);
+    registry.link_up(0);
+    registry.compare(1, 0);
+    registry.holders.insert(id(1), holder());
+    registry.leave(id(1), 7, 0);
+    let asked: Vec<_> = std::iter::from_fn(|| registry.next_action()).collect();
+    assert!(
+        matches!(
+            &*asked,
+            [
+                Action::Compared(1),
+                Action::Revoke(..),
+                Action::Write(_, None, Revision(20))
+            ]
+        ),
+        "{asked:?}"
+    );
+}
+
 #[test]
 fn a_check_that_is_told_again_meanwhile_is_answered_all_the_same() {
     let mut registry = Registry::new(OWN, BOUNDS);
