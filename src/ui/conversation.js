@@ -40,6 +40,8 @@ export class Tail {
   #list;
   #max;
   #atEnd = true;
+  /** Where the list was scrolled to last. */
+  #top = 0;
   // The text box grows, a keyboard opens, the window is resized, an outcome takes a second line: the newest entry
   // stays visible.
   #resizes = new ResizeObserver(() => this.#atEnd && this.toEnd());
@@ -53,7 +55,10 @@ export class Tail {
     this.#list = list;
     this.#max = max;
     list.addEventListener("scroll", () => {
-      this.#atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < END_PX;
+      const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < END_PX;
+      // Only a reader scrolls up. The event of a scroll to the end can come when the list has already shrunk again.
+      this.#atEnd = atEnd || (this.#atEnd && list.scrollTop >= this.#top);
+      this.#top = list.scrollTop;
       onScroll?.(this.#atEnd);
     });
     this.#resizes.observe(list);
@@ -80,6 +85,7 @@ export class Tail {
 
   toEnd() {
     this.#list.scrollTop = this.#list.scrollHeight;
+    this.#top = this.#list.scrollTop;
   }
 }
 

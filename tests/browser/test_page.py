@@ -177,6 +177,20 @@ def test_the_newest_message_stays_visible_when_the_log_shrinks(relay, open_tab):
         until(lambda: hidden_below(tab) < 2, "the end of the log")
 
 
+def test_a_box_that_grows_with_a_message_hides_no_end(relay, open_tab):
+    """The event of the scroll to a new message comes when the log has already shrunk."""
+    tab = open_tab(relay, viewport=DESKTOP)
+    fill_the_log(tab)
+    tab.evaluate("""() => {
+        const [log, text] = ["log", "text"].map((id) => document.getElementById(id));
+        log.scrollTop -= 5;
+        log.scrollTop = log.scrollHeight;
+        text.value = "\\n".repeat(8);
+        text.dispatchEvent(new Event("input", { bubbles: true }));
+    }""")
+    until(lambda: hidden_below(tab) < 2, "the end of the log")
+
+
 def is_in_sight(tab, selector: str) -> bool:
     box = tab.locator(selector).bounding_box()
     return box["y"] >= 0 and box["y"] + box["height"] <= tab.viewport_size["height"]
