@@ -140,6 +140,10 @@ impl Router {
 
     /// Messages that wait for the router.
     pub(super) fn waiting(&self) -> u64 {
+        // A router that has failed has dropped all of them.
+        if self.messages.is_closed() {
+            return 0;
+        }
         self.waiting.load(Relaxed)
     }
 
@@ -268,6 +272,7 @@ mod tests {
     use crate::config::Overflow;
     use crate::directory::{Budget, Command, MailboxBounds};
     use crate::identity::{ResumptionId, UserIdentity};
+    use crate::ledger::LedgerTotals;
     use crate::protocol::Dialect;
 
     fn client(id: u64, metrics: &Arc<Metrics>) -> Arc<Client> {
@@ -319,6 +324,24 @@ mod tests {
             task.await;
             assert_eq!(held(&recipient), 1);
         }
+    }
+
+    /// A panic of the router's task drops what waits for it.
+    #[tokio::test]
+    async fn messages_of_a_router_that_has_failed_are_counted_once() {
+        let metrics = Arc::new(Metrics::new(1));
+        let (router, task) = Router::new(1, 8, |_, _| ());
+        let mut sink = router.sink();
+        let recipient = client(2, &metrics);
+        for failed in [None, Some(task)] {
+            std::future::poll_fn(|cx| sink.poll_ready(cx)).await;
+            sink.send(routed(&recipient, &metrics));
+            let totals = LedgerTotals::read(&metrics, || router.waiting());
+            assert_eq!((totals.mailbox, totals.gap()), (totals.received, 0));
+            drop(failed);
+        }
+        let totals = LedgerTotals::read(&metrics, || router.waiting());
+        assert_eq!((totals.received, totals.dropped, totals.gap()), (2, 2, 0));
     }
 
     /// Of two clients of one id, the later may reach the router first.
