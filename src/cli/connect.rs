@@ -21,13 +21,14 @@ use hyper_util::rt::TokioIo;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
-use super::conversation::{Conversation, ConversationError, Interface, Typed};
+use super::conversation::{Conversation, ConversationError, InputSender, Interface};
 use super::endpoint::{self, EndpointError, Listener};
 use super::lines::FrameLines;
 use super::options::{self, Options, option, path, positional, text};
 use super::terminal::Terminal;
 use crate::auth::{self, IssueError};
 use crate::config::{AuthMode, Settings};
+use crate::net::backoff::Backoff;
 use crate::net::http_client::Limits;
 use crate::protocol::{SUBPROTOCOL, close_code};
 
@@ -162,23 +163,20 @@ impl ConnectOptions {
     async fn converse(
         &self,
         settings: &Settings,
-        start: fn(Typed) -> Box<dyn Interface>,
+        start: fn(InputSender) -> Box<dyn Interface>,
     ) -> Result<bool, ConnectError> {
         let (mut url, mut socket) = self.open(settings, None).await?;
         let mut conversation = Conversation::start(start);
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
         loop {
             let opened_at = Instant::now();
             let source = match conversation.hold(socket).await {
                 Ok(all_delivered) => return Ok(all_delivered),
                 Err(source) => source,
             };
-            if opened_at.elapsed() >= STEADY {
-                backoff = Backoff::default();
-            }
             let asked = conversation.reconnect_after();
-            if asked.is_some() {
-                backoff = Backoff::default();
+            if asked.is_some() || opened_at.elapsed() >= STEADY {
+                backoff.reset();
             }
             let wait = asked.unwrap_or_else(|| backoff.next());
             let notice = format!("{source}; connecting again in {wait:.1?}, lines wait until then");
@@ -301,20 +299,6 @@ impl ConnectOptions {
             return auth::issue_from(auth, key_file, &self.subject, TOKEN_LIFETIME).map(Some);
         }
         Ok(self.token.clone())
-    }
-}
-
-/// The random waits between attempts to connect.
-#[derive(Default)]
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let limit = BACKOFF_MIN.saturating_mul(2_u32.saturating_pow(self.failures));
-        self.failures += 1;
-        limit.min(BACKOFF_MAX).mul_f64(fastrand::f64())
     }
 }
 

@@ -3,6 +3,7 @@
 //! The input and the output outlive a connection, so that the next one goes on with both.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::task::Poll;
@@ -32,12 +33,12 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where an interface puts what is typed. Dropping it says that the input has ended.
 #[derive(Debug)]
-pub(super) struct Typed {
+pub(super) struct InputSender {
     frames: Sender<Result<String, InputError>>,
     _is_open: oneshot::Sender<()>,
 }
 
-impl Typed {
+impl InputSender {
     /// Puts a frame to send, or why the input cannot be read further. Waits while the queue is full: without a
     /// connection, nothing is taken from it. Returns whether the conversation goes on.
     pub(super) fn put(&self, frame: Result<String, InputError>) -> bool {
@@ -128,7 +129,7 @@ struct Output {
 #[derive(Default)]
 struct Connection {
     /// Messages that were sent and have no outcome yet, by their ids.
-    pending: RefCell<Vec<Value>>,
+    pending: RefCell<VecDeque<Value>>,
     /// The relay reads nothing more, as its `reconnect` or its close has said.
     is_deaf: Cell<bool>,
     /// The input has ended, and this side closes.
@@ -137,10 +138,10 @@ struct Connection {
 
 impl Conversation {
     /// Begins to read the input.
-    pub(super) fn start(interface: impl FnOnce(Typed) -> Box<dyn Interface>) -> Self {
+    pub(super) fn start(interface: impl FnOnce(InputSender) -> Box<dyn Interface>) -> Self {
         let (frames, typed) = mpsc::channel(INPUT_FRAMES);
         let (is_open, input_ended) = oneshot::channel();
-        let interface = interface(Typed {
+        let interface = interface(InputSender {
             frames,
             _is_open: is_open,
         });

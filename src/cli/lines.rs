@@ -5,7 +5,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use super::conversation::{InputError, Interface, Typed};
+use super::conversation::{InputError, InputSender, Interface};
 
 /// The longest line: no relay takes a larger frame (`limits.frame_bytes`).
 const LINE_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -16,7 +16,7 @@ pub(super) struct FrameLines;
 
 impl FrameLines {
     /// Begins to read. A thread of its own does, because a read of stdin cannot be cancelled.
-    pub(super) fn start(typed: Typed) -> Box<dyn Interface> {
+    pub(super) fn start(typed: InputSender) -> Box<dyn Interface> {
         thread::spawn(move || {
             let mut input = io::stdin().lock();
             for number in 1.. {

@@ -1,12 +1,11 @@
 //! The commands of operators: `send`, `users`, `status`, `drain` and `log-filter`, each a request to the API.
 
 use std::io;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clap::builder::{PossibleValue, ValueParser};
+use clap::builder::PossibleValue;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use http_body_util::Full;
 use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue};
@@ -44,7 +43,7 @@ pub(super) fn commands() -> [Command; 5] {
         "Time over which users are disconnected, such as 30s [default: `drain.spread`]",
     );
     let [to, id, from] = [(to, 1), (id, 1), (from, 0)]
-        .map(|(user, least)| user.value_parser(whole_number(least..=UserId::MAX)));
+        .map(|(user, least)| user.value_parser(value_parser!(u64).range(least..=UserId::MAX)));
     [
         with_api(
             "send",
@@ -69,7 +68,7 @@ pub(super) fn commands() -> [Command; 5] {
                 limit
                     .default_value("20")
                     .conflicts_with("ID")
-                    .value_parser(whole_number(1..=1000)),
+                    .value_parser(value_parser!(u64).range(1..=1000)),
             ],
         ),
         with_api(
@@ -105,15 +104,6 @@ fn with_api(name: &'static str, about: &'static str, arguments: Vec<Arg>) -> Com
         .args(Options::arguments())
         .arg(url.value_parser(|text: &str| endpoint::url(text, ["http", "https"])))
         .arg(token_file.value_parser(value_parser!(PathBuf)))
-}
-
-/// Reads a whole number within a range.
-fn whole_number(range: RangeInclusive<u64>) -> ValueParser {
-    ValueParser::from(move |text: &str| {
-        let number = text.parse().ok().filter(|number| range.contains(number));
-        let (least, most) = (range.start(), range.end());
-        number.ok_or_else(|| format!("not a whole number from {least} to {most}"))
-    })
 }
 
 /// Why there is no answer to an operator.

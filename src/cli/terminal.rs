@@ -11,7 +11,7 @@ use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor, ExternalPrinter};
 use serde_json::{Value, json};
 
-use super::conversation::{InputError, Interface, Typed};
+use super::conversation::{InputError, InputSender, Interface};
 use super::readable::printable;
 use crate::identity::UserId;
 
@@ -34,7 +34,7 @@ pub(super) struct Terminal {
 
 impl Terminal {
     /// Begins to read lines, in a thread of its own.
-    pub(super) fn start(typed: Typed) -> Box<dyn Interface> {
+    pub(super) fn start(typed: InputSender) -> Box<dyn Interface> {
         let mode = tcgetattr(io::stdin()).ok();
         // A paste is a line for each of its lines, as with any other program that reads lines.
         let config = Config::builder()
@@ -125,7 +125,7 @@ enum TypedLine {
 }
 
 /// Reads until the user leaves.
-fn read_lines(editor: &mut DefaultEditor, typed: &Typed) -> rustyline::Result<()> {
+fn read_lines(editor: &mut DefaultEditor, typed: &InputSender) -> rustyline::Result<()> {
     let mut recipient = None;
     for number in 1_u64.. {
         let prompt = recipient.map_or_else(|| "> ".to_owned(), |id| format!("to {id}> "));

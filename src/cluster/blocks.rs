@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use tracing::{error, info};
 
-use super::backoff::Backoff;
 use super::nats::{Bucket, BucketFailure, Entry, NatsLink, WriteFailure};
 use super::record::Counter;
-use super::shared::Shared;
+use super::shared::{BACKOFF, Shared};
 use super::unready::Unready;
 
 /// The key of the counter.
@@ -35,14 +34,14 @@ enum CounterStep {
 
 /// Leases blocks until the link is lost.
 pub(super) async fn lease_blocks<L: NatsLink>(shared: Arc<Shared>, link: L, bucket: L::Bucket) {
-    let mut backoff = Backoff::default();
+    let mut backoff = BACKOFF;
     // The old stream has leased blocks that no table knows of.
     let mut floor = None;
     loop {
         match lease(&shared, &link, &bucket, &mut floor).await {
             Ok(true) => {
                 shared.set_unready(Unready::NoId);
-                backoff = Backoff::default();
+                backoff.reset();
                 shared.leases.changed().await;
             }
             Ok(false) => {}

@@ -2,6 +2,8 @@
 //! the subscription and the key of this node, and lost when the connection ends, the server is silent, or a bucket
 //! is another one.
 
+use std::error::Error;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +14,6 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::backoff::{Backoff, chain};
 use super::blocks::lease_blocks;
 use super::buckets::Buckets;
 use super::inbound::Receiver;
@@ -21,7 +22,7 @@ use super::outbound::Publisher;
 use super::pace::{ENDED, Pace, watch};
 use super::registrar::{Registrar, carry_out};
 use super::renewal::LeaseRenewal;
-use super::shared::Shared;
+use super::shared::{BACKOFF, Shared};
 use super::unready::Unready;
 use crate::directory::Wakes;
 use crate::telemetry::metrics::DropReason;
@@ -53,7 +54,7 @@ impl LinkError {
 
 /// Makes links, one after the other, until the node ends.
 pub(super) async fn keep<N: Nats>(shared: Arc<Shared>, nats: N) {
-    let mut backoff = Backoff::default();
+    let mut backoff = BACKOFF;
     let stop = shared.stop.clone();
     while !stop.is_cancelled() {
         let connected = tokio::select! {
@@ -63,7 +64,7 @@ pub(super) async fn keep<N: Nats>(shared: Arc<Shared>, nats: N) {
         let (reason, cause) = match connected {
             Ok(link) => match open(&shared, link).await {
                 Ok(session) => {
-                    backoff = Backoff::default();
+                    backoff.reset();
                     match session.serve().await {
                         Some(reason) => (reason.to_owned(), Unready::Unreachable),
                         None => break,
@@ -86,6 +87,17 @@ pub(super) async fn keep<N: Nats>(shared: Arc<Shared>, nats: N) {
     }
     // Nobody will be told any more; they are counted.
     shared.give_up(u64::MAX);
+}
+
+/// An error with all that caused it.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        write!(text, ": {error}").expect("a String takes all that is written to it");
+        source = error.source();
+    }
+    text
 }
 
 /// A link whose key and subscription the server knows.

@@ -11,7 +11,6 @@
 //! The decisions are in `registry`, `queue`, `flow`, `lease` and `waiting`, which do no I/O. One connection is one
 //! `link`: it is made, used and given up as a whole, so that nothing which waited in a dead one is sent later.
 
-mod backoff;
 mod blocks;
 mod buckets;
 mod envelope;

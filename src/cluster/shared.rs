@@ -21,9 +21,14 @@ use crate::config;
 use crate::directory::{Directory, Notifier, Wakes};
 use crate::identity::{Blocks, Leases};
 use crate::lifecycle::Shutdown;
+use crate::net::backoff::Backoff;
 use crate::protocol::Status;
 use crate::telemetry::metrics::{LinkMetrics, Metrics};
 use crate::telemetry::traces::Traces;
+
+/// The waits between attempts to reach NATS, and to lease a block.
+pub(super) const BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// Links that other nodes have announced and that were not confirmed yet.
 const HELLOS_MAX: usize = 1024;

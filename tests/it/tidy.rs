@@ -28,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "ledger",
             "directory",
             "lifecycle",
+            "net",
             "telemetry",
         ],
     ),

@@ -22,12 +22,9 @@ const FOREIGN_LEVELS: [(&str, &str); 8] = [
 
 pub(super) fn rule(log: &LogSettings) -> Rule {
     let LogSettings { format: _, filter } = log;
-    let mut directives = filter
-        .split(',')
-        .filter(|directive| !directive.is_empty())
-        .peekable();
-    let is_empty = directives.peek().is_none();
-    let wrong = directives.find(|directive| !has_level(directive));
+    let is_empty = filter.split(',').all(str::is_empty);
+    let mut directives = filter.split(',');
+    let wrong = directives.find(|directive| !directive.is_empty() && !has_level(directive));
     let suggestion = wrong
         .and_then(suggestion)
         .map_or_else(String::new, |suggestion| {
