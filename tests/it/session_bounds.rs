@@ -1,11 +1,12 @@
 //! One session on paused time: how much it holds for a peer that does not read, how long it waits, and how often it
 //! runs meanwhile.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -437,5 +438,99 @@ async fn the_relay_ends_its_side_before_the_peer_does() {
         assert!(!session.is_finished(), "it waits for the peer's end");
         drop(peer);
         session.await.unwrap();
+    }
+}
+
+/// A stream that brings at most `piece` bytes at a read, as TLS does with small records. Notes the time of each read, and
+/// the number of the session's turn.
+struct PieceStream {
+    io: DuplexStream,
+    piece: usize,
+    turns: Arc<AtomicUsize>,
+    reads: Arc<Mutex<Vec<(Instant, usize)>>>,
+}
+
+impl Transport for PieceStream {}
+
+impl AsyncRead for PieceStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut piece = vec![0; self.piece.min(buffer.remaining())];
+        let mut piece = ReadBuf::new(&mut piece);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut piece))?;
+        buffer.put_slice(piece.filled());
+        let read = (Instant::now(), self.turns.load(Relaxed));
+        self.reads.lock().unwrap().push(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for PieceStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// The reads of a user that sends itself eight messages in such pieces, and how many bytes those are.
+async fn reads_of(piece: usize) -> (Vec<(Instant, usize)>, usize) {
+    let relay = TestRelay::new(Overflow::DropNewest);
+    let (ours, mut client) = duplex(1 << 16);
+    let (turns, reads) = (Arc::new(AtomicUsize::new(0)), Arc::default());
+    let stream = PieceStream {
+        io: ours,
+        piece,
+        turns: turns.clone(),
+        reads: Arc::clone(&reads),
+    };
+    let membership = relay.relay.join(Dialect::Bare, None, None).await.unwrap();
+    let (welcome, context) = (Welcome::default(), relay.context.clone());
+    let mut session = Box::pin(Session::new(stream, &[], membership, &welcome, context));
+    tokio::spawn(poll_fn(move |cx| {
+        turns.fetch_add(1, Relaxed);
+        session.as_mut().poll(cx)
+    }));
+    let sent = message(1, &"x".repeat(60)).repeat(8);
+    client.write_all(&sent).await.unwrap();
+    for _ in 0..8 {
+        hear(&mut client).await;
+    }
+    let reads = reads.lock().unwrap().clone();
+    (reads, sent.len())
+}
+
+/// The most reads that have the same in common.
+fn most_at_once<T: PartialEq>(reads: impl Iterator<Item = T>) -> usize {
+    let reads: Vec<T> = reads.collect();
+    let turns = reads.chunk_by(PartialEq::eq);
+    turns.map(<[T]>::len).max().unwrap_or_default()
+}
+
+/// Each TLS record costs a read, however little is in it.
+#[tokio::test(start_paused = true)]
+async fn a_turn_makes_four_reads_and_the_next_one_waits_where_they_brought_nearly_nothing() {
+    for (piece, is_slow) in [(1, true), (5, true), (6, false), (100, false)] {
+        let (reads, bytes) = reads_of(piece).await;
+        assert_eq!(reads.len(), bytes.div_ceil(piece), "{piece}");
+        assert_eq!(most_at_once(reads.iter().map(|read| read.1)), 4, "{piece}");
+        let took = reads[reads.len() - 1].0 - reads[0].0;
+        let turns = u32::try_from(reads.len().div_ceil(4)).unwrap();
+        let waits = Duration::from_millis(1) * (turns - 1);
+        let expected = if is_slow { waits } else { Duration::ZERO };
+        assert_eq!(took, expected, "{piece}: {turns} turns");
     }
 }
