@@ -6,9 +6,11 @@
 - At a relay: `CONNECTION_BYTES` in src/config/capacity.rs. As root the relay runs in a cgroup of its own, which
   also counts the kernel's memory for sockets, as a container's limit does. Otherwise its resident memory is
   compared with the first part of the figure.
-- At NATS: the 1 KiB in k8s/components/nats/statefulset.yaml, by an entry in a key-value bucket for each user."""
+- At NATS: the 1 KiB in k8s/components/nats/statefulset.yaml, by an entry in a key-value bucket for each user, the
+  buffers of the server included."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -23,8 +25,10 @@ from nats_client import Client, until
 from relay import free_port
 
 USERS, STEADY = 8000, 1000
-NATS_USERS = 100_000
+NATS_USERS = 300_000
 NATS_USER_BYTES = 1024
+# An entry as a relay writes it: a compare-and-set of the node's number, a nonce and a resumption id.
+ENTRY = "NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n", "x" * 17
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -125,10 +129,9 @@ def nats(program):
         try:
             until("NATS listens", lambda: connects(port))
             client = Client(port)
-            put(client, 0, NATS_USERS // 10)
             before = settled(lambda: resident(process.pid))
-            put(client, NATS_USERS // 10, NATS_USERS)
-            cost = (settled(lambda: resident(process.pid)) - before) / (NATS_USERS * 0.9)
+            put(client, NATS_USERS)
+            cost = (settled(lambda: resident(process.pid)) - before) / NATS_USERS
         finally:
             process.kill()
             process.wait()
@@ -136,12 +139,16 @@ def nats(program):
     assert cost <= NATS_USER_BYTES, f"k8s/components/nats/statefulset.yaml counts with {NATS_USER_BYTES} B"
 
 
-def put(client, begin, end):
-    if begin == 0:
-        client.request("$JS.API.STREAM.CREATE.KV_ids", '{"name":"KV_ids","subjects":["$KV.ids.>"],"max_msgs_per_subject":1}')
-    for first in range(begin, end, 1000):
-        client.say(*(f"PUB $KV.ids.{number} 24\r\n{number:024}" for number in range(first, first + 1000)))
-        until("all entries are stored", lambda: client.request("$JS.API.STREAM.INFO.KV_ids", "")["state"]["messages"] == first + 1000)
+def put(client, count):
+    bucket = "KV_switchboard_2_ids"
+    config = {"name": bucket, "subjects": ["$KV.switchboard_2_ids.>"], "max_msgs_per_subject": 1, "allow_msg_ttl": True}
+    client.request(f"$JS.API.STREAM.CREATE.{bucket}", json.dumps(config))
+    head, value = ENTRY
+    sizes = f"{len(head)} {len(head + value)}"
+    for first in range(0, count, 1000):
+        client.say(*(f"HPUB $KV.switchboard_2_ids.{number + 1} {sizes}\r\n{head}{value}" for number in range(first, first + 1000)))
+        stored = lambda: client.request(f"$JS.API.STREAM.INFO.{bucket}", "")["state"]["messages"]
+        until("all entries are stored", lambda: stored() == first + 1000)
 
 
 BINARY, NATS = map(os.path.abspath, sys.argv[1:])
