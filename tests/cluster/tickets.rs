@@ -89,8 +89,8 @@ async fn all_reach(senders: &mut [User], recipient: &mut User, text: &str) {
     );
 }
 
-/// Checks that each sender reaches the recipient by its first or second message, because it may still know the place
-/// that the recipient had on a node that is dead.
+/// Checks that each sender reaches the recipient by its first or second message. Its node may still know the place that
+/// the recipient had: that node is dead, or the word that the recipient has left is on its way.
 async fn all_reach_again(senders: &mut [User], recipient: &mut User, text: &str) {
     for sender in senders.iter_mut() {
         let number = fastrand::u64(1 << 42..1 << 43);
@@ -151,7 +151,7 @@ async fn a_user_keeps_its_id_on_any_node() {
             alice.leave().await;
             is_offline(&mut others, id).await;
             alice = resume(&nodes[node], id, &ticket).await;
-            all_reach(&mut others, &mut alice, &format!("round {round}")).await;
+            all_reach_again(&mut others, &mut alice, &format!("round {round}")).await;
             for other in &mut others {
                 alice.ask(other.id, "back again", other.id).await;
                 assert_eq!(alice.outcome(other.id).await, "delivered");
@@ -178,7 +178,7 @@ async fn the_older_connection_on_another_node_is_closed() {
         for (round, node) in [1, 2, 2, 0, 1, 0].into_iter().enumerate() {
             let ticket = alice.ticket().await;
             let mut newer = resume(&nodes[node], id, &ticket).await;
-            all_reach(&mut others, &mut newer, &format!("round {round}")).await;
+            all_reach_again(&mut others, &mut newer, &format!("round {round}")).await;
             is_taken_over(&mut alice).await;
             let heard = alice.look(|received| received.messages.clone());
             let own = format!("round {round}");
@@ -409,7 +409,7 @@ async fn one_of_two_simultaneous_connections_gets_the_id() {
             let ticket = alice.ticket().await;
             let [one, other] = [[1, 2], [0, 1], [2, 0], [1, 1], [0, 0]][round % 5];
             alice = resume_twice([&nodes[one], &nodes[other]], id, &ticket).await;
-            all_reach(&mut others, &mut alice, &format!("round {round}")).await;
+            all_reach_again(&mut others, &mut alice, &format!("round {round}")).await;
         }
         drop((alice, others));
         stop(nodes).await;
@@ -429,7 +429,7 @@ async fn one_of_two_simultaneous_connections_gets_an_id_without_a_holder() {
         let mut ticket = ticket;
         for round in 0..20 {
             alice = resume_twice([&nodes[0], &nodes[1]], id, &ticket).await;
-            all_reach(&mut others, &mut alice, &format!("round {round}")).await;
+            all_reach_again(&mut others, &mut alice, &format!("round {round}")).await;
             ticket = alice.ticket().await;
             if round % 2 == 0 {
                 alice.leave().await;
@@ -456,7 +456,7 @@ async fn an_id_outlives_the_node_that_held_its_block() {
         let mut ticket = ticket;
         for (round, node) in [0, 1, 2, 2, 0].into_iter().enumerate() {
             let mut newer = resume(&nodes[node], id, &ticket).await;
-            all_reach(&mut others, &mut newer, &format!("round {round}")).await;
+            all_reach_again(&mut others, &mut newer, &format!("round {round}")).await;
             ticket = newer.ticket().await;
             if round > 0 && round < 3 {
                 is_taken_over(&mut alice).await;
@@ -534,7 +534,7 @@ async fn a_migrated_id_survives_a_restart_of_nats() {
         }
         let ticket = alice.ticket().await;
         let mut alice = resume(&nodes[2], id, &ticket).await;
-        all_reach(&mut others, &mut alice, "elsewhere").await;
+        all_reach_again(&mut others, &mut alice, "elsewhere").await;
         drop((alice, others));
         stop(nodes).await;
     }
