@@ -39,11 +39,14 @@ class Nats:
         self.binary = binary
 
     def __enter__(self):
-        port = free_port()
-        self.url, self.folder = f"nats://127.0.0.1:{port}", tempfile.TemporaryDirectory()
-        command = [self.binary, "--addr", "127.0.0.1", "--port", str(port), "--jetstream", "--store_dir", self.folder.name]
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self.port = free_port()
+        self.url, self.folder = f"nats://127.0.0.1:{self.port}", tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.run()
         return self
+
+    def run(self):
+        command = [self.binary, "--addr", "127.0.0.1", "--port", str(self.port), "--jetstream", "--store_dir", self.folder.name]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def kill(self):
         self.process.kill()
