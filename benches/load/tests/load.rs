@@ -267,7 +267,7 @@ struct TinyRelay {
 }
 
 /// The number of the message that meets the fault.
-const FAULTY_MESSAGE: u64 = 100;
+const FAULTY_MESSAGE: u64 = 10;
 
 impl TinyRelay {
     fn start(fault: Fault) -> SocketAddr {

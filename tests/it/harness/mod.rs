@@ -90,8 +90,8 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Starts a relay on a free port. The settings are the defaults, without a delay and a spread of the drain, and as
-    /// `change` changes them.
+    /// Starts a relay on a free port. The settings are the defaults, without a delay and a spread of the drain, with times
+    /// in which no busy machine closes a user, and as `change` changes them.
     pub(crate) async fn start(strategy: Strategy, change: impl FnOnce(&mut Settings)) -> Self {
         static FILES: Once = Once::new();
         FILES.call_once(|| {
@@ -106,6 +106,8 @@ impl Relay {
         settings.drain.timeout = Duration::from_secs(10);
         // At the end of many tests, raw clients are still open and answer no close.
         settings.keepalive.close_timeout = Duration::from_millis(500);
+        settings.keepalive.ping_interval = 4 * PATIENCE;
+        settings.keepalive.write_timeout = 4 * PATIENCE;
         change(&mut settings);
         let token_file = settings.admin.token_file.as_ref();
         let token = token_file.map(|path| std::fs::read_to_string(path).unwrap());
