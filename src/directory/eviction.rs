@@ -31,10 +31,14 @@ impl SharedBudget {
     }
 
     fn with_total(overflow: Overflow, total: u64) -> Self {
+        Self::with(1 << 20, overflow, total)
+    }
+
+    fn with(bytes: usize, overflow: Overflow, total: u64) -> Self {
         Self {
             bounds: Arc::new(MailboxBounds {
                 messages: 10_000,
-                bytes: 1 << 20,
+                bytes,
                 max_age: Duration::MAX,
                 overflow,
                 budget: Budget::new(total),
@@ -80,6 +84,22 @@ impl SharedBudget {
 
 fn held(client: &Client) -> u32 {
     client.stats().queue_messages
+}
+
+#[test]
+fn messages_that_fill_the_bytes_of_a_mailbox_exactly_fit() {
+    let shared = SharedBudget::new(Overflow::DropNewest);
+    let one = shared.client(1);
+    shared.push(&one, 100);
+    let bytes = one.stats().queue_bytes;
+    for (spare, fit) in [(0, 3), (1, 3), (-1, 2)] {
+        let bytes = (3 * bytes).checked_add_signed(spare).unwrap();
+        let exact = SharedBudget::with(bytes, Overflow::DropNewest, 512 << 10);
+        let client = exact.client(1);
+        (0..4).for_each(|_| exact.push(&client, 100));
+        assert_eq!(held(&client), fit, "{spare}");
+        exact.balances(&[client]);
+    }
 }
 
 #[test]

@@ -73,3 +73,25 @@ impl PendingOutcomes {
         owed.open.is_empty() && owed.settled.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_is_owed_until_it_is_taken() {
+        let outcomes = PendingOutcomes::new(Arc::default());
+        assert!(outcomes.is_settled());
+        outcomes.open(1, 10);
+        assert!(outcomes.open_since(10).is_empty());
+        assert_eq!(outcomes.open_since(11), [1]);
+        assert!(!outcomes.is_settled());
+        // The second is of a token that was used twice.
+        drop(outcomes.settle(1, Status::Delivered));
+        drop(outcomes.settle(1, Status::Offline));
+        assert!(outcomes.open_since(11).is_empty());
+        assert!(!outcomes.is_settled());
+        assert_eq!(outcomes.take(), [(1, Status::Delivered)]);
+        assert!(outcomes.is_settled());
+    }
+}

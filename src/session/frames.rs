@@ -312,3 +312,68 @@ impl<S> Write for FrameIo<S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[test]
+    fn a_chunk_of_small_frames_is_a_flood() {
+        // Four may be of a peer that has waited, and of large ones the bytes cost more.
+        for (frames, bytes, flood) in [
+            (4, 8, false),
+            (5, 10, true),
+            (5, 5 * 256 - 1, true),
+            (5, 5 * 256, false),
+        ] {
+            assert_eq!(is_flood(frames, bytes), flood, "{frames} in {bytes}");
+        }
+    }
+
+    #[test]
+    fn pongs_have_room_up_to_their_bound() {
+        let mut io = FrameIo::new(tokio::io::empty(), &[]);
+        let all = usize::from(PONG_BYTES_MAX);
+        assert_eq!(io.write(&vec![0; all - 2]).unwrap(), all - 2);
+        assert!(io.write(&[0; 3]).is_err() && io.take_owed_pong());
+        assert_eq!(io.write(&[0; 2]).unwrap(), 2);
+        assert!(io.write(&[0]).is_err() && io.take_owed_pong());
+        assert_eq!(io.unflushed(), all);
+    }
+
+    #[tokio::test]
+    async fn input_that_is_discarded_takes_no_memory() {
+        let (ours, mut peer) = duplex(100);
+        peer.write_all(&[0x81, 0x80, 0, 0, 0, 0]).await.unwrap();
+        let mut io = FrameIo::new(ours, &[]);
+        let mut chunk = vec![0; READ_CHUNK_BYTES];
+        let cx = &mut Context::from_waker(Waker::noop());
+        let read = io.poll_read_chunk(cx, &mut chunk);
+        assert!(matches!(read, Poll::Ready(Ok(6))) && !io.is_input_used());
+        io.discard_input();
+        io.end_turn(&mut chunk);
+        assert!(io.is_input_used());
+        assert_eq!((io.input.capacity(), chunk.len()), (0, READ_CHUNK_BYTES));
+    }
+
+    #[tokio::test]
+    async fn what_has_left_is_not_unflushed() {
+        let (ours, mut peer) = duplex(10);
+        let mut io = FrameIo::new(ours, &[]);
+        io.output.extend([b'x'; 25]);
+        let cx = &mut Context::from_waker(Waker::noop());
+        for left in [15, 5] {
+            assert!(io.poll_flush(cx).is_pending());
+            assert_eq!((io.unflushed(), io.flushed()), (left, 25 - left));
+            peer.read_exact(&mut [0; 10]).await.unwrap();
+        }
+        assert!(io.poll_flush(cx).is_ready());
+        assert_eq!(io.unflushed(), 0);
+        assert_eq!(io.take_flushed().len(), 25);
+        assert_eq!(io.unflushed(), 0);
+    }
+}

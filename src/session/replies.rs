@@ -95,3 +95,27 @@ impl Replies {
         metrics.outcome_bytes_released(std::mem::take(self).reserved());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_reserved_is_given_back_as_replies_leave_and_at_the_end() {
+        let metrics = Metrics::new(1);
+        metrics.outcomes_limited_to(1 << 20);
+        let all = metrics.outcome_bytes_free();
+        let taken = || all - metrics.outcome_bytes_free();
+        let mut replies = Replies::default();
+        replies.on_pushed(3 * STEP as usize, &metrics);
+        assert_eq!(taken(), 3 * u64::from(STEP));
+        replies.promise("1", &metrics);
+        assert_eq!(taken(), 4 * u64::from(STEP));
+        replies.on_flushed(&metrics);
+        assert_eq!((replies.owed(), taken()), (1, u64::from(STEP)));
+        replies.on_flushed(&metrics);
+        assert_eq!((replies.owed(), taken()), (1, u64::from(STEP)));
+        replies.release(&metrics);
+        assert_eq!(taken(), 0);
+    }
+}

@@ -201,7 +201,7 @@ async fn a_sender_gets_the_outcome_of_each_message() {
 }
 
 /// Sends to a user that does not read until messages wait in its mailbox. Returns the number of messages sent.
-async fn clog(sender: &mut User, to: u64, node: &Node, text: &str) -> u64 {
+pub(crate) async fn clog(sender: &mut User, to: u64, node: &Node, text: &str) -> u64 {
     for number in 0..2000 {
         sender.ask(to, text, number).await;
         let is_queued = node.metric("switchboard_mailbox_messages").await > 2;

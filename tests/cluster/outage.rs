@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::eventually;
 use crate::ids::subscriptions;
+use crate::messages::clog;
 use crate::nats::{Nats, free_port};
 use crate::node::Node;
 use crate::proxy::{Condition, Proxy};
@@ -21,6 +22,7 @@ crate::tests!("outage":
     a_node_that_requires_nats_is_not_ready_without_it,
     a_short_outage_of_nats_refuses_no_new_user,
     nats_gives_up_a_node_that_does_not_answer,
+    an_outcome_of_a_short_outage_is_told_afterwards,
 );
 
 async fn a_node_is_not_ready_before_it_reaches_nats() {
@@ -171,6 +173,11 @@ async fn users_are_refused_while_the_table_cannot_be_reached() {
     node.until_up(false).await;
     let next = crate::user::User::try_connect(node.port, crate::user::Dialect::V1).await;
     assert!(format!("{:?}", next.unwrap_err()).contains("503"));
+    // That one has waited for the table as long as the outage could be short, and an id was used up for it.
+    for _ in 0..3 {
+        let next = crate::user::User::try_connect(node.port, crate::user::Dialect::V1).await;
+        assert!(format!("{:?}", next.unwrap_err()).contains("503"));
+    }
     // The ticket stays good, and the connection that has the id stays open.
     let ticket = first.ticket().await;
     let refused = crate::user::User::try_reconnect(node.port, &ticket).await;
@@ -181,7 +188,7 @@ async fn users_are_refused_while_the_table_cannot_be_reached() {
     nats.run().await;
     node.until_up(true).await;
     let next = node.user().await;
-    assert!(next.id > id, "{}", next.id);
+    assert_eq!(next.id, id + 2, "an id was used up for each refusal");
     let again = crate::user::User::reconnect(node.port, &ticket).await;
     assert_eq!(again.id, id);
     drop((first, next, again));
@@ -257,6 +264,32 @@ async fn nats_gives_up_a_node_that_does_not_answer() {
     far.until_up(true).await;
     alice.ask(bob.id, "afterwards", 2).await;
     assert_eq!(alice.outcome(2).await, "delivered");
+    drop((alice, bob));
+    near.stop().await;
+    far.stop().await;
+}
+
+/// A node keeps what it owes to others while its link is away, for as long as they wait for it.
+async fn an_outcome_of_a_short_outage_is_told_afterwards() {
+    let nats = Nats::start().await;
+    let proxy = Proxy::to(nats.port).await;
+    // It looks at what waits eight times in this time.
+    let patient = [("CLUSTER__OUTCOME_TIMEOUT", "8s")];
+    let near = Node::start(&nats.url(), &patient).await;
+    let far = Node::start(&proxy.url(), &patient).await;
+    let (mut alice, bob) = (near.user().await, far.user().await);
+    bob.reads(false);
+    let count = clog(&mut alice, bob.id, &far, &"x".repeat(30_000)).await;
+    proxy.set(Condition::Reset);
+    far.until_up(false).await;
+    bob.reads(true);
+    far.until("switchboard_mailbox_messages", |waiting| waiting == 0)
+        .await;
+    sleep(Duration::from_millis(1500)).await;
+    proxy.set(Condition::Normal);
+    for number in 0..count {
+        assert_eq!(alice.outcome(number).await, "delivered");
+    }
     drop((alice, bob));
     near.stop().await;
     far.stop().await;

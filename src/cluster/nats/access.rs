@@ -309,4 +309,13 @@ mod tests {
         );
         assert_eq!(inside("", "NATS USER JWT"), None);
     }
+
+    /// The file of an nkey may have comments.
+    #[test]
+    fn a_seed_is_a_line_of_letters_and_digits_that_begins_with_s() {
+        assert!(is_seed("SUAAVC2"));
+        for line in ["Seed of the relay:", "UAAVC2", ""] {
+            assert!(!is_seed(line), "{line}");
+        }
+    }
 }

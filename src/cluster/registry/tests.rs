@@ -202,6 +202,22 @@ fn a_check_waits_for_what_was_written_over_before_and_for_nothing_else() {
     assert!(work.can_answer(&check(5)) && !work.can_answer(&check(6)));
 }
 
+/// A check of an entry between the two waits for the answer about the first.
+#[test]
+fn a_node_that_is_written_over_again_is_told_of_both_entries() {
+    let mut work = Procedure::default();
+    for over in [5, 7, 7] {
+        work.displaced = Some((OTHER, Revision(over)));
+        work.tell_displaced(0);
+    }
+    let overs: Vec<_> = work.tells.iter().map(|tell| tell.over).collect();
+    assert_eq!(overs, [Revision(5), Revision(7)]);
+    let nonce = work.tells[0].nonce;
+    assert!(!work.can_answer(&check(6)));
+    work.tells.retain(|tell| tell.nonce != nonce);
+    assert!(work.can_answer(&check(6)));
+}
+
 /// Some nodes over one table, with one id.
 struct World {
     rng: fastrand::Rng,
@@ -697,6 +713,65 @@ fn a_revision_from_before_a_lost_link_counts_only_after_the_entry_was_read() {
     );
 }
 
+/// More than are compared at a time.
+#[test]
+fn a_comparison_ends_when_the_table_has_every_entry_or_another_one() {
+    let mut registry = Registry::new(OWN, BOUNDS);
+    let ids = 1..=WINDOW as u64 + 2;
+    registry.link_down(0);
+    registry.link_up(0);
+    for number in ids.clone() {
+        registry.holders.insert(id(number), holder());
+    }
+    registry.compare(1, 0);
+    let mut answered = 0;
+    while let Some(action) = registry.next_action() {
+        match action {
+            Action::Read(of) => {
+                let record = match of.get() {
+                    1 => record(OTHER, 5, 9, 0),
+                    _ => record(OWN, 7, 9, 10),
+                };
+                let entry = Entry {
+                    value: Some(record.encode()),
+                    revision: Revision(20),
+                };
+                registry.read(of, Ok(entry), 0);
+            }
+            Action::Write(of, Some(_), Revision(20)) => {
+                registry.wrote(of, Ok(Revision(21)), 0);
+                answered += 1;
+            }
+            Action::Revoke(of, Loss::TakenOver) if of.id == id(1) => answered += 1,
+            Action::Compared(1) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(answered, ids.count());
+    assert!(registry.has_compared && registry.procedures.is_empty());
+}
+
+#[test]
+fn renewals_that_were_done_earlier_are_forgotten_where_they_are_many() {
+    for (stale, left) in [(4 * WINDOW + 1, 4 * WINDOW + 2), (4 * WINDOW + 2, 1)] {
+        let mut registry = Registry::new(OWN, BOUNDS);
+        registry.link_up(0);
+        let renew_at = 10;
+        registry.holders.insert(
+            id(1),
+            Holder {
+                renew_at,
+                ..holder()
+            },
+        );
+        let stale = std::iter::repeat_n((5, id(1)), stale);
+        registry.renewals.extend(stale.chain([(renew_at, id(1))]));
+        registry.tick(0);
+        assert_eq!(registry.renewals.len(), left);
+        assert_eq!(registry.renewals.back(), Some(&(renew_at, id(1))));
+    }
+}
+
 #[test]
 fn a_check_that_is_told_again_meanwhile_is_answered_all_the_same() {
     let mut registry = Registry::new(OWN, BOUNDS);
@@ -718,6 +793,40 @@ fn a_check_that_is_told_again_meanwhile_is_answered_all_the_same() {
     else {
         panic!("{actions:?}");
     };
+}
+
+/// The end of a node waits for its registry to be idle.
+#[test]
+fn a_registry_is_idle_when_its_entries_are_deleted_though_it_goes_on_telling_a_dead_node() {
+    let mut registry = Registry::new(OWN, BOUNDS);
+    registry.link_up(0);
+    registry.join(id(1), join(7, 9).0, 0);
+    let entry = Entry {
+        value: Some(record(OTHER, 2, 9, 0).encode()),
+        revision: Revision(4),
+    };
+    registry.read(id(1), Ok(entry), 0);
+    registry.wrote(id(1), Ok(Revision(5)), 0);
+    let told = |registry: &mut Registry| {
+        let actions = std::iter::from_fn(|| registry.next_action());
+        actions
+            .filter(|action| matches!(action, Action::Notify(OTHER, Notice::Check { .. })))
+            .count()
+    };
+    assert_eq!(told(&mut registry), 1);
+    registry.leave(id(1), 7, 0);
+    assert!(!registry.is_idle(), "the other node has not answered");
+    registry.node_died(OTHER, 0);
+    assert!(!registry.is_idle(), "the entry is not deleted");
+    registry.wrote(id(1), Ok(Revision(6)), 0);
+    assert!(registry.is_idle());
+    for second in [2, 4, 6, 8, 10] {
+        registry.tick(second * 1_000_000);
+        assert_eq!(told(&mut registry), 1, "after {second} s");
+    }
+    registry.tick(12_000_000);
+    assert_eq!(told(&mut registry), 0);
+    assert!(registry.procedures.is_empty());
 }
 
 #[test]
