@@ -39,8 +39,9 @@ use crate::ticket::Tickets;
 /// How long the end waits for tasks after it has told them to end. None of them waits for a peer.
 const TASK_END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the end waits until the node has left the cluster: more than the timeout of the cluster's own.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the end waits until the node has left the cluster: more than the timeout of the cluster's own. Behind
+/// `drain.timeout`, Kubernetes waits for 20 s in all (k8s/base/deployment.yaml).
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// A relay that has bound its listeners and does not serve them yet.
 #[derive(Debug)]

@@ -27,8 +27,9 @@ use super::unready::Unready;
 use crate::directory::Wakes;
 use crate::telemetry::metrics::DropReason;
 
-/// How long the end of a link may take that is closed in order.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the end of a link may take that is closed in order: several calls, one after the other, and a delete for
+/// each user that was aborted. If NATS is silent, `cluster.link_timeout` ends it sooner.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A node that ends waits for this time in which nothing comes: it was told to the others that it ends.
 const QUIET: Duration = Duration::from_millis(100);
 /// How often it is looked whether all is done.
