@@ -1,6 +1,9 @@
 //! The steps of a procedure, and what an answer of the bucket changes.
 
-use super::{Action, Call, Check, Holder, Known, Loss, Next, Notice, RETRY, Refusal, Registry};
+use super::{
+    Action, Call, CallTurn, Check, Holder, Known, Loss, Next, Notice, RETRY, Refusal, Registry,
+    WINDOW,
+};
 use crate::cluster::nats::{BucketFailure, Entry, Revision, WriteFailure};
 use crate::cluster::record::Record;
 use crate::identity::UserId;
@@ -18,6 +21,7 @@ impl Registry {
                     self.procedures.remove(&id);
                     return;
                 }
+                Next::Read | Next::Write(..) if self.must_queue(id) => return,
                 Next::Read => return self.call(id, Call::Read, Action::Read(id)),
                 Next::Write(call, known) => return self.write(id, call, known),
                 Next::Confirm(revision) => self.confirm(id, revision, now),
@@ -29,9 +33,52 @@ impl Registry {
         }
     }
 
+    /// Lets a call wait that no user waits for, while [`WINDOW`] of these are under way: thousands of users may leave at
+    /// once, and their calls together would take longer than `cluster.link_timeout`.
+    fn must_queue(&mut self, id: UserId) -> bool {
+        let work = self.procedures.get_mut(&id).expect("it steps");
+        if self.turns_taken < WINDOW || work.is_awaited() {
+            return false;
+        }
+        if std::mem::replace(&mut work.turn, CallTurn::Queued) != CallTurn::Queued {
+            self.queued.push_back(id);
+        }
+        true
+    }
+
+    /// Ends a call, which was answered.
+    fn answered(&mut self, id: UserId) -> Option<Call> {
+        let work = self.procedures.get_mut(&id)?;
+        if work.turn == CallTurn::Taken {
+            work.turn = CallTurn::Free;
+            self.turns_taken -= 1;
+        }
+        work.call.take()
+    }
+
+    /// Goes on behind an answer: with this id, and with what waits.
+    fn go_on(&mut self, id: UserId, now: u64) {
+        self.step(id, now);
+        while self.turns_taken < WINDOW
+            && let Some(id) = self.queued.pop_front()
+        {
+            if let Some(work) = self.procedures.get_mut(&id)
+                && work.turn == CallTurn::Queued
+            {
+                work.turn = CallTurn::Free;
+                self.step(id, now);
+            }
+        }
+        self.go_on_comparing(now);
+    }
+
     fn call(&mut self, id: UserId, call: Call, action: Action) {
         let work = self.procedures.get_mut(&id).expect("it steps");
         work.call = Some(call);
+        if !work.is_awaited() {
+            work.turn = CallTurn::Taken;
+            self.turns_taken += 1;
+        }
         match call {
             Call::Read => work.read = false,
             Call::Renew => work.renew = false,
@@ -70,12 +117,10 @@ impl Registry {
         answer: Result<Entry, BucketFailure>,
         now: u64,
     ) {
-        let Some(work) = self.procedures.get_mut(&id) else {
-            return;
-        };
-        if work.call.take() != Some(Call::Read) {
+        if self.answered(id) != Some(Call::Read) {
             return;
         }
+        let work = self.procedures.get_mut(&id).expect("it was called");
         if let Ok(Entry { value, revision }) = answer {
             let record = value.and_then(|value| Record::decode(&value));
             work.known = Some(Known { revision, record });
@@ -89,8 +134,7 @@ impl Registry {
             work.read = true;
             work.wait_until = now + RETRY;
         }
-        self.step(id, now);
-        self.go_on_comparing(now);
+        self.go_on(id, now);
     }
 
     /// The entry of an id was written, or was not.
@@ -100,18 +144,14 @@ impl Registry {
         answer: Result<Revision, WriteFailure>,
         now: u64,
     ) {
-        let Some(work) = self.procedures.get_mut(&id) else {
-            return;
-        };
-        let Some(call) = work.call.take() else {
+        let Some(call) = self.answered(id) else {
             return;
         };
         match answer {
             Ok(revision) => self.written(id, call, revision, now),
             Err(failure) => self.not_written(id, call, &failure, now),
         }
-        self.step(id, now);
-        self.go_on_comparing(now);
+        self.go_on(id, now);
     }
 
     fn written(&mut self, id: UserId, call: Call, revision: Revision, now: u64) {

@@ -23,11 +23,11 @@ use crate::directory::Command;
 use crate::identity::{UserId, UserIdentity};
 use crate::protocol::close_code;
 pub(super) use procedure::Check;
-use procedure::{Call, Holder, Known, Next, Procedure};
+use procedure::{Call, CallTurn, Holder, Known, Next, Procedure};
 pub(crate) use procedure::{Join, Refusal};
 
-/// Entries that are compared or renewed at a time. A call takes about one round trip, so this many keep NATS busy
-/// and leave room for joins.
+/// Entries that are compared at a time, and calls under way that no user waits for. A call takes about one round trip,
+/// so this many keep NATS busy and leave room for joins.
 const WINDOW: usize = 256;
 /// The wait before a call is repeated that was not answered.
 const RETRY: u64 = 200_000;
@@ -94,6 +94,9 @@ pub(super) struct Registry {
     /// Whether all were compared since the link was lost. A store that has lost its last writes gives their revisions
     /// again, to other writes, so a revision from before says nothing until the entry was read.
     has_compared: bool,
+    /// Calls under way that no user waits for, and the ids that wait until there are fewer.
+    turns_taken: usize,
+    queued: VecDeque<UserId>,
     joins: usize,
     /// Registrations that were lost between the answer to their join and [`Registry::seated`], by nonce. Their owners
     /// leave.
@@ -116,6 +119,8 @@ impl Registry {
             comparing: 0,
             compared_for: None,
             has_compared: true,
+            turns_taken: 0,
+            queued: VecDeque::new(),
             joins: 0,
             lost: BTreeMap::new(),
             is_up: false,
@@ -269,6 +274,8 @@ impl Registry {
         self.accepts_until = now + self.bounds.join_timeout;
         self.to_compare.clear();
         (self.comparing, self.compared_for, self.has_compared) = (0, None, false);
+        self.turns_taken = 0;
+        self.queued.clear();
         self.actions
             .retain(|action| matches!(action, Action::Reply(..) | Action::Revoke(..)));
         for work in self.procedures.values_mut() {
@@ -283,7 +290,7 @@ impl Registry {
                 Some(Call::Renew) => work.tell_displaced(0),
                 _ => {}
             }
-            work.is_compared = false;
+            (work.turn, work.is_compared) = (CallTurn::Free, false);
             work.wait_until = 0;
             (work.known, work.read, work.renew) = (None, true, true);
             work.checks.clear();

@@ -67,6 +67,18 @@ pub(super) enum Call {
     Delete,
 }
 
+/// Where a call stands that no user waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum CallTurn {
+    /// There is none.
+    #[default]
+    Free,
+    /// It waits until one of the others is answered.
+    Queued,
+    /// It is under way.
+    Taken,
+}
+
 /// A node that had the id and is told so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tell {
@@ -94,6 +106,7 @@ pub(in crate::cluster) struct Check {
 #[derive(Debug, Default)]
 pub(super) struct Procedure {
     pub(super) call: Option<Call>,
+    pub(super) turn: CallTurn,
     pub(super) known: Option<Known>,
     /// The entry is to be read before anything else.
     pub(super) read: bool,
@@ -231,6 +244,12 @@ impl Procedure {
         let mut told = self.tells.iter().filter(|tell| tell.dead_until.is_none());
         !told.any(|tell| is_earlier(tell.over))
             && !self.displaced.is_some_and(|(_, over)| is_earlier(over))
+    }
+
+    /// Whether a user waits, here or at another node, or all messages from other nodes. The number of these is bounded
+    /// where they begin.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.joins.is_empty() || !self.checks.is_empty() || self.is_compared
     }
 
     /// Whether another node has to answer first.

@@ -610,6 +610,68 @@ fn joins_beyond_the_limit_and_without_a_link_are_refused() {
     assert_eq!((registry.joins(), registry.len()), (0, 0));
 }
 
+/// Without a bound, the calls for 10,000 users took longer than `cluster.link_timeout`, the link was lost, and all were
+/// made again.
+#[test]
+fn thousands_who_leave_at_once_have_a_bounded_number_of_calls_and_nobody_waits_for_them() {
+    let users = 1..=4 * WINDOW as u64;
+    let mut registry = Registry::new(OWN, BOUNDS);
+    registry.link_up(0);
+    for number in users.clone() {
+        registry.holders.insert(id(number), holder());
+    }
+    for number in users.clone() {
+        registry.leave(id(number), 7, 0);
+    }
+    let asked = |registry: &mut Registry| {
+        let actions = std::iter::from_fn(|| registry.next_action());
+        let actions = actions.filter(|action| !matches!(action, Action::Revoke(..)));
+        actions.collect::<VecDeque<_>>()
+    };
+    assert_eq!(asked(&mut registry).len(), WINDOW);
+    // After a lost link, too.
+    registry.link_down(0);
+    registry.link_up(0);
+    let mut calls = asked(&mut registry);
+    assert_eq!(calls.len(), WINDOW);
+    // Another node's user, and one who comes back here, are served in front of what waits.
+    let queued = *registry.queued.back().unwrap();
+    registry.check(queued, check(20), 0);
+    let actions = asked(&mut registry);
+    assert!(
+        matches!(actions[0], Action::Notify(OTHER, Notice::Checked { .. })),
+        "{actions:?}"
+    );
+    let back = registry.queued[0];
+    let (join, _replied) = join(8, 9);
+    registry.join(back, join, 0);
+    let mut reads = asked(&mut registry);
+    assert!(matches!(reads[0], Action::Read(id) if id == back));
+    calls.append(&mut reads);
+    // The others go on as calls are answered.
+    let mut deleted = 0;
+    while let Some(call) = calls.pop_front() {
+        match call {
+            Action::Read(id) => {
+                let entry = Entry {
+                    value: Some(record(OWN, 7, 9, 10).encode()),
+                    revision: Revision(20),
+                };
+                registry.read(id, Ok(entry), 0);
+            }
+            Action::Write(id, value, _) => {
+                deleted += usize::from(value.is_none());
+                registry.wrote(id, Ok(Revision(21)), 0);
+            }
+            _ => {}
+        }
+        calls.append(&mut asked(&mut registry));
+        assert!(calls.len() <= WINDOW + 2);
+    }
+    assert_eq!((deleted, registry.len()), (4 * WINDOW - 1, 1));
+    assert!(registry.procedures.is_empty() && registry.queued.is_empty());
+}
+
 #[test]
 fn entries_are_written_again_in_time_and_a_lost_one_is_noticed() {
     let mut registry = Registry::new(OWN, BOUNDS);
