@@ -1,11 +1,14 @@
 //! Slots for the connections that have not completed an upgrade: at most `limits.handshakes` at a time on a
 //! listener. When all slots are in use, a new connection evicts an old one: the oldest of the network that
-//! has the most. Peers that connect and send nothing therefore cannot keep other peers out.
+//! has the most. Peers that connect and send nothing therefore cannot keep other peers out. A handshake that waits for
+//! the cluster lends its slot meanwhile, so that they cannot end its wait.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -55,9 +58,14 @@ struct Rank {
 pub(crate) struct PendingSlot {
     pool: Arc<SlotPool>,
     network: Network,
-    number: u64,
+    /// Written under the lock of the pool.
+    number: AtomicU64,
     evict: Arc<Notify>,
 }
+
+/// A slot that others may use. Drop takes it back, and evicts another connection if too many are in use then.
+#[derive(Debug)]
+pub(crate) struct LentSlot<'a>(&'a PendingSlot);
 
 impl PendingConnections {
     /// Slots that are all free.
@@ -80,7 +88,13 @@ impl PendingConnections {
             {
                 let mut usage = self.pool.usage.lock();
                 if usage.in_use < self.pool.slots_max {
-                    return self.occupy(&mut usage, network);
+                    let evict = Arc::new(Notify::new());
+                    return PendingSlot {
+                        pool: self.pool.clone(),
+                        network,
+                        number: usage.occupy(network, &evict).into(),
+                        evict,
+                    };
                 }
                 if !has_evicted && let Some(evict) = usage.remove_oldest_of_largest() {
                     evict.notify_one();
@@ -93,25 +107,20 @@ impl PendingConnections {
             self.pool.freed.notified().await;
         }
     }
-
-    fn occupy(&self, usage: &mut SlotUsage, network: Network) -> PendingSlot {
-        let number = usage.next_number;
-        let evict = Arc::new(Notify::new());
-        usage.next_number += 1;
-        usage.in_use += 1;
-        usage.update(network, |evictable| {
-            evictable.insert(number, evict.clone());
-        });
-        PendingSlot {
-            pool: self.pool.clone(),
-            network,
-            number,
-            evict,
-        }
-    }
 }
 
 impl SlotUsage {
+    /// Uses a slot for a connection, which is the youngest from now on. Returns its number.
+    fn occupy(&mut self, network: Network, evict: &Arc<Notify>) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.in_use += 1;
+        self.update(network, |evictable| {
+            evictable.insert(number, evict.clone());
+        });
+        number
+    }
+
     /// Changes the connections of a network, and its rank with them.
     fn update(&mut self, network: Network, change: impl FnOnce(&mut Evictable)) {
         let evictable = self.networks.entry(network).or_default();
@@ -159,19 +168,47 @@ impl PendingSlot {
     pub(crate) async fn evicted(&self) {
         self.evict.notified().await;
     }
-}
 
-impl Drop for PendingSlot {
-    fn drop(&mut self) {
+    /// Lets others use the slot while the connection waits for something that has a limit of its own.
+    pub(crate) fn lend(&self) -> LentSlot<'_> {
+        self.vacate();
+        LentSlot(self)
+    }
+
+    fn vacate(&self) {
         {
             let mut usage = self.pool.usage.lock();
             usage.in_use -= 1;
             // Does nothing for an evicted connection, which was removed before.
             usage.update(self.network, |evictable| {
-                evictable.remove(&self.number);
+                evictable.remove(&self.number.load(Relaxed));
             });
         }
         self.pool.freed.notify_one();
+    }
+}
+
+impl Drop for PendingSlot {
+    fn drop(&mut self) {
+        self.vacate();
+    }
+}
+
+impl Drop for LentSlot<'_> {
+    fn drop(&mut self) {
+        let Self(slot) = self;
+        let mut usage = slot.pool.usage.lock();
+        let evicted = if usage.in_use < slot.pool.slots_max {
+            None
+        } else {
+            usage.remove_oldest_of_largest()
+        };
+        let number = usage.occupy(slot.network, &slot.evict);
+        slot.number.store(number, Relaxed);
+        drop(usage);
+        if let Some(evict) = evicted {
+            evict.notify_one();
+        }
     }
 }
 
@@ -281,6 +318,33 @@ mod tests {
         for slot in &held {
             assert!(!is_evicted(slot).await);
         }
+    }
+
+    #[tokio::test]
+    async fn a_lent_slot_is_not_evicted_and_others_make_room_when_it_comes_back() {
+        let pending = PendingConnections::new(2);
+        let waiting = [
+            pending.acquire(address("1.1.1.1")).await,
+            pending.acquire(address("1.1.1.1")).await,
+        ];
+        let lent = waiting.each_ref().map(PendingSlot::lend);
+        let others = [
+            pending.acquire(address("2.2.2.2")).await,
+            pending.acquire(address("3.3.3.3")).await,
+        ];
+        drop(lent);
+        for slot in &others {
+            assert!(is_evicted(slot).await);
+        }
+        for slot in &waiting {
+            assert!(!is_evicted(slot).await, "the youngest of all");
+        }
+        drop((waiting, others));
+        let usage = pending.pool.usage.lock();
+        assert_eq!(
+            (usage.in_use, usage.networks.len(), usage.ranks.len()),
+            (0, 0, 0)
+        );
     }
 
     /// The output of a future that is ready at its first poll.

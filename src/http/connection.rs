@@ -75,6 +75,7 @@ type HyperConnection = http1::Connection<TokioIo<HttpStream>, RequestHandler>;
 /// Serves a connection until it ends. If a request upgrades it, spawns the session of the user.
 pub(super) async fn run(accepted: Accepted, role: ListenerRole, state: Arc<HttpState>) {
     let Accepted { stream, peer, slot } = accepted;
+    let slot = Arc::new(slot);
     let metrics = state.relay.metrics();
     let _counted = role.serves_users().then(|| metrics.http_connection());
     // One future for the whole life, polled by reference: an eviction that comes between two of its uses is kept.
@@ -101,10 +102,11 @@ pub(super) async fn run(accepted: Accepted, role: ListenerRole, state: Arc<HttpS
         }
         Err(_) => return,
     };
-    let upgrade = Arc::new(PendingUpgrade::new(Source {
+    let source = Source {
         addr: client_addr,
         is_unnamed_proxy: state.proxy_protocol && client_addr == peer && state.proxies.trusts(peer),
-    }));
+    };
+    let upgrade = Arc::new(PendingUpgrade::new(source, slot.clone()));
     let handler = RequestHandler {
         role,
         state: state.clone(),

@@ -75,7 +75,7 @@ async fn respond(
     pending: &PendingUpgrade,
 ) -> HttpResponse {
     let client_addr = client_addr(pending.source(), request.headers(), state);
-    let joined = match join(&request, state, client_addr).await {
+    let joined = match join(&request, state, client_addr, pending).await {
         Ok(joined) => joined,
         Err(refusal) => {
             debug!(client.addr = %client_addr, ?refusal, "upgrade refused");
@@ -117,6 +117,7 @@ async fn join(
     request: &Request<Incoming>,
     state: &HttpState,
     client_addr: IpAddr,
+    pending: &PendingUpgrade,
 ) -> Result<JoinedUser, HandshakeRefusal> {
     let headers = request.headers();
     let address_limiter = state.address_limiter.as_ref();
@@ -141,11 +142,13 @@ async fn join(
         state.tickets.read(ticket, subject, SystemTime::now())
     });
     let resume = claim.and_then(Result::ok);
+    let lent = pending.lend_slot();
     let membership = state
         .relay
         .join(opening::dialect(headers), subject, resume)
         .await
         .map_err(HandshakeRefusal::NotJoined)?;
+    drop(lent);
     let (tickets, shutdown) = (&state.tickets, &state.shutdown);
     let welcome = welcome(&membership, claim, tickets, shutdown, SystemTime::now());
     Ok(JoinedUser {

@@ -2,6 +2,7 @@
 //! directory before the 101 is written; the connection starts the session behind it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::admission::AddressPermit;
+use crate::admission::{AddressPermit, LentSlot, PendingSlot};
 use crate::relay::Membership;
 use crate::session::Welcome;
 
@@ -17,6 +18,7 @@ use crate::session::Welcome;
 #[derive(Debug)]
 pub(super) struct PendingUpgrade {
     source: Source,
+    slot: Arc<PendingSlot>,
     joined: Mutex<Option<JoinedUser>>,
     /// Notified when `joined` is set.
     has_joined: Notify,
@@ -45,9 +47,10 @@ pub(super) struct JoinedUser {
 }
 
 impl PendingUpgrade {
-    pub(super) fn new(source: Source) -> Self {
+    pub(super) fn new(source: Source, slot: Arc<PendingSlot>) -> Self {
         Self {
             source,
+            slot,
             joined: Mutex::new(None),
             has_joined: Notify::new(),
             has_request: AtomicBool::new(false),
@@ -56,6 +59,11 @@ impl PendingUpgrade {
 
     pub(super) fn source(&self) -> Source {
         self.source
+    }
+
+    /// Lets other connections use the slot while the relay joins the user, which counts as connected then.
+    pub(super) fn lend_slot(&self) -> LentSlot<'_> {
+        self.slot.lend()
     }
 
     /// Notes that a request has come over the connection.

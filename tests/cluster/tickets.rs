@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-use crate::eventually;
 use crate::messages::stop;
 use crate::nats::{Folder, Nats};
 use crate::node::Node;
 use crate::user::User;
+use crate::{eventually, within};
 
 crate::tests!("tickets":
     a_user_keeps_its_id_on_any_node,
@@ -22,6 +23,7 @@ crate::tests!("tickets":
     one_of_two_simultaneous_connections_gets_an_id_without_a_holder,
     an_id_outlives_the_node_that_held_its_block,
     a_user_of_a_killed_node_comes_back_within_ten_seconds,
+    a_user_that_waits_for_its_dead_node_is_not_evicted_by_handshakes,
     a_migrated_id_survives_a_restart_of_nats,
     a_reconnected_holder_does_not_answer_for_migrated_ids,
     an_invalid_ticket_gives_a_new_id,
@@ -510,6 +512,31 @@ async fn a_user_of_a_killed_node_comes_back_within_ten_seconds() {
             node.stop().await;
         }
     }
+}
+
+async fn a_user_that_waits_for_its_dead_node_is_not_evicted_by_handshakes() {
+    let deployment = Deployment::new("directory").await;
+    let mut first = deployment.node(&[]).await;
+    let second = deployment.node(&[("LIMITS__HANDSHAKES", "4")]).await;
+    let mut alice = first.user().await;
+    let (id, ticket) = (alice.id, alice.ticket().await);
+    first.kill();
+    is_closed(&mut alice).await;
+    let port = second.port;
+    let returning = tokio::spawn(async move { User::try_reconnect(port, &ticket).await });
+    let joins = "switchboard_cluster_joins_waiting";
+    second.until(joins, |joins| joins == 1).await;
+    // Alice has the oldest connection of the only address.
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        silent.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+    }
+    let evicted = "switchboard_http_evicted_total";
+    second.until(evicted, |evicted| evicted >= 4).await;
+    let alice = within("the upgrade", returning).await.unwrap().unwrap();
+    assert_eq!(alice.id, id);
+    drop((alice, silent));
+    second.stop().await;
 }
 
 async fn a_migrated_id_survives_a_restart_of_nats() {
