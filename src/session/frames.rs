@@ -334,6 +334,26 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_turn_that_has_passed_on_a_part_of_a_flood_has_spent_its_budget() {
+        let (ours, mut peer) = duplex(4096);
+        let ping = [0x89, 0x80, 0, 0, 0, 0];
+        peer.write_all(&ping.repeat(300)).await.unwrap();
+        let mut io = FrameIo::new(ours, &[]);
+        let mut chunk = vec![0; READ_CHUNK_BYTES];
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(io.poll_read_chunk(cx, &mut chunk).is_ready() && io.is_flooded());
+        io.begin_turn();
+        assert!(!io.is_budget_spent());
+        for _ in 0..2 {
+            assert_eq!(io.read(&mut [0; 512]).unwrap(), 512);
+            assert!(io.is_budget_spent());
+        }
+        assert!(io.read(&mut [0; 512]).is_err());
+        io.begin_turn();
+        assert!(!io.is_budget_spent());
+    }
+
     #[test]
     fn pongs_have_room_up_to_their_bound() {
         let mut io = FrameIo::new(tokio::io::empty(), &[]);

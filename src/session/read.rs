@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::task::{Context, Poll};
 
+use hyper_tungstenite::tungstenite::Message;
 use hyper_tungstenite::tungstenite::error::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -84,7 +85,7 @@ impl<S: Transport> OpenTurn<'_, S> {
             });
             match websocket.read(&mut endpoint.io) {
                 Ok(message) => {
-                    let is_data = message.is_text() || message.is_binary();
+                    let is_data = matches!(message, Message::Text(_) | Message::Binary(_));
                     if is_data && endpoint.io.brought_one_message() {
                         turn.websocket = open.websocket.take();
                     }

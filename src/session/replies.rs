@@ -109,12 +109,12 @@ mod tests {
         let mut replies = Replies::default();
         replies.on_pushed(3 * STEP as usize, &metrics);
         assert_eq!(taken(), 3 * u64::from(STEP));
-        replies.promise("1", &metrics);
-        assert_eq!(taken(), 4 * u64::from(STEP));
+        replies.promise(&"1".repeat(STEP as usize), &metrics);
+        assert_eq!(taken(), 5 * u64::from(STEP));
         replies.on_flushed(&metrics);
-        assert_eq!((replies.owed(), taken()), (1, u64::from(STEP)));
+        assert_eq!((replies.owed(), taken()), (1, 2 * u64::from(STEP)));
         replies.on_flushed(&metrics);
-        assert_eq!((replies.owed(), taken()), (1, u64::from(STEP)));
+        assert_eq!((replies.owed(), taken()), (1, 2 * u64::from(STEP)));
         replies.release(&metrics);
         assert_eq!(taken(), 0);
     }

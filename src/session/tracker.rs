@@ -221,6 +221,25 @@ mod tests {
     }
 
     #[test]
+    fn a_code_is_of_the_close_frame_and_of_no_other() {
+        let mut tracker = FrameTracker::default();
+        tracker.feed(&[0x81, 0x82, 0, 0, 0, 0, b'4', b'2']);
+        tracker.feed(&[0x88, 0x80, 0, 0, 0, 0]);
+        assert_eq!((tracker.is_closed, tracker.close_code), (true, 0));
+        let mut tracker = FrameTracker::default();
+        tracker.feed(&[0x88, 0x82, 1, 2, 0, 0, 0x03 ^ 1, 0xe8 ^ 2]);
+        assert_eq!((tracker.is_closed, tracker.close_code), (true, 1000));
+    }
+
+    #[test]
+    fn a_frame_without_a_mask_is_none_that_a_client_may_send() {
+        let (masked, plain) = ([0x81, 0x80, 0, 0, 0, 0], [0x81, 0]);
+        let mut tracker = FrameTracker::default();
+        assert_eq!(tracker.feed(&[&masked[..], &plain].concat()), masked.len());
+        assert!(tracker.is_violated);
+    }
+
+    #[test]
     fn frames_are_followed_alike_in_pieces_of_any_size() {
         let bytes = frames();
         let sound = bytes.len() - 9;

@@ -16,9 +16,11 @@ use data_encoding::BASE64URL_NOPAD;
 use switchboard::config::{DEFAULT, Settings};
 use tokio::time::Instant;
 
+use crate::harness::profile;
+
 pub(crate) fn switchboard(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
-    command.args(arguments).env_clear();
+    command.args(arguments).env_clear().envs(profile());
     command
 }
 
@@ -173,7 +175,10 @@ fn check_prints_what_takes_effect() {
 fn check_warns_on_stderr_if_the_machine_is_too_small() {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n 1000 && exec \"$0\" check"]);
-    command.arg(env!("CARGO_BIN_EXE_switchboard")).env_clear();
+    command
+        .arg(env!("CARGO_BIN_EXE_switchboard"))
+        .env_clear()
+        .envs(profile());
     command.env("SWITCHBOARD__LIMITS__CONNECTIONS", "501");
     let (code, stdout, stderr) = outcome(&mut command);
     assert_eq!(code, Some(0));
@@ -952,6 +957,26 @@ fn no_id_of_an_earlier_process_is_given_to_a_new_user() {
 }
 
 #[test]
+fn the_file_of_ids_stays_ahead_of_those_that_are_given() {
+    let secret = secret_alone("ids-ahead");
+    let settings = [(
+        "SWITCHBOARD__TICKETS__SECRET_FILE",
+        secret.to_str().unwrap(),
+    )];
+    let logged = Logged::start("ids-ahead.log", &settings);
+    let ids = secret.with_extension("ids");
+    let until = |number: &str| {
+        eventually(|| (fs::read_to_string(&ids).ok()?.trim() == number).then_some(()));
+    };
+    until("1000");
+    // It is written again when half of them are used up.
+    for id in 1..=501 {
+        assert_eq!(joined_id(logged.served.address), id.to_string());
+    }
+    until("1501");
+}
+
+#[test]
 fn a_secret_whose_folder_cannot_be_written_gets_a_warning() {
     // A folder in /proc takes no files, not even of root.
     let settings = [
@@ -1088,7 +1113,7 @@ fn verbose(settings: &[(&str, &str)], address: SocketAddr) -> (Served, thread::J
 }
 
 /// The response to an operator's message with this token.
-fn post(admin: SocketAddr, token: &str, body: &str) -> String {
+pub(crate) fn post(admin: SocketAddr, token: &str, body: &str) -> String {
     let length = body.len();
     let head = format!(
         "POST /api/messages HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\
@@ -1391,7 +1416,13 @@ fn a_second_signal_ends_a_slow_start_at_once() {
 
 #[test]
 fn a_forwarding_header_of_a_stranger_is_logged_once() {
-    let logged = Logged::start("log-strangers", &[]);
+    let settings = [
+        ("SWITCHBOARD__SERVER__PROXY_PROTOCOL", "true"),
+        ("SWITCHBOARD__SERVER__TRUSTED_PROXIES", "10.0.0.0/8"),
+    ];
+    let logged = Logged::start("log-strangers", &settings);
+    // A connection without a byte, such as a probe, has no header.
+    drop(TcpStream::connect(logged.served.address).unwrap());
     for address in ["10.0.0.1", "10.0.0.2", "10.0.0.3"] {
         let fields = format!("X-Forwarded-For: {address}\r\nForwarded: for={address}\r\n");
         hear(logged.served.address, "/", &fields, "", "x-user-id");
@@ -1407,4 +1438,5 @@ fn a_forwarding_header_of_a_stranger_is_logged_once() {
     logged.up_to(&["page refused"]);
     let lines = logged.lines(&["server.trusted_proxies"]);
     assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("a forwarding header"), "{lines:?}");
 }

@@ -15,7 +15,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::harness::raw::{PING, PONG, TEXT, message};
-use crate::harness::{Dialect, Handshake, Raw, Relay, Seen, Wire, clog, eventually, within};
+use crate::harness::{
+    Dialect, Handshake, Raw, Relay, Seen, Wire, clog, eventually, profile, within,
+};
 
 /// A relay that pings every `interval` and waits `timeout` for the pong.
 async fn pinging(strategy: Strategy, interval: Duration, timeout: Duration) -> Relay {
@@ -184,6 +186,7 @@ impl Process {
         let child = Command::new(env!("CARGO_BIN_EXE_switchboard"))
             .args(["--listen", &addr.to_string()])
             .env_clear()
+            .envs(profile())
             .envs(variables.iter().copied())
             .stderr(Stdio::null())
             .kill_on_drop(true)

@@ -7,7 +7,9 @@ use std::time::Duration;
 use switchboard::config::Strategy;
 
 use crate::harness::raw::joined;
-use crate::harness::{Answer, Client, Dialect, Handshake, Raw, Relay, Wire, eventually, within};
+use crate::harness::{
+    Answer, Client, Dialect, Handshake, Raw, Relay, Wire, eventually, profile, within,
+};
 
 fn assert_full(answer: &Answer) {
     assert_eq!(answer.status, 503, "{answer:?}");
@@ -230,6 +232,7 @@ impl Process {
             .args(["-c", &format!("ulimit -n {files} && exec \"$0\"")])
             .arg(env!("CARGO_BIN_EXE_switchboard"))
             .env_clear()
+            .envs(profile())
             .envs(variables(addr, admin))
             .stdout(Stdio::null())
             .stderr(Stdio::null());

@@ -27,7 +27,8 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_websockets::ClientBuilder;
 
-use super::harness::{Client, Dialect, Handshake, Raw, Scrape, eventually, within};
+use super::cli::{free_address, post};
+use super::harness::{Client, Dialect, Handshake, Raw, Scrape, eventually, profile, within};
 use super::otlp::{Manner, Receiver};
 
 /// The variables of a relay that traces everything and sends spans at once.
@@ -55,6 +56,7 @@ impl Relay {
             .args(["--listen", "127.0.0.1:0"])
             .args(options)
             .env_clear()
+            .envs(profile())
             .env("SWITCHBOARD__TRACING__OTLP_ENDPOINT", endpoint)
             .env("SWITCHBOARD__DRAIN__DELAY", "0s")
             .env("SWITCHBOARD__DRAIN__SPREAD", "0s")
@@ -282,6 +284,30 @@ async fn a_message_is_a_tree_of_two_spans_in_either_strategy() {
         );
         assert!(!receiver.has_seen("Braves"));
         assert!(!receiver.has_seen("hush"));
+    }
+}
+
+#[tokio::test]
+async fn a_message_of_an_operator_has_spans_with_its_size() {
+    let receiver = Receiver::start(Manner::Takes).await;
+    let (admin, token) = (free_address(), "0123456789abcdef0123456789abcdef");
+    let file = settings_file("traces-admin-token", token);
+    let settings = [
+        ALL[0],
+        ALL[1],
+        ("SWITCHBOARD__ADMIN__LISTEN", &admin.to_string()),
+        ("SWITCHBOARD__ADMIN__TOKEN_FILE", file.to_str().unwrap()),
+    ];
+    let relay = Relay::start(&receiver.endpoint(), &settings).await;
+    let mut ben = relay.v1().await;
+    let body = format!("{{\"recipient_id\":{},\"message\":\"Go Braves!\"}}", ben.id);
+    let answer = post(admin, token, &body);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    ben.hear().await;
+    let spans = receiver.spans_once(3).await;
+    for name in ["send users/{id}", "process users/{id}"] {
+        let attributes = attributes(&only(&spans, name).attributes);
+        assert_eq!(attributes["messaging.message.body.size"], 10, "{name}");
     }
 }
 
@@ -853,6 +879,7 @@ async fn a_standard_variable_that_is_not_supported_does_not_stop_the_relay() {
     let check = Command::new(env!("CARGO_BIN_EXE_switchboard"))
         .arg("check")
         .env_clear()
+        .envs(profile())
         .env("SWITCHBOARD__TRACING__OTLP_ENDPOINT", &endpoint)
         .envs(variables)
         // Not UTF-8.

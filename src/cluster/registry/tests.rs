@@ -163,6 +163,17 @@ fn each_state_has_one_next_step() {
         next(Some(later), false, false, unsure),
         Next::Write(Call::Rewrite, known(later))
     );
+    // A holder that is not seated yet.
+    let mut work = Procedure {
+        known: Some(known(mine)),
+        ..Procedure::default()
+    };
+    work.joins.push_back(join(8, 9).0);
+    let new = Holder {
+        is_seated: false,
+        ..holder()
+    };
+    assert_eq!(work.next(OWN, Some(&new), 0), Next::Wait);
     let checked: fn(&mut Procedure) = |work| work.checks.push(check(15));
     assert_eq!(next(Some(mine), true, true, checked), Next::AnswerChecks);
     assert_eq!(next(None, false, false, checked), Next::AnswerChecks);

@@ -5,6 +5,8 @@ pub(crate) mod client;
 pub(crate) mod metrics;
 pub(crate) mod raw;
 
+use std::env;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::sync::{Once, mpsc};
 use std::time::Duration;
@@ -324,6 +326,12 @@ pub(crate) async fn clog(
             .await;
     }
     panic!("the mailbox of {to} does not fill, although it does not read");
+}
+
+/// Where a program counts what it runs, in `tests/run coverage`: for a program that gets no other variable.
+pub(crate) fn profile() -> Option<(&'static str, OsString)> {
+    let name = "LLVM_PROFILE_FILE";
+    env::var_os(name).map(|file| (name, file))
 }
 
 /// Stops tokio's clock, so that no bucket refills and no timeout ends. The test advances the clock by hand; the

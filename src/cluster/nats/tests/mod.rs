@@ -589,6 +589,24 @@ async fn a_bucket_with_another_max_age_is_refused<S: TestServer>(stage: &mut S) 
     assert!(reason.contains("table"), "{reason}");
 }
 
+/// The model has as many servers as a bucket wants.
+#[test]
+fn a_bucket_with_more_replicas_than_servers_is_refused() {
+    on_server(async |stage| {
+        let link = connect(&stage.sound()).await;
+        let replicas = 3;
+        let config = BucketConfig {
+            replicas,
+            ..config()
+        };
+        let opened = link.open_bucket(&config).await;
+        let Err(BucketFailure::Refused(reason)) = opened.map(|_| ()) else {
+            panic!("it is opened, or taken for lost");
+        };
+        assert!(reason.contains("replicas"), "{reason}");
+    });
+}
+
 async fn a_restarted_server_keeps_entries_and_ends_links<S: TestServer>(stage: &mut S) {
     let link = connect(&stage.sound()).await;
     let mut subscription = link.subscribe("a".into()).await.unwrap();
