@@ -388,7 +388,12 @@ async fn idle_http_connections_do_not_delay_the_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_that_do_not_read_are_aborted_at_the_timeout() {
     for strategy in [Strategy::Directory, Strategy::Router] {
-        let mut relay = draining(strategy, NONE, NONE, seconds(2)).await;
+        let mut relay = Relay::start(strategy, |settings| {
+            settings.drain.timeout = seconds(2);
+            // Longer, so that the drain ends them first.
+            settings.keepalive.close_timeout = LONG;
+        })
+        .await;
         let mut sender = relay.bare().await;
         let mut deaf: Vec<Raw> = Vec::new();
         for _ in 0..3 {
