@@ -138,3 +138,32 @@ impl Peer {
         answers
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::{Receipt, Wakes};
+    use crate::protocol::Status;
+
+    #[test]
+    fn a_node_that_was_not_heard_of_is_forgotten_when_it_is_owed_nothing() {
+        let peers = Peers::new(Arc::default());
+        for (node, now) in [(1, 10), (2, 20), (3, 10)] {
+            peers.accept(Node(node), 7, now);
+        }
+        let known = || peers.all().keys().map(|node| node.0).collect::<Vec<_>>();
+        let owing = peers.get(Node(3)).unwrap();
+        let receipt = Receipt::to_node(Some((owing.answers.clone(), 9)), None, 10).unwrap();
+        peers.forget(10);
+        assert_eq!(known(), [1, 2, 3]);
+        peers.forget(11);
+        assert_eq!(known(), [2, 3]);
+        receipt.settle(Status::Delivered, &mut Wakes::default());
+        peers.forget(11);
+        assert_eq!(known(), [2, 3], "its answer was not taken");
+        let answers = owing.take_answers();
+        assert!(matches!(*answers, [Answer::Settled(9, Status::Delivered)]));
+        peers.forget(11);
+        assert_eq!(known(), [2]);
+    }
+}

@@ -684,6 +684,40 @@ fn thousands_who_leave_at_once_have_a_bounded_number_of_calls_and_nobody_waits_f
 }
 
 #[test]
+fn an_id_that_is_new_here_and_has_a_user_is_in_use() {
+    let mut registry = Registry::new(OWN, BOUNDS);
+    registry.link_up(0);
+    registry.holders.insert(id(1), holder());
+    let (mut new, mut replied) = join(8, 9);
+    new.is_new = true;
+    registry.join(id(1), new, 0);
+    let Some(Action::Reply(reply, result)) = registry.next_action() else {
+        panic!("no answer");
+    };
+    reply.send(result).unwrap();
+    assert_eq!(replied.try_recv(), Ok(Err(Refusal::InUse)));
+    assert!(registry.next_action().is_none() && registry.holds(id(1), 7));
+}
+
+/// Answers to a procedure that has ended meanwhile.
+#[test]
+fn an_answer_that_nothing_waits_for_changes_nothing() {
+    let mut registry = Registry::new(OWN, BOUNDS);
+    registry.link_up(0);
+    registry.holders.insert(id(1), holder());
+    let entry = Entry {
+        value: Some(record(OTHER, 5, 9, 0).encode()),
+        revision: Revision(30),
+    };
+    registry.read(id(1), Ok(entry), 0);
+    registry.wrote(id(1), Ok(Revision(31)), 0);
+    registry.wrote(id(1), Err(WriteFailure::Conflict), 0);
+    registry.checked(id(1), OTHER, 1, 0);
+    assert!(registry.next_action().is_none() && registry.procedures.is_empty());
+    assert!(registry.holds(id(1), 7));
+}
+
+#[test]
 fn entries_are_written_again_in_time_and_a_lost_one_is_noticed() {
     let mut registry = Registry::new(OWN, BOUNDS);
     registry.link_up(0);
