@@ -100,14 +100,8 @@ impl<L: NatsLink> Publisher<L> {
                 let payload = encode_answers(self.shared.node, some);
                 let bytes = payload.len();
                 self.shared.link_metrics.bytes_sent(bytes);
-                let message = Outgoing {
-                    subject: self.shared.subjects.answers(*node),
-                    reply: None,
-                    traceparent: None,
-                    tracestate: None,
-                    payload,
-                };
-                match self.publish(message).await {
+                let subject = self.shared.subjects.answers(*node);
+                match self.publish(Outgoing::new(subject, payload)).await {
                     Ok(()) | Err(PublishFailure::TooLarge) => {}
                     Err(PublishFailure::Lost(lost)) => return Err(lost),
                 }

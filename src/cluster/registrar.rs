@@ -7,6 +7,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Subject;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -145,18 +146,12 @@ impl<L: NatsLink> Registrar<L> {
     }
 
     async fn notify(&self, to: Node, notice: Notice) -> Result<(), LinkLost> {
-        let message = Outgoing {
-            subject: self.shared.subjects.notice(to),
-            reply: None,
-            traceparent: None,
-            tracestate: None,
-            payload: notice.encode(self.shared.node),
-        };
-        self.publish(message).await
+        let subject = self.shared.subjects.notice(to);
+        self.publish(subject, notice.encode(self.shared.node)).await
     }
 
-    async fn publish(&self, message: Outgoing) -> Result<(), LinkLost> {
-        match self.link.publish(message).await {
+    async fn publish(&self, subject: Subject, payload: Bytes) -> Result<(), LinkLost> {
+        match self.link.publish(Outgoing::new(subject, payload)).await {
             // No server takes less than a notice has.
             Ok(()) | Err(PublishFailure::TooLarge) => Ok(()),
             Err(PublishFailure::Lost(lost)) => Err(lost),
@@ -164,15 +159,10 @@ impl<L: NatsLink> Registrar<L> {
     }
 
     async fn tell_gone(&self, id: UserId) -> Result<(), LinkLost> {
+        let payload = encode_answers(self.shared.node, &[Answer::Gone(id)]);
         for node in self.shared.peers.all().keys() {
-            let message = Outgoing {
-                subject: self.shared.subjects.answers(*node),
-                reply: None,
-                traceparent: None,
-                tracestate: None,
-                payload: encode_answers(self.shared.node, &[Answer::Gone(id)]),
-            };
-            self.publish(message).await?;
+            let subject = self.shared.subjects.answers(*node);
+            self.publish(subject, payload.clone()).await?;
         }
         Ok(())
     }

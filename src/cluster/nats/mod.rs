@@ -151,6 +151,19 @@ pub(super) struct Outgoing {
     pub(super) payload: Bytes,
 }
 
+impl Outgoing {
+    /// A message that is not a user's.
+    pub(super) fn new(subject: Subject, payload: Bytes) -> Self {
+        Self {
+            subject,
+            reply: None,
+            traceparent: None,
+            tracestate: None,
+            payload,
+        }
+    }
+}
+
 /// A message that has come.
 #[derive(Clone, Debug)]
 pub(super) struct Incoming {

@@ -277,12 +277,10 @@ async fn connect<N: Nats>(nats: &N) -> N::Link {
 }
 
 fn message(subject: &str, reply: Option<&str>, payload: impl Into<Bytes>) -> Outgoing {
+    let subject = Subject::from(subject.to_owned());
     Outgoing {
-        subject: Subject::from(subject.to_owned()),
         reply: reply.map(|reply| Subject::from(reply.to_owned())),
-        traceparent: None,
-        tracestate: None,
-        payload: payload.into(),
+        ..Outgoing::new(subject, payload.into())
     }
 }
 
