@@ -280,6 +280,17 @@ async fn an_outcome_of_a_short_outage_is_told_afterwards() {
     let (mut alice, bob) = (near.user().await, far.user().await);
     bob.reads(false);
     let count = clog(&mut alice, bob.id, &far, &"x".repeat(30_000)).await;
+    // A message or an outcome that is on its way is lost with the link.
+    far.until("switchboard_cluster_received_total", |received| {
+        received == count
+    })
+    .await;
+    let waiting = far.metric("switchboard_mailbox_messages").await;
+    alice
+        .until("the outcomes of all others", |received| {
+            received.outcomes.len() as u64 == count - waiting
+        })
+        .await;
     proxy.set(Condition::Reset);
     far.until_up(false).await;
     bob.reads(true);
