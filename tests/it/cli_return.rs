@@ -178,6 +178,8 @@ fn a_signal_ends_the_program_and_leaves_the_terminal_as_it_was() {
     for (name, code) in [("HUP", 129), ("INT", 0), ("TERM", 143)] {
         let mut user = OnTerminal::start(&mut relay.command(&["connect"]));
         user.sees("You are user ");
+        // The editor has the terminal. Before, the terminal itself would echo the keys.
+        user.sees("> ");
         user.press("half a line");
         user.sees("half a line");
         let id = user.process.id().to_string();
