@@ -171,9 +171,14 @@ impl Node {
         .await
     }
 
+    /// Waits until the link to NATS is up, and the node takes messages of other nodes, or until the link is lost.
     pub(crate) async fn until_up(&self, up: bool) {
         self.until("switchboard_cluster_up", |value| value == u64::from(up))
             .await;
+        if up {
+            self.until("switchboard_cluster_lease", |lease| lease == 1)
+                .await;
+        }
     }
 
     /// Waits until the counters are stable and the ledger balances. Returns the ledger.
