@@ -10,6 +10,6 @@ mod throttle;
 pub mod token_bucket;
 
 pub(crate) use accept_rate::AcceptLimiter;
-pub(crate) use pending::{LentSlot, PendingConnections, PendingSlot};
+pub(crate) use pending::{PendingConnections, PendingSlot};
 pub(crate) use per_address::{AddressLimiter, AddressPermit, LimitExceeded};
 pub(crate) use throttle::HandshakeThrottle;

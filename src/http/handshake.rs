@@ -142,13 +142,10 @@ async fn join(
         state.tickets.read(ticket, subject, SystemTime::now())
     });
     let resume = claim.and_then(Result::ok);
-    let lent = pending.lend_slot();
-    let membership = state
-        .relay
-        .join(opening::dialect(headers), subject, resume)
+    let membership = pending
+        .lending_slot(state.relay.join(opening::dialect(headers), subject, resume))
         .await
         .map_err(HandshakeRefusal::NotJoined)?;
-    drop(lent);
     let (tickets, shutdown) = (&state.tickets, &state.shutdown);
     let welcome = welcome(&membership, claim, tickets, shutdown, SystemTime::now());
     Ok(JoinedUser {

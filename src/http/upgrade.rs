@@ -1,7 +1,9 @@
 //! What a connection and the handshake on it share until the 101 has left. The handshake takes a client in the
 //! directory before the 101 is written; the connection starts the session behind it.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::admission::{AddressPermit, LentSlot, PendingSlot};
+use crate::admission::{AddressPermit, PendingSlot};
 use crate::relay::Membership;
 use crate::session::Welcome;
 
@@ -61,9 +63,18 @@ impl PendingUpgrade {
         self.source
     }
 
-    /// Lets other connections use the slot while the relay joins the user, which counts as connected then.
-    pub(super) fn lend_slot(&self) -> LentSlot<'_> {
-        self.slot.lend()
+    /// Lets other connections use the slot while a join waits. Its user counts as connected then.
+    pub(super) async fn lending_slot<J: Future>(&self, join: J) -> J::Output {
+        let mut join = pin!(join);
+        let mut lent = None;
+        poll_fn(|cx| {
+            let joined = join.as_mut().poll(cx);
+            if joined.is_pending() && lent.is_none() {
+                lent = Some(self.slot.lend());
+            }
+            joined
+        })
+        .await
     }
 
     /// Notes that a request has come over the connection.
