@@ -20,6 +20,7 @@ use switchboard::telemetry::traces::Traces;
 use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
 };
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -458,31 +459,40 @@ async fn nothing_follows_a_close_frame() {
     );
 }
 
-/// A socket whose read panics once, when it is told to.
-struct PanickingSocket {
+/// A pipe that is read by a function.
+pub(crate) struct ReadBy<F> {
     io: DuplexStream,
-    armed: Option<tokio::sync::oneshot::Receiver<()>>,
+    read: F,
 }
 
-impl Transport for PanickingSocket {}
+impl<F> ReadBy<F>
+where
+    F: FnMut(Pin<&mut DuplexStream>, &mut Context<'_>, &mut ReadBuf<'_>) -> Poll<io::Result<()>>
+        + Unpin,
+{
+    pub(crate) fn new(io: DuplexStream, read: F) -> Self {
+        Self { io, read }
+    }
+}
 
-impl AsyncRead for PanickingSocket {
+impl<F: Unpin> Transport for ReadBy<F> where Self: AsyncRead {}
+
+impl<F> AsyncRead for ReadBy<F>
+where
+    F: FnMut(Pin<&mut DuplexStream>, &mut Context<'_>, &mut ReadBuf<'_>) -> Poll<io::Result<()>>
+        + Unpin,
+{
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(armed) = &mut self.armed
-            && Pin::new(armed).poll(cx).is_ready()
-        {
-            self.armed = None;
-            panic!("the socket was told to");
-        }
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        let Self { io, read } = &mut *self;
+        read(Pin::new(io), cx, buffer)
     }
 }
 
-impl AsyncWrite for PanickingSocket {
+impl<F: Unpin> AsyncWrite for ReadBy<F> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -500,20 +510,26 @@ impl AsyncWrite for PanickingSocket {
     }
 }
 
+/// A pipe whose read panics once, when it is told to.
+fn panicking(io: DuplexStream, armed: oneshot::Receiver<()>) -> impl Transport + Send + 'static {
+    let mut armed = Some(armed);
+    ReadBy::new(io, move |io, cx, buffer| {
+        if let Some(told) = &mut armed
+            && Pin::new(told).poll(cx).is_ready()
+        {
+            armed = None;
+            panic!("the socket was told to");
+        }
+        io.poll_read(cx, buffer)
+    })
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panic_ends_one_connection_and_leaves_the_ledger_whole() {
     let relay = TestRelay::new(Overflow::DropNewest);
     let (ours, mut theirs) = duplex(100);
-    let (arm, armed) = tokio::sync::oneshot::channel();
-    let session = relay
-        .session(
-            Dialect::Bare,
-            PanickingSocket {
-                io: ours,
-                armed: Some(armed),
-            },
-        )
-        .await;
+    let (arm, armed) = oneshot::channel();
+    let session = relay.session(Dialect::Bare, panicking(ours, armed)).await;
     let (mut sender, _sender) = relay.user(Dialect::Bare, 4096).await;
     say(&mut sender, 1, vec!["x".repeat(30); 4]).await;
     run_all_tasks().await;
@@ -1180,11 +1196,8 @@ async fn a_slow_reader_is_told_to_go_while_its_session_waits_in_a_write() {
 async fn a_panic_behind_the_close_frame_writes_no_second_one() {
     let relay = TestRelay::new(Overflow::DropNewest);
     let (ours, mut peer) = duplex(4096);
-    let (arm, armed) = tokio::sync::oneshot::channel();
-    let armed = Some(armed);
-    let _session = relay
-        .session(Dialect::Bare, PanickingSocket { io: ours, armed })
-        .await;
+    let (arm, armed) = oneshot::channel();
+    let _session = relay.session(Dialect::Bare, panicking(ours, armed)).await;
     relay.order(1, Order::TooSlow);
     run_all_tasks().await;
     arm.send(()).unwrap();

@@ -15,12 +15,12 @@ use switchboard::config::Overflow;
 use switchboard::net::{Directions, Transport};
 use switchboard::protocol::Dialect;
 use switchboard::session::{Session, SessionConfig, Welcome};
-use tokio::io::{
-    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
 use tokio::time::{Instant, timeout};
 
-use crate::session::{SECOND, TestRelay, config, frame, message, next_frame, run_all_tasks};
+use crate::session::{
+    ReadBy, SECOND, TestRelay, config, frame, message, next_frame, run_all_tasks,
+};
 
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
@@ -372,55 +372,19 @@ async fn connections_of_one_time_are_not_asked_to_reconnect_at_one_time() {
     assert!((1067..=1201).contains(last), "{ages:?}");
 }
 
-/// A socket whose first two reads panic.
-struct BrokenSocket {
-    io: DuplexStream,
-    panics: Arc<AtomicUsize>,
-}
-
-impl Transport for BrokenSocket {}
-
-impl AsyncRead for BrokenSocket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        _buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        // Nobody catches what the orderly end of an ended session panics with.
-        if self.panics.fetch_add(1, Relaxed) >= 2 {
-            return Poll::Pending;
-        }
-        panic!("the socket panics in its first two reads");
-    }
-}
-
-impl AsyncWrite for BrokenSocket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_second_panic_ends_the_session_at_once() {
     let relay = TestRelay::new(Overflow::DropNewest);
     let (io, mut peer) = duplex(4096);
     let panics = Arc::new(AtomicUsize::new(0));
-    let socket = BrokenSocket {
-        io,
-        panics: panics.clone(),
-    };
+    let reads = panics.clone();
+    let socket = ReadBy::new(io, move |_, _, _| {
+        // Nobody catches what the orderly end of an ended session panics with.
+        if reads.fetch_add(1, Relaxed) >= 2 {
+            return Poll::Pending;
+        }
+        panic!("the socket panics in its first two reads");
+    });
     let session = relay.session(Dialect::Bare, socket).await;
     let begin = Instant::now();
     session.await.unwrap();
@@ -459,62 +423,25 @@ async fn the_relay_ends_its_side_before_the_peer_does() {
     }
 }
 
-/// A stream that brings at most `piece` bytes at a read, as TLS does with small records. Notes the time of each read, and
-/// the number of the session's turn.
-struct PieceStream {
-    io: DuplexStream,
-    piece: usize,
-    turns: Arc<AtomicUsize>,
-    reads: Arc<Mutex<Vec<(Instant, usize)>>>,
-}
-
-impl Transport for PieceStream {}
-
-impl AsyncRead for PieceStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut piece = vec![0; self.piece.min(buffer.remaining())];
-        let mut piece = ReadBuf::new(&mut piece);
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut piece))?;
-        buffer.put_slice(piece.filled());
-        let read = (Instant::now(), self.turns.load(Relaxed));
-        self.reads.lock().unwrap().push(read);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for PieceStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-/// The reads of a user that sends itself eight messages in such pieces, and how many bytes those are.
+/// A user that sends itself eight messages over a stream that brings at most `piece` bytes at a read, as TLS does with
+/// small records. Returns the time of each read and the number of the session's turn, and how many bytes all are.
 async fn reads_of(piece: usize) -> (Vec<(Instant, usize)>, usize) {
     let relay = TestRelay::new(Overflow::DropNewest);
     let (ours, mut client) = duplex(1 << 16);
-    let (turns, reads) = (Arc::new(AtomicUsize::new(0)), Arc::default());
-    let stream = PieceStream {
-        io: ours,
-        piece,
-        turns: turns.clone(),
-        reads: Arc::clone(&reads),
-    };
+    let turns = Arc::new(AtomicUsize::new(0));
+    let reads: Arc<Mutex<Vec<_>>> = Arc::default();
+    let (turn, noted) = (turns.clone(), reads.clone());
+    let stream = ReadBy::new(ours, move |io, cx, buffer| {
+        let mut bytes = vec![0; piece.min(buffer.remaining())];
+        let mut bytes = ReadBuf::new(&mut bytes);
+        ready!(io.poll_read(cx, &mut bytes))?;
+        buffer.put_slice(bytes.filled());
+        noted
+            .lock()
+            .unwrap()
+            .push((Instant::now(), turn.load(Relaxed)));
+        Poll::Ready(Ok(()))
+    });
     let membership = relay.relay.join(Dialect::Bare, None, None).await.unwrap();
     let (welcome, context) = (Welcome::default(), relay.context.clone());
     let mut session = Box::pin(Session::new(stream, &[], membership, &welcome, context));
